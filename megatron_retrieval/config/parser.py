@@ -1,0 +1,117 @@
+"""The only argument parser of the project: dataclasses in, one typed value out.
+
+A job is a keyword-only dataclass whose fields are settings or further dataclasses, each standing beside the class
+that it configures. Every leaf is one flag, hyphenated and without prefix; `--config FILE` reads the same keys from
+YAML, and flags on the command line win over the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.utils.files import atomic_file, read_lines
+
+Config = TypeVar("Config")
+
+
+def parse_config(config_class: type[Config], args: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
+    """Parse the command line (and the YAML files that `--config` names) into `config_class`.
+
+    Args:
+        config_class: a keyword-only dataclass, possibly nested.
+        args: the words after the program's name; default: those of this process.
+        prog: the program's name in `--help`.
+
+    Raises:
+        ConfigError: a YAML file has an unknown key or is no mapping.
+        SystemExit: a flag is unknown (the nearest ones are shown), missing or of the wrong type (status 2).
+    """
+    words = _expand_config_files(config_class, list(sys.argv[1:] if args is None else args))
+    flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)(config_class)
+    epilog = "--config FILE.yaml reads the same keys from YAML; flags given after it win."
+    return tyro.cli(flat, args=words, prog=prog, description=f"{config_class.__doc__}\n\n{epilog}")
+
+
+def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:
+    """Yield (flag without dashes, owning dataclass, field) for every leaf of a nested config."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from field_flags(typing.cast(type, hints[field.name]))
+        else:
+            yield field.name.replace("_", "-"), config_class, field
+
+
+def to_flat_dict(config: Any) -> dict[str, Any]:
+    """The resolved settings as `flag name -> value`, the keys that YAML uses."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat.update(to_flat_dict(value))
+        else:
+            flat[field.name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def write_config(config: Any, path: str | Path) -> None:
+    """Write the resolved settings as YAML that `--config` reads back."""
+    with atomic_file(path) as file:
+        yaml.safe_dump(to_flat_dict(config), file, sort_keys=False)
+
+
+def _expand_config_files(config_class: type, words: list[str]) -> list[str]:
+    """Replace every `--config FILE` by the flags that the file stands for, in place."""
+    expanded: list[str] = []
+    iterator = iter(words)
+    for word in iterator:
+        name, _, value = word.partition("=")
+        if name != "--config":
+            expanded.append(word)
+            continue
+        path = value or next(iterator, "")
+        if not path:
+            raise ConfigError("--config needs the path of a YAML file.")
+        expanded += _yaml_to_words(config_class, Path(path))
+    return expanded
+
+
+def _yaml_to_words(config_class: type, path: Path) -> list[str]:
+    """The command-line words that a YAML file stands for; unknown keys are refused by name and line."""
+    lines = list(read_lines(path))
+    try:
+        root = yaml.compose("".join(lines), Loader=yaml.SafeLoader)
+        settings = yaml.safe_load("".join(lines))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    if root is None or not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines.")
+    known = {flag for flag, _, _ in field_flags(config_class)}
+    key_lines = {node.value: node.start_mark.line + 1 for node, _ in root.value}
+    words: list[str] = []
+    for key, value in settings.items():
+        flag = str(key).replace("_", "-")
+        if flag not in known:
+            nearest = difflib.get_close_matches(flag, known, n=1)
+            hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
+            raise ConfigError(f"{path}:{key_lines.get(str(key), '?')}: unknown key {key!r}.{hint}")
+        words += _flag_words(flag, value)
+    return words
+
+
+def _flag_words(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, list):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}", str(value)]

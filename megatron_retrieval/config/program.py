@@ -1,0 +1,25 @@
+"""What every entry point does around its work: parse, log, run, and turn user errors into one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from megatron_retrieval.config.parser import Config, parse_config
+from megatron_retrieval.errors import EXIT_CODE, MegatronRetrievalError
+from megatron_retrieval.utils.logging import setup_logging
+
+
+def run_program(
+    config_class: type[Config], main: Callable[[Config], None], args: Sequence[str] | None = None, *, prog: str = ""
+) -> None:
+    """Parse `config_class` from the command line and call `main` with it.
+
+    A `MegatronRetrievalError` ends the process with its message alone on standard error and status `EXIT_CODE`.
+    """
+    setup_logging()
+    try:
+        main(parse_config(config_class, args, prog=prog or None))
+    except MegatronRetrievalError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_CODE)

@@ -1,0 +1,71 @@
+"""Collectives with the gradients that mathematics asks for. Groups are always passed in."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+Value = TypeVar("Value")
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate the rows of all ranks; the gradient of a row is the sum of what every rank's loss asks of it."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, ctx.num_rows = group, rows.size(0)  # type: ignore[attr-defined]
+        return gather_rows(rows, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient.narrow(0, ctx.group.rank() * ctx.num_rows, ctx.num_rows), None
+
+
+def gather_rows_with_grad(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n, ...] on each of W ranks -> [W * n, ...] in rank order, differentiable.
+
+    If rank r minimises loss_r, the gradient that reaches `rows` is that of the sum of all loss_r, so that losses
+    summed (not averaged) over ranks equal those of one process that holds every row.
+    """
+    if group.size() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, group)
+    return gathered
+
+
+def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n, ...] on each of W ranks -> [W * n, ...] in rank order, without gradient; n must be equal on all ranks."""
+    if group.size() == 1:
+        return rows.detach()
+    rows = rows.detach().contiguous()
+    parts = [torch.empty_like(rows) for _ in range(group.size())]
+    dist.all_gather(parts, rows, group=group)
+    return torch.cat(parts)
+
+
+def all_reduce_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over ranks, without gradient; `value` is left as it was."""
+    total = value.detach().clone()
+    if group.size() > 1:
+        dist.all_reduce(total, group=group)
+    return total
+
+
+def gather_objects(value: Value, group: dist.ProcessGroup) -> list[Value]:
+    """Every rank's `value`, in rank order, on every rank."""
+    if group.size() == 1:
+        return [value]
+    values: list[Any] = [None] * group.size()
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def any_rank(flag: bool, group: dist.ProcessGroup, device: torch.device) -> bool:
+    """True on every rank if it is True on one."""
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device), group).item())

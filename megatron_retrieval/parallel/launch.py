@@ -1,0 +1,44 @@
+"""Entry points that run as one process under `python` and as many under `torchrun`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from megatron_retrieval.config import run_program
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
+
+
+class HasParallelConfig(Protocol):
+    """A job's configuration that says how it is spread over processes."""
+
+    @property
+    def parallel(self) -> ParallelConfig: ...
+
+
+Config = TypeVar("Config", bound=HasParallelConfig)
+
+
+def run_distributed(
+    config_class: type[Config],
+    main: Callable[[Config, ProcessTopology], None],
+    args: Sequence[str] | None = None,
+    *,
+    prog: str = "",
+) -> None:
+    """Parse the configuration, join the other processes, and call `main(config, topology)`.
+
+    A rank that fails ends with a non-zero status; torchrun then ends the others and names the first failure.
+    """
+
+    @record
+    def run() -> None:
+        run_program(config_class, within_topology, args, prog=prog)
+
+    def within_topology(config: Config) -> None:
+        with process_topology(config.parallel) as topology:
+            main(config, topology)
+
+    run()

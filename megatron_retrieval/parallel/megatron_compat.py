@@ -1,0 +1,104 @@
+"""Makes megatron-core 0.16 run without CUDA (over gloo), and mends one of its bugs everywhere.
+
+`install` runs once per process, before any layer of megatron-core is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.fusions import fused_softmax
+from megatron.core.tensor_parallel import mappings
+from megatron.core.tensor_parallel import random as megatron_random
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_installed = False
+
+
+def install(device: torch.device) -> None:
+    """Patch megatron-core for `device`; later calls do nothing."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    mappings._reduce = _reduce
+    if device.type == "cpu":
+        _redirect_device_queries()
+        _use_cpu_generators()
+
+
+def _reduce(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """0.16 all-reduces a copy of a non-contiguous tensor and returns the original; so does its gradient (fixed in
+    0.19). Needed on GPUs as well."""
+    if group.size() == 1:
+        return values
+    values = values.contiguous()
+    dist.all_reduce(values, group=group)
+    return values
+
+
+def _redirect_device_queries() -> None:
+    """`torch.cuda.current_device()` is asked for in mappings, layers and gradient buffers. Without CUDA the
+    original can only raise, so nothing that worked changes."""
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+    torch.cuda.synchronize = lambda device=None: None
+    fused_softmax.get_default_causal_mask = lambda size: torch.ones(size, size).triu(1).bool()
+
+
+def _use_cpu_generators() -> None:
+    """One generator (the CPU's) serves the default stream, which tensor-parallel ranks share, and the forked
+    streams, which they do not."""
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    megatron_random.CudaRNGStatesTracker = _CpuStatesTracker
+    megatron_random.initialize_rng_tracker(force_reset=True)
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+
+
+class _CpuStatesTracker(megatron_random.CudaRNGStatesTracker):
+    """megatron-core's named random streams, on the CPU generator."""
+
+    def add(self, name: str, seed: int) -> None:
+        self._is_initialized = True
+        self.seeds_.add(seed)
+        self.states_[name] = torch.Generator().manual_seed(seed).get_state()
+
+    @contextlib.contextmanager
+    def fork(self, name: str = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+        outer = torch.get_rng_state()
+        torch.set_rng_state(self.states_[name])
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(outer)
+
+
+def seed_dropout(seed: int, tp_rank: int) -> None:
+    """Start all random streams of the model anew: the default one (shared by tensor-parallel ranks) and the one
+    for parallel regions (different on each)."""
+    megatron_random.model_parallel_cuda_manual_seed(seed, tp_rank=tp_rank, ep_rank=0, etp_rank=0)
+
+
+class _CudaAsCpu(TorchFunctionMode):
+    """Inside the optimizer: device='cuda' means the CPU, and type names carry the prefix that it compares with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def optimizer_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Wraps construction and steps of a megatron-core optimizer."""
+    return _CudaAsCpu() if device.type == "cpu" else contextlib.nullcontext()

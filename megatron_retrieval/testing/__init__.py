@@ -1,0 +1,1 @@
+"""Helpers for tests and demonstrations: gloo processes, tiny models, the generated mini encyclopedia."""

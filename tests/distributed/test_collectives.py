@@ -1,0 +1,53 @@
+"""Collectives give the single process's values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import any_rank, gather_objects, gather_rows_with_grad
+from megatron_retrieval.testing.spawn import run_on_ranks
+
+
+def _gradient_through_gather(topology: ProcessTopology) -> torch.Tensor:
+    rows = torch.arange(8.0).view(4, 2).tensor_split(topology.dp_size)[topology.dp_rank].requires_grad_()
+    gathered = gather_rows_with_grad(rows, topology.groups.dp)
+    # each rank's loss covers its own rows against all: their sum is the single process's loss
+    (rows.exp() @ gathered.square().t()).sum().backward()
+    assert rows.grad is not None
+    return rows.grad
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_gather_gradient_equals_single_process(num_ranks: int) -> None:
+    (single,) = run_on_ranks(_gradient_through_gather, 1)
+    torch.testing.assert_close(torch.cat(run_on_ranks(_gradient_through_gather, num_ranks)), single)
+
+
+def _gradient_of_non_contiguous(topology: ProcessTopology) -> torch.Tensor:
+    values = torch.ones(3, 4, requires_grad=True)
+    # the gradient of a sum is an expanded tensor, which is not contiguous
+    (copy_to_tensor_model_parallel_region(values).sum() * (topology.tp_rank + 1)).backward()
+    assert values.grad is not None
+    return values.grad
+
+
+def test_reduce_of_non_contiguous_gradient() -> None:
+    """megatron-core 0.16 returned the unreduced gradient here."""
+    for gradient in run_on_ranks(_gradient_of_non_contiguous, 2, tensor_model_parallel_size=2):
+        torch.testing.assert_close(gradient, torch.full((3, 4), 3.0))
+
+
+def _objects(topology: ProcessTopology) -> list[object]:
+    group = topology.world_group
+    return [
+        gather_objects(f"rank {topology.rank}", group),
+        any_rank(topology.rank == 1, group, topology.device),
+        any_rank(False, group, topology.device),
+    ]
+
+
+def test_objects_and_flags_reach_all_ranks() -> None:
+    assert run_on_ranks(_objects, 2) == [[["rank 0", "rank 1"], True, False]] * 2
