@@ -1,0 +1,1 @@
+"""Checkpoints: the sharded store, what it holds of a dual encoder, and Hugging Face weight tables."""

@@ -6,6 +6,8 @@ exported and compared. Padding rows (see `mark_padded`) exist in shards only, an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -63,13 +65,38 @@ def gather_full(param: nn.Parameter, topology: ProcessTopology, values: Tensor |
     if _is_sharded(param) and topology.tp_size > 1:
         parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(topology.tp_size)]
         dist.all_gather(parts, values.contiguous(), group=topology.groups.tp)
-        values = _interleave(parts, _partition_dim(param), _stride(param))
-    return values[: _num_real_rows(param, values.size(0))] if values.dim() else values
+        return join_shards(parts, layout_of(param))
+    return join_shards([values], layout_of(param))
 
 
-def _interleave(parts: list[Tensor], dim: int, stride: int) -> Tensor:
-    pieces = [part.chunk(stride, dim) for part in parts]
-    return torch.cat([piece[s] for s in range(stride) for piece in pieces], dim)
+@dataclass(frozen=True)
+class ShardLayout:
+    """How the shards of one tensor make the full one; checkpoints write it beside the shards.
+
+    Attributes:
+        dim: the dimension that is cut over ranks, None where every rank holds all.
+        stride: stacked matrices, each cut over the ranks.
+        num_rows: real rows of the full tensor, None where none is padding.
+    """
+
+    dim: int | None = None
+    stride: int = 1
+    num_rows: int | None = None
+
+
+def layout_of(param: nn.Parameter) -> ShardLayout:
+    """The layout of `param`, and of anything laid out like it."""
+    dim = _partition_dim(param) if _is_sharded(param) else None
+    return ShardLayout(dim, _stride(param), getattr(param, "num_real_rows", None))
+
+
+def join_shards(parts: list[Tensor], layout: ShardLayout) -> Tensor:
+    """The full tensor from the shards of all tensor-parallel ranks, in rank order, without padding rows."""
+    full = parts[0]
+    if layout.dim is not None and len(parts) > 1:
+        pieces = [part.chunk(layout.stride, layout.dim) for part in parts]
+        full = torch.cat([piece[s] for s in range(layout.stride) for piece in pieces], layout.dim)
+    return full if layout.num_rows is None else full[: layout.num_rows]
 
 
 def _is_sharded(param: nn.Parameter) -> bool:

@@ -1,0 +1,96 @@
+"""Checkpoints on disk: sharded, atomic, readable at any layout of ranks, and free of pickle.
+
+    DIR/latest_checkpointed_iteration.txt     the newest complete iteration
+    DIR/iter_0000500/manifest.json            kind, config, layouts, checksums, fingerprint, training state
+    DIR/iter_0000500/model.tp0of2.safetensors       fp32 weights, one file per tensor-parallel rank
+    DIR/iter_0000500/optimizer.tp0of2.safetensors   Adam's moments, sharded like the weights
+    DIR/iter_0000500/vocab.txt                assets that the model cannot be used without
+
+megatron-core's own format keeps its metadata in unrestricted pickles, and its tensors cannot be read without it;
+safetensors files can be mapped into memory, opened by anybody, and joined at load, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.errors import CheckpointError, DataError
+from megatron_retrieval.models.sharding import ShardLayout
+from megatron_retrieval.utils.files import file_fingerprint, read_json
+
+FORMAT_VERSION = 1
+LATEST_NAME = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(kw_only=True, frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        kind: what was saved, for instance `dual-encoder`.
+        iteration: training steps taken; 0 for an import.
+        config: what is needed to build the model again.
+        fingerprint: hash of the full fp32 weights, the config and the assets; the same at any layout of ranks.
+        tp_size: files per set of tensors.
+        layouts: how the shards of each parameter are joined.
+        checksums: SHA-256 (16 digits) of every file, by name.
+        training: state of the trainer beside the tensors (optimizer scalars, data position, seed); empty for an import.
+    """
+
+    kind: str
+    iteration: int
+    config: dict[str, Any]
+    fingerprint: str
+    tp_size: int
+    layouts: dict[str, ShardLayout]
+    checksums: dict[str, str]
+    training: dict[str, Any]
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The folder of one checkpoint: `path` itself, or the newest complete one inside it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file():
+        return path
+    try:
+        iteration = int((path / LATEST_NAME).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{path}: no checkpoint here (neither manifest.json nor {LATEST_NAME}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / LATEST_NAME}: expected the number of an iteration.") from error
+    folder = path / f"iter_{iteration:07d}"
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(f"{folder}: named by {LATEST_NAME}, but it holds no manifest.json.")
+    return folder
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: no manifest, or one of another format.
+    """
+    path = Path(folder) / "manifest.json"
+    try:
+        fields = read_json(path)
+        version = fields.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format {version}; this version reads format {FORMAT_VERSION}.")
+        layouts = {name: ShardLayout(**layout) for name, layout in fields.pop("layouts").items()}
+        return Manifest(layouts=layouts, **fields)
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not the manifest of a checkpoint ({error}).") from error
+
+
+def check_file(path: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError unless the file is there and its contents are those that were saved."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing from the checkpoint.")
+    if file_fingerprint(path) != manifest.checksums.get(path.name):
+        raise CheckpointError(f"{path}: its checksum is not the manifest's; the file is damaged or cut off.")

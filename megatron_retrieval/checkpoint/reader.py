@@ -1,0 +1,80 @@
+"""Reads checkpoints at any layout of ranks, one tensor at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from megatron_retrieval.checkpoint.manifest import Manifest, check_file
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.sharding import join_shards, shard_of
+from megatron_retrieval.parallel import ProcessTopology
+
+
+class TensorReader:
+    """Full tensors of a checkpoint, joined from the shards one at a time.
+
+    Raises:
+        CheckpointError: on construction, where a file is missing, damaged or cut off.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Manifest, stem: str = "model") -> None:
+        self.folder, self.manifest = Path(folder), manifest
+        names = [f"{stem}.tp{rank}of{manifest.tp_size}.safetensors" for rank in range(manifest.tp_size)]
+        for name in names:
+            check_file(self.folder / name, manifest)
+        try:
+            self._files = [safe_open(self.folder / name, framework="pt") for name in names]
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder}: damaged {stem} file ({error}).") from error
+
+    def names(self) -> set[str]:
+        return set(self._files[0].keys())
+
+    def full(self, name: str, parameter: str | None = None) -> Tensor:
+        """The full tensor `name`, laid out like `parameter` (default: itself)."""
+        parts = [file.get_tensor(name) for file in self._files]
+        return join_shards(parts, self.manifest.layouts[parameter or name])
+
+
+def load_weights(
+    folder: str | Path, manifest: Manifest, model: nn.Module, topology: ProcessTopology
+) -> dict[str, Tensor]:
+    """Fill `model` from a checkpoint saved at any layout.
+
+    Returns:
+        This rank's fp32 shards by parameter name, before rounding to the model's dtype.
+
+    Raises:
+        CheckpointError: parameters or shapes differ; the message names the first of them.
+    """
+    reader = TensorReader(folder, manifest)
+    parameters = dict(model.named_parameters())
+    if difference := sorted(reader.names() ^ parameters.keys()):
+        owner = "the checkpoint" if difference[0] in reader.names() else "the model"
+        raise CheckpointError(f"{folder}: {len(difference)} parameters differ; {difference[0]} is only in {owner}.")
+    shards = {}
+    for name, parameter in parameters.items():
+        try:
+            shards[name] = shard_of(reader.full(name), parameter, topology.tp_rank, topology.tp_size)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {name} does not fit the model: {error}.") from error
+        with torch.no_grad():
+            parameter.copy_(shards[name])
+    return shards
+
+
+def load_moments(
+    folder: str | Path, manifest: Manifest, model: nn.Module, topology: ProcessTopology
+) -> dict[str, Tensor]:
+    """This rank's shards of the optimizer's moments, from a checkpoint saved at any layout."""
+    reader = TensorReader(folder, manifest, "optimizer")
+    parameters = dict(model.named_parameters())
+    shards = {}
+    for name in reader.names():
+        parameter = name.split(".", 1)[1]
+        shards[name] = shard_of(reader.full(name, parameter), parameters[parameter], topology.tp_rank, topology.tp_size)
+    return shards

@@ -1,0 +1,117 @@
+"""Writes checkpoints: every rank its shard, the folder named only once it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from megatron_retrieval.checkpoint.manifest import FORMAT_VERSION, LATEST_NAME, Manifest
+from megatron_retrieval.models.sharding import gather_full, layout_of
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.utils.files import atomic_file, file_fingerprint, write_json
+
+
+def save_checkpoint(
+    directory: str | Path,
+    model: nn.Module,
+    topology: ProcessTopology,
+    *,
+    kind: str,
+    config: dict[str, Any],
+    assets: Mapping[str, Path],
+    iteration: int = 0,
+    weight_of: Callable[[str], Tensor] | None = None,
+    optimizer_tensors: Mapping[str, Tensor] | None = None,
+    training: dict[str, Any] | None = None,
+    keep_last: int | None = None,
+) -> Path:
+    """Write one checkpoint; all ranks call this together.
+
+    Args:
+        directory: the folder of checkpoints (`--save`).
+        weight_of: gives the fp32 weights of a parameter where the model holds rounded ones.
+        optimizer_tensors: moments named `<moment>.<parameter>`.
+        keep_last: remove all but this many newest checkpoints; None keeps all.
+
+    Returns:
+        The folder of this checkpoint; `latest_checkpointed_iteration.txt` names it only once it is whole.
+    """
+    directory = Path(directory)
+    final, partial = directory / f"iter_{iteration:07d}", directory / f".iter_{iteration:07d}.partial"
+    if topology.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    topology.barrier()
+    weights = {name: (weight_of(name) if weight_of else p.detach()).float() for name, p in model.named_parameters()}
+    fingerprint = _fingerprint(model, weights, topology, kind, config, assets)
+    checksums = {}
+    if topology.dp_rank == 0:
+        checksums = _write_shard(partial, "model", weights, topology)
+        if optimizer_tensors is not None:
+            checksums |= _write_shard(partial, "optimizer", optimizer_tensors, topology)
+    all_checksums = {
+        name: value for part in gather_objects(checksums, topology.world_group) for name, value in part.items()
+    }
+    if topology.is_main:
+        for name, path in assets.items():
+            shutil.copyfile(path, partial / name)
+            all_checksums[name] = file_fingerprint(partial / name)
+        manifest = Manifest(
+            kind=kind,
+            iteration=iteration,
+            config=config,
+            fingerprint=fingerprint,
+            tp_size=topology.tp_size,
+            layouts={name: layout_of(p) for name, p in model.named_parameters()},
+            checksums=all_checksums,
+            training=training or {},
+        )
+        write_json(partial / "manifest.json", {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
+        _publish(directory, partial, final, iteration, keep_last)
+    topology.barrier()
+    return final
+
+
+def _write_shard(folder: Path, stem: str, tensors: Mapping[str, Tensor], topology: ProcessTopology) -> dict[str, str]:
+    path = folder / f"{stem}.tp{topology.tp_rank}of{topology.tp_size}.safetensors"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    return {path.name: file_fingerprint(path)}
+
+
+def _fingerprint(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    topology: ProcessTopology,
+    kind: str,
+    config: dict[str, Any],
+    assets: Mapping[str, Path],
+) -> str:
+    digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
+    for path in assets.values():
+        digest.update(Path(path).read_bytes())
+    for name, parameter in sorted(model.named_parameters()):
+        full = gather_full(parameter, topology, weights[name])
+        digest.update(name.encode())
+        digest.update(full.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _publish(directory: Path, partial: Path, final: Path, iteration: int, keep_last: int | None) -> None:
+    """Give the finished folder its name, point to it, and remove the oldest beyond `keep_last`."""
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    with atomic_file(directory / LATEST_NAME) as file:
+        file.write(f"{iteration}\n")
+    if keep_last is not None:
+        finished = sorted(path for path in directory.glob("iter_*") if (path / "manifest.json").is_file())
+        for old in [path for path in finished if path != final][: max(0, len(finished) - keep_last)]:
+            shutil.rmtree(old)

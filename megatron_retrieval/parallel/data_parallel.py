@@ -1,0 +1,36 @@
+"""Data parallelism: every copy of the model sees its share of the batch, and gradients are summed over copies."""
+
+from __future__ import annotations
+
+import copy
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from torch import nn
+
+from megatron_retrieval.parallel.topology import ProcessTopology
+
+
+class DataParallelModel:
+    """A megatron-core module with fp32 gradient buffers that are summed (not averaged) over data-parallel ranks.
+
+    Summing lets each rank's loss be its part of one global mean, so that the gradient is that of a single process
+    whatever the number of ranks. Backward passes only accumulate; `reduce_gradients` communicates once a step.
+    """
+
+    def __init__(self, module: nn.Module, topology: ProcessTopology) -> None:
+        self.module = module
+        self._groups = topology.groups
+        config = copy.copy(module.config)
+        config.calculate_per_token_loss = True  # megatron-core's name for "sum over ranks, do not average"
+        self.ddp = DistributedDataParallel(
+            config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module, pg_collection=topology.groups
+        )
+        self.ddp.broadcast_params()
+
+    def zero_gradients(self) -> None:
+        """Forget the gradients of the last step."""
+        self.ddp.zero_grad_buffer()
+
+    def reduce_gradients(self) -> None:
+        """Sum the accumulated gradients over data-parallel ranks."""
+        finalize_model_grads([self.ddp], pg_collection=self._groups)

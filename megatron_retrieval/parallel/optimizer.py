@@ -1,0 +1,144 @@
+"""Adam over a data-parallel model: fp32 main weights, clipping over all ranks, loss scaling, portable state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.parallel.megatron_compat import optimizer_context
+from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.topology import ProcessTopology
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+
+
+@dataclass(kw_only=True, frozen=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay; biases and layer norms are not decayed."""
+
+    lr: float = 2e-5
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Weight decay, per unit of learning rate."""
+    adam_beta1: float = 0.9
+    """Decay of the running mean of gradients."""
+    adam_beta2: float = 0.999
+    """Decay of the running mean of squared gradients."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest norm of the gradient over all parameters; 0 turns clipping off."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did; `succeeded` is False where fp16 overflowed and the step was skipped."""
+
+    succeeded: bool
+    grad_norm: float
+
+
+class Optimizer:
+    """Updates the parameters of `model` from its accumulated, reduced gradients."""
+
+    def __init__(
+        self, model: DataParallelModel, config: OptimizerConfig, precision: PrecisionConfig, topology: ProcessTopology
+    ) -> None:
+        self._device = topology.device
+        self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+        megatron_config = MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_eps=config.adam_eps,
+            clip_grad=config.clip_grad,
+            bf16=precision.bf16,
+            fp16=precision.fp16,
+            params_dtype=precision.dtype,
+            initial_loss_scale=precision.initial_loss_scale,
+            min_loss_scale=precision.min_loss_scale,
+            loss_scale_window=precision.loss_scale_window,
+            hysteresis=precision.hysteresis,
+        )
+        with optimizer_context(self._device):
+            chained = get_megatron_optimizer(
+                megatron_config, [model.ddp], use_gloo_process_groups=False, pg_collection=topology.groups
+            )
+        (self._inner,) = chained.chained_optimizers
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is to be multiplied with before backward."""
+        return float(self._inner.get_loss_scale().item())
+
+    def step(self, lr: float) -> StepResult:
+        """Clip, then update all weights with learning rate `lr`."""
+        for group in self._inner.param_groups:
+            group["lr"] = lr
+        with optimizer_context(self._device):
+            succeeded, grad_norm, _ = self._inner.step()
+        return StepResult(bool(succeeded), float(grad_norm) if succeeded else float("nan"))
+
+    def main_weight(self, name: str) -> Tensor:
+        """The fp32 weights of the parameter `name`: the parameter itself, or its main copy."""
+        parameter = self._parameters[name]
+        return getattr(parameter, "main_param", parameter).detach()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """This rank's moments, named `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, sharded as the parameter."""
+        return {
+            f"{moment}.{name}": self._moments(parameter)[moment]
+            for name, parameter in self._parameters.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+
+    def state_scalars(self) -> dict[str, Any]:
+        """What else the optimizer must remember, as JSON values: steps taken and the loss scaler."""
+        first = next(iter(self._parameters.values()))
+        scaler = getattr(self._inner, "grad_scaler", None)
+        scaler_state = {key: float(value) for key, value in scaler.state_dict().items()} if scaler else {}
+        return {"num_steps": int(self._moments(first).get("step", 0)), "loss_scaler": scaler_state}
+
+    def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Continue from what `state_tensors` and `state_scalars` gave; main weights are taken from the model."""
+        with optimizer_context(self._device), torch.no_grad():
+            for name, parameter in self._parameters.items():
+                moments = self._moments(parameter)
+                moments["step"] = torch.tensor(float(scalars["num_steps"]))
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    moments[moment].copy_(tensors[f"{moment}.{name}"])
+            for group in self._inner.param_groups:
+                if "step" in group:  # apex and Transformer Engine count in the group
+                    group["step"] = int(scalars["num_steps"])
+            if scalars["loss_scaler"]:
+                scaler = dict(scalars["loss_scaler"])
+                scale = torch.tensor([scaler.pop("scale")], device=self._device)
+                self._inner.grad_scaler.load_state_dict({"scale": scale, **{k: int(v) for k, v in scaler.items()}})
+
+    def load_main_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the fp32 weights (this rank's shards) and round them into the model."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self.main_weight(name).copy_(weights[name])
+                parameter.copy_(self.main_weight(name))
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """Adam's state of one parameter, created as zeros where no step has been taken yet."""
+        main = getattr(parameter, "main_param", parameter)
+        state: dict[str, Any] = self._inner.optimizer.state[main]
+        if not state:
+            state.update(
+                step=torch.tensor(0.0), exp_avg=torch.zeros_like(main.data), exp_avg_sq=torch.zeros_like(main.data)
+            )
+        return state

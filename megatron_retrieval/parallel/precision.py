@@ -1,0 +1,38 @@
+"""Number formats: fp32, or bf16 / fp16 weights with fp32 main weights in the optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from megatron_retrieval.errors import ConfigError
+
+
+@dataclass(kw_only=True, frozen=True)
+class PrecisionConfig:
+    """Number format of weights and activations; gradients are accumulated in fp32 in any case."""
+
+    bf16: bool = False
+    """Compute in bfloat16."""
+    fp16: bool = False
+    """Compute in float16, with dynamic loss scaling."""
+    initial_loss_scale: float = 65536.0
+    """fp16: first loss scale."""
+    min_loss_scale: float = 1.0
+    """fp16: the loss scale never falls below."""
+    loss_scale_window: int = 1000
+    """fp16: iterations without overflow after which the loss scale doubles."""
+    hysteresis: int = 2
+    """fp16: overflows before the loss scale halves."""
+
+    def __post_init__(self) -> None:
+        if self.bf16 and self.fp16:
+            raise ConfigError("--bf16 and --fp16 exclude each other.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and activations."""
+        if self.bf16:
+            return torch.bfloat16
+        return torch.float16 if self.fp16 else torch.float32

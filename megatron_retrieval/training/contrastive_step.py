@@ -1,0 +1,135 @@
+"""The step of ICT and DPR: two towers, negatives from the global batch, memory bounded by the micro-batch.
+
+With gradient caching (Gao et al. 2021, arXiv 2101.06983) the texts are encoded twice: once without gradient, to get
+the loss and its gradient with respect to every vector, and once more micro-batch by micro-batch, to carry that
+gradient into the weights. The result is that of one pass over the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.objectives.contrastive import contrastive_loss
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import gather_rows_with_grad
+from megatron_retrieval.parallel.megatron_compat import seed_dropout
+from megatron_retrieval.training.step import length_sorted_chunks
+from megatron_retrieval.types import ContrastiveBatch, LossOutput, TokenBatch
+from megatron_retrieval.utils.seeds import derive_seed
+
+
+@dataclass(kw_only=True, frozen=True)
+class ContrastiveConfig:
+    """The contrastive loss and how its step is computed."""
+
+    retriever_score_scaling: bool = True
+    """Divide scores by the square root of the embedding size (Sachan et al. 2021)."""
+    temperature: float = 1.0
+    """Divide scores by this as well."""
+    micro_batch_size: int = 8
+    """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
+    gradient_caching: bool = True
+    """Encode twice so that memory grows with the micro-batch only; off: keep all activations, a third faster."""
+
+    def score_divisor(self, dimension: int) -> float:
+        """The number that scores of vectors of `dimension` are divided by."""
+        return self.temperature * (math.sqrt(dimension) if self.retriever_score_scaling else 1.0)
+
+
+class ContrastiveStep:
+    """Contrastive training of a dual encoder. Dropout depends on (seed, iteration, rank, tower, micro-batch) only."""
+
+    def __init__(self, model: DualEncoder, config: ContrastiveConfig, topology: ProcessTopology, seed: int) -> None:
+        self.model, self.config, self.topology, self.seed = model, config, topology, seed
+        self._divisor = config.score_divisor(model.dimension)
+
+    def forward_backward(self, batch: ContrastiveBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        self.model.train()
+        batch = batch.to(self.topology.device)
+        towers = [
+            _Tower(self.model.encode_queries, batch.questions, self._chunk_seed(iteration, "query"), self.config),
+            _Tower(self.model.encode_passages, batch.passages, self._chunk_seed(iteration, "passage"), self.config),
+        ]
+        cached = self.config.gradient_caching and any(len(tower.chunks) > 1 for tower in towers)
+        with torch.set_grad_enabled(not cached):
+            vectors = [tower.encode() for tower in towers]
+        if cached:
+            vectors = [v.detach().requires_grad_() for v in vectors]
+        output = self._loss(vectors[0], vectors[1], batch)
+        (output.loss * loss_scale).backward()
+        if cached:
+            for tower, vector in zip(towers, vectors, strict=True):
+                assert vector.grad is not None
+                tower.backward(vector.grad)
+        return {**output.metrics, "loss": output.loss.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, batch: ContrastiveBatch) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        self.model.eval()
+        batch = batch.to(self.topology.device)
+        queries = _Tower(self.model.encode_queries, batch.questions, None, self.config).encode()
+        passages = _Tower(self.model.encode_passages, batch.passages, None, self.config).encode()
+        output = self._loss(queries, passages, batch)
+        return {**output.metrics, "loss": output.loss}
+
+    def _loss(self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch) -> LossOutput:
+        """This rank's part of the loss over the passages of all data-parallel ranks."""
+        group = self.topology.groups.dp
+        stride = passages.size(0) // queries.size(0)
+        first = self.topology.dp_rank * passages.size(0)
+        positives = torch.arange(first, first + passages.size(0), stride, device=passages.device)
+        return contrastive_loss(
+            queries,
+            gather_rows_with_grad(passages, group),
+            positives,
+            batch.excluded,
+            batch.question_is_real,
+            batch.num_questions,
+            self._divisor,
+        )
+
+    def _chunk_seed(self, iteration: int, tower: str) -> Callable[[int], None]:
+        """A function that starts the dropout streams of a tower's chunk, the same in both passes."""
+
+        def start(chunk: int) -> None:
+            seed = derive_seed(self.seed, "dropout", iteration, self.topology.dp_rank, tower, chunk)
+            seed_dropout(seed >> 16, self.topology.tp_rank)
+
+        return start
+
+
+class _Tower:
+    """One encoder over its texts, in length-sorted chunks that can be encoded twice with the same dropout."""
+
+    def __init__(
+        self,
+        encode: Callable[[TokenBatch], Tensor],
+        texts: TokenBatch,
+        start_chunk: Callable[[int], None] | None,
+        config: ContrastiveConfig,
+    ) -> None:
+        self._encode, self._texts, self._start_chunk = encode, texts, start_chunk
+        self.chunks = list(length_sorted_chunks(texts, config.micro_batch_size))
+
+    def _encode_chunk(self, number: int) -> Tensor:
+        if self._start_chunk is not None:
+            self._start_chunk(number)
+        return self._encode(self._texts.rows(self.chunks[number]))
+
+    def encode(self) -> Tensor:
+        """[n, D] vectors in the order of the texts."""
+        vectors = torch.cat([self._encode_chunk(number) for number in range(len(self.chunks))])
+        return vectors[torch.argsort(torch.cat(self.chunks))]
+
+    def backward(self, gradient: Tensor) -> None:
+        """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time."""
+        for number, chunk in enumerate(self.chunks):
+            self._encode_chunk(number).backward(gradient[chunk])
