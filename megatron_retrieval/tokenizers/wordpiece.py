@@ -1,0 +1,83 @@
+"""BERT's WordPiece: text to token ids, the same ids as Hugging Face's BERT tokenizer with the same vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.utils.files import read_lines
+
+UNKNOWN_TOKEN = "[UNK]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """Ids of the tokens that frame a sequence."""
+
+    cls: int
+    sep: int
+    pad: int
+    mask: int
+
+
+class WordPieceTokenizer:
+    """WordPiece over a `vocab.txt`.
+
+    The words "[SEP]", "[MASK]" and so on inside a text are text: no document can forge the frame of its sequence.
+
+    Args:
+        vocab_file: one token a line; the id of a token is its line number, from 0.
+        lower_case: lower-case the text and strip its accents, as uncased checkpoints need.
+
+    Raises:
+        DataError: the file is no such vocabulary or lacks a special token.
+    """
+
+    def __init__(self, vocab_file: str | Path, lower_case: bool = True) -> None:
+        vocabulary = _read_vocabulary(Path(vocab_file))
+        self.vocab_file, self.lower_case = Path(vocab_file), lower_case
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.cls_id, self.sep_id, self.pad_id, self.mask_id = (
+            vocabulary[f"[{name}]"] for name in ("CLS", "SEP", "PAD", "MASK")
+        )
+        listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
+        #: names the vocabulary and the casing; equal fingerprints give equal ids
+        self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
+        self._tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN_TOKEN, max_input_chars_per_word=100))
+        self._tokenizer.normalizer = BertNormalizer(lowercase=lower_case)
+        self._tokenizer.pre_tokenizer = BertPreTokenizer()
+
+    @property
+    def special(self) -> SpecialIds:
+        return SpecialIds(cls=self.cls_id, sep=self.sep_id, pad=self.pad_id, mask=self.mask_id)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of every text, without special tokens."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    vocabulary: dict[str, int] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        token = line.rstrip("\r\n")
+        if not token or " " in token or "\t" in token:
+            problem = "an empty line" if not token else "white space inside a token"
+            hint = "A WordPiece vocabulary (vocab.txt) has one token a line."
+            raise DataError(path, f"no WordPiece vocabulary: {problem}", line=number, hint=hint)
+        if token in vocabulary:
+            first = vocabulary[token] + 1
+            raise DataError(path, f"the token {token!r} stands here and in line {first}", line=number)
+        vocabulary[token] = number - 1
+    missing = [token for token in ("[PAD]", UNKNOWN_TOKEN, "[CLS]", "[SEP]", "[MASK]") if token not in vocabulary]
+    if missing:
+        raise DataError(path, f"the vocabulary lacks {', '.join(missing)}", hint="Give the vocab.txt of a BERT model.")
+    return vocabulary
