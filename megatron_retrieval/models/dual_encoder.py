@@ -1,0 +1,115 @@
+"""Questions and passages to vectors of one space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.types import TokenBatch
+
+
+@dataclass(kw_only=True, frozen=True)
+class DualEncoderConfig:
+    """How two texts become two vectors."""
+
+    bert: BertConfig = field(default_factory=BertConfig)
+    """The encoder of both towers."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """A text's vector: the hidden state of [CLS], or the mean over its tokens."""
+    biencoder_shared_query_context_model: bool = False
+    """One encoder for questions and passages, instead of one each."""
+    biencoder_projection_dim: int = 0
+    """Width of a linear layer after pooling; 0: none."""
+    normalize_embeddings: bool = False
+    """Scale vectors to length 1, so that scores are cosines."""
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return self.biencoder_projection_dim or self.bert.hidden_size
+
+
+class DualEncoder(nn.Module):
+    """Two towers, or one that serves as both.
+
+    Args:
+        config: shape of the model.
+        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        dtype: of parameters and activations; vectors are float32 in any case.
+        seed: names the initial weights, which are equal at any tensor-parallel size.
+    """
+
+    def __init__(
+        self,
+        config: DualEncoderConfig,
+        topology: ProcessTopology,
+        dtype: torch.dtype = torch.float32,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        names = ["shared"] if config.biencoder_shared_query_context_model else ["query", "passage"]
+        self.towers = nn.ModuleDict({name: Tower(config, topology, dtype) for name in names})
+        initialise_normal(self, topology, std=config.bert.init_method_std, seed=seed)
+        self.to(topology.device)
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return self.config.dimension
+
+    def forward(self, queries: TokenBatch, passages: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The vectors of both: [B, D] and [P, D], float32."""
+        return self.encode_queries(queries), self.encode_passages(passages)
+
+    def encode_queries(self, queries: TokenBatch) -> Tensor:
+        """[B, T] -> [B, D] float32."""
+        return self._encode("query", queries)
+
+    def encode_passages(self, passages: TokenBatch) -> Tensor:
+        """[P, T] -> [P, D] float32."""
+        return self._encode("passage", passages)
+
+    def _encode(self, name: str, batch: TokenBatch) -> Tensor:
+        tower = self.towers[name if name in self.towers else "shared"]
+        vectors: Tensor = tower(batch)
+        return vectors
+
+
+class Tower(nn.Module):
+    """One encoder with pooling and projection: [B, T] -> [B, D] float32."""
+
+    def __init__(self, config: DualEncoderConfig, topology: ProcessTopology, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertEncoder(config.bert, topology, dtype)
+        # small, hence replicated on all tensor-parallel ranks
+        self.projection = (
+            nn.Linear(config.bert.hidden_size, config.biencoder_projection_dim, dtype=dtype)
+            if config.biencoder_projection_dim
+            else None
+        )
+        if self.projection is not None:
+            nn.init.zeros_(self.projection.bias)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        states = self.bert(batch)
+        vectors = states[:, 0].float() if self.config.pooling == "cls" else _mean(states, batch.lengths)
+        if self.projection is not None:
+            vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
+        return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors
+
+
+def _mean(states: Tensor, lengths: Tensor) -> Tensor:
+    """[B, T, D] -> [B, D], over each row's real tokens, in float32."""
+    is_real = torch.arange(states.size(1), device=states.device) < lengths[:, None]
+    weights = is_real.float() / lengths[:, None]
+    return torch.einsum("btd,bt->bd", states.float(), weights)
