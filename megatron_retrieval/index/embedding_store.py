@@ -1,0 +1,194 @@
+"""Vectors of a whole evidence in memory-mapped shards, tied by a manifest to the evidence and the encoder they
+come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.errors import DataError, MismatchError
+from megatron_retrieval.utils.files import file_fingerprint, read_json
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+
+
+def torch_dtype(name: StorageDtype) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What vectors are of, and how they are kept."""
+
+    evidence_fingerprint: str
+    encoder_fingerprint: str
+    num_rows: int
+    dtype: StorageDtype
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a fixed range of rows."""
+
+    file: str
+    num_rows: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`, written last: a folder without it is unfinished."""
+
+    identity: StoreIdentity
+    dimension: int
+    rows_per_shard: int
+    shards: tuple[Shard, ...]
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        shards = [{"file": shard.file, "num_rows": shard.num_rows, "checksum": shard.checksum} for shard in self.shards]
+        return {
+            "format_version": FORMAT_VERSION,
+            **vars(self.identity),
+            "dimension": self.dimension,
+            "rows_per_shard": self.rows_per_shard,
+            "created": self.created,
+            "shards": shards,
+        }
+
+
+class EmbeddingStore:
+    """Finished embeddings in a folder; a `VectorSource`.
+
+    Opening reads the manifest and the sizes of the shards; vectors are mapped when they are asked for. Files that
+    the manifest does not name are ignored.
+
+    Args:
+        directory: the folder that `EmbeddingWriter` filled.
+
+    Raises:
+        DataError: unfinished, a shard missing or of the wrong size, or the manifest damaged.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.manifest = read_manifest(self.directory)
+        self._mapped: dict[int, Tensor] = {}
+        row_bytes = self.manifest.dimension * torch_dtype(self.manifest.identity.dtype).itemsize
+        for shard in self.manifest.shards:
+            path = self.directory / shard.file
+            if not path.exists():
+                raise DataError(path, "a shard of the embeddings is missing", hint="Embed the evidence again.")
+            if path.stat().st_size != shard.num_rows * row_bytes:
+                problem = f"holds {path.stat().st_size:,} bytes instead of {shard.num_rows * row_bytes:,}"
+                raise DataError(path, problem, hint="The shard is cut off or damaged; embed the evidence again.")
+
+    def __len__(self) -> int:
+        return self.manifest.identity.num_rows
+
+    @property
+    def dimension(self) -> int:
+        return self.manifest.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the vectors: equal for equal bytes."""
+        return file_fingerprint(self.directory / MANIFEST)
+
+    def vectors(self, start: int, stop: int) -> Tensor:
+        """[stop - start, D] in the stored type, a view of the file where the rows lie in one shard."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start}..{stop} of {len(self)}")
+        size = self.manifest.rows_per_shard
+        parts = [
+            self._shard(number)[max(0, start - number * size) : stop - number * size]
+            for number in range(start // size, math.ceil(stop / size))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        empty = torch.empty(0, self.dimension, dtype=torch_dtype(self.manifest.identity.dtype))
+        return torch.cat(parts) if parts else empty
+
+    def require(self, *, evidence_fingerprint: str | None = None, encoder_fingerprint: str | None = None) -> None:
+        """Refuse vectors of another evidence or another encoder.
+
+        Raises:
+            MismatchError: naming the two things that do not belong together.
+        """
+        identity = self.manifest.identity
+        if evidence_fingerprint is not None and identity.evidence_fingerprint != evidence_fingerprint:
+            raise MismatchError(
+                f"The embeddings in {self.directory} are of evidence {identity.evidence_fingerprint}, but the evidence "
+                f"given is {evidence_fingerprint}; embed this evidence, or give the one that was embedded."
+            )
+        if encoder_fingerprint is not None and identity.encoder_fingerprint != encoder_fingerprint:
+            raise MismatchError(
+                f"The embeddings in {self.directory} were made by encoder {identity.encoder_fingerprint}, but the "
+                f"checkpoint given is encoder {encoder_fingerprint}; embed the evidence with this checkpoint, or give "
+                "the checkpoint that made the embeddings."
+            )
+
+    def verify(self) -> None:
+        """Read every shard and compare checksums.
+
+        Raises:
+            DataError: a shard's content is not what was written.
+        """
+        for shard in self.manifest.shards:
+            path = self.directory / shard.file
+            if file_fingerprint(path) != shard.checksum:
+                raise DataError(path, "the checksum differs from the manifest's", hint="Embed the evidence again.")
+
+    def _shard(self, number: int) -> Tensor:
+        if number not in self._mapped:
+            # Copy-on-write, because torch warns about read-only memory; nobody writes to it.
+            path = self.directory / self.manifest.shards[number].file
+            mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
+            self._mapped[number] = mapped.view(torch_dtype(self.manifest.identity.dtype)).view(-1, self.dimension)
+        return self._mapped[number]
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Parse a folder's manifest.
+
+    Raises:
+        DataError: missing, cut off, of another version, or inconsistent.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        problem = "no finished embeddings here" if directory.exists() else "the folder of embeddings does not exist"
+        raise DataError(directory, problem, hint="Run tools/embed_evidence.py; it continues where it stopped.")
+    raw = read_json(path)
+    try:
+        if raw["format_version"] != FORMAT_VERSION:
+            raise DataError(path, f"format version {raw['format_version']}, this program reads {FORMAT_VERSION}")
+        if raw["dtype"] not in get_args(StorageDtype):
+            raise DataError(path, f"unknown dtype {raw['dtype']!r}")
+        manifest = Manifest(
+            identity=StoreIdentity(**{name: raw[name] for name in StoreIdentity.__dataclass_fields__}),
+            dimension=int(raw["dimension"]),
+            rows_per_shard=int(raw["rows_per_shard"]),
+            shards=tuple(Shard(**shard) for shard in raw["shards"]),
+            created=str(raw["created"]),
+        )
+        expected = [rows for _, rows in shard_ranges(manifest.identity.num_rows, manifest.rows_per_shard)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(path, f"not a manifest of embeddings ({error!r})", hint="Embed the evidence again.") from error
+    if [shard.num_rows for shard in manifest.shards] != expected:
+        raise DataError(path, "the shards do not add up to the rows of the evidence", hint="Embed the evidence again.")
+    return manifest
+
+
+def shard_ranges(num_rows: int, rows_per_shard: int) -> list[tuple[int, int]]:
+    """(first row, number of rows) of every shard."""
+    return [(start, min(rows_per_shard, num_rows - start)) for start in range(0, num_rows, rows_per_shard)]

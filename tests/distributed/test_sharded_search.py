@@ -1,0 +1,59 @@
+"""Search over ranks gives each rank the bits that one process would have given it."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_retrieval.index import FlatIndex, ShardedIndex
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.testing.spawn import run_on_ranks
+
+NUM_ROWS, K = 1003, 9
+
+
+def _evidence() -> torch.Tensor:
+    """Three copies of most rows, so that ties cross the borders between ranks."""
+    distinct = torch.randn(340, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return distinct.repeat(3, 1)[:NUM_ROWS]
+
+
+def _questions() -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(13, 48, generator=random), torch.randint(-1, NUM_ROWS, (13, 4), generator=random)
+
+
+def _search_a_share(topology: ProcessTopology, share_sizes: list[int]) -> list[torch.Tensor]:
+    index = ShardedIndex(_evidence(), topology)
+    queries, excluded = (values.split(share_sizes)[topology.rank] for values in _questions())
+    assert (index.num_rows, index.dimension) == (NUM_ROWS, 48)
+    free = index.search(queries, K)
+    # ranks may exclude different numbers of rows, one of them none at all
+    width = 4 - topology.rank
+    restricted = index.search(queries, K, excluded[:, :width] if topology.rank < 3 else None)
+    return [free.scores, free.rows, restricted.scores, restricted.rows]
+
+
+def test_same_bits_at_any_number_of_ranks() -> None:
+    queries, excluded = _questions()
+    single = FlatIndex(_evidence())
+    free = single.search(queries, K)
+    for share_sizes in ([13], [9, 4], [5, 0, 7, 1]):
+        ranks = run_on_ranks(_search_a_share, len(share_sizes), share_sizes)
+        scores, rows, restricted_scores, restricted_rows = (torch.cat(parts) for parts in zip(*ranks, strict=True))
+        assert torch.equal(rows, free.rows)
+        assert torch.equal(scores, free.scores)
+        masked = excluded.clone()
+        for rank, share in enumerate(masked.split(share_sizes)):
+            share[:, (4 - rank if rank < 3 else 0) :] = -1
+        restricted = single.search(queries, K, masked)
+        assert torch.equal(restricted_rows, restricted.rows)
+        assert torch.equal(restricted_scores, restricted.scores)
+
+
+def _search_tiny_evidence(topology: ProcessTopology) -> torch.Tensor:
+    return ShardedIndex(torch.eye(2), topology).search(torch.tensor([[1.0, 2.0]]), 3).rows
+
+
+def test_more_ranks_than_rows() -> None:
+    for rows in run_on_ranks(_search_tiny_evidence, 4):
+        assert rows.tolist() == [[1, 0, -1]]
