@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import hashlib
@@ -17,6 +18,7 @@ from typing import IO, Any
 from megatron_retrieval.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
+_BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @contextlib.contextmanager
@@ -95,9 +97,32 @@ def read_lines(path: str | Path, *, allow_empty: bool = False) -> Iterator[str]:
     except UnicodeDecodeError as error:
         problem = f"byte {error.start + 1} of the line is not UTF-8"
         raise DataError(path, problem, line=number, hint="Convert the file, for instance with iconv.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _BROKEN_GZIP as error:
         raise DataError(path, f"broken gzip after line {number}", hint="Fetch the file again.") from error
     if number == 0 and not allow_empty:
+        raise DataError(path, "the file is empty")
+
+
+def read_chunks(path: str | Path, chunk_bytes: int = 1 << 22) -> Iterator[str]:
+    """Yield a UTF-8 text file, plain or gzip, in pieces: for files whose lines may be longer than the memory.
+
+    Raises:
+        DataError: missing, empty, not UTF-8 (with the line) or broken gzip.
+    """
+    decoder, line, is_empty = codecs.getincrementaldecoder("utf-8-sig")(), 1, True
+    try:
+        with open_binary(path) as file:
+            while block := file.read(chunk_bytes):
+                text, is_empty = decoder.decode(block), False
+                line += text.count("\n")
+                yield text
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        line += error.object[: error.start].count(b"\n")
+        raise DataError(path, "not UTF-8", line=line, hint="Convert the file, for instance with iconv.") from error
+    except _BROKEN_GZIP as error:
+        raise DataError(path, f"broken gzip after line {line}", hint="Fetch the file again.") from error
+    if is_empty:
         raise DataError(path, "the file is empty")
 
 

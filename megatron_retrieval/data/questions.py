@@ -1,0 +1,108 @@
+"""Readers of question files: DPR's `.qa.csv`, JSON lines, and DPR biencoder JSON, plain or gzip."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_retrieval.data.json_records import Record, read_json_lines, read_json_list
+from megatron_retrieval.data.tables import read_table
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.types import Passage, Question
+from megatron_retrieval.utils.files import read_lines
+
+
+@dataclass(frozen=True)
+class BiencoderExample:
+    """One record of a DPR biencoder file."""
+
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[Passage, ...]
+    hard_negatives: tuple[Passage, ...]
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """All questions of a file; the kind is told by its name's ending, or else by its first character.
+
+    The id is the record's `id` where it has one, otherwise its number in the file, from 1.
+
+    Raises:
+        DataError: anything malformed, with its line; or no questions at all.
+    """
+    path = Path(path)
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_by_content}
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    questions = list(readers.get(suffix, _read_by_content)(path))
+    if not questions:
+        raise DataError(path, "there are no questions in the file")
+    return questions
+
+
+def read_biencoder(path: str | Path) -> Iterator[tuple[int, BiencoderExample]]:
+    """Yield (line, example) of a DPR biencoder JSON file, one at a time: these files can be larger than the memory.
+
+    Raises:
+        DataError: anything malformed, with its line.
+    """
+    for record in read_json_list(path):
+        yield (
+            record.line,
+            BiencoderExample(
+                record.text("question"),
+                record.strings("answers", "answer"),
+                tuple(_passage(context) for context in record.records("positive_ctxs")),
+                tuple(_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
+            ),
+        )
+
+
+def _read_jsonl(path: Path) -> Iterator[Question]:
+    """Yield the questions of a JSONL file with `question`, and `answer` or `answers`."""
+    return _from_records(read_json_lines(path))
+
+
+def _read_by_content(path: Path) -> Iterator[Question]:
+    start = next((line for line in read_lines(path) if not line.isspace()), "").lstrip()
+    if start.startswith("["):
+        return _from_records(read_json_list(path))
+    return _read_jsonl(path) if start.startswith("{") else _read_csv(path)
+
+
+def _from_records(records: Iterator[Record]) -> Iterator[Question]:
+    for number, record in enumerate(records, 1):
+        gold = [_passage(context).id for context in record.records("positive_ctxs", required=False)]
+        yield Question(
+            record.identifier("id") or str(number),
+            record.text("question"),
+            record.strings("answers", "answer"),
+            tuple(dict.fromkeys(identifier for identifier in gold if identifier)),
+        )
+
+
+def _passage(context: Record) -> Passage:
+    return Passage(
+        context.identifier("passage_id", "psg_id", "id"), context.text("title", default=""), context.text("text")
+    )
+
+
+def _read_csv(path: Path) -> Iterator[Question]:
+    for number, (line, row) in enumerate(read_table(path), 1):
+        if len(row) != 2:
+            hint = "Expected a question, a tab and a list of answers."
+            raise DataError(path, f"expected 2 fields, found {len(row)}", line=line, hint=hint)
+        yield Question(str(number), row[0], _answer_list(path, line, row[1]))
+
+
+def _answer_list(path: Path, line: int, text: str) -> tuple[str, ...]:
+    """The answers written as a Python list; `literal_eval` evaluates nothing but literals."""
+    try:
+        answers = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        answers = None
+    if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
+        shown = text if len(text) <= 40 else text[:40] + "…"
+        raise DataError(path, f"{shown!r} is no list of answers", line=line, hint="Expected ['one', 'another'].")
+    return tuple(answers)
