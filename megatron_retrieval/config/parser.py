@@ -11,9 +11,9 @@ import dataclasses
 import difflib
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import tyro
 import yaml
@@ -38,8 +38,20 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
     """
     words = _expand_config_files(config_class, list(sys.argv[1:] if args is None else args))
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)(config_class)
-    epilog = "--config FILE.yaml reads the same keys from YAML; flags given after it win."
-    return tyro.cli(flat, args=words, prog=prog, description=f"{config_class.__doc__}\n\n{epilog}")
+    description = f"{config_class.__doc__}\n\n--config FILE.yaml reads the same keys from YAML; flags given after it win."
+    config: Config = tyro.cli(flat, args=words, prog=prog, description=description)
+    if isinstance(config, HasArtefactDefaults):
+        config = tyro.cli(flat, args=words, prog=prog, default=config.with_artefact_defaults())
+    return config
+
+
+@runtime_checkable
+class HasArtefactDefaults(Protocol):
+    """A job some of whose defaults stand in an artefact that a flag names, such as a checkpoint's shape."""
+
+    def with_artefact_defaults(self) -> Any:
+        """This configuration with those settings filled in; flags that were given win over them."""
+        ...
 
 
 def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:
@@ -62,6 +74,22 @@ def to_flat_dict(config: Any) -> dict[str, Any]:
         else:
             flat[field.name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def from_flat_dict(config_class: type[Config], flat: Mapping[str, Any]) -> Config:
+    """The inverse of `to_flat_dict`; keys that the class does not have are left alone.
+
+    Raises:
+        KeyError: a setting is missing.
+    """
+    values: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(hint):
+            values[name] = from_flat_dict(typing.cast(type, hint), flat)
+        else:
+            value = flat[name.replace("_", "-")]
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return config_class(**values)
 
 
 def write_config(config: Any, path: str | Path) -> None:

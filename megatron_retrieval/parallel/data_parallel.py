@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -20,7 +21,7 @@ class DataParallelModel:
     def __init__(self, module: nn.Module, topology: ProcessTopology) -> None:
         self.module = module
         self._groups = topology.groups
-        config = copy.copy(module.config)
+        config = copy.copy(_engine_config(module))
         config.calculate_per_token_loss = True  # megatron-core's name for "sum over ranks, do not average"
         self.ddp = DistributedDataParallel(
             config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module, pg_collection=topology.groups
@@ -34,3 +35,9 @@ class DataParallelModel:
     def reduce_gradients(self) -> None:
         """Sum the accumulated gradients over data-parallel ranks."""
         finalize_model_grads([self.ddp], pg_collection=self._groups)
+
+
+def _engine_config(module: nn.Module) -> TransformerConfig:
+    """The configuration of the first megatron-core part of `module`; its parallel settings are those of all."""
+    configs = (getattr(part, "config", None) for part in module.modules())
+    return next(config for config in configs if isinstance(config, TransformerConfig))

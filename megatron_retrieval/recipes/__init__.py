@@ -1,0 +1,1 @@
+"""One recipe per paradigm: a configuration, and `build(config, topology)` that makes a Trainer of it."""

@@ -1,0 +1,60 @@
+"""Models and batches small enough for a test to run in milliseconds."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.types import ContrastiveBatch, TokenBatch
+
+
+def tiny_dual_encoder_config(*, dropout: float = 0.0, shared: bool = False) -> DualEncoderConfig:
+    """Two layers of 32 units over 64 words; no dropout unless asked for."""
+    bert = BertConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        vocab_size=64,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+        init_method_std=0.2,
+    )
+    return DualEncoderConfig(bert=bert, biencoder_shared_query_context_model=shared)
+
+
+def random_texts(num_texts: int, longest: int, seed: int) -> TokenBatch:
+    """Texts of 2 to `longest` random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, longest + 1, (num_texts,), generator=generator)
+    return TokenBatch(torch.randint(1, 64, (num_texts, longest), generator=generator), lengths)
+
+
+def contrastive_share(
+    num_questions: int, num_hard_negatives: int, seed: int, dp_rank: int = 0, dp_size: int = 1
+) -> ContrastiveBatch:
+    """One rank's share of a random global batch that is the same for any `dp_size`; the last share may be uneven."""
+    per_rank = -(-num_questions // dp_size)
+    padded, stride = per_rank * dp_size, 1 + num_hard_negatives
+    questions, passages = random_texts(num_questions, 8, seed), random_texts(num_questions * stride, 14, seed + 1)
+    excluded = torch.rand(num_questions, num_questions * stride, generator=torch.Generator().manual_seed(seed)) < 0.1
+    excluded[torch.arange(num_questions), torch.arange(num_questions) * stride] = False
+    fill = padded - num_questions
+    all_excluded = torch.ones(padded, padded * stride, dtype=torch.bool)
+    all_excluded[:num_questions, : num_questions * stride] = excluded
+    rows = torch.arange(padded)
+    all_excluded[rows, rows * stride] = False  # a question's own positive is always a candidate, a filler's too
+    mine = slice(dp_rank * per_rank, (dp_rank + 1) * per_rank)
+    return ContrastiveBatch(
+        _with_fillers(questions, fill, mine),
+        _with_fillers(passages, fill * stride, slice(mine.start * stride, mine.stop * stride)),
+        (rows < num_questions)[mine],
+        all_excluded[mine],
+        num_questions,
+    )
+
+
+def _with_fillers(texts: TokenBatch, num_fillers: int, part: slice) -> TokenBatch:
+    ids = torch.cat([texts.ids, torch.ones(num_fillers, texts.ids.size(1), dtype=torch.int64)])
+    return TokenBatch(ids[part], torch.cat([texts.lengths, torch.full((num_fillers,), 2)])[part])

@@ -1,0 +1,104 @@
+"""Where the numbers of a training run go: metrics.jsonl, TensorBoard, and a line for the person who watches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
+from megatron_retrieval.utils.files import atomic_file
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("train")
+
+
+@dataclass(kw_only=True, frozen=True)
+class LogConfig:
+    """What is logged, and where."""
+
+    output_dir: str
+    """Folder for metrics.jsonl, metrics.json, the resolved configuration and the run record."""
+    log_interval: int = 10
+    """Iterations between two logged steps."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the folder tensorboard/ of --output-dir."""
+
+
+class MetricsLog(Callback):
+    """Writes every logged step; rank 0 only."""
+
+    def __init__(self, config: LogConfig, examples_per_step: int, is_main: bool) -> None:
+        self._config, self._examples_per_step, self._is_main = config, examples_per_step, is_main
+        self._file: IO[str] | None = None
+        self._board: SummaryWriter | None = None
+        self._last_time, self._last_iteration = 0.0, 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._last_time, self._last_iteration = time.perf_counter(), trainer.iteration
+        if not self._is_main:
+            return
+        folder = Path(self._config.output_dir)
+        path = folder / "metrics.jsonl"
+        drop_lines_after(path, trainer.iteration)
+        self._file = path.open("a", encoding="utf-8")
+        if self._config.tensorboard:
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=trainer.iteration + 1)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if not self._is_main or (
+            report.iteration % self._config.log_interval and report.iteration < trainer.train_iters
+        ):
+            return
+        now = time.perf_counter()
+        rate = (report.iteration - self._last_iteration) / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_iteration = now, report.iteration
+        self.write(report.iteration, report.metrics)
+        left = timedelta(seconds=round((trainer.train_iters - report.iteration) / rate))
+        numbers = " | ".join(
+            f"{name} {report.metrics[name]:.4g}"
+            for name in ("loss", "accuracy", "lr", "grad_norm")
+            if name in report.metrics
+        )
+        log.info(
+            "iteration %d/%d | %s | %.1f examples/s | %s left",
+            report.iteration, trainer.train_iters, numbers, rate * self._examples_per_step, left,
+        )  # fmt: skip
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append one line; other callbacks (evaluation) use this as well."""
+        if self._file is not None:
+            self._file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, iteration)
+
+
+def drop_lines_after(path: Path, iteration: int) -> None:
+    """Forget steps after `iteration`, which a resumed run takes again, and a line that a kill cut off."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= iteration]
+    with atomic_file(path) as file:
+        file.writelines(f"{line}\n" for line in kept)
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        record: dict[str, Any] = json.loads(line)
+        return float(record["iteration"])
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")

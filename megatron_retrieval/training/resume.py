@@ -1,0 +1,126 @@
+"""Saving and resuming a training run: weights, optimizer, and the names of its data position and random streams.
+
+Batches, hard negatives and dropout are functions of (seed, iteration, ...), so the number of steps taken and the
+seed are the whole of the data position and of the random state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from megatron_retrieval.checkpoint.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.reader import load_moments, load_weights
+from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("checkpoint")
+
+
+@dataclass(kw_only=True, frozen=True)
+class SaveConfig:
+    """Checkpoints of a training run."""
+
+    load: str | None = None
+    """Folder of checkpoints to resume from: weights, optimizer, position in the data. May equal --save, and then be
+    empty at the first start."""
+    save: str | None = None
+    """Folder to write checkpoints to."""
+    save_interval: int = 500
+    """Iterations between two checkpoints; one more is written at the end and at a stop signal."""
+    keep_last: int | None = None
+    """Keep only this many newest checkpoints; default: all."""
+
+    def resume_folder(self) -> Path | None:
+        """The checkpoint to resume from; None at the first start.
+
+        Raises:
+            CheckpointError: --load names a folder without checkpoint that is not --save either.
+        """
+        if self.load is None:
+            return None
+        if self.load == self.save and not (Path(self.load) / LATEST_NAME).exists():
+            return None
+        return resolve_checkpoint(self.load)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What a checkpoint of this run holds beside tensors.
+
+    Attributes:
+        identity: settings that name the sequence of batches (seed, global batch size, number of examples); a run
+            can only be resumed with the same.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    assets: dict[str, Path]
+    identity: dict[str, Any]
+
+
+class RunCheckpoints:
+    """Writes a run's checkpoints and continues from one."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, saved: SavedModel, config: SaveConfig, topology: ProcessTopology
+    ) -> None:
+        self._model, self._optimizer, self._saved, self._config = model, optimizer, saved, config
+        self._topology = topology
+
+    def save(self, iteration: int) -> None:
+        """Write the state after `iteration` steps; all ranks together."""
+        assert self._config.save is not None
+        folder = save_checkpoint(
+            self._config.save,
+            self._model,
+            self._topology,
+            kind=self._saved.kind,
+            config=self._saved.config,
+            assets=self._saved.assets,
+            iteration=iteration,
+            weight_of=self._optimizer.main_weight,
+            optimizer_tensors=self._optimizer.state_tensors(),
+            training={
+                "identity": self._saved.identity,
+                "optimizer": self._optimizer.state_scalars(),
+                "consumed_batches": iteration,
+            },
+            keep_last=self._config.keep_last,
+        )
+        log.info("saved %s", folder)
+
+    def resume(self, folder: Path) -> int:
+        """Continue from a checkpoint saved at any layout of ranks.
+
+        Returns:
+            The steps taken so far.
+
+        Raises:
+            CheckpointError: it does not fit the model.
+            ConfigError: it comes from a run over other batches.
+        """
+        manifest = read_manifest(folder)
+        training = manifest.training
+        if not training:
+            raise CheckpointError(
+                f"{folder}: has no optimizer state, so no run can be resumed from it; start one with "
+                "--pretrained-checkpoint instead of --load."
+            )
+        for name, value in self._saved.identity.items():
+            if training["identity"].get(name) != value:
+                raise ConfigError(
+                    f"{folder}: was saved with {name} {training['identity'].get(name)}, this run has {value}; the "
+                    "batches would differ. Resume with the same setting, or start anew with --pretrained-checkpoint."
+                )
+        weights = load_weights(folder, manifest, self._model, self._topology)
+        self._optimizer.load_main_weights(weights)
+        self._optimizer.load_state(load_moments(folder, manifest, self._model, self._topology), training["optimizer"])
+        log.info("resumed %s: %d steps taken", folder, manifest.iteration)
+        return manifest.iteration

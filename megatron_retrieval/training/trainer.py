@@ -1,0 +1,126 @@
+"""The one training loop. It knows no objective: a step module computes gradients, callbacks do what is periodic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
+from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.training.signals import StopSignal
+from megatron_retrieval.training.step import StepModule
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("trainer")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step did.
+
+    Attributes:
+        iteration: steps taken so far, this one included.
+        metrics: means over the global batch, `loss` among them; `grad_norm`, `lr` and `loss_scale` beside them.
+        seconds: duration of the step, data included.
+    """
+
+    iteration: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+class Callback:
+    """Periodic work; every hook runs on every rank."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step of this process."""
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """After every step."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last step, or the one at which a stop signal was seen."""
+
+
+class Trainer:
+    """Runs `train_iters` steps, from `iteration` on.
+
+    Args:
+        batches: `batches(i)` iterates over this rank's shares of the global batches i, i + 1, ...
+        learning_rate: rate of step i (from 0).
+        callbacks: called in this order.
+        iteration: steps already taken (a resumed run).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: DataParallelModel,
+        step: StepModule,
+        optimizer: Optimizer,
+        batches: Callable[[int], Iterator[Any]],
+        learning_rate: Callable[[int], float],
+        train_iters: int,
+        topology: ProcessTopology,
+        callbacks: Sequence[Callback] = (),
+        iteration: int = 0,
+    ) -> None:
+        self.model, self.step, self.optimizer, self.topology = model, step, optimizer, topology
+        self.train_iters, self.iteration = train_iters, iteration
+        self._batches, self._learning_rate, self._callbacks = batches, learning_rate, callbacks
+
+    def fit(self) -> bool:
+        """Train to the end, or until a stop signal.
+
+        Returns:
+            True if all iterations are done.
+        """
+        with StopSignal() as stop:
+            for callback in self._callbacks:
+                callback.on_start(self)
+            if self.iteration < self.train_iters:
+                self._run(stop)
+            for callback in self._callbacks:
+                callback.on_end(self)
+        return self.iteration >= self.train_iters
+
+    def _run(self, stop: StopSignal) -> None:
+        batches = self._batches(self.iteration)
+        started = time.perf_counter()
+        for batch in batches:
+            report = self._step(batch, started)
+            for callback in self._callbacks:
+                callback.on_step(self, report)
+            if any_rank(stop.received, self.topology.world_group, self.topology.device):
+                log.warning("stop signal: ending after iteration %d of %d", self.iteration, self.train_iters)
+                break
+            if self.iteration >= self.train_iters:
+                break
+            started = time.perf_counter()
+
+    def _step(self, batch: Any, started: float) -> StepReport:
+        self.model.zero_gradients()
+        loss_scale, lr = self.optimizer.loss_scale, self._learning_rate(self.iteration)
+        partial = self.step.forward_backward(batch, self.iteration, loss_scale)
+        self.model.reduce_gradients()
+        result = self.optimizer.step(lr)
+        self.iteration += 1
+        metrics = reduce_metrics(partial, self.topology)
+        if not result.succeeded:
+            log.info("iteration %d: gradients overflowed, step skipped, loss scale lowered", self.iteration)
+        metrics |= {"lr": lr, "grad_norm": result.grad_norm, "loss_scale": loss_scale}
+        return StepReport(self.iteration, metrics, time.perf_counter() - started)
+
+
+def reduce_metrics(partial: Mapping[str, Tensor], topology: ProcessTopology) -> dict[str, float]:
+    """Sum each rank's part over the data-parallel ranks, in one message."""
+    names = sorted(partial)
+    total = all_reduce_sum(torch.stack([partial[name].detach().double() for name in names]), topology.groups.dp)
+    return dict(zip(names, total.tolist(), strict=True))

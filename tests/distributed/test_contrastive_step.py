@@ -1,0 +1,80 @@
+"""The global batch defines the gradient: any number of ranks, any micro-batch, hard negatives, uneven last batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.sharding import gather_full
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import contrastive_share, tiny_dual_encoder_config
+from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
+from megatron_retrieval.training.trainer import reduce_metrics
+
+Result = dict[str, dict[str, torch.Tensor]]
+
+
+def _gradients(topology: ProcessTopology, num_questions: int, settings: list[dict[str, object]]) -> list[Result]:
+    """Full gradients and metrics of one step, for each of several micro-batch settings."""
+    model = DualEncoder(tiny_dual_encoder_config(), topology, seed=3)
+    parallel = DataParallelModel(model, topology)
+    batch = contrastive_share(num_questions, 1, 7, topology.dp_rank, topology.dp_size)
+    results = []
+    for setting in settings:
+        step = ContrastiveStep(model, ContrastiveConfig(**setting), topology, seed=3)  # type: ignore[arg-type]
+        parallel.zero_gradients()
+        metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
+        parallel.reduce_gradients()
+        gradients = {name: gather_full(p, topology, p.main_grad).clone() for name, p in model.named_parameters()}
+        results.append({"metrics": {k: torch.tensor(v) for k, v in metrics.items()}, "gradients": gradients})
+    return results
+
+
+SETTINGS: list[dict[str, object]] = [
+    {"micro_batch_size": 1},
+    {"micro_batch_size": 2},
+    {"micro_batch_size": 8},
+    {"micro_batch_size": 4, "gradient_caching": False},
+]
+
+
+@pytest.mark.parametrize("num_questions", [8, 7, 3], ids=["even", "uneven", "fewer than ranks"])
+def test_gradient_does_not_depend_on_layout(num_questions: int) -> None:
+    whole: list[dict[str, object]] = [{"micro_batch_size": 64}]
+    ((expected,),) = run_on_ranks(_gradients, 1, num_questions, whole)
+    layouts = [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2)] if num_questions == 7 else [(4, 1)]
+    for num_ranks, tp_size in layouts:
+        for results in run_on_ranks(_gradients, num_ranks, num_questions, SETTINGS, tensor_model_parallel_size=tp_size):
+            for setting, result in zip(SETTINGS, results, strict=True):
+                message = f"{num_ranks} ranks, tensor-parallel {tp_size}, {setting}"
+                for part in ("metrics", "gradients"):
+                    assert result[part].keys() == expected[part].keys()
+                    for name, value in expected[part].items():
+                        torch.testing.assert_close(
+                            result[part][name].double(),
+                            value.double(),
+                            rtol=1e-4,
+                            atol=1e-6,
+                            msg=lambda m: f"{message}, {name}: {m}",  # noqa: B023
+                        )
+
+
+def _dropout_gradients(topology: ProcessTopology) -> list[float]:
+    model = DualEncoder(tiny_dual_encoder_config(dropout=0.2), topology, seed=3)
+    batch = contrastive_share(6, 1, 7)
+    norms = []
+    for setting, iteration in [(False, 0), (True, 0), (True, 1)]:
+        step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=4, gradient_caching=setting), topology, seed=3)
+        model.zero_grad()
+        step.forward_backward(batch, iteration, 1.0)
+        norms.append(sum(float(p.grad.norm()) for p in model.parameters() if p.grad is not None))
+    return norms
+
+
+def test_cached_pass_repeats_the_dropout_of_the_first() -> None:
+    ((uncached, cached, later),) = run_on_ranks(_dropout_gradients, 1)
+    assert cached == pytest.approx(uncached, rel=1e-4)
+    assert later != pytest.approx(uncached, rel=1e-3)
