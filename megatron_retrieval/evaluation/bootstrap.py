@@ -1,0 +1,56 @@
+"""Confidence intervals by the percentile bootstrap over questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_retrieval.utils.seeds import generator
+
+NUM_RESAMPLES = 10_000
+LEVEL = 0.95
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over questions with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(
+    values: NDArray[np.float64], *, seed: int = _SEED, num_resamples: int = NUM_RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """The mean of one value per question, and the interval that holds `level` of the means of resampled questions.
+
+    Drawing n questions with replacement is the same as drawing how often each distinct value appears, which is
+    multinomial: hits and misses need two counts a resample instead of n indices.
+    """
+    if len(values) == 0:
+        raise ValueError("no values: the mean of no questions is undefined")
+    distinct, counts = np.unique(values, return_counts=True)
+    random = generator(seed, "bootstrap")
+    draws = random.multinomial(len(values), counts / len(values), size=num_resamples)
+    means = draws @ distinct / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def paired_difference(
+    baseline: NDArray[np.float64],
+    candidate: NDArray[np.float64],
+    *,
+    seed: int = _SEED,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """candidate - baseline over the same questions in the same order; both are resampled together, so what makes a
+    question hard for both does not widen the interval."""
+    if baseline.shape != candidate.shape:
+        raise ValueError(f"runs over different questions: {baseline.shape} and {candidate.shape}")
+    return mean_interval(candidate - baseline, seed=seed, num_resamples=num_resamples, level=level)

@@ -1,0 +1,136 @@
+"""Evaluates a retriever on questions, shared over ranks, every question counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_retrieval.evaluation.answers import AnswerMatcher
+from megatron_retrieval.evaluation.recall import UNKNOWN, RetrievalRanks, first_hit_ranks
+from megatron_retrieval.evaluation.results import PassagesByRow, Retrieved
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.retrieval import Retriever
+from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
+from megatron_retrieval.types import Question, TokenBatch
+
+#: micro-batches of questions that search the index together; fewer searches, each over all of it
+_BATCHES_PER_SEARCH = 8
+
+
+class SearchedEvidence(PassagesByRow, Protocol):
+    """What evaluation needs of an `EvidenceStore`."""
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank found for some of the questions."""
+
+    positions: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    has_answer: NDArray[np.bool_]
+    gold: NDArray[np.int64]
+
+
+def evaluate_retriever(
+    questions: Sequence[Question],
+    tokens: TokenBatch,
+    encode: Encode,
+    retriever: Retriever,
+    evidence: SearchedEvidence,
+    matcher: AnswerMatcher,
+    topology: ProcessTopology,
+    *,
+    depth: int,
+    micro_batch_size: int = 128,
+) -> Retrieved:
+    """Retrieve `depth` passages for every question and look for answers and gold passages in them.
+
+    A collective over all ranks; every rank gets the whole result. Batches are cut over all questions before they are
+    shared, so a question's vector does not depend on how many copies of the model there are.
+
+    Args:
+        tokens: the questions, laid out for `encode`.
+        retriever: over an index that all ranks search together, or that every rank holds.
+    """
+    require_evaluation_mode(encode)
+    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
+    shares = [batches[rank :: topology.dp_size] for rank in range(topology.dp_size)]
+    rounds = -(-max(map(len, shares)) // _BATCHES_PER_SEARCH) if batches else 0
+    found = []
+    for number in range(rounds):
+        window = slice(number * _BATCHES_PER_SEARCH, (number + 1) * _BATCHES_PER_SEARCH)
+        mine = shares[topology.dp_rank][window]
+        found.append(_retrieve(mine, tokens, encode, retriever, topology, depth))
+    share = _judge(questions, evidence, matcher, found, depth)
+    matcher.num_bad_patterns = sum(gather_objects(matcher.num_bad_patterns, topology.world_group))
+    return _join(gather_objects(vars(share), topology.world_group), len(questions), depth)
+
+
+def _retrieve(
+    batches: list[Tensor],
+    tokens: TokenBatch,
+    encode: Encode,
+    retriever: Retriever,
+    topology: ProcessTopology,
+    depth: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(positions [n], rows [n, depth], scores [n, depth]) of these batches.
+
+    Tensor-parallel neighbours encode together; the first of them asks the index, the others ask for nothing.
+    """
+    dimension = retriever.index.dimension
+    vectors = encode_batches(tokens, batches, encode, topology.device) if batches else torch.empty(0, dimension)
+    positions = torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)
+    if topology.tp_rank > 0:
+        vectors, positions = vectors[:0], positions[:0]
+    result = retriever.retrieve(vectors.to(topology.device), depth)
+    return positions, result.rows.cpu(), result.scores.cpu()
+
+
+def _judge(
+    questions: Sequence[Question],
+    evidence: SearchedEvidence,
+    matcher: AnswerMatcher,
+    found: list[tuple[Tensor, Tensor, Tensor]],
+    depth: int,
+) -> _Share:
+    """Look for answers and gold in what this rank retrieved."""
+    empty = (torch.empty(0, dtype=torch.int64), torch.empty(0, depth, dtype=torch.int64), torch.empty(0, depth))
+    positions, rows, scores = (torch.cat(parts).numpy() for parts in zip(empty, *found, strict=True))
+    has_answer = np.zeros(rows.shape, np.bool_)
+    gold = np.full(len(rows), UNKNOWN, np.int64)
+    for number, position in enumerate(positions.tolist()):
+        question, retrieved = questions[position], rows[number][rows[number] >= 0]
+        has_answer[number, : len(retrieved)] = matcher.hits(question.answers, evidence.passages(retrieved))
+        gold[number] = _gold_rank(question, rows[number], evidence)
+    return _Share(positions, rows, scores, has_answer, gold)
+
+
+def _gold_rank(question: Question, rows: NDArray[np.int64], evidence: SearchedEvidence) -> int:
+    """Rank of the first gold passage; UNKNOWN where the question names none that is in the evidence."""
+    if not question.gold_passage_ids:
+        return UNKNOWN
+    gold = evidence.rows_of(question.gold_passage_ids)
+    gold = gold[gold >= 0]
+    return int(first_hit_ranks(np.isin(rows, gold)[None])[0]) if len(gold) else UNKNOWN
+
+
+def _join(shares: list[dict[str, NDArray]], num_questions: int, depth: int) -> Retrieved:
+    """All ranks' shares in the order of the questions."""
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+    order = np.argsort(joined["positions"])
+    if not np.array_equal(joined["positions"][order], np.arange(num_questions)):
+        raise AssertionError("a question was counted twice or not at all")
+    has_answer = joined["has_answer"][order]
+    ranks = RetrievalRanks(first_hit_ranks(has_answer), joined["gold"][order])
+    return Retrieved(joined["rows"][order], joined["scores"][order], has_answer, ranks)

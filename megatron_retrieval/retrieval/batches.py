@@ -1,0 +1,56 @@
+"""Batches of like lengths: an encoder works on whole rectangles, so padding is work for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.types import TokenBatch
+
+Encode = Callable[[TokenBatch], Tensor]
+
+
+@dataclass(kw_only=True, frozen=True)
+class EncodeConfig:
+    """How an encoder is run without training."""
+
+    micro_batch_size: int = 128
+    """Texts encoded at once by each copy of the model."""
+    bf16: bool = False
+    """Encode in bfloat16."""
+    fp16: bool = False
+    """Encode in float16."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 1:
+            raise ConfigError(f"--micro-batch-size {self.micro_batch_size}: must be at least 1.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and activations."""
+        return PrecisionConfig(bf16=self.bf16, fp16=self.fp16).dtype
+
+
+def length_sorted_batches(lengths: Tensor, batch_size: int) -> list[Tensor]:
+    """The positions of all sequences, longest first, cut into batches; a function of its arguments alone, so that
+    who encodes a batch does not change what is in it."""
+    return list(lengths.argsort(descending=True, stable=True).split(batch_size))
+
+
+@torch.no_grad()
+def encode_batches(tokens: TokenBatch, batches: list[Tensor], encode: Encode, device: torch.device) -> Tensor:
+    """Vectors [n, D] float32 on the CPU of the sequences that `batches` name, in the order in which they do."""
+    vectors = [encode(tokens.rows(batch).to(device)).float().cpu() for batch in batches]
+    return torch.cat(vectors)
+
+
+def require_evaluation_mode(encode: Encode) -> None:
+    """Refuse a model in training mode: dropout must never reach an index."""
+    model = getattr(encode, "__self__", None)
+    if isinstance(model, torch.nn.Module) and model.training:
+        raise ValueError("the encoder is in training mode; call .eval() before it encodes for search")

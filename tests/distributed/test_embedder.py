@@ -1,0 +1,120 @@
+"""Embedding the evidence: the same bytes at any number of ranks, continued after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from megatron_retrieval.data.formatting import PassageFormat, TextFormatConfig
+from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StoreIdentity
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.types import TokenBatch
+
+NUM_ROWS = 23
+FORMAT = TextFormatConfig(retriever_seq_length=9)
+
+
+class _Evidence:
+    """Row r has tokens r, r, ... of a length that varies."""
+
+    fingerprint = "evidence"
+
+    def __len__(self) -> int:
+        return NUM_ROWS
+
+    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch:
+        assert passage_format == "title-sep-text"
+        numbers = torch.from_numpy(rows)
+        return TokenBatch(numbers[:, None].repeat(1, seq_length), 3 + numbers * 5 % (seq_length - 2))
+
+
+class _Encoder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.num_encoded = 0
+
+    def encode_passages(self, batch: TokenBatch) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        assert batch.ids.size(1) == batch.lengths.max()
+        self.num_encoded += len(batch)
+        return torch.stack([batch.ids[:, 0], batch.lengths, torch.full_like(batch.lengths, len(batch))], 1) * self.scale
+
+
+def _embed(topology: ProcessTopology, directory: str, encoder_fingerprint: str = "encoder") -> int:
+    encoder = _Encoder().eval()
+    embed_evidence(
+        _Evidence(),
+        encoder.encode_passages,
+        directory,
+        topology,
+        encoder_fingerprint=encoder_fingerprint,
+        text_format=FORMAT,
+        embedding_dtype="float32",
+        micro_batch_size=3,
+        rows_per_shard=5,
+    )
+    return encoder.num_encoded
+
+
+@pytest.mark.parametrize(("num_ranks", "tensor_parallel"), [(1, 1), (2, 1), (2, 2)])
+def test_any_ranks_write_the_same_bytes(tmp_path: Path, num_ranks: int, tensor_parallel: int) -> None:
+    counts = run_on_ranks(_embed, num_ranks, str(tmp_path), tensor_model_parallel_size=tensor_parallel)
+    assert counts == {(1, 1): [23], (2, 1): [13, 10], (2, 2): [23, 23]}[num_ranks, tensor_parallel]
+    vectors = EmbeddingStore(tmp_path).vectors(0, NUM_ROWS)
+    rows = torch.arange(NUM_ROWS)
+    assert torch.equal(vectors[:, 0], rows * 2.0)
+    assert torch.equal(vectors[:, 1], (3 + rows * 5 % 7) * 2.0)
+    # batches of three are cut within shards of five, whatever the ranks
+    assert vectors[:, 2].long().bincount().tolist() == [0, 0, 0, 0, 8, 0, 15]
+
+
+def _embed_twice(topology: ProcessTopology, directory: str) -> list[object]:
+    """Finish, lose two shards' worth of work, and start again; then again with nothing to do; then wrongly."""
+    _embed(topology, directory)
+    folder = Path(directory)
+    topology.barrier()
+    if topology.is_main:
+        store = EmbeddingStore(folder)
+        vectors = store.vectors(0, NUM_ROWS).clone()
+        (folder / "manifest.json").unlink()
+        writer = EmbeddingWriter(folder, StoreIdentity("evidence", "encoder", NUM_ROWS, "float32"), 5)
+        for shard in (0, 3, 4):
+            rows = writer.rows(shard)
+            writer.write(shard, vectors[rows.start : rows.stop])
+    topology.barrier()
+    again, nothing = _embed(topology, directory), _embed(topology, directory)
+    try:
+        _embed(topology, directory, "another encoder")
+    except MismatchError as error:
+        return [again, nothing, str(error)]
+    return [again, nothing, ""]
+
+
+def test_restart_encodes_only_what_is_missing(tmp_path: Path) -> None:
+    ranks = run_on_ranks(_embed_twice, 2, str(tmp_path))
+    assert [rank[:2] for rank in ranks] == [[5, 0], [5, 0]]
+    assert all("encoder" in rank[2] and "another encoder" in rank[2] for rank in ranks)
+    assert torch.equal(EmbeddingStore(tmp_path).vectors(0, NUM_ROWS)[:, 0], torch.arange(NUM_ROWS) * 2.0)
+
+
+def _embed_in_training_mode(topology: ProcessTopology, directory: str) -> str:
+    try:
+        embed_evidence(
+            _Evidence(), _Encoder().encode_passages, directory, topology, encoder_fingerprint="", text_format=FORMAT
+        )
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_model_in_training_mode_is_refused(tmp_path: Path) -> None:
+    assert "training mode" in run_on_ranks(_embed_in_training_mode, 1, str(tmp_path))[0]
+    assert not list(tmp_path.iterdir())
