@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_retrieval.data.id_table import Hashes, hash_ids
-from megatron_retrieval.data.ragged import Array, Ragged, Rows, token_dtype
+from megatron_retrieval.data.ragged import Array, Rows, tokenize
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 
 #: (id, title, text): plain strings cross between processes faster than objects
@@ -59,9 +59,8 @@ def encode_chunk(passages: Sequence[RawPassage]) -> EncodedChunk:
     fields = [list(field) for field in zip(*passages, strict=True)]
     encoded = [[text.encode() for text in field] for field in fields]
     columns = [EncodedColumn(np.frombuffer(b"".join(field), np.uint8), _lengths(field)) for field in encoded]
-    dtype = token_dtype(_tokenizer.vocab_size)
     for field in fields[1:]:
-        tokens = Ragged.from_sequences(_tokenizer.encode(field), dtype)
+        tokens = tokenize(_tokenizer, field)
         columns.append(EncodedColumn(tokens.values, tokens.lengths))
     return EncodedChunk(tuple(columns), hash_ids(encoded[0]))
 

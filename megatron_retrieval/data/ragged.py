@@ -9,8 +9,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+
 Array = NDArray[np.generic]
 Rows = NDArray[np.int64]
+
+_BLOCK_TEXTS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,15 @@ def to_offsets(lengths: Rows) -> Rows:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def tokenize(tokenizer: WordPieceTokenizer, texts: Sequence[str]) -> Ragged:
+    """The token ids of the texts, a block at a time so that they never all stand in Python lists."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    blocks = [texts[start : start + _BLOCK_TEXTS] for start in range(0, len(texts), _BLOCK_TEXTS)]
+    return Ragged.concatenate(
+        [Ragged.from_sequences([], dtype), *(Ragged.from_sequences(tokenizer.encode(block), dtype) for block in blocks)]
+    )
 
 
 def token_dtype(vocab_size: int) -> type[np.generic]:

@@ -16,7 +16,7 @@ from megatron_retrieval.data.evidence import EvidenceStore
 from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.data.formatting import PassageFormat, format_passages
 from megatron_retrieval.data.id_table import IdTable, hash_ids, sort_id_table
-from megatron_retrieval.data.ragged import Ragged
+from megatron_retrieval.data.ragged import Ragged, tokenize
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.types import Passage
 
@@ -69,8 +69,7 @@ def test_tokens_are_those_of_the_text(folder: Path, passage_format: PassageForma
     store = EvidenceStore(folder)
     rows = [7, 60, 7, 10]
     titles, texts = (
-        Ragged.from_sequences(store.tokenizer.encode([getattr(PASSAGES[row], name) for row in rows]), np.int32)
-        for name in ("title", "text")
+        tokenize(store.tokenizer, [getattr(PASSAGES[row], name) for row in rows]) for name in ("title", "text")
     )
     expected = format_passages(titles, texts, store.special, seq_length=seq_length, passage_format=passage_format)
     batch = store.tokens(rows, seq_length, passage_format)
