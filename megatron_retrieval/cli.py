@@ -1,0 +1,82 @@
+"""The console script `megatron-retrieval`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import tyro
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
+from megatron_retrieval.recipes.search import SearchConfig, open_search
+from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
+from megatron_retrieval.retrieval import EncodeConfig
+
+PROGRAM = "megatron-retrieval"
+USAGE = f"""usage: {PROGRAM} COMMAND [flags]
+
+commands:
+  search "QUESTION"   print the passages nearest to a question
+
+{PROGRAM} COMMAND --help lists the flags of a command.
+"""
+
+
+@dataclass(kw_only=True, frozen=True)
+class SearchCommandConfig:
+    """Print the passages nearest to a question, the words that speak of it in bold."""
+
+    question: tyro.conf.Positional[str]
+    """The question."""
+    topk: int = 5
+    """Passages to print."""
+    answer: tuple[str, ...] = ()
+    """Answers to underline in the passages."""
+    color: bool | None = None
+    """Use bold and underline; default: where the output is a terminal and NO_COLOR is not set."""
+    search: SearchConfig
+    """What is searched."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How the question is encoded."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Processes."""
+
+    def __post_init__(self) -> None:
+        if self.topk < 1:
+            raise ConfigError(f"--topk {self.topk}: at least one passage must be asked for.")
+
+
+def search(config: SearchCommandConfig, topology: ProcessTopology) -> None:
+    """Print the best passages, each with rank, score, id and title."""
+    session = open_search(config.search, config.encode, topology)
+    (found,) = session.search([config.question], config.topk)
+    if not topology.is_main:
+        return
+    in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
+    for rank, (passage, score) in enumerate(found, 1):
+        title = f"{BOLD}{passage.title}{RESET}" if in_color else passage.title
+        text = highlight(passage.text, config.question, config.answer) if in_color else passage.text
+        sys.stdout.write(f"{rank}. {title}  (score {score:.4f}, id {passage.id})\n   {text}\n\n")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names."""
+    words = list(sys.argv[1:] if args is None else args)
+    commands = {"search": (SearchCommandConfig, search)}
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return
+    if words[0] not in commands:
+        nearest = difflib.get_close_matches(words[0], commands, n=1)
+        hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
+        sys.exit(f"error: {words[0]!r} is no command.{hint}\n\n{USAGE}")
+    config_class, command = commands[words[0]]
+    run_distributed(config_class, command, words[1:], prog=f"{PROGRAM} {words[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Downstream tasks, started by `tasks/main.py --task NAME`."""

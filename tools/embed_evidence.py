@@ -1,0 +1,60 @@
+"""Encode every passage of the evidence with a checkpoint's passage tower; run again to continue after a stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_retrieval.config import write_config
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.index import StorageDtype
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
+from megatron_retrieval.recipes.search import load_encoder_for
+from megatron_retrieval.reports.run_record import RunRecord
+from megatron_retrieval.retrieval import EncodeConfig, embed_evidence
+from megatron_retrieval.utils.logging import get_logger
+
+
+@dataclass(kw_only=True, frozen=True)
+class EmbedEvidenceConfig:
+    """Encode the evidence. Under torchrun the copies of the model share the work."""
+
+    evidence: Path
+    """Folder of the evidence (tools/build_evidence.py)."""
+    load: Path
+    """Checkpoint of the dual encoder."""
+    output: Path
+    """Folder of the embeddings to write; an unfinished one is continued."""
+    embedding_dtype: StorageDtype = "float16"
+    """Type in which vectors are stored; scores are computed in float32 from what is stored."""
+    rows_per_shard: int | None = None
+    """Passages per file, the unit of work and of restart; default: a 64th of the evidence, from 512 to 65,536."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How the encoder is run."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Processes."""
+
+
+def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
+    record = RunRecord(config, topology.world_size)
+    evidence = EvidenceStore(config.evidence)
+    encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype)
+    store = embed_evidence(
+        evidence,
+        encoder.model.encode_passages,
+        config.output,
+        topology,
+        encoder_fingerprint=encoder.description.fingerprint,
+        text_format=encoder.description.text_format,
+        embedding_dtype=config.embedding_dtype,
+        micro_batch_size=config.encode.micro_batch_size,
+        rows_per_shard=config.rows_per_shard,
+    )
+    if topology.is_main:
+        write_config(config, config.output / "config.yaml")
+        record.write(config.output, num_passages=len(store))
+    get_logger().info("%s passages, %d dimensions, in %s", f"{len(store):,}", store.dimension, config.output)
+
+
+if __name__ == "__main__":
+    run_distributed(EmbedEvidenceConfig, main)
