@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.data.formatting import TextFormatConfig, format_questions
+from megatron_retrieval.data.loader import Bundles
 from megatron_retrieval.data.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.questions import read_biencoder
 from megatron_retrieval.data.ragged import Rows, tokenize
@@ -37,12 +38,17 @@ class DprDataConfig:
     exclude_false_negatives: bool = True
     """Do not use a passage as a negative of a question that it answers: one of the question's own positives, or one
     whose text contains an answer."""
+    same_title_questions: int = 1
+    """Questions whose positives have one title that stand together in a batch: they are one another's hard negatives,
+    and passages that they share are encoded once. 1: plain shuffling."""
     max_train_questions: int | None = None
     """Use only the first questions of the files; default: all."""
 
     def __post_init__(self) -> None:
         if self.num_hard_negatives < 0:
             raise ConfigError(f"--num-hard-negatives must not be negative: {self.num_hard_negatives}.")
+        if self.same_title_questions < 1:
+            raise ConfigError(f"--same-title-questions must be at least 1, not {self.same_title_questions}.")
         if self.max_train_questions is not None and self.max_train_questions < 1:
             raise ConfigError(f"--max-train-questions must be at least 1, not {self.max_train_questions}.")
 
@@ -85,6 +91,13 @@ class DprDataset:
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def bundles(self) -> Bundles | None:
+        """How the sampler is to bundle the questions."""
+        if self._config.same_title_questions == 1:
+            return None
+        titles = [self._pool.title(example.positives[0]) for example in self._examples]
+        return Bundles(np.unique(titles, return_inverse=True)[1], self._config.same_title_questions)
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
@@ -183,7 +196,7 @@ def _read_examples(config: DprDataConfig, collector: PassageCollector) -> list[_
 
 def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Iterator[_Example]:
     for path in paths:
-        for _, record in read_biencoder(path):
+        for record in read_biencoder(path):
             positives = collector.add(record.positives)
             negatives = tuple(number for number in collector.add(record.hard_negatives) if number not in positives)
             answers = (normalized(answer) for answer in record.answers)

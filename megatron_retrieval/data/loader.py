@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+
 from megatron_retrieval.data.ragged import Rows
 from megatron_retrieval.utils.seeds import generator
 
@@ -36,6 +38,23 @@ class GlobalBatch(NamedTuple):
     indices: list[int]
 
 
+class Bundles(NamedTuple):
+    """Examples of one group stand together in the order of an epoch, `size` at a time."""
+
+    #: [num_examples] the group of every example
+    groups: Rows
+    size: int
+
+    def arrange(self, order: Rows, random: np.random.Generator) -> Rows:
+        """A shuffled `order` with the examples of each group cut into bundles, and the bundles shuffled."""
+        by_group = order[np.argsort(self.groups[order], kind="stable")]
+        groups = self.groups[by_group]
+        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
+        place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        bundles = np.split(by_group, np.flatnonzero(place_in_group % self.size == 0)[1:])
+        return np.concatenate([bundles[number] for number in random.permutation(len(bundles))])
+
+
 class EpochSampler:
     """Goes through the examples epoch after epoch, in a new order each time.
 
@@ -44,12 +63,21 @@ class EpochSampler:
         global_batch_size: examples of all ranks together; the last batch of an epoch holds what remains.
         seed: of the run.
         shuffle: False keeps the order of the dataset.
+        bundles: how examples are bundled before the bundles are shuffled; default: every example for itself.
     """
 
-    def __init__(self, num_examples: int, global_batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        num_examples: int,
+        global_batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        bundles: Bundles | None = None,
+    ) -> None:
         if num_examples < 1 or global_batch_size < 1:
             raise ValueError(f"nothing to sample: {num_examples} examples in batches of {global_batch_size}")
         self._num_examples, self._batch_size, self._seed, self._shuffle = num_examples, global_batch_size, seed, shuffle
+        self._bundles = bundles
         self._order = lru_cache(maxsize=1)(self._order_of_epoch)
 
     @property
@@ -65,7 +93,9 @@ class EpochSampler:
         return GlobalBatch(epoch, first, list(range(first, last)) if order is None else order.tolist())
 
     def _order_of_epoch(self, epoch: int) -> Rows:
-        return generator(self._seed, "example-order", epoch).permutation(self._num_examples)
+        random = generator(self._seed, "example-order", epoch)
+        order: Rows = random.permutation(self._num_examples)
+        return order if self._bundles is None else self._bundles.arrange(order, random)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class PassagePool:
         tokenizer: WordPieceTokenizer,
         text_format: TextFormatConfig,
     ) -> None:
-        self._texts, self._format, self._special = texts, text_format, tokenizer.special
+        self._titles, self._texts, self._format, self._special = titles, texts, text_format, tokenizer.special
         # one empty passage at the end stands for `NO_PASSAGE`
         self._title_tokens, self._text_tokens = (tokenize(tokenizer, [*field, ""]) for field in (titles, texts))
         #: the text of a passage, normalised for answer matching
@@ -52,6 +52,9 @@ class PassagePool:
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def title(self, number: int) -> str:
+        return self._titles[number]
 
     def tokens(self, numbers: Rows) -> TokenBatch:
         """The passages laid out for the encoder; [CLS] [SEP] for `NO_PASSAGE`."""

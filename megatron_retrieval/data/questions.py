@@ -41,27 +41,24 @@ def read_questions(path: str | Path) -> list[Question]:
     return questions
 
 
-def read_biencoder(path: str | Path) -> Iterator[tuple[int, BiencoderExample]]:
-    """Yield (line, example) of a DPR biencoder JSON file, one at a time: these files can be larger than the memory.
+def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
+    """Yield the examples of a DPR biencoder JSON file, one at a time: these files can be larger than the memory.
 
     Raises:
         DataError: anything malformed, with its line.
     """
     for record in read_json_list(path):
-        yield (
-            record.line,
-            BiencoderExample(
-                record.text("question"),
-                record.strings("answers", "answer"),
-                tuple(_passage(context) for context in record.records("positive_ctxs")),
-                tuple(_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
-            ),
+        yield BiencoderExample(
+            record.text("question"),
+            record.strings("answers", "answer"),
+            tuple(_passage(context) for context in record.records("positive_ctxs")),
+            tuple(_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
         )
 
 
 def _read_jsonl(path: Path) -> Iterator[Question]:
     """Yield the questions of a JSONL file with `question`, and `answer` or `answers`."""
-    return _from_records(read_json_lines(path))
+    return _from_records(record for _, record in read_json_lines(path))
 
 
 def _read_by_content(path: Path) -> Iterator[Question]:

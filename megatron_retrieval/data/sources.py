@@ -50,6 +50,6 @@ def _read_tsv(path: Path) -> Iterator[tuple[int, Passage]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Passage]]:
-    for record in read_json_lines(path):
-        identifier = record.identifier("id") or f"{stem(path)}:{record.line}"
-        yield record.line, Passage(identifier, record.text("title"), record.text("text"))
+    for line, record in read_json_lines(path):
+        identifier = record.identifier("id") or f"{stem(path)}:{line}"
+        yield line, Passage(identifier, record.text("title"), record.text("text"))

@@ -87,7 +87,7 @@ def test_biencoder_gives_gold_and_examples(tmp_path: Path) -> None:
     second = {**EXAMPLE, "id": "q9", "positive_ctxs": [{"text": "x", "psg_id": 8}, CONTEXT, CONTEXT, {"text": "no id"}]}
     path = _write(tmp_path / "train.json", json.dumps([EXAMPLE, second]))
     assert read_questions(path) == [Question("1", "q", ("a",), ("7",)), Question("q9", "q", ("a",), ("8", "7"))]
-    examples = [example for _, example in read_biencoder(path)]
+    examples = list(read_biencoder(path))
     assert examples[0].positives == (Passage("7", "T", "x"),)
     assert examples[1].positives[0] == Passage("8", "", "x")
 
