@@ -192,6 +192,7 @@ def _engine_config(config: BertConfig, tp_size: int, dtype: torch.dtype) -> Tran
         init_method=_leave_uninitialised,
         output_layer_init_method=_leave_uninitialised,
         embedding_init_method=_leave_uninitialised,
+        cuda_graph_scope=[],  # the whole layer, as by default, but without a warning
         **(recompute if config.recompute_granularity == "full" else {}),
     )
 

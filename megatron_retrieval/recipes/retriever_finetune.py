@@ -78,7 +78,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     tokenizer = WordPieceTokenizer(vocab_file, config.lower_case)
     seed = config.training.seed
     dataset = DprDataset(config.data, config.text_format, tokenizer, seed)
-    sampler = EpochSampler(len(dataset), config.training.global_batch_size, seed)
+    sampler = EpochSampler(len(dataset), config.training.global_batch_size, seed, bundles=dataset.bundles())
     shape = dataclasses.replace(
         config.model, bert=dataclasses.replace(config.model.bert, vocab_size=tokenizer.vocab_size)
     )

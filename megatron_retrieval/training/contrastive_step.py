@@ -19,7 +19,7 @@ from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
-from megatron_retrieval.training.step import length_sorted_chunks
+from megatron_retrieval.training.step import distinct_texts, length_sorted_chunks
 from megatron_retrieval.types import ContrastiveBatch, LossOutput, TokenBatch
 from megatron_retrieval.utils.seeds import derive_seed
 
@@ -107,7 +107,8 @@ class ContrastiveStep:
 
 
 class _Tower:
-    """One encoder over its texts, in length-sorted chunks that can be encoded twice with the same dropout."""
+    """One encoder over its texts, each different text once, in length-sorted chunks that can be encoded twice with
+    the same dropout."""
 
     def __init__(
         self,
@@ -116,8 +117,9 @@ class _Tower:
         start_chunk: Callable[[int], None] | None,
         config: ContrastiveConfig,
     ) -> None:
-        self._encode, self._texts, self._start_chunk = encode, texts, start_chunk
-        self.chunks = list(length_sorted_chunks(texts, config.micro_batch_size))
+        self._encode, self._start_chunk = encode, start_chunk
+        self._texts, self._place_of = distinct_texts(texts)
+        self.chunks = list(length_sorted_chunks(self._texts, config.micro_batch_size))
 
     def _encode_chunk(self, number: int) -> Tensor:
         if self._start_chunk is not None:
@@ -127,9 +129,10 @@ class _Tower:
     def encode(self) -> Tensor:
         """[n, D] vectors in the order of the texts."""
         vectors = torch.cat([self._encode_chunk(number) for number in range(len(self.chunks))])
-        return vectors[torch.argsort(torch.cat(self.chunks))]
+        return vectors[torch.argsort(torch.cat(self.chunks))[self._place_of]]
 
     def backward(self, gradient: Tensor) -> None:
         """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time."""
+        total = gradient.new_zeros(len(self._texts), gradient.size(1)).index_add_(0, self._place_of, gradient)
         for number, chunk in enumerate(self.chunks):
-            self._encode_chunk(number).backward(gradient[chunk])
+            self._encode_chunk(number).backward(total[chunk])

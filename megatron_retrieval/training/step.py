@@ -34,3 +34,17 @@ def length_sorted_chunks(texts: TokenBatch, micro_batch_size: int) -> Iterator[T
     Padding then costs little, and the result is the same because no text sees another.
     """
     yield from torch.argsort(texts.lengths, stable=True).split(micro_batch_size)
+
+
+def distinct_texts(texts: TokenBatch) -> tuple[TokenBatch, Tensor]:
+    """Each different text once, and for every row of `texts` its place among them.
+
+    Questions of one article share passages and hard negatives; encoding a text once gives all of them its vector,
+    and its gradient is the sum of theirs.
+    """
+    is_padding = torch.arange(texts.ids.size(1), device=texts.ids.device) >= texts.lengths[:, None]
+    keys = torch.cat([texts.lengths[:, None], texts.ids.masked_fill(is_padding, 0)], dim=1)
+    _, place_of = torch.unique(keys, dim=0, return_inverse=True)
+    rows = torch.arange(len(texts), device=place_of.device)
+    first = rows.new_full((int(place_of.max()) + 1,), len(texts)).scatter_reduce_(0, place_of, rows, "amin")
+    return texts.rows(first), place_of
