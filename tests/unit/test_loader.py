@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from itertools import groupby
 
+import numpy as np
 import pytest
 
-from megatron_retrieval.data.loader import BatchLoader, EpochSampler
+from megatron_retrieval.data.loader import BatchLoader, Bundles, EpochSampler
 
 Seen = tuple[list[int], int, int, int, int]
 
@@ -54,6 +56,20 @@ def test_order_depends_on_the_seed_and_the_iteration_alone() -> None:
 def test_batch_size_does_not_change_the_order() -> None:
     small = [index for number in range(5) for index in EpochSampler(10, 2, seed=3).batch(number).indices]
     assert small == EpochSampler(10, 10, seed=3).batch(0).indices
+
+
+def test_bundles_keep_groups_together() -> None:
+    """Every bundle is full but the last of its group, and is drawn anew in each epoch."""
+    groups = np.array([0, 1, 0, 1, 0, 1, 0, 2, 0, 2])
+    sampler = EpochSampler(10, 10, seed=1, bundles=Bundles(groups, size=2))
+    orders = [sampler.batch(epoch).indices for epoch in range(4)]
+    for order in orders:
+        assert sorted(order) == list(range(10))
+        runs = [list(run) for _, run in groupby(order, key=groups.__getitem__)]
+        assert sum(len(run) % 2 for run in runs) <= 2  # groups 0 and 1 have an odd number of examples
+        assert {index for run in runs if len(run) >= 2 for index in run} >= {7, 9}
+    assert len({tuple(order) for order in orders}) == 4
+    assert EpochSampler(10, 4, seed=1, bundles=Bundles(groups, 2)).batch(1).indices == orders[0][4:8]
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])

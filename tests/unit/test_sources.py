@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from megatron_retrieval.errors import DataError
 from megatron_retrieval.types import Passage, Question
 from megatron_retrieval.utils import files
 
+DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TSV = 'id\ttext\ttitle\n1\t"He said ""no""\tand left"\tA title\n\n2\tplain\t\n'
 CONTEXT = {"title": "T", "text": "x", "passage_id": "7"}
 EXAMPLE = {"question": "q", "answers": ["a"], "positive_ctxs": [CONTEXT], "hard_negative_ctxs": []}
@@ -143,3 +145,36 @@ def test_malformed_json_list(tmp_path: Path, content: bytes, line: int, problem:
     with pytest.raises(DataError, match=problem) as caught:
         list(read_json_list(_write(tmp_path / "a.json", content)))
     assert problem == "broken gzip" or caught.value.line == line
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("dpr_questions/nq-dev.qa.csv", 8757),
+        ("dpr_questions/trivia-dev.qa.csv", 1999),
+        ("dpr_questions/curatedtrec-test.jsonl", 694),
+        ("nq_qed/biencoder-nq-qed-dev.json.gz", 1201),
+    ],
+)
+def test_published_question_files(name: str, count: int) -> None:
+    if not (DATA / name).exists():
+        pytest.skip(f"no {name} in {DATA}")
+    questions = read_questions(DATA / name)
+    assert len(questions) == count
+    assert all(question.text and question.answers for question in questions)
+
+
+@pytest.mark.real_data
+def test_published_evidence() -> None:
+    path = DATA / "nq_qed" / "psgs_w100.tsv.gz"
+    if not path.exists():
+        pytest.skip(f"no NQ-QED evidence in {DATA}")
+    passages = {passage.id: passage for _, passage in read_passages(path)}
+    assert len(passages) == 13_121
+    gold = {
+        i
+        for question in read_questions(DATA / "nq_qed/biencoder-nq-qed-dev.json.gz")
+        for i in question.gold_passage_ids
+    }
+    assert gold <= passages.keys()
