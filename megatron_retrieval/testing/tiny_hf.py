@@ -1,0 +1,64 @@
+"""Tiny random Hugging Face models: every weight far from its default, so that none can be forgotten unnoticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from megatron_retrieval.types import TokenBatch
+
+Model = TypeVar("Model", bound=nn.Module)
+
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(45)))
+SHAPE = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+
+
+def tiny_bert() -> transformers.BertModel:
+    """A BERT of three layers, in evaluation mode."""
+    return _randomised(transformers.BertModel(transformers.BertConfig(**SHAPE)), seed=1)
+
+
+def tiny_dpr(projection_dim: int) -> tuple[transformers.DPRQuestionEncoder, transformers.DPRContextEncoder]:
+    """A question encoder and a context encoder."""
+    config = transformers.DPRConfig(**SHAPE, projection_dim=projection_dim)
+    questions = _randomised(transformers.DPRQuestionEncoder(config), seed=2)
+    return questions, _randomised(transformers.DPRContextEncoder(config), seed=3)
+
+
+def save_with_vocabulary(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Save the model beside a `vocab.txt`."""
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY))
+
+
+def random_batch(num_rows: int = 6, num_tokens: int = 12) -> TokenBatch:
+    """Token sequences of different lengths, the first one full."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(5, len(VOCABULARY), (num_rows, num_tokens), generator=generator)
+    lengths = torch.randint(1, num_tokens, (num_rows,), generator=generator)
+    lengths[0] = num_tokens
+    return TokenBatch(ids, lengths)
+
+
+def attention_mask(batch: TokenBatch) -> Tensor:
+    """[B, T], 1 at real tokens, as Hugging Face expects."""
+    return (torch.arange(batch.ids.size(1)) < batch.lengths[:, None]).long()
+
+
+@torch.no_grad()
+def _randomised(model: Model, seed: int) -> Model:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model.eval()

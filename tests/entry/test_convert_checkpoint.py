@@ -1,0 +1,49 @@
+"""The import and export tools, as a user starts them, on one and on two processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_dpr
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def _run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -> None:
+    for model, role in zip(tiny_dpr(16), ("question_encoder", "ctx_encoder"), strict=True):
+        save_with_vocabulary(model, tmp_path / "hf" / role)
+    launcher = TORCHRUN if num_processes == 2 else []
+    job = ["tools/import_checkpoint.py", "--format", "hf-dpr", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
+    imported = _run(*launcher, *job, "--tensor-model-parallel-size", num_processes, "--device", "cpu")
+    assert imported.returncode == 0, imported.stderr
+    job = ["tools/export_checkpoint.py", "--format", "hf-dpr", "--load", tmp_path / "ck", "--output", tmp_path / "out"]
+    exported = _run(*job)
+    assert exported.returncode == 0, exported.stderr
+    for role in ("question_encoder", "ctx_encoder"):
+        before, after = (load_file(tmp_path / path / role / "model.safetensors") for path in ("hf", "out"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_weight_of_another_shape_is_one_sentence(tmp_path: Path) -> None:
+    save_with_vocabulary(tiny_bert(), tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 64', '"intermediate_size": 60'))
+    job = ["tools/import_checkpoint.py", "--format", "hf-bert", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
+    result = _run(*job, "--device", "cpu")
+    assert result.returncode == 1
+    assert "error: towers.shared.bert.encoder.layers.0.mlp.linear_fc1" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "ck").exists()
