@@ -39,8 +39,8 @@ class DprDataConfig:
     """Do not use a passage as a negative of a question that it answers: one of the question's own positives, or one
     whose text contains an answer."""
     same_title_questions: int = 1
-    """Questions whose positives have one title that stand together in a batch: they are one another's hard negatives,
-    and passages that they share are encoded once. 1: plain shuffling."""
+    """Questions whose positives have one title that stand together in a batch, those on one passage side by side: their
+    passages are one another's hard negatives, and one that they share is encoded once. 1: plain shuffling."""
     max_train_questions: int | None = None
     """Use only the first questions of the files; default: all."""
 
@@ -96,8 +96,9 @@ class DprDataset:
         """How the sampler is to bundle the questions."""
         if self._config.same_title_questions == 1:
             return None
-        titles = [self._pool.title(example.positives[0]) for example in self._examples]
-        return Bundles(np.unique(titles, return_inverse=True)[1], self._config.same_title_questions)
+        positives = np.array([example.positives[0] for example in self._examples])
+        titles = np.unique([self._pool.title(number) for number in positives], return_inverse=True)[1]
+        return Bundles(titles, positives, self._config.same_title_questions)
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1

@@ -39,15 +39,21 @@ class GlobalBatch(NamedTuple):
 
 
 class Bundles(NamedTuple):
-    """Examples of one group stand together in the order of an epoch, `size` at a time."""
+    """Examples of one group stand together in the order of an epoch, `size` at a time, and within a bundle those that
+    share an item stand side by side."""
 
     #: [num_examples] the group of every example
     groups: Rows
+    #: [num_examples] what examples may share, for instance their passage
+    items: Rows
     size: int
 
     def arrange(self, order: Rows, random: np.random.Generator) -> Rows:
         """A shuffled `order` with the examples of each group cut into bundles, and the bundles shuffled."""
-        by_group = order[np.argsort(self.groups[order], kind="stable")]
+        items = self.items[order]
+        first_place = np.full(int(items.max()) + 1, len(order))
+        np.minimum.at(first_place, items, np.arange(len(order)))
+        by_group = order[np.lexsort((first_place[items], self.groups[order]))]
         groups = self.groups[by_group]
         starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
         place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))

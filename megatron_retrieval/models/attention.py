@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-#: up to so many keys the plain form is the faster one on CPU: 2.5 times for 128 keys in bf16, forwards and backwards
+#: up to so many keys the plain form trains faster on CPU: 2.5 times for 128 keys in bf16, forwards and backwards
 CPU_PLAIN_KEYS = 256
 
 
@@ -21,7 +21,8 @@ class ScaledDotProductAttention(MegatronModule):
     """`softmax(Q K^T * scale + bias) V` for the heads of one tensor-parallel rank.
 
     Takes the place of megatron-core's `DotProductAttention`, which refuses a bias and holds the [T, T] weights.
-    PyTorch chooses the kernel on CUDA (flash, memory-efficient, cuDNN); on CPU short sequences take the plain form.
+    PyTorch chooses the kernel on CUDA (flash, memory-efficient, cuDNN); in training on CPU, short sequences take
+    the plain form.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ScaledDotProductAttention(MegatronModule):
         # each rank drops weights of its own heads, hence from the stream that differs between tensor-parallel ranks
         stream = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
-            if q.device.type == "cpu" and k.size(2) <= CPU_PLAIN_KEYS and not is_causal:
+            if self.training and q.device.type == "cpu" and k.size(2) <= CPU_PLAIN_KEYS and not is_causal:
                 attended = _plain_attention(q, k, v, bias, dropout, self.scale)
             else:
                 attended = F.scaled_dot_product_attention(

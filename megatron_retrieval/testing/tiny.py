@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 
 from megatron_retrieval.models.bert import BertConfig
@@ -58,3 +61,36 @@ def contrastive_share(
 def _with_fillers(texts: TokenBatch, num_fillers: int, part: slice) -> TokenBatch:
     ids = torch.cat([texts.ids, torch.ones(num_fillers, texts.ids.size(1), dtype=torch.int64)])
     return TokenBatch(ids[part], torch.cat([texts.lengths, torch.full((num_fillers,), 2)])[part])
+
+
+def write_tiny_dpr(folder: Path, num_questions: int = 22) -> tuple[Path, Path]:
+    """A DPR biencoder file about made-up keys, and its vocabulary.
+
+    Each question asks for one key word, which its positive passage holds and the others do not.
+
+    Returns:
+        Paths of the biencoder JSON and of vocab.txt.
+    """
+    keys = [f"key{number}" for number in range(num_questions)]
+    words = ["where", "is", "the", "box", "of", "stands", "in", "room", "corner", "title"]
+    vocab = folder / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *keys]) + "\n")
+
+    def context(number: int) -> dict[str, str]:
+        text = f"the box of {keys[number]} stands in the corner of room {keys[-1 - number]}"
+        return {"title": f"title {keys[number]}", "text": text, "passage_id": str(number + 1)}
+
+    records = [
+        {
+            "dataset": "tiny",
+            "question": f"where is {key}",
+            "answers": [key],
+            "positive_ctxs": [context(number)],
+            "negative_ctxs": [],
+            "hard_negative_ctxs": [context((number + step) % num_questions) for step in (1, 2)],
+        }
+        for number, key in enumerate(keys)
+    ]
+    data = folder / "biencoder.json"
+    data.write_text(json.dumps(records))
+    return data, vocab

@@ -46,6 +46,7 @@ class MetricsLog(Callback):
             return
         folder = Path(self._config.output_dir)
         path = folder / "metrics.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
         drop_lines_after(path, trainer.iteration)
         self._file = path.open("a", encoding="utf-8")
         if self._config.tensorboard:

@@ -61,7 +61,8 @@ def test_batch_size_does_not_change_the_order() -> None:
 def test_bundles_keep_groups_together() -> None:
     """Every bundle is full but the last of its group, and is drawn anew in each epoch."""
     groups = np.array([0, 1, 0, 1, 0, 1, 0, 2, 0, 2])
-    sampler = EpochSampler(10, 10, seed=1, bundles=Bundles(groups, size=2))
+    items = np.array([0, 1, 2, 3, 2, 1, 4, 5, 0, 5])
+    sampler = EpochSampler(10, 10, seed=1, bundles=Bundles(groups, items, size=2))
     orders = [sampler.batch(epoch).indices for epoch in range(4)]
     for order in orders:
         assert sorted(order) == list(range(10))
@@ -69,7 +70,15 @@ def test_bundles_keep_groups_together() -> None:
         assert sum(len(run) % 2 for run in runs) <= 2  # groups 0 and 1 have an odd number of examples
         assert {index for run in runs if len(run) >= 2 for index in run} >= {7, 9}
     assert len({tuple(order) for order in orders}) == 4
-    assert EpochSampler(10, 4, seed=1, bundles=Bundles(groups, 2)).batch(1).indices == orders[0][4:8]
+    assert EpochSampler(10, 4, seed=1, bundles=Bundles(groups, items, 2)).batch(1).indices == orders[0][4:8]
+
+
+def test_examples_that_share_an_item_stand_side_by_side() -> None:
+    items = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 3])
+    sampler = EpochSampler(10, 10, seed=1, bundles=Bundles(np.zeros(10, np.int64), items, size=10))
+    orders = [items[sampler.batch(epoch).indices].tolist() for epoch in range(8)]
+    assert all(len([item for item, _ in groupby(order)]) == 4 for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])

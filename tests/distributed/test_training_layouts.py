@@ -1,0 +1,108 @@
+"""A 20-step run gives one loss curve and one recall at every layout, and continues at any other from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_retrieval.checkpoint.dual_encoder import load_dual_encoder
+from megatron_retrieval.config import parse_config
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import write_tiny_dpr
+
+LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}
+TINY = (
+    "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --max-position-embeddings 32 --init-method-std 0.2 "
+    "--retriever-seq-length 32 --query-seq-length 16 --no-tensorboard --log-interval 1 --eval-interval 20 "
+    "--global-batch-size 8 --micro-batch-size 3 --lr 3e-3 --lr-warmup-iters 2 --seed 5"
+).split()
+
+
+def tiny_run(folder: Path, name: str, *flags: str, dropout: float = 0.0) -> list[str]:
+    """Command-line words of a tiny run that writes into `folder / name`."""
+    data, vocab = write_tiny_dpr(folder)
+    words = [*TINY, "--train-data", str(data), "--valid-data", str(data), "--vocab-file", str(vocab)]
+    words += ["--hidden-dropout", str(dropout), "--attention-dropout", str(dropout)]
+    return [*words, "--output-dir", str(folder / name), *flags]
+
+
+def curve(folder: Path, key: str = "loss") -> list[float]:
+    """What a run logged under `key`, in order."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record[key] for record in map(json.loads, lines) if key in record]
+
+
+def _train(topology: ProcessTopology, words: list[str]) -> None:
+    build(parse_config(RetrieverFinetuneConfig, words), topology).fit()
+
+
+def _weights(topology: ProcessTopology, folder: str) -> dict[str, torch.Tensor]:
+    model = load_dual_encoder(folder, topology).model
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run in one process, with checkpoints after 10 and 20 steps."""
+    folder = tmp_path_factory.mktemp("single")
+    flags = ["--train-iters", "20", "--save", str(folder / "checkpoints"), "--save-interval", "10"]
+    run_on_ranks(_train, 1, tiny_run(folder, "run", *flags))
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_losses_and_recall_at_every_layout(single: Path, tmp_path: Path, layout: str) -> None:
+    num_ranks, tp_size = LAYOUTS[layout]
+    run_on_ranks(
+        _train, num_ranks, tiny_run(tmp_path, "run", "--train-iters", "20"), tensor_model_parallel_size=tp_size
+    )
+    expected = curve(single / "run")
+    assert len(expected) == 20
+    assert expected[-1] < 0.5 * expected[0]
+    assert curve(tmp_path / "run") == pytest.approx(expected, rel=1e-4)
+    assert curve(tmp_path / "run", "valid_accuracy") == pytest.approx(curve(single / "run", "valid_accuracy"))
+
+
+def test_checkpoint_of_two_shards_continues_at_other_layouts(single: Path, tmp_path: Path) -> None:
+    """Saved at TP 2 after 10 of 20 steps; continued at TP 1, DP 2 and TP 2 x DP 2."""
+    saved = tmp_path / "tp2"
+    flags = ["--train-iters", "20", "--save", str(saved), "--save-interval", "10"]
+    run_on_ranks(_train, 2, tiny_run(tmp_path, "first", *flags), tensor_model_parallel_size=2)
+    (saved / "latest_checkpointed_iteration.txt").write_text("10\n")
+    for number, (num_ranks, tp_size) in enumerate([(1, 1), (2, 1), (4, 2)]):
+        words = tiny_run(tmp_path, f"continued{number}", "--train-iters", "20", "--load", str(saved))
+        run_on_ranks(_train, num_ranks, words, tensor_model_parallel_size=tp_size)
+        assert curve(tmp_path / f"continued{number}") == pytest.approx(curve(single / "run")[10:], rel=1e-4)
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    """Dropout and sampled hard negatives included."""
+    flags = ["--train-iters", "9", "--save-interval", "5"]
+    whole = tiny_run(tmp_path, "whole", *flags, "--save", str(tmp_path / "a"), dropout=0.2)
+    run_on_ranks(_train, 1, whole)
+    (tmp_path / "a" / "latest_checkpointed_iteration.txt").write_text("5\n")
+    resumed = tiny_run(
+        tmp_path, "resumed", *flags, "--load", str(tmp_path / "a"), "--save", str(tmp_path / "b"), dropout=0.2
+    )
+    run_on_ranks(_train, 1, resumed)
+    assert curve(tmp_path / "resumed") == curve(tmp_path / "whole")[5:]
+    (first,), (second,) = (run_on_ranks(_weights, 1, str(tmp_path / name / "iter_0000009")) for name in "ab")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+def test_half_precision_learns_and_resumes(tmp_path: Path, precision: str) -> None:
+    flags = [precision, "--train-iters", "20", "--save-interval", "10", "--save", str(tmp_path / "a")]
+    run_on_ranks(_train, 2, tiny_run(tmp_path, "whole", *flags), tensor_model_parallel_size=2)
+    losses = curve(tmp_path / "whole")
+    assert losses[-1] < 0.6 * losses[0]
+    (tmp_path / "a" / "latest_checkpointed_iteration.txt").write_text("10\n")
+    words = tiny_run(tmp_path, "resumed", precision, "--train-iters", "20", "--load", str(tmp_path / "a"))
+    run_on_ranks(_train, 2, words, tensor_model_parallel_size=2)
+    assert curve(tmp_path / "resumed") == losses[10:]
