@@ -1,0 +1,80 @@
+"""Flags and YAML are one surface; checkpoint settings are defaults that flags override."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from megatron_retrieval.config import from_flat_dict, parse_config, to_flat_dict, write_config
+from megatron_retrieval.errors import ConfigError, MegatronRetrievalError
+
+
+@dataclass(kw_only=True, frozen=True)
+class Shape:
+    """Shape."""
+
+    num_layers: int = 12
+    """Layers."""
+    pooling: str | None = None
+    """Pooling."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Job:
+    """A job."""
+
+    data: tuple[str, ...]
+    """Files."""
+    scaling: bool = True
+    """Scaling."""
+    load: str | None = None
+    """Checkpoint."""
+    shape: Shape = field(default_factory=Shape)
+
+    def with_artefact_defaults(self) -> Job:
+        """As if the checkpoint had three layers."""
+        return dataclasses.replace(self, shape=Shape(num_layers=3)) if self.load else self
+
+
+def test_written_settings_read_back(tmp_path: Path) -> None:
+    job = parse_config(Job, ["--data", "a", "b", "--no-scaling", "--num-layers", "2"])
+    assert job == Job(data=("a", "b"), scaling=False, shape=Shape(num_layers=2))
+    write_config(job, tmp_path / "job.yaml")
+    assert parse_config(Job, ["--config", str(tmp_path / "job.yaml")]) == job
+    assert from_flat_dict(Job, to_flat_dict(job)) == job
+
+
+def test_flags_win_over_the_file_and_underscores_are_hyphens(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("data: [a]\nnum_layers: 4\n")
+    words = ["--config", str(tmp_path / "job.yaml"), "--num-layers", "5"]
+    assert parse_config(Job, words).shape.num_layers == 5
+
+
+def test_unknown_key_names_file_line_and_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("data: [a]\nnum-layer: 4\n")
+    with pytest.raises(ConfigError, match=r"job\.yaml:2: unknown key 'num-layer'\. Perhaps you meant 'num-layers'"):
+        parse_config(Job, ["--config", str(path)])
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [\n", ""])
+def test_unusable_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(MegatronRetrievalError, match=r"job\.yaml"):
+        parse_config(Job, ["--config", str(tmp_path / "job.yaml")])
+
+
+def test_unknown_flag_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(Job, ["--data", "a", "--num-layer", "2"])
+    assert stop.value.code == 2
+    assert "--num-layers" in capsys.readouterr().err
+
+
+def test_checkpoint_settings_are_defaults_and_flags_win() -> None:
+    assert parse_config(Job, ["--data", "a", "--load", "x"]).shape.num_layers == 3
+    # even a flag that repeats the class's own default
+    assert parse_config(Job, ["--data", "a", "--load", "x", "--num-layers", "12"]).shape.num_layers == 12

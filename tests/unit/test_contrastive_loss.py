@@ -1,0 +1,59 @@
+"""The contrastive loss against hand-computed cases in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from megatron_retrieval.objectives.contrastive import contrastive_loss
+
+QUERIES = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+PASSAGES = torch.tensor([[1.0, 1.0], [3.0, 0.0], [0.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+POSITIVES = torch.tensor([0, 2])
+NONE_EXCLUDED = torch.zeros(2, 4, dtype=torch.bool)
+BOTH_REAL = torch.tensor([True, True])
+
+
+def test_loss_and_metrics_by_hand() -> None:
+    """Scores are [1, 3, 0, 1] and [2, 0, 2, -2]; positives are the first and the third."""
+    output = contrastive_loss(QUERIES, PASSAGES, POSITIVES, NONE_EXCLUDED, BOTH_REAL, 2)
+    first = math.log(math.exp(1) + math.exp(3) + math.exp(0) + math.exp(1)) - 1
+    second = math.log(math.exp(2) + math.exp(0) + math.exp(2) + math.exp(-2)) - 2
+    assert output.loss.item() == pytest.approx((first + second) / 2, rel=1e-12)
+    assert output.metrics["accuracy"].item() == 0.5
+    assert output.metrics["positive_rank"].item() == 1.5
+
+
+def test_temperature_divides_scores() -> None:
+    output = contrastive_loss(QUERIES, PASSAGES, POSITIVES, NONE_EXCLUDED, BOTH_REAL, 2, temperature=math.sqrt(2))
+    scaled = contrastive_loss(QUERIES / math.sqrt(2), PASSAGES, POSITIVES, NONE_EXCLUDED, BOTH_REAL, 2)
+    assert output.loss.item() == pytest.approx(scaled.loss.item(), rel=1e-12)
+
+
+def test_excluded_passage_is_no_candidate() -> None:
+    excluded = NONE_EXCLUDED.clone()
+    excluded[0, 1] = True
+    output = contrastive_loss(QUERIES[:1], PASSAGES, POSITIVES[:1], excluded[:1], BOTH_REAL[:1], 1)
+    assert output.loss.item() == pytest.approx(math.log(2 * math.exp(1) + 1) - 1, rel=1e-12)
+    assert output.metrics["accuracy"].item() == 1.0
+
+
+def test_fillers_count_nothing_and_send_no_gradient() -> None:
+    queries = QUERIES.clone().requires_grad_()
+    real = torch.tensor([True, False])
+    output = contrastive_loss(queries, PASSAGES, POSITIVES, NONE_EXCLUDED, real, 1)
+    alone = contrastive_loss(QUERIES[:1], PASSAGES, POSITIVES[:1], NONE_EXCLUDED[:1], real[:1], 1)
+    assert output.loss.item() == alone.loss.item()
+    output.loss.backward()
+    assert queries.grad is not None
+    assert queries.grad[0].any()
+    assert not queries.grad[1].any()
+
+
+def test_gradient_is_that_of_the_formula() -> None:
+    def loss(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(queries, passages, POSITIVES, NONE_EXCLUDED, BOTH_REAL, 2, temperature=0.7).loss
+
+    assert torch.autograd.gradcheck(loss, (QUERIES.clone().requires_grad_(), PASSAGES.clone().requires_grad_()))

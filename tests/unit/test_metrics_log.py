@@ -1,0 +1,21 @@
+"""A resumed run takes up its metrics.jsonl where the checkpoint stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_retrieval.training.metrics_log import drop_lines_after
+
+
+def test_later_and_cut_off_lines_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"iteration": number, "loss": 1.0}) for number in (1, 2, 3)]
+    path.write_text("\n".join([*lines, '{"iteration": 2, "lo']))
+    drop_lines_after(path, 2)
+    assert path.read_text().splitlines() == lines[:2]
+
+
+def test_nothing_to_drop_without_a_file(tmp_path: Path) -> None:
+    drop_lines_after(tmp_path / "metrics.jsonl", 5)
+    assert list(tmp_path.iterdir()) == []
