@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import ScaledDotProductAttention, padding_bias
+from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.types import TokenBatch
