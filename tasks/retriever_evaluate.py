@@ -120,9 +120,7 @@ def _protocol(config: RetrieverEvaluateConfig, session: SearchSession, matcher: 
     """The switches that the figures depend on."""
     switches = to_flat_dict(config.matching) | to_flat_dict(config.asked)
     return {
-        **{
-            name.replace("-", "_"): str(value) if isinstance(value, Path) else value for name, value in switches.items()
-        },
+        **{name.replace("-", "_"): value for name, value in switches.items()},
         "num_bad_patterns": matcher.num_bad_patterns,
         "num_passages": len(session.evidence),
         "evidence_fingerprint": session.evidence.fingerprint,

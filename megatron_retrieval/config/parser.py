@@ -38,7 +38,9 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
     """
     words = _expand_config_files(config_class, list(sys.argv[1:] if args is None else args))
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)(config_class)
-    description = f"{config_class.__doc__}\n\n--config FILE.yaml reads the same keys from YAML; flags given after it win."
+    description = (
+        f"{config_class.__doc__}\n\n--config FILE.yaml reads the same keys from YAML; flags given after it win."
+    )
     config: Config = tyro.cli(flat, args=words, prog=prog, description=description)
     if isinstance(config, HasArtefactDefaults):
         config = tyro.cli(flat, args=words, prog=prog, default=config.with_artefact_defaults())
@@ -72,8 +74,15 @@ def to_flat_dict(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             flat.update(to_flat_dict(value))
         else:
-            flat[field.name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
+            flat[field.name.replace("_", "-")] = _plain(value)
     return flat
+
+
+def _plain(value: Any) -> Any:
+    """A setting in the types that YAML and JSON have."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_flat_dict(config_class: type[Config], flat: Mapping[str, Any]) -> Config:

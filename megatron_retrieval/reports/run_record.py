@@ -45,7 +45,7 @@ class RunRecord:
         """The record, with the seconds so far."""
         return {
             "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-            "config": _plain(to_flat_dict(self._config)),
+            "config": to_flat_dict(self._config),
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._start, 3),
             "world_size": self._world_size,

@@ -1,0 +1,135 @@
+"""Embed, evaluate, compare and search as a user starts them, on one and on two processes."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
+
+
+def _run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def _succeed(*words: object) -> str:
+    result = _run(*words)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def _words(random_words: random.Random, count: int) -> str:
+    return " ".join(f"w{random_words.randrange(45)}" for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random encoder, passages of random words, and questions that are passages with one word of the text as answer;
+    embedded by one process and by two."""
+    folder = tmp_path_factory.mktemp("line")
+    chosen = random.Random(0)
+    passages = [(_words(chosen, 2), _words(chosen, 12)) for _ in range(NUM_PASSAGES)]
+    rows = [f"{number}\t{text}\t{title}" for number, (title, text) in enumerate(passages, 1)]
+    (folder / "psgs.tsv").write_text("\n".join(["id\ttext\ttitle", *rows]) + "\n")
+    questions = [
+        {
+            "question": f"{title} {text}",
+            "answers": [" ".join(text.split()[:3])],
+            "positive_ctxs": [{"title": title, "text": text, "passage_id": str(number)}],
+        }
+        for number, (title, text) in enumerate(passages[:NUM_QUESTIONS], 1)
+    ]
+    (folder / "questions.json").write_text(json.dumps(questions))
+    save_with_vocabulary(tiny_bert(), folder / "hf")
+    _succeed("tools/import_checkpoint.py", "--format", "hf-bert", "--input", folder / "hf", "--output", folder / "ck")
+    vocab = folder / "hf" / "vocab.txt"
+    _succeed(
+        "tools/build_evidence.py", "--input", folder / "psgs.tsv", "--output", folder / "ev", "--vocab-file", vocab
+    )
+    for num_processes in (1, 2):
+        launcher = TORCHRUN if num_processes == 2 else []
+        output = folder / f"embeddings{num_processes}"
+        job = ["tools/embed_evidence.py", "--evidence", folder / "ev", "--load", folder / "ck", "--output", output]
+        _succeed(*launcher, *job, "--device", "cpu", "--embedding-dtype", "float32")
+        inputs = ["--evidence", folder / "ev", "--embeddings", output, "--load", folder / "ck", "--verify-embeddings"]
+        asked = ["--questions", folder / "questions.json", "--output-dir", folder / f"run{num_processes}"]
+        _succeed(*launcher, "tasks/retriever_evaluate.py", *inputs, *asked, "--topk", "20", "1", "--device", "cpu")
+    return folder
+
+
+def test_two_processes_write_what_one_writes(folder: Path) -> None:
+    names = [
+        {path.name for path in (folder / f"embeddings{number}").iterdir()} - {"config.yaml", "run_record.json"}
+        for number in (1, 2)
+    ]
+    assert names[0] == names[1] == {"manifest.json", "shard-00000.bin", "shard-00001.bin", "shard-00002.bin"}
+    for name in sorted(names[0] - {"manifest.json"}):
+        assert (folder / "embeddings1" / name).read_bytes() == (folder / "embeddings2" / name).read_bytes()
+    for name in ("metrics.json", "ranks.jsonl", "results.json", "run.trec"):
+        assert (folder / "run1" / name).read_text() == (folder / "run2" / name).read_text()
+
+
+def test_evaluation_folder_is_complete(folder: Path) -> None:
+    metrics = json.loads((folder / "run1" / "metrics.json").read_text())
+    assert metrics["num_questions"] == metrics["num_gold_questions"] == NUM_QUESTIONS
+    assert metrics["recall@20"] >= metrics["gold_recall@20"] > 0.1  # far above chance (0.02)
+    assert metrics["recall@1_ci95"][0] <= metrics["recall@1"] <= metrics["recall@1_ci95"][1]
+    assert (metrics["answer_match"], metrics["match_title"], metrics["question_stride"]) == ("string", False, 1)
+    record = json.loads((folder / "run2" / "run_record.json").read_text())
+    assert (record["world_size"], record["config"]["topk"]) == (2, [20, 1])
+    results = json.loads((folder / "run1" / "results.json").read_text())
+    assert [len(result["ctxs"]) for result in results] == [20] * NUM_QUESTIONS
+    assert len((folder / "run1" / "run.trec").read_text().splitlines()) == 20 * NUM_QUESTIONS
+    config = (folder / "run1" / "config.yaml").read_text()
+    assert re.search(r"^question-stride: 1$", config, re.MULTILINE)
+
+
+def test_runs_are_compared_in_pairs(folder: Path) -> None:
+    job = ["tools/compare_runs.py", "--baseline", folder / "run1", "--candidate", folder / "run2", "--topk", "1", "20"]
+    table = _succeed(*job, "--output", folder / "comparison.json")
+    assert "recall@20" in table
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["num_questions"] == NUM_QUESTIONS
+    assert comparison["recall@20"]["difference_ci95"] == [0.0, 0.0]
+
+
+def test_search_prints_the_best_passages(folder: Path) -> None:
+    question = json.loads((folder / "questions.json").read_text())[4]
+    inputs = ["--evidence", folder / "ev", "--embeddings", folder / "embeddings1", "--load", folder / "ck"]
+    command = [
+        "-m",
+        "megatron_retrieval.cli",
+        "search",
+        question["question"],
+        *inputs,
+        "--device",
+        "cpu",
+        "--color",
+        "True",
+    ]
+    printed = _succeed(*command, "--answer", question["answers"][0], "--topk", "3")
+    assert re.findall(r"^(\d)\. ", printed, re.MULTILINE) == ["1", "2", "3"]
+    assert "\033[1m" in printed
+
+
+def test_embeddings_of_another_evidence_are_refused(folder: Path) -> None:
+    lines = (folder / "psgs.tsv").read_text().splitlines()
+    (folder / "fewer.tsv").write_text("\n".join(lines[:100]) + "\n")
+    vocab, other = folder / "hf" / "vocab.txt", folder / "other"
+    _succeed("tools/build_evidence.py", "--input", folder / "fewer.tsv", "--output", other, "--vocab-file", vocab)
+    inputs = ["--evidence", other, "--embeddings", folder / "embeddings1", "--load", folder / "ck"]
+    asked = ["--questions", folder / "questions.json", "--output-dir", folder / "refused", "--device", "cpu"]
+    result = _run("tasks/retriever_evaluate.py", *inputs, *asked)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: The embeddings in .* are of evidence .*\n", result.stderr), result.stderr
+    assert not (folder / "refused").exists()
