@@ -31,6 +31,9 @@ class DataParallelModel:
     def zero_gradients(self) -> None:
         """Forget the gradients of the last step."""
         self.ddp.zero_grad_buffer()
+        for parameter in self.module.parameters():
+            # the fp32 optimizer lets .grad share memory with the buffer that backward adds it to
+            parameter.grad = None
 
     def reduce_gradients(self) -> None:
         """Sum the accumulated gradients over data-parallel ranks."""
