@@ -53,7 +53,7 @@ class Optimizer:
     def __init__(
         self, model: DataParallelModel, config: OptimizerConfig, precision: PrecisionConfig, topology: ProcessTopology
     ) -> None:
-        self._device = topology.device
+        self._device, self._weight_decay = topology.device, config.weight_decay
         self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
         megatron_config = MegatronOptimizerConfig(
             optimizer="adam",
@@ -86,6 +86,8 @@ class Optimizer:
         """Clip, then update all weights with learning rate `lr`."""
         for group in self._inner.param_groups:
             group["lr"] = lr
+            # megatron-core leaves it to its own scheduler to spare biases and norms
+            group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
             succeeded, grad_norm, _ = self._inner.step()
         return StepResult(bool(succeeded), float(grad_norm) if succeeded else float("nan"))
