@@ -46,6 +46,7 @@ def _loss(model: DualEncoder) -> Tensor:
 
 
 def _weights_and_gradients(topology: ProcessTopology, config: DualEncoderConfig) -> dict[str, Any]:
+    torch.manual_seed(topology.world_size)  # weights come from the seed that is given, whatever was drawn before
     model = DualEncoder(config, topology, seed=5)
     model.train()
     layer_calls: list[Any] = []
