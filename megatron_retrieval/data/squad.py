@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_retrieval.data.biencoder import biencoder_context, write_json_list
 from megatron_retrieval.data.json_records import Record
 from megatron_retrieval.data.sources import stem
 from megatron_retrieval.errors import ConfigError, DataError
@@ -128,7 +128,7 @@ def _write_questions(
     with atomic_file(folder / f"{name}.qa.csv") as file:
         csv.writer(file, delimiter="\t").writerows((question.text, list(question.answers)) for question in questions)
     records = (_biencoder_record(name, question, config) for question in questions)
-    written = _write_json_list(folder / f"biencoder-{name}.json", (record for record in records if record))
+    written = write_json_list(folder / f"biencoder-{name}.json", (record for record in records if record))
     get_logger("data").info(
         "%s: %s questions, %s of them with a positive passage (in the others no passage contains an answer)",
         *(name, f"{len(questions):,}", f"{written:,}"),
@@ -147,28 +147,7 @@ def _biencoder_record(dataset: str, question: SquadQuestion, config: DatasetConv
         "dataset": dataset,
         "question": question.text,
         "answers": list(question.answers),
-        "positive_ctxs": [_context(positive.passage, score=1000)],
+        "positive_ctxs": [biencoder_context(positive.passage, score=1000)],
         "negative_ctxs": [],
-        "hard_negative_ctxs": [_context(window.passage, score=0) for window in negatives],
+        "hard_negative_ctxs": [biencoder_context(window.passage, score=0) for window in negatives],
     }
-
-
-def _context(passage: Passage, score: int) -> dict[str, Any]:
-    return {
-        "title": passage.title,
-        "text": passage.text,
-        "score": score,
-        "title_score": 0,
-        "passage_id": passage.id,
-    }
-
-
-def _write_json_list(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write the records as a JSON list, one a line; returns their number."""
-    count = 0
-    with atomic_file(path) as file:
-        file.write("[")
-        for count, record in enumerate(records, 1):
-            file.write(("\n" if count == 1 else ",\n") + json.dumps(record, ensure_ascii=False))
-        file.write("\n]\n")
-    return count
