@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from megatron_retrieval.checkpoint.dual_encoder import KIND, VOCAB_NAME, checkpoint_config
-from megatron_retrieval.checkpoint.hf_formats import ForeignFormat, fill_model, read_encoder
+from megatron_retrieval.checkpoint.hf_formats import ForeignFormat, read_encoder
+from megatron_retrieval.checkpoint.reader import fill_model
 from megatron_retrieval.checkpoint.writer import save_checkpoint
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
@@ -33,7 +34,7 @@ class ImportConfig:
 def main(config: ImportConfig, topology: ProcessTopology) -> None:
     encoder = read_encoder(config.format, config.input, separate_towers=config.separate_towers)
     model = DualEncoder(encoder.config, topology)
-    fill_model(model, encoder, topology)
+    fill_model(model, encoder.weights.keys(), encoder.weights.__getitem__, topology, source="the import")
     with TemporaryDirectory() as folder:
         vocab_file = Path(folder) / VOCAB_NAME
         vocab_file.write_text("".join(f"{token}\n" for token in encoder.vocabulary), encoding="utf-8", newline="")

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint import hf_towers, sentence_towers
 from megatron_retrieval.checkpoint.hf_towers import TowerFolder
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
-from megatron_retrieval.models.sharding import shard_of
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.utils.files import atomic_directory
 
 ForeignFormat = Literal["hf-bert", "hf-dpr", "sentence-transformers"]
@@ -154,20 +151,3 @@ def _check_same(question: TowerFolder, passage: TowerFolder) -> None:
             raise CheckpointError(
                 f"{question.folder} and {passage.folder} differ in {what}; the towers of a dual encoder have the same."
             )
-
-
-def fill_model(model: DualEncoder, encoder: ForeignEncoder, topology: ProcessTopology) -> None:
-    """Put an import's weights into `model`, cut for this rank.
-
-    Raises:
-        CheckpointError: a tensor's shape is not what the configuration asks for.
-    """
-    for name, parameter in model.named_parameters():
-        if name not in encoder.weights:
-            raise CheckpointError(f"{name}: missing among the imported weights.")
-        try:
-            shard = shard_of(encoder.weights[name], parameter, topology.tp_rank, topology.tp_size)
-        except ValueError as error:
-            raise CheckpointError(f"{name}: its shape contradicts the configuration: {error}.") from error
-        with torch.no_grad():
-            parameter.copy_(shard)

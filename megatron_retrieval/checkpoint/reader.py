@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import torch
@@ -52,16 +53,35 @@ def load_weights(
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
     reader = TensorReader(folder, manifest)
+    return fill_model(model, reader.names(), reader.full, topology, source=str(folder))
+
+
+def fill_model(
+    model: nn.Module, names: Set[str], full: Callable[[str], Tensor], topology: ProcessTopology, *, source: str
+) -> dict[str, Tensor]:
+    """Cut full tensors for this rank and put them into `model`.
+
+    Args:
+        names: the tensors at hand; they must be those of the model's parameters.
+        full: gives one of them.
+        source: where they come from, for errors.
+
+    Returns:
+        This rank's shards by parameter name, before rounding to the model's dtype.
+
+    Raises:
+        CheckpointError: parameters or shapes differ; the message names the first of them.
+    """
     parameters = dict(model.named_parameters())
-    if difference := sorted(reader.names() ^ parameters.keys()):
-        owner = "the checkpoint" if difference[0] in reader.names() else "the model"
-        raise CheckpointError(f"{folder}: {len(difference)} parameters differ; {difference[0]} is only in {owner}.")
+    if difference := sorted(names ^ parameters.keys()):
+        owner = "the checkpoint" if difference[0] in names else "the model"
+        raise CheckpointError(f"{source}: {len(difference)} parameters differ; {difference[0]} is only in {owner}.")
     shards = {}
     for name, parameter in parameters.items():
         try:
-            shards[name] = shard_of(reader.full(name), parameter, topology.tp_rank, topology.tp_size)
+            shards[name] = shard_of(full(name), parameter, topology.tp_rank, topology.tp_size)
         except ValueError as error:
-            raise CheckpointError(f"{folder}: {name} does not fit the model: {error}.") from error
+            raise CheckpointError(f"{source}: {name} does not fit the model: {error}.") from error
         with torch.no_grad():
             parameter.copy_(shards[name])
     return shards

@@ -79,9 +79,9 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     seed = config.training.seed
     dataset = DprDataset(config.data, config.text_format, tokenizer, seed)
     sampler = EpochSampler(len(dataset), config.training.global_batch_size, seed, bundles=dataset.bundles())
-    shape = dataclasses.replace(
-        config.model, bert=dataclasses.replace(config.model.bert, vocab_size=tokenizer.vocab_size)
-    )
+    shape = config.model
+    if start is None:
+        shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
     model = DualEncoder(shape, topology, config.training.precision.dtype, seed=seed)
     if start is not None:
         load_weights(start.folder, start.manifest, model, topology)

@@ -44,6 +44,6 @@ def test_a_weight_of_another_shape_is_one_sentence(tmp_path: Path) -> None:
     job = ["tools/import_checkpoint.py", "--format", "hf-bert", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
     result = _run(*job, "--device", "cpu")
     assert result.returncode == 1
-    assert "error: towers.shared.bert.encoder.layers.0.mlp.linear_fc1" in result.stderr
+    assert "error: the import: towers.shared.bert.encoder.layers.0.mlp.linear_fc1" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "ck").exists()

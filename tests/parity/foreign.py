@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_formats import ForeignFormat, fill_model, read_encoder, write_encoder
+from megatron_retrieval.checkpoint.hf_formats import ForeignFormat, read_encoder, write_encoder
+from megatron_retrieval.checkpoint.reader import fill_model
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -28,7 +29,7 @@ def _encode(
 ) -> tuple[Tensor, ...]:
     encoder = read_encoder(name, folders)
     model = DualEncoder(encoder.config, topology).eval()
-    fill_model(model, encoder, topology)
+    fill_model(model, encoder.weights.keys(), encoder.weights.__getitem__, topology, source="the import")
     with torch.no_grad():
         return model(TokenBatch(*batches[:2]), TokenBatch(*batches[2:]))
 
