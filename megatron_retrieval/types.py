@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+#: widths of token batches are multiples of this: the CPU's matrix library keeps kernels, and memory, for every shape
+#: that it meets, and tensor cores prefer such shapes
+WIDTH_STEP = 8
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -52,10 +56,10 @@ class TokenBatch:
         return self.ids.size(0)
 
     def rows(self, index: Tensor) -> TokenBatch:
-        """The rows `index` [n], cut to the longest of them."""
+        """The rows `index` [n], cut to the longest of them, in steps of `WIDTH_STEP` tokens."""
         lengths = self.lengths[index]
         longest = int(lengths.max()) if len(lengths) else 0
-        return TokenBatch(self.ids[index, :longest], lengths)
+        return TokenBatch(self.ids[index, : -(-longest // WIDTH_STEP) * WIDTH_STEP], lengths)
 
     def to(self, device: torch.device) -> TokenBatch:
         return TokenBatch(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))

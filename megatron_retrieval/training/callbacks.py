@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
+from megatron_retrieval.utils.files import write_json
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -46,11 +51,14 @@ class EvalConfig:
 
 
 class EvaluateBatches(Callback):
-    """Means over held-out batches, logged as `valid_<name>`; shares of a batch are summed over ranks, so that every
-    example counts once whatever the number of ranks."""
+    """Means over held-out batches, logged as `valid_<name>` and kept in metrics.json; shares of a batch are summed over
+    ranks, so that every example counts once whatever the number of ranks."""
 
-    def __init__(self, batches: Callable[[], Iterable[Any]], interval: int, metrics_log: MetricsLog) -> None:
+    def __init__(
+        self, batches: Callable[[], Iterable[Any]], interval: int, metrics_log: MetricsLog, output_dir: str
+    ) -> None:
         self._batches, self._interval, self._log = batches, interval, metrics_log
+        self._output_dir = Path(output_dir)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.iteration % self._interval and report.iteration != trainer.train_iters:
@@ -64,4 +72,15 @@ class EvaluateBatches(Callback):
             num_examples += batch.num_questions
         means = {f"valid_{name}": total / num_examples for name, total in totals.items()}
         self._log.write(report.iteration, means)
+        if trainer.topology.is_main:
+            self._write_summary(report.iteration, means, num_examples)
         log.info("validation after %d: %s", report.iteration, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+
+    def _write_summary(self, iteration: int, means: dict[str, float], num_examples: int) -> None:
+        summary: dict[str, Any] = {"iteration": iteration, "num_questions": num_examples, **means}
+        if "valid_accuracy" in means:
+            num_hits = round(means["valid_accuracy"] * num_examples)
+            hits = (np.arange(num_examples) < num_hits).astype(np.float64)
+            interval = mean_interval(hits)
+            summary["valid_accuracy_ci95"] = [interval.low, interval.high]
+        write_json(self._output_dir / "metrics.json", summary)
