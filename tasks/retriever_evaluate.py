@@ -11,7 +11,7 @@ from typing import Any
 from megatron_retrieval.config import to_flat_dict, write_config
 from megatron_retrieval.data.questions import read_questions
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher, evaluate_retriever
+from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import (
     METRICS,
     RANKS,
@@ -23,6 +23,7 @@ from megatron_retrieval.evaluation.results import (
     write_ranks,
     write_trec_run,
 )
+from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
 from megatron_retrieval.recipes.search import SearchConfig, SearchSession, open_search
 from megatron_retrieval.reports.run_record import RunRecord

@@ -139,8 +139,8 @@ class _BlockSearch:
         return best
 
     def _hide(self, approximate: Tensor, hidden: Tensor) -> None:
-        columns = hidden - self._first_row
-        query_index, place = ((columns >= 0) & (columns < len(self._block)) & (hidden >= 0)).nonzero(as_tuple=True)
+        columns = hidden - self._first_row  # negative for rows of earlier blocks and for -1, which hides nothing
+        query_index, place = ((columns >= 0) & (columns < len(self._block))).nonzero(as_tuple=True)
         approximate[query_index, columns[query_index, place]] = -torch.inf
 
     def _candidates(self, approximate: Tensor, worst_kept: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher, evaluate_retriever
+from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import retrieval_metrics
+from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.index import ShardedIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import Retriever

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
 from megatron_retrieval.index import FlatIndex, SearchIndex, flat
+from megatron_retrieval.index.api import TensorVectors
 from megatron_retrieval.types import SearchResult
 
 
@@ -75,14 +77,28 @@ def test_equals_brute_force(
     _assert_same(found, _brute_force(vectors, queries, k, hidden))
 
 
-def test_last_bit_decides_where_the_matrix_product_cannot_tell() -> None:
-    """Scores around 1e6 that differ by less than the rounding error of a float32 sum."""
-    query = torch.full((1, 512), 64.0)
-    vectors = torch.full((40, 512), 32.0)
-    vectors[17, 3] += 2**-7
-    vectors[:, 256:] = torch.where(torch.arange(256) % 2 == 0, 1e4, -1e4)
-    result = FlatIndex(vectors).search(query, 3)
-    assert result.rows.tolist() == [[17, 0, 1]]
+def _permutations(num_rows: int) -> torch.Tensor:
+    """One vector with its coordinates in different orders: against a constant query all scores are equal, but a
+    float32 sum comes out differently for each."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(1024, generator=random)
+    return torch.stack([values[torch.randperm(1024, generator=random)] for _ in range(num_rows)])
+
+
+def test_ties_that_the_matrix_product_does_not_see() -> None:
+    vectors, query = _permutations(500), torch.ones(1, 1024)
+    assert len((query @ vectors.t()).unique()) > 10
+    result = FlatIndex(vectors).search(query, 5)
+    assert result.rows.tolist() == [[0, 1, 2, 3, 4]]
+    assert len(result.scores.unique()) == 1
+
+
+def test_better_rows_of_later_blocks_that_the_matrix_product_ranks_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat, "_SCORES_AT_ONCE", flat._QUERIES_AT_ONCE * 50)
+    vectors, query = _permutations(400), torch.ones(1, 1024)
+    vectors[300:, 7] += 1e-5
+    _assert_same(FlatIndex(vectors).search(query, 100), _brute_force(vectors, query, 100))
+    assert FlatIndex(vectors).search(query, 100).rows.min() == 300
 
 
 def test_threads_and_offsets_do_not_change_a_bit() -> None:
@@ -106,13 +122,23 @@ def test_short_types_are_searched_as_stored(dtype: torch.dtype) -> None:
     _assert_same(FlatIndex(vectors).search(queries, 7), _brute_force(vectors.float(), queries, 7))
 
 
+class _Spy(TensorVectors):
+    """Vectors that note under which settings the search reads them."""
+
+    seen: ClassVar[list[tuple[str, bool]]] = []
+
+    def vectors(self, start: int, stop: int) -> torch.Tensor:
+        self.seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return super().vectors(start, stop)
+
+
 def test_caller_settings_for_matrix_products_are_ignored_and_kept() -> None:
-    vectors, queries = torch.randn(300, 64), torch.randn(3, 64)
-    plain = FlatIndex(vectors).search(queries, 5)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            _assert_same(FlatIndex(vectors).search(queries, 5), plain)
+            FlatIndex(_Spy(torch.ones(3, 2))).search(torch.ones(1, 2), 1)
+            assert _Spy.seen == [("highest", False)]
+            assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
