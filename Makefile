@@ -1,0 +1,42 @@
+# make quickstart   train and measure a small retriever on a generated encyclopedia (minutes, two CPU cores)
+# make test         everything that CI checks
+# make lint         style, types and import floors only
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+FAST_FIRST := unit contract parity distributed golden entry
+
+.PHONY: quickstart test lint pytest venv
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.installed
+	PYTHON=$(BIN)/python examples/quickstart.sh runs/quickstart
+
+test: lint pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy megatron_retrieval tasks tools examples
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.installed-dev
+	$(BIN)/pytest $(wildcard $(FAST_FIRST:%=tests/%))
+
+venv: $(VENV)/.installed-dev
+
+# torch first: its build (CPU, CUDA) is the one choice that a machine makes, and everything else must fit it
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch setuptools wheel
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch setup.py
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,43 @@
+"""Join the quickstart's two evaluations into one metrics.json and print them as a table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_retrieval.config import run_program
+from megatron_retrieval.reports.tables import percent, text_table
+from megatron_retrieval.utils.files import read_json, write_json
+
+MEASURES = ("recall@1", "recall@5", "recall@20")
+
+
+@dataclass(kw_only=True, frozen=True)
+class QuickstartReportConfig:
+    """Put the quickstart's evaluations before and after training side by side."""
+
+    untrained: Path
+    """Output folder of the evaluation before training."""
+    trained: Path
+    """Output folder of the evaluation after training."""
+    started: int
+    """When the quickstart began, in seconds since 1970."""
+    output: Path
+    """JSON file to write."""
+
+
+def main(config: QuickstartReportConfig) -> None:
+    folders = {"untrained": config.untrained, "trained": config.trained}
+    evaluations = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
+    metrics = {f"{name}/{measure}": evaluations[name][measure] for name in folders for measure in MEASURES}
+    counts = {name: evaluations["trained"][name] for name in ("num_questions", "num_passages")}
+    seconds = round(time.time()) - config.started
+    write_json(config.output, {**metrics, **counts, "seconds": seconds})
+    rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in folders)] for measure in MEASURES]
+    sys.stdout.write(text_table(["held-out questions, %", *folders], rows) + f"\n\n{seconds} s; {config.output}\n")
+
+
+if __name__ == "__main__":
+    run_program(QuickstartReportConfig, main)
