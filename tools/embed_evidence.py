@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_retrieval.config import write_config
 from megatron_retrieval.data.evidence import EvidenceStore
 from megatron_retrieval.index import StorageDtype
+from megatron_retrieval.index.embedding_store import MANIFEST
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
 from megatron_retrieval.recipes.search import load_encoder_for
 from megatron_retrieval.reports.run_record import RunRecord
@@ -37,6 +38,7 @@ class EmbedEvidenceConfig:
 
 def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
+    was_complete = (config.output / MANIFEST).exists()
     evidence = EvidenceStore(config.evidence)
     encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype)
     store = embed_evidence(
@@ -50,7 +52,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
         micro_batch_size=config.encode.micro_batch_size,
         rows_per_shard=config.rows_per_shard,
     )
-    if topology.is_main:
+    if topology.is_main and not was_complete:  # a second call must not replace the record of the work
         write_config(config, config.output / "config.yaml")
         record.write(config.output, num_passages=len(store))
     get_logger().info("%s passages, %d dimensions, in %s", f"{len(store):,}", store.dimension, config.output)
