@@ -41,3 +41,7 @@ class CheckpointError(MegatronRetrievalError):
 
 class MismatchError(MegatronRetrievalError):
     """Two artefacts that must belong together (evidence, encoder, embeddings) do not."""
+
+
+class DivergenceError(MegatronRetrievalError):
+    """Training has left the realm of finite numbers."""

@@ -41,10 +41,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did; `succeeded` is False where fp16 overflowed and the step was skipped."""
+    """What one optimizer step did.
+
+    Attributes:
+        succeeded: False where fp16 overflowed and the step was skipped.
+        grad_norm: before clipping; None where it was not computed (skipped, or clipping is off).
+    """
 
     succeeded: bool
-    grad_norm: float
+    grad_norm: float | None
 
 
 class Optimizer:
@@ -90,7 +95,7 @@ class Optimizer:
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
             succeeded, grad_norm, _ = self._inner.step()
-        return StepResult(bool(succeeded), float(grad_norm) if succeeded else float("nan"))
+        return StepResult(bool(succeeded), None if grad_norm is None else float(grad_norm))
 
     def main_weight(self, name: str) -> Tensor:
         """The fp32 weights of the parameter `name`: the parameter itself, or its main copy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_retrieval.errors import DivergenceError
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
@@ -27,7 +29,8 @@ class StepReport:
 
     Attributes:
         iteration: steps taken so far, this one included.
-        metrics: means over the global batch, `loss` among them; `grad_norm`, `lr` and `loss_scale` beside them.
+        metrics: means over the global batch, `loss` among them; `lr`, `loss_scale` and, where known, `grad_norm` beside
+            them.
         seconds: duration of the step, data included.
     """
 
@@ -113,9 +116,15 @@ class Trainer:
         result = self.optimizer.step(lr)
         self.iteration += 1
         metrics = reduce_metrics(partial, self.topology)
+        if result.succeeded and not math.isfinite(metrics["loss"]):
+            raise DivergenceError(
+                f"the loss of iteration {self.iteration} is not finite; lower --lr, or resume an earlier checkpoint."
+            )
         if not result.succeeded:
             log.info("iteration %d: gradients overflowed, step skipped, loss scale lowered", self.iteration)
-        metrics |= {"lr": lr, "grad_norm": result.grad_norm, "loss_scale": loss_scale}
+        metrics |= {"lr": lr, "loss_scale": loss_scale}
+        if result.grad_norm is not None:
+            metrics["grad_norm"] = result.grad_norm
         return StepReport(self.iteration, metrics, time.perf_counter() - started)
 
 

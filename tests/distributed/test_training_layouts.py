@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_retrieval.checkpoint.dual_encoder import load_dual_encoder
 from megatron_retrieval.config import parse_config
@@ -19,7 +20,8 @@ LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}
 TINY = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --max-position-embeddings 32 --init-method-std 0.2 "
     "--retriever-seq-length 32 --query-seq-length 16 --no-tensorboard --log-interval 1 --eval-interval 20 "
-    "--global-batch-size 8 --micro-batch-size 3 --lr 3e-3 --lr-warmup-iters 2 --seed 5"
+    "--global-batch-size 8 --micro-batch-size 3 --lr 3e-3 --lr-warmup-iters 2 --seed 5 "
+    "--pooling mean --biencoder-shared-query-context-model --no-retriever-score-scaling"
 ).split()
 
 
@@ -106,3 +108,11 @@ def test_half_precision_learns_and_resumes(tmp_path: Path, precision: str) -> No
     words = tiny_run(tmp_path, "resumed", precision, "--train-iters", "20", "--load", str(tmp_path / "a"))
     run_on_ranks(_train, 2, words, tensor_model_parallel_size=2)
     assert curve(tmp_path / "resumed") == losses[10:]
+
+
+def test_divergence_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    words = tiny_run(tmp_path, "run", "--train-iters", "20", "--clip-grad", "0", "--save", str(tmp_path / "a"))
+    words[words.index("--lr") + 1] = "1e30"
+    with pytest.raises(ProcessRaisedException, match=r"the loss of iteration \d+ is not finite; lower --lr"):
+        run_on_ranks(_train, 1, words)
+    assert not (tmp_path / "a").exists()
