@@ -1,0 +1,96 @@
+"""Every job that a user can start, found in the entry points themselves, and the text that pins its flags.
+
+`python tests/contract/jobs.py` writes the files under `surface/` anew; the diff is what users will notice.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from dataclasses import MISSING, dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from megatron_retrieval import cli
+from megatron_retrieval.config import field_flags
+
+ROOT = Path(__file__).parents[2]
+SURFACE = Path(__file__).parent / "surface"
+RUNNERS = ("run_program", "run_distributed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry point with its configuration."""
+
+    name: str
+    command: tuple[str, ...]
+    """Words that start it and stand together on a command line."""
+    config: type
+
+    @property
+    def flags(self) -> list[str]:
+        return [flag for flag, _, _ in field_flags(self.config)]
+
+    def surface(self) -> str:
+        """One line per flag: name, type and default, in alphabetical order."""
+        lines = []
+        for flag, _, field in field_flags(self.config):
+            factory = field.default_factory
+            default = field.default if factory is MISSING else factory()
+            lines.append(f"--{flag}: {field.type}" + (" (required)" if default is MISSING else f" = {default!r}"))
+        return "".join(f"{line}\n" for line in [" ".join(self.command), *sorted(lines)])
+
+
+@cache
+def all_jobs() -> tuple[Job, ...]:
+    """Tasks, tools and example programs, and the commands of the console script."""
+    tasks = _module(ROOT / "tasks" / "main.py").TASKS
+    jobs = [
+        Job(name, ("tasks/main.py", "--task", name), getattr(_module(ROOT / "tasks" / f"{module}.py"), config))
+        for name, (module, config) in tasks.items()
+    ]
+    jobs.append(Job("search", ("megatron-retrieval", "search"), cli.SearchCommandConfig))
+    for path in program_files():
+        config = config_name(path)
+        if config is not None:
+            jobs.append(Job(path.stem, (str(path.relative_to(ROOT)),), getattr(_module(path), config)))
+    return tuple(jobs)
+
+
+def program_files() -> list[Path]:
+    """Python files that a user starts directly, other than tasks."""
+    return [path for folder in ("tools", "examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def config_name(path: Path) -> str | None:
+    """The configuration class that a program hands to its runner; None where there is no such call."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RUNNERS:
+            return ast.unparse(node.args[0])
+    return None
+
+
+@cache
+def _module(path: Path) -> ModuleType:
+    name = f"contract_{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_surfaces() -> None:
+    for stale in SURFACE.glob("*.txt"):
+        stale.unlink()
+    for job in all_jobs():
+        (SURFACE / f"{job.name}.txt").write_text(job.surface(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_surfaces()
