@@ -40,7 +40,7 @@ def help_entries(job: Job, capsys: pytest.CaptureFixture[str]) -> dict[str, str]
     entries: dict[str, str] = {}
     flag = ""
     for line in re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines():
-        start = re.match(r"\W{0,3}--([a-z0-9-]+)", line)  # descriptions stand further to the right
+        start = re.match(r"\W{0,3}--(?!no-)([a-z0-9-]+)", line)  # descriptions stand further to the right
         flag = start[1] if start else flag
         entries[flag] = f"{entries.get(flag, '')} {line.strip('│| ')}"
     return entries
