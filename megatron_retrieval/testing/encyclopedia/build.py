@@ -152,14 +152,16 @@ def _ask(
     """Questions about every fact of one article."""
     entity, kind = article.entity, load_kinds()[article.entity.kind]
     peers = [other for other in articles if other.entity.kind == entity.kind and other is not article]
-    for place, group in enumerate(kind.passages):
-        for name in group:
-            for pattern in random.permutation(len(kind.relations[name].asks))[:questions_per_fact]:
-                text = kind.relations[name].asks[pattern].replace("{name}", _in_sentence(entity, kind))
-                own = [passage for index, passage in enumerate(article.passages) if index != place]
-                peer = peers[int(random.integers(len(peers)))].passages[place]
-                distractors = (_pick(own, random), peer) if own else (peer,)
-                yield Ask(text, entity.values[name], article.passages[place], distractors)
+    for place, gold in enumerate(article.passages):
+        own = [passage for passage in article.passages if passage is not gold]
+        for name in kind.passages[place]:
+            asks, answer = kind.relations[name].asks, entity.values[name]
+            for pattern in random.permutation(len(asks))[:questions_per_fact]:
+                alike = [_pick(peers, random).passages[place]]
+                if own:
+                    alike.insert(0, _pick(own, random))
+                distractors = tuple(other for other in alike if normalized(answer) not in normalized(other.text))
+                yield Ask(asks[pattern].replace("{name}", _in_sentence(entity, kind)), answer, gold, distractors)
 
 
 def _in_sentence(entity: Entity, kind: Kind) -> str:
