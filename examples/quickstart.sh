@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=${1:-runs/quickstart}
 python=${PYTHON:-python}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # so small a model gains little from threads, and they stall where cores are shared
 if [[ -e $out ]]; then
   mv "$out" "$out.$(date +%Y%m%d-%H%M%S)" # earlier runs are kept
 fi
