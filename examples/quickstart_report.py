@@ -31,7 +31,8 @@ class QuickstartReportConfig:
 def main(config: QuickstartReportConfig) -> None:
     folders = {"untrained": config.untrained, "trained": config.trained}
     evaluations = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
-    metrics = {f"{name}/{measure}": evaluations[name][measure] for name in folders for measure in MEASURES}
+    figures = [figure for measure in MEASURES for figure in (measure, f"{measure}_ci95")]
+    metrics = {f"{name}/{figure}": evaluations[name][figure] for name in folders for figure in figures}
     counts = {name: evaluations["trained"][name] for name in ("num_questions", "num_passages")}
     seconds = round(time.time()) - config.started
     write_json(config.output, {**metrics, **counts, "seconds": seconds})

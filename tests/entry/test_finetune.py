@@ -52,20 +52,20 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole = command(tmp_path, "--train-iters", "400", "--output-dir", f"{tmp_path}/whole", "--save", f"{tmp_path}/a")
+    whole = command(tmp_path, "--train-iters", "150", "--output-dir", f"{tmp_path}/whole", "--save", f"{tmp_path}/a")
     assert run(whole).returncode == 0
     flags = ["--output-dir", f"{tmp_path}/killed", "--save", f"{tmp_path}/b", "--load", f"{tmp_path}/b"]
-    killed = command(tmp_path, "--train-iters", "400", *flags)
+    killed = command(tmp_path, "--train-iters", "150", *flags)
     process = subprocess.Popen(killed, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_step(tmp_path / "killed" / "metrics.jsonl", 12, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "b" / "iter_0000400").exists()
+    assert not (tmp_path / "b" / "iter_0000150").exists()
     resumed = run(killed)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed" in resumed.stderr
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    first, second = (load_file(tmp_path / name / "iter_0000400" / "model.tp0of1.safetensors") for name in "ab")
+    first, second = (load_file(tmp_path / name / "iter_0000150" / "model.tp0of1.safetensors") for name in "ab")
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
 
