@@ -78,12 +78,12 @@ def test_questions_are_worded_unlike_the_sentences_that_answer_them() -> None:
             for ask in relation.asks:
                 for sentence in relation.says:
                     shared = _content_words(ask) & _content_words(sentence)
-                    assert len(shared) <= 1, f"{kind_name}.{name}: {ask!r} and {sentence!r} share {sorted(shared)}"
+                    assert not shared, f"{kind_name}.{name}: {ask!r} and {sentence!r} share {sorted(shared)}"
 
 
 def _content_words(pattern: str) -> set[str]:
     plain = pattern.replace("{name}", " ").replace("{value}", " ")
-    return {word for word in normalized(plain).split() if len(word) > 4}
+    return {word for word in normalized(plain).split() if len(word) > 3} - {"first", "from", "into", "planet", "where"}
 
 
 def test_other_seeds_give_other_text(encyclopedia: Encyclopedia) -> None:
