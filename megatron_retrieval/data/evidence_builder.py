@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from megatron_retrieval.data import evidence as layout
 from megatron_retrieval.data.evidence_encoding import (
@@ -33,6 +32,7 @@ from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_directory, write_json
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.progress import progress_bar
 
 _Encode = Callable[[Iterable[RawPassage]], Iterator[EncodedChunk]]
 
@@ -76,7 +76,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
         with (
             contextlib.ExitStack() as files,
             _encoder(config) as encode,
-            tqdm(desc="evidence", unit=" passages", mininterval=1.0) as progress,
+            progress_bar("evidence", "passages") as progress,
         ):
             writer = _Writer(folder, files)
             for chunk in encode(_raw_passages(config.input)):

@@ -39,6 +39,8 @@ class RunRecord:
     def __init__(self, config: Any, world_size: int = 1) -> None:
         self._config, self._world_size = config, world_size
         self._start = time.monotonic()
+        # the code that runs is that of the start, whatever is committed meanwhile
+        self._git = git_state(Path(megatron_retrieval.__file__).parent)
         self._started = datetime.datetime.now(datetime.UTC)
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class RunRecord:
             "versions": versions(),
             "accelerators": {name: importlib.util.find_spec(name) is not None for name in ACCELERATORS},
             "hardware": hardware(),
-            "git": git_state(Path(megatron_retrieval.__file__).parent),
+            "git": self._git,
         }
 
     def write(self, output_dir: str | Path, **results: Any) -> Path:

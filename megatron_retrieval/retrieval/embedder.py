@@ -20,6 +20,7 @@ from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
 from megatron_retrieval.types import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.progress import progress_bar
 
 log = get_logger("embed")
 
@@ -118,4 +119,4 @@ def _log_start(writer: EmbeddingWriter, unfinished: list[int], num_passages: int
 
 def _progress(total: int, topology: ProcessTopology) -> tqdm:
     share = f" (rank 0 of {topology.dp_size} copies)" if topology.dp_size > 1 else ""
-    return tqdm(total=total, desc=f"embedding{share}", unit=" passages", disable=not topology.is_main, smoothing=0.05)
+    return progress_bar(f"embedding{share}", "passages", total, visible=topology.is_main)
