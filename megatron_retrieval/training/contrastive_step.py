@@ -68,7 +68,8 @@ class ContrastiveStep:
             for tower, vector in zip(towers, vectors, strict=True):
                 assert vector.grad is not None
                 tower.backward(vector.grad)
-        return {**output.metrics, "loss": output.loss.detach()}
+        excluded = torch.tensor(float(batch.num_false_negatives), device=self.topology.device)
+        return {**output.metrics, "loss": output.loss.detach(), "num_false_negatives": excluded}
 
     @torch.no_grad()
     def evaluate(self, batch: ContrastiveBatch) -> Mapping[str, Tensor]:

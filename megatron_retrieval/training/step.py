@@ -19,12 +19,12 @@ class StepModule(Protocol):
 
         Returns:
             Scalars by name, `loss` among them; this rank's part, so that sums over data-parallel ranks are means
-            over the global batch.
+            (or counts, named `num_...`) over the global batch.
         """
         ...
 
     def evaluate(self, batch: Any) -> Mapping[str, Tensor]:
-        """The same scalars without gradient or dropout."""
+        """The same means without gradient or dropout."""
         ...
 
 

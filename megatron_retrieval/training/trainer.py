@@ -29,8 +29,8 @@ class StepReport:
 
     Attributes:
         iteration: steps taken so far, this one included.
-        metrics: means over the global batch, `loss` among them; `lr`, `loss_scale` and, where known, `grad_norm` beside
-            them.
+        metrics: means or counts over the global batch, `loss` among them; beside them `lr`, `loss_scale` and, where
+            known, `grad_norm`.
         seconds: duration of the step, data included.
     """
 
