@@ -15,20 +15,25 @@ if [[ ! -e $dev ]]; then
     --vocab-file "$out/minilm/iter_0000000/vocab.txt"
 fi
 
+measure() { # NAME CHECKPOINT
+  python tools/embed_evidence.py --evidence "$dev/evidence" --load "$2" --output "$out/ablation/$1/embeddings" --bf16 \
+    --micro-batch-size 32
+  python tasks/main.py --task retriever-evaluate --evidence "$dev/evidence" --embeddings "$out/ablation/$1/embeddings" \
+    --load "$2" --bf16 --questions "$dev/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100 \
+    --output-dir "$out/ablation/$1/evaluation" --no-write-results
+}
+
 run() { # NAME FLAGS...
-  local folder=$out/ablation/$1
+  local name=$1 folder=$out/ablation/$1
   shift
   python tasks/main.py --task retriever-finetune --pretrained-checkpoint "$out/minilm" \
     --train-data "$out/squad/biencoder-train-v1.1.json" --num-hard-negatives 0 --global-batch-size 256 \
     --micro-batch-size 32 --no-gradient-caching --bf16 --hidden-dropout 0 --attention-dropout 0 --lr 1e-4 \
     --lr-warmup-fraction 0.05 --train-iters 30 --output-dir "$folder" --save "$folder/checkpoints" "$@"
-  python tools/embed_evidence.py --evidence "$dev/evidence" --load "$folder/checkpoints" \
-    --output "$folder/embeddings" --bf16 --micro-batch-size 32
-  python tasks/main.py --task retriever-evaluate --evidence "$dev/evidence" --embeddings "$folder/embeddings" \
-    --load "$folder/checkpoints" --bf16 --questions "$dev/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100 \
-    --output-dir "$folder/evaluation" --no-write-results
+  measure "$name" "$folder/checkpoints"
 }
 
+measure zero-shot "$out/minilm"
 run bundled --same-title-questions 32 --no-retriever-score-scaling --temperature 0.05
 run in-batch-only --same-title-questions 1 --no-retriever-score-scaling --temperature 0.05
 run scaling-on --same-title-questions 32 --no-normalize-embeddings --retriever-score-scaling
