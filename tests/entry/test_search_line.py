@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -19,7 +20,10 @@ NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, check=False)
+    # torchrun's own number of threads: with another, matrix products round otherwise and the bytes may differ
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=threads)
 
 
 def _succeed(*words: object) -> str:
