@@ -35,7 +35,7 @@ class ContrastiveConfig:
     micro_batch_size: int = 8
     """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
     gradient_caching: bool = True
-    """Encode twice so that memory grows with the micro-batch only; off: keep all activations, a third faster."""
+    """Encode twice so that memory grows with the micro-batch only; off: keep all activations, one forward pass less."""
 
     def score_divisor(self, dimension: int) -> float:
         """The number that scores of vectors of `dimension` are divided by."""
