@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from megatron_retrieval.checkpoint.dual_encoder import KIND, VOCAB_NAME, checkpoint_config
 from megatron_retrieval.checkpoint.hf_formats import ForeignFormat, read_encoder
@@ -35,17 +34,15 @@ def main(config: ImportConfig, topology: ProcessTopology) -> None:
     encoder = read_encoder(config.format, config.input, separate_towers=config.separate_towers)
     model = DualEncoder(encoder.config, topology)
     fill_model(model, encoder.weights.keys(), encoder.weights.__getitem__, topology, source="the import")
-    with TemporaryDirectory() as folder:
-        vocab_file = Path(folder) / VOCAB_NAME
-        vocab_file.write_text("".join(f"{token}\n" for token in encoder.vocabulary), encoding="utf-8", newline="")
-        path = save_checkpoint(
-            config.output,
-            model,
-            topology,
-            kind=KIND,
-            config=checkpoint_config(encoder.config, encoder.text_format, encoder.lower_case),
-            assets={VOCAB_NAME: vocab_file},
-        )
+    vocabulary = "".join(f"{token}\n" for token in encoder.vocabulary)
+    path = save_checkpoint(
+        config.output,
+        model,
+        topology,
+        kind=KIND,
+        config=checkpoint_config(encoder.config, encoder.text_format, encoder.lower_case),
+        assets={VOCAB_NAME: vocabulary.encode()},
+    )
     get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)
 
 

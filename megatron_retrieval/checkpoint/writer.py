@@ -27,7 +27,7 @@ def save_checkpoint(
     *,
     kind: str,
     config: dict[str, Any],
-    assets: Mapping[str, Path],
+    assets: Mapping[str, bytes],
     iteration: int = 0,
     weight_of: Callable[[str], Tensor] | None = None,
     optimizer_tensors: Mapping[str, Tensor] | None = None,
@@ -38,6 +38,7 @@ def save_checkpoint(
 
     Args:
         directory: the folder of checkpoints (`--save`).
+        assets: contents of further files, by name; not paths, since a run may prune the checkpoint that they came from.
         weight_of: gives the fp32 weights of a parameter where the model holds rounded ones.
         optimizer_tensors: moments named `<moment>.<parameter>`.
         keep_last: remove all but this many newest checkpoints; None keeps all.
@@ -62,8 +63,8 @@ def save_checkpoint(
         name: value for part in gather_objects(checksums, topology.world_group) for name, value in part.items()
     }
     if topology.is_main:
-        for name, path in assets.items():
-            shutil.copyfile(path, partial / name)
+        for name, content in assets.items():
+            (partial / name).write_bytes(content)
             all_checksums[name] = file_fingerprint(partial / name)
         manifest = Manifest(
             kind=kind,
@@ -93,11 +94,11 @@ def _fingerprint(
     topology: ProcessTopology,
     kind: str,
     config: dict[str, Any],
-    assets: Mapping[str, Path],
+    assets: Mapping[str, bytes],
 ) -> str:
     digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
-    for path in assets.values():
-        digest.update(Path(path).read_bytes())
+    for content in assets.values():
+        digest.update(content)
     for name, parameter in sorted(model.named_parameters()):
         full = gather_full(parameter, topology, weights[name])
         digest.update(name.encode())

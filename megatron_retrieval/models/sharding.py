@@ -21,11 +21,6 @@ def mark_padded(param: nn.Parameter, num_rows: int) -> None:
     param.num_real_rows = num_rows  # type: ignore[attr-defined]
 
 
-def full_shapes(module: nn.Module, topology: ProcessTopology) -> dict[str, torch.Size]:
-    """The full shape of every parameter, by name."""
-    return {name: full_shape(param, topology.tp_size) for name, param in module.named_parameters()}
-
-
 def full_shape(param: nn.Parameter, tp_size: int) -> torch.Size:
     """The shape of `param` put together from `tp_size` shards, without padding rows."""
     sizes = list(param.shape)

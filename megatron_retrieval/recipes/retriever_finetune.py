@@ -83,7 +83,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     if start is None:
         shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
     model = DualEncoder(shape, topology, config.training.precision.dtype, seed=seed)
-    if start is not None:
+    if start is not None and config.training.save.resume_folder() is None:  # else resuming loads them
         load_weights(start.folder, start.manifest, model, topology)
     return build_trainer(
         config.training,
@@ -96,7 +96,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
         saved=SavedModel(
             KIND,
             checkpoint_config(shape, config.text_format, config.lower_case),
-            {VOCAB_NAME: vocab_file},
+            {VOCAB_NAME: vocab_file.read_bytes()},
             {
                 "--seed": seed,
                 "--global-batch-size": config.training.global_batch_size,

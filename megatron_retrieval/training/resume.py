@@ -61,7 +61,7 @@ class SavedModel:
 
     kind: str
     config: dict[str, Any]
-    assets: dict[str, Path]
+    assets: dict[str, bytes]
     identity: dict[str, Any]
 
 

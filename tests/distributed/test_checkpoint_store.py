@@ -27,7 +27,7 @@ def _save(topology: ProcessTopology, folder: str, vocab: str, iterations: list[i
             topology,
             kind=KIND,
             config=checkpoint_config(config, TextFormatConfig(), lower_case=True),
-            assets={VOCAB_NAME: Path(vocab)},
+            assets={VOCAB_NAME: Path(vocab).read_bytes()},
             iteration=iteration,
             keep_last=keep_last,
         )

@@ -142,3 +142,14 @@ def test_divergence_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ProcessRaisedException, match=r"the loss of iteration \d+ is not finite; lower --lr"):
         run_on_ranks(_train, 1, words)
     assert not (tmp_path / "a").exists()
+
+
+def test_resumed_run_may_prune_the_checkpoint_that_it_came_from(tmp_path: Path) -> None:
+    folder = str(tmp_path / "a")
+    flags = ["--save", folder, "--load", folder, "--save-interval", "2", "--keep-last", "1"]
+    run_on_ranks(_train, 1, tiny_run(tmp_path, "run", *flags, "--train-iters", "2"))
+    words = tiny_run(tmp_path, "run", *flags, "--train-iters", "7")
+    place = words.index("--vocab-file")
+    del words[place : place + 2]  # the vocabulary is then the checkpoint's
+    run_on_ranks(_train, 1, words)
+    assert sorted(path.name for path in (tmp_path / "a").glob("iter_*")) == ["iter_0000007"]
