@@ -1,0 +1,81 @@
+"""BERT with the head of its pretraining: predicts masked tokens (Devlin et al. 2019, arXiv 1810.04805, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.models.sharding import mark_padded
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.types import TokenBatch
+
+
+class MaskedLanguageModel(nn.Module):
+    """An encoder and, on top, the distribution over the vocabulary at chosen places.
+
+    Args:
+        config: shape of the encoder.
+        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        dtype: of parameters and activations.
+        seed: names the initial weights, which are equal at any tensor-parallel size.
+    """
+
+    def __init__(
+        self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.bert = BertEncoder(config, topology, dtype)
+        self.head = MaskedLMHead(config, self.bert.embedding.word_embeddings.weight.size(0), topology, dtype)
+        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
+        self.to(topology.device)
+
+    def forward(self, tokens: TokenBatch, places: Tensor) -> Tensor:
+        """The logits of the tokens at `places`.
+
+        Args:
+            tokens: B sequences, padded to T.
+            places: [M] int64, each b * T + t: row and column of a token.
+
+        Returns:
+            [M, V / tensor-parallel size] float32, this rank's part of the (padded) vocabulary; entries that no token
+            has are the lowest finite number.
+        """
+        states = self.bert(tokens).flatten(0, 1)[places]
+        logits: Tensor = self.head(states, self.bert.embedding.word_embeddings.weight)
+        return logits
+
+
+class MaskedLMHead(nn.Module):
+    """Dense layer, GELU, norm, and a decoder that shares its matrix with the word embeddings.
+
+    Args:
+        vocab_size_per_rank: rows of the word embeddings on this rank, padding included.
+    """
+
+    def __init__(
+        self, config: BertConfig, vocab_size_per_rank: int, topology: ProcessTopology, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self._tp_group = topology.groups.tp
+        self._num_real = min(max(config.vocab_size - topology.tp_rank * vocab_size_per_rank, 0), vocab_size_per_rank)
+        # small, hence replicated on all tensor-parallel ranks
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, dtype=dtype)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
+        self.bias = nn.Parameter(torch.zeros(vocab_size_per_rank, dtype=dtype))
+        nn.init.zeros_(self.dense.bias)
+        set_tensor_model_parallel_attributes(self.bias, is_parallel=True, dim=0, stride=1)
+        mark_padded(self.bias, config.vocab_size)
+
+    def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
+        """[M, D] states and this rank's [V / tp, D] embeddings -> [M, V / tp] float32 logits."""
+        transformed = self.norm(F.gelu(self.dense(states)))
+        # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
+        transformed = copy_to_tensor_model_parallel_region(transformed, group=self._tp_group)
+        logits = F.linear(transformed, word_embeddings, self.bias).float()
+        is_padding = torch.arange(logits.size(1), device=logits.device) >= self._num_real
+        return logits.masked_fill(is_padding, torch.finfo(torch.float32).min)
