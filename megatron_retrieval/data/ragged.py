@@ -41,8 +41,12 @@ class Ragged:
 
     def take(self, rows: Rows, max_length: int | None = None) -> Ragged:
         """The sequences `rows`, copied, each cut to its first `max_length` values."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
+        return self.join(rows, rows + 1, max_length)
+
+    def join(self, first: Rows, end: Rows, max_length: int | None = None) -> Ragged:
+        """Sequences first[i] to end[i] - 1 one after another as sequence i, copied, cut to `max_length` values."""
+        starts = self.offsets[first]
+        lengths = self.offsets[end] - starts
         if max_length is not None:
             lengths = np.minimum(lengths, max_length)
         offsets = to_offsets(lengths)

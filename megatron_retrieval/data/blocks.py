@@ -1,0 +1,156 @@
+"""Blocks: consecutive sentences of one document, as many as a sequence holds; the texts of unsupervised pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from megatron_retrieval.data.formatting import PassageFormat, format_passages
+from megatron_retrieval.data.ragged import Ragged, Rows
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers import SpecialIds
+from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.utils.seeds import derive_seed
+
+#: a title takes at most this share of a sequence, so that text remains
+_TITLE_SHARE = 4
+_SHORTEST_SEQUENCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The text that is trained on, cut into blocks of consecutive sentences."""
+
+    data_path: str
+    """Corpus folder (tools/build_corpus.py)."""
+    use_titles: bool = True
+    """Put the document's title in front of each of its blocks."""
+    valid_fraction: float = 0.005
+    """Share of the documents held out for evaluation during training, chosen by --seed; 0: none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.valid_fraction < 1:
+            raise ConfigError(f"--valid-fraction must be at least 0 and below 1, not {self.valid_fraction}.")
+
+
+class SentenceCorpus(Protocol):
+    """What blocks need of a corpus (`CorpusStore`): tokens of sentences and titles, and the documents' bounds."""
+
+    @property
+    def special(self) -> SpecialIds: ...
+    @property
+    def sentences(self) -> Ragged: ...
+    @property
+    def titles(self) -> Ragged: ...
+    @property
+    def documents(self) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks in the order of the corpus.
+
+    Attributes:
+        first: [n] number of the first sentence.
+        end: [n] one past the last sentence.
+        document: [n] the document that they are part of.
+    """
+
+    first: Rows
+    end: Rows
+    document: Rows
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, rows: Rows) -> Blocks:
+        """The blocks `rows` (numbers or a mask)."""
+        return Blocks(self.first[rows], self.end[rows], self.document[rows])
+
+    def texts(self, corpus: SentenceCorpus) -> Ragged:
+        """The tokens of the blocks."""
+        return corpus.sentences.join(self.first, self.end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """How a block becomes a sequence: the layout of passages, with a title that leaves room for text.
+
+    Attributes:
+        use_titles: put the document's title in front; off: as passages without title.
+        seq_length: longest sequence, in tokens with title and special tokens.
+    """
+
+    use_titles: bool
+    seq_length: int
+    passage_format: PassageFormat
+
+    def __post_init__(self) -> None:
+        if self.seq_length < _SHORTEST_SEQUENCE:
+            raise ConfigError(
+                f"sequences of {self.seq_length} tokens are too short, {_SHORTEST_SEQUENCE} is the least."
+            )
+
+    @property
+    def longest_title(self) -> int:
+        """In tokens; longer ones are cut."""
+        return self.seq_length // _TITLE_SHARE if self.use_titles else 0
+
+    def capacity(self, corpus: SentenceCorpus, documents: Rows) -> Rows:
+        """[n] tokens of text that a block of each document holds."""
+        lengths = corpus.titles.offsets[documents + 1] - corpus.titles.offsets[documents]
+        num_special = 3 if self.passage_format == "title-sep-text" else 2
+        capacity: Rows = self.seq_length - num_special - np.minimum(lengths, self.longest_title)
+        return capacity
+
+    def tokens(self, corpus: SentenceCorpus, documents: Rows, texts: Ragged) -> TokenBatch:
+        """The sequences of `texts`, which come from `documents`; what is too long is cut."""
+        titles = corpus.titles.take(documents, self.longest_title)
+        return format_passages(
+            titles, texts, corpus.special, seq_length=self.seq_length, passage_format=self.passage_format
+        )
+
+
+def make_blocks(corpus: SentenceCorpus, documents: Rows, layout: BlockLayout) -> Blocks:
+    """Pack the sentences of each of `documents` (ascending) greedily into blocks.
+
+    A sentence longer than a sequence is a block of its own, which is cut when it is laid out. All documents are
+    packed at once, their k-th blocks in the k-th round.
+    """
+    offsets = corpus.sentences.offsets
+    documents = np.asarray(documents, np.int64)
+    starts, stops = corpus.documents[documents], corpus.documents[documents + 1]
+    capacity = layout.capacity(corpus, documents)
+    rounds = []
+    while len(starts):
+        ends = np.searchsorted(offsets, offsets[starts] + capacity, side="right") - 1
+        ends = np.clip(ends, starts + 1, stops)
+        rounds.append((starts, ends, documents))
+        left = ends < stops
+        starts, stops, capacity, documents = ends[left], stops[left], capacity[left], documents[left]
+    if not rounds:
+        return Blocks(*(np.empty(0, np.int64) for _ in range(3)))
+    first, end, document = (np.concatenate(column) for column in zip(*rounds, strict=True))
+    return Blocks(first, end, document)[np.argsort(first)]
+
+
+def split_documents(num_documents: int, valid_fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """The documents to train on and those held out.
+
+    Which they are depends on the seed and the document's number alone, so that every job with this seed holds out the
+    same ones.
+    """
+    draws = _hash(np.arange(num_documents, dtype=np.uint64), derive_seed(seed, "held-out-documents"))
+    held_out = draws < valid_fraction
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _hash(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """A fraction in [0, 1) for every number: the finalizer of splitmix64, whose outputs look independent."""
+    bits = numbers * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    fractions: np.ndarray = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return fractions

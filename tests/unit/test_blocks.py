@@ -1,0 +1,116 @@
+"""Blocks against packing one sentence after another in plain Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_retrieval.data.blocks import BlockConfig, BlockLayout, make_blocks, split_documents
+from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers import SpecialIds
+
+Document = tuple[int, list[int]]  # length of the title, lengths of the sentences
+
+
+@dataclass(frozen=True)
+class FakeCorpus:
+    """Token ids count on from 100, so that every token of every sentence is told apart."""
+
+    sentences: Ragged
+    documents: Rows
+    titles: Ragged
+    special: SpecialIds
+
+    @classmethod
+    def of(cls, documents: list[Document]) -> FakeCorpus:
+        offsets = to_offsets(np.array([length for _, lengths in documents for length in lengths], np.int64))
+        titles = to_offsets(np.array([length for length, _ in documents], np.int64))
+        return cls(
+            Ragged(np.arange(100, 100 + offsets[-1]), offsets),
+            to_offsets(np.array([len(lengths) for _, lengths in documents], np.int64)),
+            Ragged(np.full(titles[-1], 50), titles),
+            SpecialIds(cls=1, sep=2, pad=0, mask=3),
+        )
+
+
+def _pack(document: Document, room: int, longest_title: int) -> list[list[int]]:
+    """The sentence lengths of each block."""
+    title, lengths = document
+    blocks: list[list[int]] = []
+    for length in lengths:
+        if blocks and sum(blocks[-1]) + length <= room - min(title, longest_title):
+            blocks[-1].append(length)
+        else:
+            blocks.append([length])
+    return blocks
+
+
+DOCUMENTS = st.lists(
+    st.tuples(st.integers(0, 12), st.lists(st.integers(1, 25), min_size=1, max_size=20)), min_size=1, max_size=12
+)
+
+
+@given(DOCUMENTS, st.integers(8, 40), st.booleans(), st.sampled_from(["title-sep-text", "title-text"]), st.data())
+def test_blocks_are_packed_greedily(
+    documents: list[Document], seq_length: int, use_titles: bool, passage_format: str, data: st.DataObject
+) -> None:
+    corpus = FakeCorpus.of(documents)
+    chosen = sorted(data.draw(st.sets(st.integers(0, len(documents) - 1))))
+    layout = BlockLayout(use_titles=use_titles, seq_length=seq_length, passage_format=passage_format)  # type: ignore[arg-type]
+    blocks = make_blocks(corpus, np.array(chosen, np.int64), layout)
+    room = seq_length - (3 if passage_format == "title-sep-text" else 2)
+    place = 0
+    for number in chosen:
+        sentence = int(corpus.documents[number])
+        for expected in _pack(documents[number], room, seq_length // 4 if use_titles else 0):
+            assert (blocks.first[place], blocks.end[place]) == (sentence, sentence + len(expected))
+            assert blocks.document[place] == number
+            sentence += len(expected)
+            place += 1
+    assert len(blocks) == place
+    texts = blocks.texts(corpus)
+    assert texts.values.tolist() == [token for number in chosen for token in _tokens(corpus, number)]
+    batch = layout.tokens(corpus, blocks.document, texts)
+    assert batch.ids.size(1) <= seq_length
+    whole = texts.lengths <= layout.capacity(corpus, blocks.document)
+    assert (whole | (blocks.end - blocks.first == 1)).all()
+    for row in np.flatnonzero(whole):
+        ids = batch.ids[row, : batch.lengths[row]].tolist()
+        assert [token for token in ids if token >= 100] == texts[row].tolist()
+
+
+def _tokens(corpus: FakeCorpus, document: int) -> list[int]:
+    first, end = corpus.documents[document : document + 2]
+    return list(range(100 + int(corpus.sentences.offsets[first]), 100 + int(corpus.sentences.offsets[end])))
+
+
+def test_layout_of_a_block() -> None:
+    corpus = FakeCorpus.of([(9, [2, 3, 30])])
+    layout = BlockLayout(use_titles=True, seq_length=12, passage_format="title-sep-text")
+    blocks = make_blocks(corpus, np.array([0]), layout)
+    batch = layout.tokens(corpus, blocks.document, blocks.texts(corpus))
+    assert batch.ids.tolist() == [
+        [1, 50, 50, 50, 2, 100, 101, 102, 103, 104, 2, 0],
+        [1, 50, 50, 50, 2, 105, 106, 107, 108, 109, 110, 2],
+    ]
+
+
+def test_held_out_documents() -> None:
+    train, held_out = split_documents(20000, 0.1, seed=3)
+    assert np.array_equal(np.sort(np.concatenate([train, held_out])), np.arange(20000))
+    assert 0.09 < len(held_out) / 20000 < 0.11
+    assert np.array_equal(split_documents(500, 0.1, seed=3)[1], held_out[held_out < 500])
+    assert not np.array_equal(split_documents(20000, 0.1, seed=4)[1], held_out)
+    assert not len(split_documents(20000, 0.0, seed=3)[1])
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="--valid-fraction"):
+        BlockConfig(data_path="x", valid_fraction=1.0)
+    with pytest.raises(ConfigError, match="too short"):
+        BlockLayout(use_titles=True, seq_length=7, passage_format="title-text")
