@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatron_retrieval.data.formatting import PassageFormat, format_passages
 from megatron_retrieval.data.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers import SpecialIds
 from megatron_retrieval.types import TokenBatch
-from megatron_retrieval.utils.seeds import derive_seed
+from megatron_retrieval.utils.seeds import fractions
 
 #: a title takes at most this share of a sequence, so that text remains
 _TITLE_SHARE = 4
@@ -65,7 +66,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, rows: Rows) -> Blocks:
+    def __getitem__(self, rows: Rows | NDArray[np.bool_]) -> Blocks:
         """The blocks `rows` (numbers or a mask)."""
         return Blocks(self.first[rows], self.end[rows], self.document[rows])
 
@@ -142,15 +143,5 @@ def split_documents(num_documents: int, valid_fraction: float, seed: int) -> tup
     Which they are depends on the seed and the document's number alone, so that every job with this seed holds out the
     same ones.
     """
-    draws = _hash(np.arange(num_documents, dtype=np.uint64), derive_seed(seed, "held-out-documents"))
-    held_out = draws < valid_fraction
+    held_out = fractions(np.arange(num_documents), seed, "held-out-documents") < valid_fraction
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def _hash(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """A fraction in [0, 1) for every number: the finalizer of splitmix64, whose outputs look independent."""
-    bits = numbers * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    fractions: np.ndarray = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-    return fractions

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.data.formatting import TextFormatConfig, format_questions
-from megatron_retrieval.data.loader import Bundles
+from megatron_retrieval.data.loader import Bundles, Share
 from megatron_retrieval.data.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.questions import read_biencoder
 from megatron_retrieval.data.ragged import Rows, tokenize
@@ -112,9 +112,8 @@ class DprDataset:
             dp_rank: which share.
             dp_size: the number of shares, W.
         """
-        num_slots = -(-len(indices) // dp_size)  # questions of one rank, n
-        first = dp_rank * num_slots
-        own = list(indices[first : first + num_slots])
+        share = Share.of(len(indices), dp_rank, dp_size)
+        num_slots, first, own = share.num_slots, share.first, list(indices[share.own])
         slots = np.full((dp_size * num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
         for place, index in enumerate(indices):
             slots[place] = self._passages_of(self._examples[index], epoch, first_position + place)
@@ -129,7 +128,7 @@ class DprDataset:
         return ContrastiveBatch(
             questions=self._question_tokens(own, num_slots),
             passages=self._pool.tokens(slots[first : first + num_slots].ravel()),
-            question_is_real=torch.arange(num_slots) < len(own),
+            question_is_real=torch.arange(num_slots) < share.num_real,
             excluded=torch.from_numpy(excluded),
             num_questions=len(indices),
             num_false_negatives=int(false_negatives.sum()),

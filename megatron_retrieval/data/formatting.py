@@ -51,6 +51,15 @@ def format_passages(
     return _frame([titles, texts], special, seq_length, separated=passage_format == "title-sep-text")
 
 
+def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> TokenBatch:
+    """The batch with rows [CLS] [SEP] added until there are `num_rows`."""
+    given, width = batch.ids.shape
+    ids = batch.ids.new_full((num_rows, max(width, 2)), special.pad)
+    ids[:given, :width] = batch.ids
+    ids[given:, 0], ids[given:, 1] = special.cls, special.sep
+    return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), 2)]))
+
+
 def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
     """Finished token sequences of different lengths as one padded batch."""
     ragged = Ragged.from_sequences(sequences, np.int64)

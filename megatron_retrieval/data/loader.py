@@ -38,6 +38,28 @@ class GlobalBatch(NamedTuple):
     indices: list[int]
 
 
+class Share(NamedTuple):
+    """One data-parallel rank's part of a global batch: W ranks hold n slots each, the last ones fillers."""
+
+    #: n, equal on all ranks
+    num_slots: int
+    #: slot of the global batch that is this rank's first one
+    first: int
+    #: slots that hold an example; fewer than n where the batch is uneven
+    num_real: int
+
+    @classmethod
+    def of(cls, num_examples: int, dp_rank: int, dp_size: int) -> Share:
+        num_slots = -(-num_examples // dp_size)
+        first = dp_rank * num_slots
+        return cls(num_slots, first, min(max(num_examples - first, 0), num_slots))
+
+    @property
+    def own(self) -> slice:
+        """Places of this rank's examples in the global batch."""
+        return slice(self.first, self.first + self.num_real)
+
+
 class Bundles(NamedTuple):
     """Examples of one group stand together in the order of an epoch, `size` at a time, and within a bundle those that
     share an item stand side by side."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -16,3 +17,15 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> np.random.Generator:
     """The NumPy generator of the stream called `names` under `seed`."""
     return np.random.default_rng(derive_seed(seed, *names))
+
+
+def fractions(numbers: NDArray[np.int64], seed: int, *names: str | int) -> NDArray[np.float64]:
+    """A draw from [0, 1) for each of `numbers` (not negative), all at once.
+
+    The draw of a number is the same whatever else is drawn: it is splitmix64's output at that place of the stream
+    called `names` under `seed`.
+    """
+    bits = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derive_seed(seed, *names))
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
