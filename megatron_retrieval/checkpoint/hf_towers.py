@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.dual_encoder import text_format_within
 from megatron_retrieval.checkpoint.hf_bert import bert_config_from_hf, bert_config_to_hf, export_bert, import_bert
 from megatron_retrieval.checkpoint.hf_files import (
     read_settings,
@@ -21,7 +22,6 @@ from megatron_retrieval.checkpoint.hf_files import (
 from megatron_retrieval.config import from_flat_dict, to_flat_dict
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.utils.files import read_json, write_json
 
@@ -65,7 +65,9 @@ def read_bert(folder: Path) -> TowerFolder:
     """A `BertModel`. How it is pooled is not the format's concern: [CLS], unless the folder is an export."""
     settings = read_settings(folder / "config.json")
     bert = bert_config_from_hf(settings, folder / "config.json")
-    return assemble_tower(folder, DualEncoderConfig(bert=bert), _default_text_format(bert), read_weights(folder), {})
+    return assemble_tower(
+        folder, DualEncoderConfig(bert=bert), text_format_within(TextFormatConfig(), bert), read_weights(folder), {}
+    )
 
 
 def write_bert(folder: Path, tower: TowerFolder, role: str) -> None:
@@ -87,7 +89,7 @@ def read_dpr(folder: Path) -> TowerFolder:
     state = {name.removeprefix(f"{role}.").removeprefix("bert_model."): tensor for name, tensor in state.items()}
     projection = take_projection(state, "encode_proj")
     config = DualEncoderConfig(bert=bert, biencoder_projection_dim=settings.get("projection_dim", 0))
-    return assemble_tower(folder, config, _default_text_format(bert), state, projection, role)
+    return assemble_tower(folder, config, text_format_within(TextFormatConfig(), bert), state, projection, role)
 
 
 def write_dpr(folder: Path, tower: TowerFolder, role: str) -> None:
@@ -131,15 +133,6 @@ def write_common(folder: Path, tower: TowerFolder, settings: dict[str, Any]) -> 
     write_vocabulary(folder, tower.vocabulary, tower.lower_case, length)
     vectors = {"pooling": tower.config.pooling, "normalize-embeddings": tower.config.normalize_embeddings}
     write_json(folder / EXTRAS_NAME, {**to_flat_dict(tower.text_format), **vectors})
-
-
-def _default_text_format(bert: BertConfig) -> TextFormatConfig:
-    default = TextFormatConfig()
-    return dataclasses.replace(
-        default,
-        query_seq_length=min(default.query_seq_length, bert.max_position_embeddings),
-        retriever_seq_length=min(default.retriever_seq_length, bert.max_position_embeddings),
-    )
 
 
 def take_projection(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

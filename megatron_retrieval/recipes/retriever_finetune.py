@@ -8,20 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.dual_encoder import (
-    KIND,
-    VOCAB_NAME,
-    DualEncoderDescription,
-    checkpoint_config,
-    describe_dual_encoder,
-)
-from megatron_retrieval.checkpoint.reader import load_weights
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
+from megatron_retrieval.checkpoint.starting_point import StartingPoint
 from megatron_retrieval.data.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.data.loader import BatchLoader, EpochSampler
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.starting_point import check_same_vocabulary, find_start, load_start
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.resume import SavedModel
@@ -35,7 +31,8 @@ class RetrieverFinetuneConfig:
     """Fine-tune a dual encoder on questions with positive and hard negative passages (DPR)."""
 
     pretrained_checkpoint: str | None = None
-    """Checkpoint whose weights, shape, text layout and vocabulary training starts from; default: random weights."""
+    """Checkpoint whose weights, shape, text layout and vocabulary training starts from: of a dual encoder, or of a
+    masked language model, whose encoder goes into both towers; default: random weights."""
     vocab_file: str | None = None
     """WordPiece vocabulary; needed where training starts from random weights."""
     lower_case: bool = True
@@ -53,17 +50,21 @@ class RetrieverFinetuneConfig:
         """For the launcher."""
         return self.training.parallel
 
-    def starting_point(self) -> DualEncoderDescription | None:
+    def starting_point(self) -> StartingPoint | None:
         """The checkpoint that gives shape, text layout and vocabulary: the resumed one, else the pretrained one."""
-        folder = self.training.save.resume_folder() or self.pretrained_checkpoint
-        return describe_dual_encoder(folder) if folder else None
+        return find_start(self.training.save, self.pretrained_checkpoint, KIND)
 
     def with_artefact_defaults(self) -> RetrieverFinetuneConfig:
         """The starting point's shape and text layout are the defaults of their flags."""
         start = self.starting_point()
         if start is None:
             return self
-        return dataclasses.replace(self, model=start.config, text_format=start.text_format, lower_case=start.lower_case)
+        return dataclasses.replace(
+            self,
+            model=start.dual_encoder_over(self.model),
+            text_format=start.text_format_over(self.text_format),
+            lower_case=start.lower_case,
+        )
 
 
 def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer:
@@ -83,8 +84,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     if start is None:
         shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
     model = DualEncoder(shape, topology, config.training.precision.dtype, seed=seed)
-    if start is not None and config.training.save.resume_folder() is None:  # else resuming loads them
-        load_weights(start.folder, start.manifest, model, topology)
+    load_start(start, model, config.training.save, topology)
     return build_trainer(
         config.training,
         topology,
@@ -106,7 +106,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     )
 
 
-def _vocab_file(config: RetrieverFinetuneConfig, start: DualEncoderDescription | None) -> Path:
+def _vocab_file(config: RetrieverFinetuneConfig, start: StartingPoint | None) -> Path:
     """The starting point's vocabulary, or the one that `--vocab-file` names; both only if they are the same."""
     if config.vocab_file is None:
         if start is None:
@@ -115,10 +115,7 @@ def _vocab_file(config: RetrieverFinetuneConfig, start: DualEncoderDescription |
             )
         return start.vocab_file
     path = Path(config.vocab_file)
-    if start is not None:
-        given, saved = (WordPieceTokenizer(p, config.lower_case).fingerprint for p in (path, start.vocab_file))
-        if given != saved:
-            raise ConfigError(f"--vocab-file {path} is not the vocabulary of the checkpoint {start.folder}.")
+    check_same_vocabulary(path, f"--vocab-file {path}", config.lower_case, start)
     return path
 
 

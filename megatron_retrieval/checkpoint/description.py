@@ -1,0 +1,78 @@
+"""What checkpoints of all kinds say of themselves beside their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_retrieval.checkpoint.manifest import Manifest, read_manifest, resolve_checkpoint
+from megatron_retrieval.config import from_flat_dict
+from megatron_retrieval.errors import CheckpointError
+
+VOCAB_NAME = "vocab.txt"
+LOWER_CASE_KEY = "lower-case"
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """All of a checkpoint but its weights.
+
+    Attributes:
+        folder: of this one checkpoint.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        """What was saved."""
+        return self.manifest.kind
+
+    @property
+    def vocab_file(self) -> Path:
+        """The WordPiece vocabulary that the model was trained with."""
+        return self.folder / VOCAB_NAME
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether the vocabulary expects lower-cased text."""
+        return bool(self.manifest.config[LOWER_CASE_KEY])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the model: the same weights, shape and vocabulary give the same one at any layout of ranks."""
+        return self.manifest.fingerprint
+
+
+def open_checkpoint(path: str | Path, kinds: Collection[str]) -> CheckpointDescription:
+    """Read what a checkpoint of one of these kinds says of itself.
+
+    Raises:
+        CheckpointError: no checkpoint here, one of another kind, or one without vocabulary.
+    """
+    folder = resolve_checkpoint(path)
+    manifest = read_manifest(folder)
+    if manifest.kind not in kinds:
+        raise CheckpointError(f"{folder}: holds a {manifest.kind}, where a {' or '.join(kinds)} is needed.")
+    if not (folder / VOCAB_NAME).is_file():
+        raise CheckpointError(f"{folder}: {VOCAB_NAME} is missing.")
+    if LOWER_CASE_KEY not in manifest.config:
+        raise CheckpointError(f"{folder}/manifest.json: the setting {LOWER_CASE_KEY!r} is missing.")
+    return CheckpointDescription(folder, manifest)
+
+
+def saved_settings(config_class: type[Config], description: CheckpointDescription) -> Config:
+    """The part of the saved settings that makes a `config_class`.
+
+    Raises:
+        CheckpointError: one of them is missing.
+    """
+    try:
+        return from_flat_dict(config_class, description.manifest.config)
+    except KeyError as error:
+        raise CheckpointError(f"{description.folder}/manifest.json: the setting {error} is missing.") from error

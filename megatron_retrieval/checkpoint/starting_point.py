@@ -1,0 +1,120 @@
+"""Checkpoints that training may start from: dual encoders and masked language models, each for training of either."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from megatron_retrieval.checkpoint import dual_encoder, masked_lm
+from megatron_retrieval.checkpoint.description import CheckpointDescription, open_checkpoint, saved_settings
+from megatron_retrieval.checkpoint.dual_encoder import text_format_within
+from megatron_retrieval.checkpoint.reader import TensorReader, fill_model
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.utils.logging import get_logger
+
+STARTING_KINDS = (dual_encoder.KIND, masked_lm.KIND)
+
+log = get_logger("checkpoint")
+
+
+@dataclass(frozen=True)
+class StartingPoint(CheckpointDescription):
+    """A checkpoint whose weights, shape and vocabulary training starts from.
+
+    Attributes:
+        bert: shape of its encoder.
+        dual_encoder: shape of the whole, None where it is a masked language model.
+        text_format: layout of questions and passages, None where it is a masked language model.
+    """
+
+    bert: BertConfig
+    dual_encoder: DualEncoderConfig | None = None
+    text_format: TextFormatConfig | None = None
+
+    def dual_encoder_over(self, default: DualEncoderConfig) -> DualEncoderConfig:
+        """Shape of a dual encoder that starts here; what the checkpoint does not say is as in `default`."""
+        return self.dual_encoder or dataclasses.replace(default, bert=self.bert)
+
+    def text_format_over(self, default: TextFormatConfig) -> TextFormatConfig:
+        """Its text layout, or else `default` with sequences no longer than the encoder's positions."""
+        return self.text_format or text_format_within(default, self.bert)
+
+
+def describe_starting_point(path: str | Path, kinds: Collection[str] = STARTING_KINDS) -> StartingPoint:
+    """Read a checkpoint's description without its weights.
+
+    Raises:
+        CheckpointError: no checkpoint here, or one of none of these kinds.
+    """
+    found = open_checkpoint(path, kinds)
+    if found.kind == masked_lm.KIND:
+        return StartingPoint(found.folder, found.manifest, saved_settings(BertConfig, found))
+    whole, text_format = saved_settings(DualEncoderConfig, found), saved_settings(TextFormatConfig, found)
+    return StartingPoint(found.folder, found.manifest, whole.bert, whole, text_format)
+
+
+def load_starting_weights(
+    start: StartingPoint, model: DualEncoder | MaskedLanguageModel, topology: ProcessTopology
+) -> None:
+    """Fill `model` with what the checkpoint has of it; the rest keeps its initial weights, and the log says so.
+
+    Between the kinds it is the encoder that travels: a masked language model's into every tower, and a dual encoder's
+    passage (or only) tower into a masked language model. One shared tower may become two.
+
+    Raises:
+        CheckpointError: parameters or shapes differ; the message names the first of them.
+    """
+    reader = TensorReader(start.folder, start.manifest)
+    parts = _parts_of_masked_lm if isinstance(model, MaskedLanguageModel) else _parts_of_dual_encoder
+    for part, prefix in parts(start, model):
+        _fill(part, prefix, reader, topology)
+
+
+def _fill(part: nn.Module, prefix: str, reader: TensorReader, topology: ProcessTopology) -> None:
+    """Fill a part of a model from the tensors whose names begin with `prefix`."""
+
+    def full(name: str) -> Tensor:
+        return reader.full(prefix + name)
+
+    names = {name.removeprefix(prefix) for name in reader.names() if name.startswith(prefix)}
+    source = f"{reader.folder}, {prefix.removesuffix('.')}" if prefix else str(reader.folder)
+    fill_model(part, names, full, topology, source=source)
+
+
+def _parts_of_masked_lm(start: StartingPoint, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The parts of the model to fill, each with the prefix of its parameters in the checkpoint."""
+    if start.dual_encoder is None:
+        yield model, ""
+    else:
+        tower = "shared" if start.dual_encoder.biencoder_shared_query_context_model else "passage"
+        log.info("%s: the %s tower's encoder is taken; the head of the masked LM is new.", start.folder, tower)
+        yield model.get_submodule("bert"), f"towers.{tower}.bert."
+
+
+def _parts_of_dual_encoder(start: StartingPoint, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """As `_parts_of_masked_lm`."""
+    towers = dict(model.get_submodule("towers").named_children())
+    if start.dual_encoder is None:
+        log.info("%s: the masked LM's encoder goes into every tower; a projection is new.", start.folder)
+        for tower in towers.values():
+            yield tower.get_submodule("bert"), "bert."
+    elif start.dual_encoder.biencoder_shared_query_context_model:
+        for tower in towers.values():
+            yield tower, "towers.shared."
+    elif "shared" in towers:
+        raise CheckpointError(
+            f"{start.folder}: holds one encoder for questions and one for passages, which do not become one; leave "
+            "out --biencoder-shared-query-context-model."
+        )
+    else:
+        for name, tower in towers.items():
+            yield tower, f"towers.{name}."

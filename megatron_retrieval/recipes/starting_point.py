@@ -1,0 +1,52 @@
+"""Where a training run starts: a checkpoint of its own to resume, a pretrained one, or random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_retrieval.checkpoint.starting_point import (
+    StartingPoint,
+    describe_starting_point,
+    load_starting_weights,
+)
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.training.resume import SaveConfig
+
+
+def find_start(save: SaveConfig, pretrained_checkpoint: str | None, kind: str) -> StartingPoint | None:
+    """The checkpoint that gives shape, text layout and vocabulary: the resumed one, else the pretrained one.
+
+    Args:
+        kind: of the run's own checkpoints, and hence of the one that it resumes.
+    """
+    if folder := save.resume_folder():
+        return describe_starting_point(folder, (kind,))
+    return describe_starting_point(pretrained_checkpoint) if pretrained_checkpoint else None
+
+
+def load_start(
+    start: StartingPoint | None, model: DualEncoder | MaskedLanguageModel, save: SaveConfig, topology: ProcessTopology
+) -> None:
+    """Give the model its first weights, unless they are random or resuming loads them."""
+    if start is not None and save.resume_folder() is None:
+        load_starting_weights(start, model, topology)
+
+
+def check_same_vocabulary(vocab_file: Path, origin: str, lower_case: bool, start: StartingPoint | None) -> None:
+    """Refuse a vocabulary that is not the starting point's.
+
+    Args:
+        origin: what names the vocabulary, for the message: the flag or the artefact with its path.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if start is None:
+        return
+    given, saved = (WordPieceTokenizer(path, lower_case).fingerprint for path in (vocab_file, start.vocab_file))
+    if given != saved:
+        raise ConfigError(f"{origin} is not the vocabulary of the checkpoint {start.folder}.")
