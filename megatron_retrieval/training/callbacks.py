@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
-from megatron_retrieval.utils.files import write_json
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -51,36 +50,37 @@ class EvalConfig:
 
 
 class EvaluateBatches(Callback):
-    """Means over held-out batches, logged as `valid_<name>` and kept in metrics.json; shares of a batch are summed over
-    ranks, so that every example counts once whatever the number of ranks."""
+    """Means over held-out batches, logged as `valid_<name>` and kept in metrics.json, rates with their 95 % intervals.
 
-    def __init__(
-        self, batches: Callable[[], Iterable[Any]], interval: int, metrics_log: MetricsLog, output_dir: str
-    ) -> None:
+    Batches are weighted by the `num_examples` that the step counted in them; shares of a batch are summed over ranks,
+    so that every example counts once whatever the number of ranks.
+    """
+
+    def __init__(self, batches: Callable[[], Iterable[Any]], interval: int, metrics_log: MetricsLog) -> None:
         self._batches, self._interval, self._log = batches, interval, metrics_log
-        self._output_dir = Path(output_dir)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.iteration % self._interval and report.iteration != trainer.train_iters:
             return
-        totals: dict[str, float] = {}
-        num_examples = 0
+        totals: dict[str, float] = defaultdict(float)
         for batch in self._batches():
             metrics = reduce_metrics(trainer.step.evaluate(batch), trainer.topology)
             for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value * batch.num_questions
-            num_examples += batch.num_questions
-        means = {f"valid_{name}": total / num_examples for name, total in totals.items()}
+                totals[name] += value if name.startswith("num_") else value * metrics["num_examples"]
+        counts = {name: round(total) for name, total in totals.items() if name.startswith("num_")}
+        num_examples = counts["num_examples"]
+        means = {f"valid_{name}": total / num_examples for name, total in totals.items() if name not in counts}
         self._log.write(report.iteration, means)
-        if trainer.topology.is_main:
-            self._write_summary(report.iteration, means, num_examples)
+        self._log.summarise(report.iteration, {**counts, **means, **_intervals(means, num_examples)})
         log.info("validation after %d: %s", report.iteration, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
 
-    def _write_summary(self, iteration: int, means: dict[str, float], num_examples: int) -> None:
-        summary: dict[str, Any] = {"iteration": iteration, "num_questions": num_examples, **means}
-        if "valid_accuracy" in means:
-            num_hits = round(means["valid_accuracy"] * num_examples)
-            hits = (np.arange(num_examples) < num_hits).astype(np.float64)
-            interval = mean_interval(hits)
-            summary["valid_accuracy_ci95"] = [interval.low, interval.high]
-        write_json(self._output_dir / "metrics.json", summary)
+
+def _intervals(means: Mapping[str, float], num_examples: int) -> dict[str, list[float]]:
+    """The 95 % interval of every rate, from its hits."""
+    intervals = {}
+    for name, mean in means.items():
+        if name.startswith("valid_accuracy"):
+            hits = np.arange(num_examples) < round(mean * num_examples)
+            interval = mean_interval(hits.astype(np.float64))
+            intervals[f"{name}_ci95"] = [interval.low, interval.high]
+    return intervals

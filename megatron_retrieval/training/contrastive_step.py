@@ -79,7 +79,8 @@ class ContrastiveStep:
         queries = _Tower(self.model.encode_queries, batch.questions, None, self.config).encode()
         passages = _Tower(self.model.encode_passages, batch.passages, None, self.config).encode()
         output = self._loss(queries, passages, batch)
-        return {**output.metrics, "loss": output.loss}
+        num_questions = batch.question_is_real.sum()
+        return {**output.metrics, "loss": output.loss, "num_examples": num_questions, "num_questions": num_questions}
 
     def _loss(self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch) -> LossOutput:
         """This rank's part of the loss over the passages of all data-parallel ranks."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
-from megatron_retrieval.utils.files import atomic_file
+from megatron_retrieval.utils.files import atomic_file, write_json
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -39,6 +39,7 @@ class MetricsLog(Callback):
         self._file: IO[str] | None = None
         self._board: SummaryWriter | None = None
         self._last_time, self._last_iteration = 0.0, 0
+        self._summary: dict[str, Any] = {}
 
     def on_start(self, trainer: Trainer) -> None:
         self._last_time, self._last_iteration = time.perf_counter(), trainer.iteration
@@ -47,10 +48,11 @@ class MetricsLog(Callback):
         folder = Path(self._config.output_dir)
         path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        drop_lines_after(path, trainer.iteration)
+        last_kept = trainer.iteration or -1  # a new run keeps nothing, not even an evaluation before the first step
+        drop_lines_after(path, last_kept)
         self._file = path.open("a", encoding="utf-8")
         if self._config.tensorboard:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=trainer.iteration + 1)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_kept + 1)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if not self._is_main or (
@@ -86,6 +88,12 @@ class MetricsLog(Callback):
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, iteration)
+
+    def summarise(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Renew `values` in metrics.json, beside what other callbacks left there in this run."""
+        self._summary |= {"iteration": iteration, **values}
+        if self._is_main:
+            write_json(Path(self._config.output_dir) / "metrics.json", self._summary)
 
 
 def drop_lines_after(path: Path, iteration: int) -> None:

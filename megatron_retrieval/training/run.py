@@ -80,8 +80,7 @@ def build_trainer(
     metrics_log = MetricsLog(config.log, config.global_batch_size, topology.is_main)
     callbacks: list[Callback] = []
     if valid_batches is not None:
-        interval = config.evaluation.eval_interval
-        callbacks.append(EvaluateBatches(valid_batches, interval, metrics_log, config.log.output_dir))
+        callbacks.append(EvaluateBatches(valid_batches, config.evaluation.eval_interval, metrics_log))
     if config.save.save is not None:
         callbacks.append(SaveCheckpoints(checkpoints.save, config.save.save_interval))
     return Trainer(

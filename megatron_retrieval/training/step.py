@@ -24,7 +24,8 @@ class StepModule(Protocol):
         ...
 
     def evaluate(self, batch: Any) -> Mapping[str, Tensor]:
-        """The same means without gradient or dropout."""
+        """The same means and counts without gradient or dropout, and with them `num_examples`: this rank's part of
+        what the means are over (questions, masked tokens), by which batches are weighted when they are averaged."""
         ...
 
 

@@ -1,0 +1,75 @@
+"""Validation averages over examples, not over batches, and all that writes metrics.json writes one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_retrieval.training.callbacks import EvaluateBatches
+from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
+from megatron_retrieval.training.trainer import StepReport
+
+#: (right answers, examples) of the held-out batches: the count is known to the step alone
+BATCHES = [(1, 1), (0, 3), (2, 6)]
+
+
+class _Group:
+    def size(self) -> int:
+        return 1
+
+
+class _Step:
+    """Says what each batch holds."""
+
+    def evaluate(self, batch: tuple[int, int]) -> Mapping[str, Tensor]:
+        hits, count = batch
+        rate = torch.tensor(hits / count)
+        return {"accuracy": rate, "accuracy@5": rate / 2, "loss": 1 - rate, "num_examples": torch.tensor(count)}
+
+
+@pytest.fixture
+def trainer() -> Any:
+    topology = SimpleNamespace(groups=SimpleNamespace(dp=_Group()), is_main=True)
+    return SimpleNamespace(step=_Step(), topology=topology, train_iters=25, iteration=0)
+
+
+def _log(folder: Path) -> MetricsLog:
+    return MetricsLog(LogConfig(output_dir=str(folder), tensorboard=False), examples_per_step=1, is_main=True)
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_batches_are_weighted_by_the_examples_that_the_step_counted(tmp_path: Path, trainer: Any) -> None:
+    log = _log(tmp_path)
+    log.on_start(trainer)
+    log.summarise(10, {"valid_recall@1": 0.5})
+    callback = EvaluateBatches(lambda: BATCHES, 10, log)
+    for iteration in (10, 11, 20, 25):
+        callback.on_step(trainer, StepReport(iteration, {}, 0.0))
+    assert [line["iteration"] for line in _lines(tmp_path)] == [10, 20, 25]
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert (summary["iteration"], summary["num_examples"], summary["valid_recall@1"]) == (25, 10, 0.5)
+    assert summary["valid_accuracy"] == pytest.approx(0.3)
+    assert summary["valid_loss"] == pytest.approx(0.7)
+    for name, mean in (("valid_accuracy", 0.3), ("valid_accuracy@5", 0.15)):
+        low, high = summary[f"{name}_ci95"]
+        assert 0 <= low < mean < high < 1
+    assert "valid_loss_ci95" not in summary
+
+
+def test_a_new_run_keeps_no_line_of_an_earlier_one(tmp_path: Path, trainer: Any) -> None:
+    for _ in range(2):
+        log = _log(tmp_path)
+        log.on_start(trainer)
+        log.write(0, {"valid_recall@1": 0.0})
+        log.on_end(trainer)
+    assert _lines(tmp_path) == [{"iteration": 0, "valid_recall@1": 0.0}]
