@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from megatron_retrieval.data.formatting import PassageFormat, format_passages
 from megatron_retrieval.data.id_table import IdTable
 from megatron_retrieval.data.ragged import Array, Ragged, Rows
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.tokenizers import SpecialIds, WordPieceTokenizer
 from megatron_retrieval.types import Passage, TokenBatch
 from megatron_retrieval.utils.files import read_json
@@ -71,6 +71,22 @@ class EvidenceStore:
         if tokenizer.fingerprint != self._tokenizer["fingerprint"]:
             raise DataError(self.folder / VOCABULARY, "not the vocabulary that the evidence was built with", hint=_HINT)
         return tokenizer
+
+    def require_vocabulary(self, vocabulary: WordPieceTokenizer, owner: str) -> None:
+        """Refuse an encoder whose token ids mean other words.
+
+        Args:
+            owner: whose vocabulary it is, for the message.
+
+        Raises:
+            MismatchError: the evidence was tokenized with another vocabulary.
+        """
+        if vocabulary.fingerprint != self.tokenizer.fingerprint:
+            raise MismatchError(
+                f"The evidence in {self.folder} was tokenized with vocabulary {self.tokenizer.fingerprint}, but "
+                f"{owner} has vocabulary {vocabulary.fingerprint}; build the evidence with --vocab-file "
+                f"{vocabulary.vocab_file}."
+            )
 
     def passage(self, row: int) -> Passage:
         (row,) = self._checked([row])

@@ -17,6 +17,7 @@ from megatron_retrieval.index.embedding_store import (
     EmbeddingStore,
     Manifest,
     Shard,
+    StorageDtype,
     StoreIdentity,
     read_manifest,
     shard_ranges,
@@ -33,6 +34,25 @@ def default_rows_per_shard(num_rows: int) -> int:
     """A function of the evidence alone, so that a restart on other ranks finds the same shards: about 64 of them
     (ranks share evenly), neither tiny nor so large that a stop costs much."""
     return max(MIN_ROWS_PER_SHARD, min(MAX_ROWS_PER_SHARD, math.ceil(num_rows / 64)))
+
+
+def stored_vectors(vectors: Tensor, rows: range, dtype: StorageDtype) -> Tensor:
+    """The vectors [n, D] of `rows` as they are kept: contiguous, on the CPU, in `dtype`.
+
+    Raises:
+        MegatronRetrievalError: a vector holds NaN or infinity, or does not fit the type.
+    """
+    if len(vectors) != len(rows):
+        raise ValueError(f"{len(rows)} rows, but {len(vectors)} vectors")
+    stored = vectors.detach().to("cpu", torch_dtype(dtype)).contiguous()
+    finite = torch.isfinite(stored).all(dim=1)
+    if not finite.all():
+        row = rows[int((~finite).nonzero()[0])]
+        raise MegatronRetrievalError(
+            f"The encoder's vector of evidence row {row} is not finite in {dtype}; check the checkpoint, or let "
+            "embeddings be bfloat16 or float32 (--embedding-dtype; during training --eval-embedding-dtype)."
+        )
+    return stored
 
 
 class EmbeddingWriter:
@@ -82,16 +102,7 @@ class EmbeddingWriter:
             MegatronRetrievalError: a vector holds NaN or infinity, or does not fit the type.
         """
         rows = self.rows(shard)
-        if len(vectors) != len(rows):
-            raise ValueError(f"shard {shard} has {len(rows)} rows, got {len(vectors)} vectors")
-        stored = vectors.detach().to("cpu", torch_dtype(self.identity.dtype)).contiguous()
-        finite = torch.isfinite(stored).all(dim=1)
-        if not finite.all():
-            row = rows[int((~finite).nonzero()[0])]
-            raise MegatronRetrievalError(
-                f"The encoder's vector of evidence row {row} is not finite in {self.identity.dtype}; check the "
-                "checkpoint, or choose --embedding-dtype bfloat16 or float32."
-            )
+        stored = stored_vectors(vectors, rows, self.identity.dtype)
         content = stored.view(torch.uint8).numpy().data
         with atomic_file(self._path(shard), "wb") as file:
             file.write(content)

@@ -28,10 +28,24 @@ class ShardedIndex:
 
     def __init__(self, vectors: VectorSource | Tensor, topology: ProcessTopology) -> None:
         source = TensorVectors(vectors) if isinstance(vectors, Tensor) else vectors
-        self._topology = topology
-        self._num_rows = len(source)
         start, stop = rank_rows(len(source), topology.rank, topology.world_size)
-        self._local = FlatIndex(VectorSlice(source, start, stop), first_row=start, device=topology.device)
+        self._hold(VectorSlice(source, start, stop), start, len(source), topology)
+
+    @classmethod
+    def of_parts(cls, part: VectorSource, first_row: int, num_rows: int, topology: ProcessTopology) -> ShardedIndex:
+        """An index of which each rank brings its own rows, for vectors that no rank holds all of.
+
+        Args:
+            part: this rank's rows, possibly none, from `first_row` on.
+            num_rows: over all ranks; each row must be held by exactly one of them.
+        """
+        index = cls.__new__(cls)
+        index._hold(part, first_row, num_rows, topology)
+        return index
+
+    def _hold(self, part: VectorSource, first_row: int, num_rows: int, topology: ProcessTopology) -> None:
+        self._topology, self._num_rows = topology, num_rows
+        self._local = FlatIndex(part, first_row=first_row, device=topology.device)
 
     @property
     def num_rows(self) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.dual_encoder import LoadedDualEncoder, load_dual_encoder
 from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.index import EmbeddingStore, ShardedIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import EncodeConfig, Retriever, encode_questions
@@ -85,12 +84,6 @@ def load_encoder_for(
         MismatchError: the evidence was tokenized with another vocabulary than the checkpoint's.
     """
     encoder = load_dual_encoder(checkpoint, topology, dtype)
-    vocab_file = encoder.description.vocab_file
-    vocabulary = WordPieceTokenizer(vocab_file, encoder.description.lower_case)
-    if vocabulary.fingerprint != evidence.tokenizer.fingerprint:
-        raise MismatchError(
-            f"The evidence in {evidence.folder} was tokenized with vocabulary {evidence.tokenizer.fingerprint}, but "
-            f"the checkpoint {checkpoint} has vocabulary {vocabulary.fingerprint}; build the evidence with "
-            f"--vocab-file {vocab_file}."
-        )
+    vocabulary = WordPieceTokenizer(encoder.description.vocab_file, encoder.description.lower_case)
+    evidence.require_vocabulary(vocabulary, f"the checkpoint {checkpoint}")
     return encoder

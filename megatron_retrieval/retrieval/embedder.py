@@ -1,4 +1,4 @@
-"""The whole evidence to vectors on disk, shared over ranks, continued where it stopped."""
+"""The whole evidence to vectors, shared over ranks: onto disk, continued where it stopped, or into memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from megatron_retrieval.data.formatting import PassageFormat, TextFormatConfig
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StorageDtype, StoreIdentity
+from megatron_retrieval.index import (
+    EmbeddingStore,
+    EmbeddingWriter,
+    MemoryWriter,
+    ShardedIndex,
+    StorageDtype,
+    StoreIdentity,
+)
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
@@ -25,15 +32,25 @@ from megatron_retrieval.utils.progress import progress_bar
 log = get_logger("embed")
 
 
-class TokenizedEvidence(Protocol):
-    """What embedding needs of an `EvidenceStore`."""
-
-    @property
-    def fingerprint(self) -> str: ...
+class TokenizedPassages(Protocol):
+    """Passages by row, as an `EvidenceStore` or an `EvidenceSample` has them."""
 
     def __len__(self) -> int: ...
 
     def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch: ...
+
+
+class TokenizedEvidence(TokenizedPassages, Protocol):
+    """Passages with a name, as an `EvidenceStore` has it."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class _ShardCut(Protocol):
+    """Says which rows a shard holds."""
+
+    def rows(self, shard: int) -> range: ...
 
 
 def embed_evidence(
@@ -73,19 +90,59 @@ def embed_evidence(
         return EmbeddingStore(output_dir)
     mine = unfinished[topology.dp_rank :: topology.dp_size]
     _log_start(writer, unfinished, len(evidence))
-    with _progress(sum(len(writer.rows(shard)) for shard in mine), topology) as progress:
-        for shard, tokens in _shard_tokens(evidence, text_format, writer, mine):
-            batches = length_sorted_batches(tokens.lengths, micro_batch_size)
-            vectors = torch.cat([_encode_one(tokens, batch, encode, topology, progress) for batch in batches])
-            if topology.tp_rank == 0:
-                restored = torch.empty_like(vectors)
-                restored[torch.cat(batches)] = vectors
-                writer.write(shard, restored)
+    for shard, vectors in _encode_shards(evidence, encode, writer, mine, topology, text_format, micro_batch_size):
+        if topology.tp_rank == 0:
+            writer.write(shard, vectors)
     topology.barrier()
     if topology.is_main:
         writer.finish()
     topology.barrier()
     return EmbeddingStore(output_dir)
+
+
+def embed_in_memory(
+    evidence: TokenizedPassages,
+    encode: Encode,
+    dimension: int,
+    topology: ProcessTopology,
+    *,
+    text_format: TextFormatConfig,
+    embedding_dtype: StorageDtype = "float16",
+    micro_batch_size: int = 128,
+) -> ShardedIndex:
+    """Encode every passage as `embed_evidence` does, but keep the vectors in memory, spread over the ranks, for a
+    search with the encoder of the moment; a collective over all ranks.
+
+    Args:
+        encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
+        dimension: D.
+        micro_batch_size: passages encoded at once by each copy.
+    """
+    require_evaluation_mode(encode)
+    writer = MemoryWriter(len(evidence), dimension, embedding_dtype, topology)
+    shards = writer.shards
+    for shard, vectors in _encode_shards(evidence, encode, writer, shards, topology, text_format, micro_batch_size):
+        writer.write(shard, vectors)
+    return writer.index()
+
+
+def _encode_shards(
+    evidence: TokenizedPassages,
+    encode: Encode,
+    cut: _ShardCut,
+    shards: list[int],
+    topology: ProcessTopology,
+    text_format: TextFormatConfig,
+    micro_batch_size: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Each shard with its vectors [n, D] in the order of its rows; progress is shown."""
+    with _progress(sum(len(cut.rows(shard)) for shard in shards), topology) as progress:
+        for shard, tokens in _shard_tokens(evidence, text_format, cut, shards):
+            batches = length_sorted_batches(tokens.lengths, micro_batch_size)
+            vectors = torch.cat([_encode_one(tokens, batch, encode, topology, progress) for batch in batches])
+            restored = torch.empty_like(vectors)
+            restored[torch.cat(batches)] = vectors
+            yield shard, restored
 
 
 def _encode_one(tokens: TokenBatch, batch: Tensor, encode: Encode, topology: ProcessTopology, progress: tqdm) -> Tensor:
@@ -95,12 +152,12 @@ def _encode_one(tokens: TokenBatch, batch: Tensor, encode: Encode, topology: Pro
 
 
 def _shard_tokens(
-    evidence: TokenizedEvidence, text_format: TextFormatConfig, writer: EmbeddingWriter, shards: list[int]
+    evidence: TokenizedPassages, text_format: TextFormatConfig, cut: _ShardCut, shards: list[int]
 ) -> Iterator[tuple[int, TokenBatch]]:
     """Each shard with its tokens, read in the background while the one before is encoded."""
 
     def read(shard: int) -> TokenBatch:
-        rows = np.asarray(writer.rows(shard), dtype=np.int64)
+        rows = np.asarray(cut.rows(shard), dtype=np.int64)
         return evidence.tokens(rows, text_format.retriever_seq_length, text_format.passage_format)
 
     with ThreadPoolExecutor(1) as pool:

@@ -1,0 +1,168 @@
+"""Recall during training: questions against evidence that is embedded with the weights of the moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.evidence_sample import EvidenceSample, spread_rows
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.questions import read_questions
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.evaluation.results import retrieval_metrics
+from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
+from megatron_retrieval.index import StorageDtype
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.retrieval import Retriever, embed_in_memory
+from megatron_retrieval.retrieval.retriever import tokenize_questions
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.training.metrics_log import MetricsLog
+from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
+from megatron_retrieval.types import Question
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("train")
+
+
+@dataclass(kw_only=True, frozen=True)
+class RecallConfig:
+    """Recall on a question file before, during and after training, every --eval-interval."""
+
+    eval_questions: str | None = None
+    """Questions: DPR .qa.csv, JSON lines, or DPR biencoder JSON, plain or gzip; default: no recall is measured."""
+    eval_evidence: str | None = None
+    """Folder of the evidence that is searched (tools/build_evidence.py), with the model's vocabulary."""
+    eval_max_questions: int | None = None
+    """Ask only so many questions, at equal distances in the file; default: all."""
+    eval_max_passages: int | None = None
+    """Search only so many passages, at equal distances in the evidence; recall is then higher than over all of it, but
+    lacks questions whose answers were left out. Default: all."""
+    eval_topk: tuple[int, ...] = (1, 5, 20, 100)
+    """Depths at which recall is measured."""
+    eval_micro_batch_size: int = 128
+    """Texts encoded at once by each copy of the model while recall is measured."""
+    eval_embedding_dtype: StorageDtype = "float16"
+    """Type in which passage vectors are kept in memory."""
+    matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
+    """When a passage holds an answer."""
+
+    def __post_init__(self) -> None:
+        if (self.eval_questions is None) != (self.eval_evidence is None):
+            raise ConfigError("--eval-questions and --eval-evidence belong together: give both, or neither.")
+        for name in ("eval_max_questions", "eval_max_passages", "eval_micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
+        if not self.eval_topk or min(self.eval_topk) < 1:
+            raise ConfigError(f"--eval-topk {' '.join(map(str, self.eval_topk))}: depths must be at least 1.")
+
+    def open(
+        self, model: DualEncoder, text_format: TextFormatConfig, tokenizer: WordPieceTokenizer
+    ) -> RecallTask | None:
+        """Read the questions and open the evidence; None where no questions are given.
+
+        Raises:
+            DataError: a file is missing or malformed.
+            MismatchError: the evidence was tokenized with another vocabulary than `tokenizer`'s.
+        """
+        if self.eval_questions is None or self.eval_evidence is None:
+            return None
+        evidence = EvidenceStore(self.eval_evidence)
+        evidence.require_vocabulary(tokenizer, "the model in training")
+        questions = read_questions(self.eval_questions)
+        chosen = [questions[number] for number in spread_rows(len(questions), self.eval_max_questions)]
+        sample = EvidenceSample(evidence, self.eval_max_passages)
+        return RecallTask(self, model, text_format, tokenizer, chosen, sample)
+
+
+class RecallTask:
+    """Questions and passages, to be put to a model as often as wanted. Nothing is left on disk."""
+
+    def __init__(
+        self,
+        config: RecallConfig,
+        model: DualEncoder,
+        text_format: TextFormatConfig,
+        tokenizer: WordPieceTokenizer,
+        questions: Sequence[Question],
+        evidence: EvidenceSample,
+    ) -> None:
+        self._config, self._model, self._text_format = config, model, text_format
+        self._questions, self._evidence = questions, evidence
+        self._tokens = tokenize_questions([question.text for question in questions], tokenizer, text_format)
+
+    def measure(self, topology: ProcessTopology) -> dict[str, Any]:
+        """`retrieval_metrics` of the model as it stands, and `num_passages`; a collective over all ranks.
+
+        Draws no random number and gives the model back in the mode in which it was.
+        """
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            return self._measure(topology)
+        finally:
+            self._model.train(was_training)
+
+    @torch.no_grad()
+    def _measure(self, topology: ProcessTopology) -> dict[str, Any]:
+        config = self._config
+        index = embed_in_memory(
+            self._evidence,
+            self._model.encode_passages,
+            self._model.dimension,
+            topology,
+            text_format=self._text_format,
+            embedding_dtype=config.eval_embedding_dtype,
+            micro_batch_size=config.eval_micro_batch_size,
+        )
+        retrieved = evaluate_retriever(
+            self._questions,
+            self._tokens,
+            self._model.encode_queries,
+            Retriever(index),
+            self._evidence,
+            AnswerMatcher(config.matching),
+            topology,
+            depth=max(config.eval_topk),
+            micro_batch_size=config.eval_micro_batch_size,
+        )
+        metrics = retrieval_metrics(retrieved.ranks, sorted(set(config.eval_topk)))
+        return {**metrics, "num_passages": len(self._evidence)}
+
+
+class EvaluateRecall(Callback):
+    """Measures recall before the first step, every `interval` steps and after the last, logged as `valid_recall@k`;
+    metrics.json has the newest with 95 % intervals, and as `recall_num_...` over how many questions and passages."""
+
+    def __init__(self, task: RecallTask, interval: int, metrics_log: MetricsLog) -> None:
+        self._task, self._interval, self._log = task, interval, metrics_log
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.iteration == 0:  # the curve begins with what the starting point can do
+            self._evaluate(trainer)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if report.iteration % self._interval == 0 or report.iteration == trainer.train_iters:
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        started = time.perf_counter()
+        metrics = self._task.measure(trainer.topology)
+        seconds = time.perf_counter() - started
+        counts = {f"recall_{name}": value for name, value in metrics.items() if name.startswith("num_")}
+        measured = {f"valid_{name}": value for name, value in metrics.items() if not name.startswith("num_")}
+        means = {name: value for name, value in measured.items() if isinstance(value, float)}
+        self._log.write(trainer.iteration, means)
+        self._log.summarise(trainer.iteration, measured | counts)
+        log.info(
+            "recall after %d, %s questions over %s passages: %s (%.1f s)",
+            trainer.iteration, f"{counts['recall_num_questions']:,}", f"{counts['recall_num_passages']:,}",
+            ", ".join(f"{k} {v:.4g}" for k, v in means.items()), seconds,
+        )  # fmt: skip
