@@ -43,7 +43,7 @@ class MaskedLanguageModel(nn.Module):
 
         Returns:
             [M, V / tensor-parallel size] float32, this rank's part of the (padded) vocabulary; entries that no token
-            has are the lowest finite number.
+            has are the model dtype's lowest number.
         """
         states = self.bert(tokens).flatten(0, 1)[places]
         logits: Tensor = self.head(states, self.bert.embedding.word_embeddings.weight)
@@ -76,6 +76,7 @@ class MaskedLMHead(nn.Module):
         transformed = self.norm(F.gelu(self.dense(states)))
         # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
         transformed = copy_to_tensor_model_parallel_region(transformed, group=self._tp_group)
-        logits = F.linear(transformed, word_embeddings, self.bias).float()
-        is_padding = torch.arange(logits.size(1), device=logits.device) >= self._num_real
-        return logits.masked_fill(is_padding, torch.finfo(torch.float32).min)
+        # the rows of padding entries are zero, so that their bias is their logit
+        is_padding = torch.arange(len(self.bias), device=self.bias.device) >= self._num_real
+        bias = self.bias.masked_fill(is_padding, torch.finfo(self.bias.dtype).min)
+        return F.linear(transformed, word_embeddings, bias).float()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -16,6 +18,7 @@ from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_lines
 
 UNKNOWN_TOKEN = "[UNK]"
+CONTINUATION = "##"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class WordPieceTokenizer:
         listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
         #: names the vocabulary and the casing; equal fingerprints give equal ids
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
+        self._vocabulary = vocabulary
         self._tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN_TOKEN, max_input_chars_per_word=100))
         self._tokenizer.normalizer = BertNormalizer(lowercase=lower_case)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -58,6 +62,12 @@ class WordPieceTokenizer:
     @property
     def special(self) -> SpecialIds:
         return SpecialIds(cls=self.cls_id, sep=self.sep_id, pad=self.pad_id, mask=self.mask_id)
+
+    def continues_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] which tokens continue the word of the token before them (those that begin with ##)."""
+        is_piece = np.zeros(self.vocab_size, np.bool_)
+        is_piece[[number for token, number in self._vocabulary.items() if token.startswith(CONTINUATION)]] = True
+        return is_piece
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text, without special tokens."""

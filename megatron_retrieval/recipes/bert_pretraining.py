@@ -1,0 +1,94 @@
+"""BERT's pretraining: masked language modelling on a corpus (arXiv 1810.04805)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
+from megatron_retrieval.checkpoint.starting_point import StartingPoint
+from megatron_retrieval.data.blocks import split_documents
+from megatron_retrieval.data.loader import BatchLoader, EpochSampler, batches_in_order
+from megatron_retrieval.data.masked_lm import MaskedLMDataConfig, MaskedLMDataset
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.starting_point import find_start, load_start, open_corpus
+from megatron_retrieval.training.masked_lm_step import MaskedLMConfig, MaskedLMStep
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.trainer import Trainer
+
+
+@dataclass(kw_only=True, frozen=True)
+class BertPretrainingConfig:
+    """Pretrain BERT by masked language modelling."""
+
+    pretrained_checkpoint: str | None = None
+    """Checkpoint whose weights, shape and vocabulary training starts from: of a masked language model, or of a dual
+    encoder, which gives its encoder; default: random weights."""
+    data: MaskedLMDataConfig
+    training: TrainingConfig
+    masked_lm: MaskedLMConfig = field(default_factory=MaskedLMConfig)
+    model: BertConfig = field(default_factory=BertConfig)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    def starting_point(self) -> StartingPoint | None:
+        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one."""
+        return find_start(self.training.save, self.pretrained_checkpoint, KIND)
+
+    def with_artefact_defaults(self) -> BertPretrainingConfig:
+        """The starting point's shape is the default of its flags."""
+        start = self.starting_point()
+        return self if start is None else dataclasses.replace(self, model=start.bert)
+
+
+def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
+    """Open the corpus, build the model, and make the trainer.
+
+    Raises:
+        DataError, CheckpointError: an input cannot be used.
+        MismatchError: the corpus has another vocabulary than the checkpoint to start from.
+    """
+    training, blocks, start = config.training, config.data.blocks, config.starting_point()
+    seed, batch_size = training.seed, training.global_batch_size
+    corpus = open_corpus(blocks.data_path, start)
+    documents, held_out_documents = split_documents(len(corpus), blocks.valid_fraction, seed)
+    examples = MaskedLMDataset(config.data, corpus, documents, seed)
+    valid_batches = None
+    if len(held_out_documents):
+        held_out = MaskedLMDataset(config.data, corpus, held_out_documents, seed)
+        valid_batches = batches_in_order(
+            held_out, batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters
+        )
+    shape = config.model
+    if start is None:
+        shape = dataclasses.replace(shape, vocab_size=corpus.tokenizer.vocab_size)
+    model = MaskedLanguageModel(shape, topology, training.precision.dtype, seed=seed)
+    load_start(start, model, training.save, topology)
+    sampler = EpochSampler(len(examples), batch_size, seed)
+    return build_trainer(
+        training,
+        topology,
+        model=model,
+        step=MaskedLMStep(model, config.masked_lm, topology, seed),
+        num_examples=len(examples),
+        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
+        valid_batches=valid_batches,
+        saved=SavedModel(
+            KIND,
+            masked_lm_checkpoint_config(shape, corpus.tokenizer.lower_case),
+            {VOCAB_NAME: corpus.tokenizer.vocab_file.read_bytes()},
+            {
+                "--seed": seed,
+                "--global-batch-size": batch_size,
+                "number of sequences": len(examples),
+                "corpus": corpus.fingerprint,
+            },
+        ),
+    )

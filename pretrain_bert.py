@@ -1,0 +1,13 @@
+"""Pretrain BERT by masked language modelling: `torchrun pretrain_bert.py --data-path CORPUS ...`."""
+
+from megatron_retrieval.parallel import ProcessTopology, run_distributed
+from megatron_retrieval.recipes.bert_pretraining import BertPretrainingConfig, build
+from megatron_retrieval.reports.training_run import run_training
+
+
+def main(config: BertPretrainingConfig, topology: ProcessTopology) -> None:
+    run_training(build, config, topology)
+
+
+if __name__ == "__main__":
+    run_distributed(BertPretrainingConfig, main)
