@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -178,3 +179,13 @@ class BatchLoader(Generic[Batch]):
                 iteration += 1
         except BaseException as error:  # noqa: BLE001 - raised again where the batches are used
             ready.put(_Failure(error))
+
+
+def batches_in_order(
+    dataset: BatchSource[Batch], batch_size: int, dp_rank: int, dp_size: int, max_batches: int | None = None
+) -> Callable[[], Iterator[Batch]]:
+    """A function that goes once through the dataset, or its first `max_batches` global batches; this rank's shares."""
+    sampler = EpochSampler(len(dataset), batch_size, seed=0, shuffle=False)
+    loader = BatchLoader(dataset, sampler, dp_rank, dp_size)
+    num_batches = min(sampler.batches_per_epoch, max_batches or sampler.batches_per_epoch)
+    return lambda: itertools.islice(loader.iterate(0), num_batches)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from megatron_retrieval.types import LossOutput
 
+#: of accuracy, beside the first place
+DEPTHS = (5, 20)
+
 
 def contrastive_loss(
     queries: Tensor,
@@ -35,7 +38,8 @@ def contrastive_loss(
 
     Returns:
         This rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
-        `accuracy`: the positive scores highest. `positive_rank`: candidates that score above the positive, plus one.
+        `accuracy`: the positive scores highest. `accuracy@k`: it is among the k highest. `positive_rank`: candidates
+        that score above the positive, plus one.
     """
     scores = (queries @ passages.t() / temperature).masked_fill(excluded, float("-inf"))
     losses = F.cross_entropy(scores, positives, reduction="none")
@@ -43,4 +47,5 @@ def contrastive_loss(
     with torch.no_grad():
         rank = 1 + (scores > scores.gather(1, positives[:, None])).sum(1)
         metrics = {"accuracy": ((rank == 1) * share).sum(), "positive_rank": (rank * share).sum()}
+        metrics |= {f"accuracy@{depth}": ((rank <= depth) * share).sum() for depth in DEPTHS}
     return LossOutput((losses * share).sum(), metrics)

@@ -14,7 +14,8 @@ from megatron_retrieval.data.masked_lm import MaskedLMDataConfig, MaskedLMDatase
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.starting_point import find_start, load_start, open_corpus
+from megatron_retrieval.recipes.corpus import open_corpus
+from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.checkpoint.starting_point import StartingPoint
 from megatron_retrieval.data.dpr import DprDataConfig, DprDataset
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.loader import BatchLoader, EpochSampler
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.starting_point import check_same_vocabulary, find_start, load_start
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
+from megatron_retrieval.recipes.starting_point import check_same_vocabulary
 from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
-from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
 from megatron_retrieval.training.trainer import Trainer
-from megatron_retrieval.types import ContrastiveBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class RetrieverFinetuneConfig:
+class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
     """Fine-tune a dual encoder on questions with positive and hard negative passages (DPR)."""
 
-    pretrained_checkpoint: str | None = None
-    """Checkpoint whose weights, shape, text layout and vocabulary training starts from: of a dual encoder, or of a
-    masked language model, whose encoder goes into both towers; default: random weights."""
     vocab_file: str | None = None
     """WordPiece vocabulary; needed where training starts from random weights."""
     lower_case: bool = True
@@ -40,31 +28,11 @@ class RetrieverFinetuneConfig:
     valid_data: tuple[str, ...] = ()
     """Held-out DPR biencoder JSON files, for evaluation during training."""
     data: DprDataConfig
-    training: TrainingConfig
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
-    text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
-    model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
 
-    @property
-    def parallel(self) -> ParallelConfig:
-        """For the launcher."""
-        return self.training.parallel
-
-    def starting_point(self) -> StartingPoint | None:
-        """The checkpoint that gives shape, text layout and vocabulary: the resumed one, else the pretrained one."""
-        return find_start(self.training.save, self.pretrained_checkpoint, KIND)
-
-    def with_artefact_defaults(self) -> RetrieverFinetuneConfig:
-        """The starting point's shape and text layout are the defaults of their flags."""
-        start = self.starting_point()
-        if start is None:
-            return self
-        return dataclasses.replace(
-            self,
-            model=start.dual_encoder_over(self.model),
-            text_format=start.text_format_over(self.text_format),
-            lower_case=start.lower_case,
-        )
+    def with_artefact_defaults(self) -> Self:
+        """The starting point's shape, text layout and casing are the defaults of their flags."""
+        start, config = self.starting_point(), super().with_artefact_defaults()
+        return config if start is None else dataclasses.replace(config, lower_case=start.lower_case)
 
 
 def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer:
@@ -75,34 +43,21 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
         DataError, CheckpointError: an input cannot be used.
     """
     start = config.starting_point()
-    vocab_file = _vocab_file(config, start)
-    tokenizer = WordPieceTokenizer(vocab_file, config.lower_case)
-    seed = config.training.seed
-    dataset = DprDataset(config.data, config.text_format, tokenizer, seed)
-    sampler = EpochSampler(len(dataset), config.training.global_batch_size, seed, bundles=dataset.bundles())
-    shape = config.model
-    if start is None:
-        shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
-    model = DualEncoder(shape, topology, config.training.precision.dtype, seed=seed)
-    load_start(start, model, config.training.save, topology)
-    return build_trainer(
-        config.training,
+    tokenizer = WordPieceTokenizer(_vocab_file(config, start), config.lower_case)
+    dataset = DprDataset(config.data, config.text_format, tokenizer, config.training.seed)
+    held_out = None
+    if config.valid_data:
+        data = dataclasses.replace(config.data, train_data=config.valid_data, max_train_questions=None)
+        held_out = DprDataset(data, config.text_format, tokenizer, config.training.seed)
+    return build_contrastive_trainer(
+        config,
         topology,
-        model=model,
-        step=ContrastiveStep(model, config.contrastive, topology, seed),
-        num_examples=len(dataset),
-        batches=BatchLoader(dataset, sampler, topology.dp_rank, topology.dp_size).iterate,
-        valid_batches=_valid_batches(config, tokenizer, topology),
-        saved=SavedModel(
-            KIND,
-            checkpoint_config(shape, config.text_format, config.lower_case),
-            {VOCAB_NAME: vocab_file.read_bytes()},
-            {
-                "--seed": seed,
-                "--global-batch-size": config.training.global_batch_size,
-                "number of training questions": len(dataset),
-            },
-        ),
+        start=start,
+        tokenizer=tokenizer,
+        examples=dataset,
+        held_out=held_out,
+        identity={"number of training questions": len(dataset)},
+        bundles=dataset.bundles(),
     )
 
 
@@ -117,17 +72,3 @@ def _vocab_file(config: RetrieverFinetuneConfig, start: StartingPoint | None) ->
     path = Path(config.vocab_file)
     check_same_vocabulary(path, f"--vocab-file {path}", config.lower_case, start)
     return path
-
-
-def _valid_batches(
-    config: RetrieverFinetuneConfig, tokenizer: WordPieceTokenizer, topology: ProcessTopology
-) -> Callable[[], Iterator[ContrastiveBatch]] | None:
-    """Held-out questions in file order, once through; None without `--valid-data`."""
-    if not config.valid_data:
-        return None
-    data = dataclasses.replace(config.data, train_data=config.valid_data, max_train_questions=None)
-    dataset = DprDataset(data, config.text_format, tokenizer, config.training.seed)
-    sampler = EpochSampler(len(dataset), config.training.global_batch_size, config.training.seed, shuffle=False)
-    loader = BatchLoader(dataset, sampler, topology.dp_rank, topology.dp_size)
-    num_batches = min(sampler.batches_per_epoch, config.training.evaluation.eval_iters or sampler.batches_per_epoch)
-    return lambda: itertools.islice(loader.iterate(0), num_batches)

@@ -8,7 +8,7 @@ gradient into the weights. The result is that of one pass over the whole batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.training.step import distinct_texts, length_sorted_chunks
 from megatron_retrieval.types import ContrastiveBatch, LossOutput, TokenBatch
 from megatron_retrieval.utils.seeds import derive_seed
+
+#: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
+MOST_SCORES = 1 << 21
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -60,16 +63,16 @@ class ContrastiveStep:
         cached = self.config.gradient_caching and any(len(tower.chunks) > 1 for tower in towers)
         with torch.set_grad_enabled(not cached):
             vectors = [tower.encode() for tower in towers]
+        queries, passages = (vector.detach().requires_grad_() for vector in vectors)
+        output = self._loss(queries, passages, batch, loss_scale)
+        gradients = [leaf.grad for leaf in (queries, passages) if leaf.grad is not None]
         if cached:
-            vectors = [v.detach().requires_grad_() for v in vectors]
-        output = self._loss(vectors[0], vectors[1], batch)
-        (output.loss * loss_scale).backward()
-        if cached:
-            for tower, vector in zip(towers, vectors, strict=True):
-                assert vector.grad is not None
-                tower.backward(vector.grad)
+            for tower, gradient in zip(towers, gradients, strict=True):
+                tower.backward(gradient)
+        else:
+            torch.autograd.backward(vectors, gradients)
         excluded = torch.tensor(float(batch.num_false_negatives), device=self.topology.device)
-        return {**output.metrics, "loss": output.loss.detach(), "num_false_negatives": excluded}
+        return {**output.metrics, "loss": output.loss, "num_false_negatives": excluded}
 
     @torch.no_grad()
     def evaluate(self, batch: ContrastiveBatch) -> Mapping[str, Tensor]:
@@ -82,21 +85,39 @@ class ContrastiveStep:
         num_questions = batch.question_is_real.sum()
         return {**output.metrics, "loss": output.loss, "num_examples": num_questions, "num_questions": num_questions}
 
-    def _loss(self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch) -> LossOutput:
-        """This rank's part of the loss over the passages of all data-parallel ranks."""
-        group = self.topology.groups.dp
+    def _loss(
+        self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch, loss_scale: float | None = None
+    ) -> LossOutput:
+        """This rank's part of the loss over the passages of all data-parallel ranks.
+
+        It is summed over blocks of questions, so that the scores of a batch of thousands never stand in memory whole.
+
+        Args:
+            loss_scale: accumulate the gradients of `loss * loss_scale` in `queries` and `passages`; None: no gradient.
+        """
+        gathered = gather_rows_with_grad(passages, self.topology.groups.dp)
+        candidates = gathered.detach().requires_grad_(loss_scale is not None)
         stride = passages.size(0) // queries.size(0)
         first = self.topology.dp_rank * passages.size(0)
         positives = torch.arange(first, first + passages.size(0), stride, device=passages.device)
-        return contrastive_loss(
-            queries,
-            gather_rows_with_grad(passages, group),
-            positives,
-            batch.excluded,
-            batch.question_is_real,
-            batch.num_questions,
-            self._divisor,
-        )
+        outputs = []
+        for rows in _row_blocks(queries.size(0), candidates.size(0)):
+            output = contrastive_loss(
+                queries[rows],
+                candidates,
+                positives[rows],
+                batch.excluded[rows],
+                batch.question_is_real[rows],
+                batch.num_questions,
+                self._divisor,
+            )
+            if loss_scale is not None:
+                (output.loss * loss_scale).backward()
+            outputs.append({**output.metrics, "loss": output.loss.detach()})
+        if loss_scale is not None:
+            gathered.backward(candidates.grad)
+        metrics = {name: torch.stack([part[name] for part in outputs]).sum() for name in outputs[0]}
+        return LossOutput(metrics.pop("loss"), metrics)
 
     def _chunk_seed(self, iteration: int, tower: str) -> Callable[[int], None]:
         """A function that starts the dropout streams of a tower's chunk, the same in both passes."""
@@ -106,6 +127,12 @@ class ContrastiveStep:
             seed_dropout(seed >> 16, self.topology.tp_rank)
 
         return start
+
+
+def _row_blocks(num_questions: int, num_passages: int) -> Iterator[slice]:
+    """Blocks of questions with a bounded number of scores each."""
+    size = max(1, MOST_SCORES // num_passages)
+    return (slice(start, start + size) for start in range(0, num_questions, size))
 
 
 class _Tower:

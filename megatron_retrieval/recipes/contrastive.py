@@ -1,0 +1,112 @@
+"""What all contrastive training of dual encoders has in common, whatever its pairs of texts come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
+from megatron_retrieval.checkpoint.starting_point import StartingPoint
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.starting_point import find_start, load_start
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
+from megatron_retrieval.training.recall import RecallConfig
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.types import ContrastiveBatch
+
+
+@dataclass(kw_only=True, frozen=True)
+class DualEncoderTrainingConfig:
+    """A dual encoder, where it starts, and how it is trained."""
+
+    pretrained_checkpoint: str | None = None
+    """Checkpoint whose weights, shape, text layout and vocabulary training starts from: of a dual encoder, or of a
+    masked language model, whose encoder goes into both towers; default: random weights."""
+    training: TrainingConfig
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    recall: RecallConfig = field(default_factory=RecallConfig)
+    text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
+    model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    def starting_point(self) -> StartingPoint | None:
+        """The checkpoint that gives shape, text layout and vocabulary: the resumed one, else the pretrained one."""
+        return find_start(self.training.save, self.pretrained_checkpoint, KIND)
+
+    def with_artefact_defaults(self) -> Self:
+        """The starting point's shape and text layout are the defaults of their flags."""
+        start = self.starting_point()
+        if start is None:
+            return self
+        return dataclasses.replace(
+            self,
+            model=start.dual_encoder_over(self.model),
+            text_format=start.text_format_over(self.text_format),
+        )
+
+
+def build_contrastive_trainer(
+    config: DualEncoderTrainingConfig,
+    topology: ProcessTopology,
+    *,
+    start: StartingPoint | None,
+    tokenizer: WordPieceTokenizer,
+    examples: BatchSource[ContrastiveBatch],
+    held_out: BatchSource[ContrastiveBatch] | None,
+    identity: dict[str, Any],
+    bundles: Bundles | None = None,
+) -> Trainer:
+    """Build the model and make the trainer.
+
+    Args:
+        start: where the weights come from; None: random ones.
+        tokenizer: its vocabulary travels with the checkpoints.
+        examples: to train on.
+        held_out: examples for evaluation, in their order.
+        identity: names the examples; beside seed and batch size, a resumed run must have the same.
+        bundles: see `EpochSampler`.
+
+    Raises:
+        CheckpointError: the starting point does not fit the model.
+        DataError, MismatchError: recall cannot be measured with the questions or the evidence given.
+    """
+    training, shape = config.training, config.model
+    seed, batch_size = training.seed, training.global_batch_size
+    if start is None:
+        shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
+    model = DualEncoder(shape, topology, training.precision.dtype, seed=seed)
+    load_start(start, model, training.save, topology)
+    sampler = EpochSampler(len(examples), batch_size, seed, bundles=bundles)
+    valid_batches = None
+    if held_out is not None:
+        valid_batches = batches_in_order(
+            held_out, batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters
+        )
+    return build_trainer(
+        training,
+        topology,
+        model=model,
+        step=ContrastiveStep(model, config.contrastive, topology, seed),
+        num_examples=len(examples),
+        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
+        valid_batches=valid_batches,
+        saved=SavedModel(
+            KIND,
+            checkpoint_config(shape, config.text_format, tokenizer.lower_case),
+            {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
+            {"--seed": seed, "--global-batch-size": batch_size, **identity},
+        ),
+        recall=config.recall.open(model, config.text_format, tokenizer),
+    )

@@ -1,0 +1,39 @@
+"""ICT: a dual encoder trained without labels, to find the block that a sentence was taken from (arXiv 1906.00300)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_retrieval.data.ict import IctDataConfig, ict_datasets
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
+from megatron_retrieval.recipes.corpus import open_corpus
+from megatron_retrieval.training.trainer import Trainer
+
+
+@dataclass(kw_only=True, frozen=True)
+class IctPretrainingConfig(DualEncoderTrainingConfig):
+    """Pretrain a dual encoder by the Inverse Cloze Task."""
+
+    data: IctDataConfig
+
+
+def build(config: IctPretrainingConfig, topology: ProcessTopology) -> Trainer:
+    """Open the corpus, build the model, and make the trainer.
+
+    Raises:
+        DataError, CheckpointError: an input cannot be used.
+        MismatchError: the corpus has another vocabulary than the checkpoint to start from.
+    """
+    start = config.starting_point()
+    corpus = open_corpus(config.data.blocks.data_path, start)
+    examples, held_out = ict_datasets(corpus, config.data, config.text_format, config.training.seed)
+    return build_contrastive_trainer(
+        config,
+        topology,
+        start=start,
+        tokenizer=corpus.tokenizer,
+        examples=examples,
+        held_out=held_out if len(held_out) else None,
+        identity={"number of blocks": len(examples), "corpus": corpus.fingerprint},
+    )

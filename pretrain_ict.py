@@ -1,0 +1,15 @@
+"""Pretrain a dual encoder by the Inverse Cloze Task; runs under `python` and under `torchrun`."""
+
+from __future__ import annotations
+
+from megatron_retrieval.parallel import ProcessTopology, run_distributed
+from megatron_retrieval.recipes.ict_pretraining import IctPretrainingConfig, build
+from megatron_retrieval.reports.training_run import run_training
+
+
+def main(config: IctPretrainingConfig, topology: ProcessTopology) -> None:
+    run_training(build, config, topology)
+
+
+if __name__ == "__main__":
+    run_distributed(IctPretrainingConfig, main)
