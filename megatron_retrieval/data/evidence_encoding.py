@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_retrieval.data.columns import EncodedColumn
 from megatron_retrieval.data.id_table import Hashes, hash_ids
-from megatron_retrieval.data.ragged import Array, Rows, tokenize
+from megatron_retrieval.data.ragged import Rows, tokenize
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 
 #: (id, title, text): plain strings cross between processes faster than objects
 RawPassage = tuple[str, str, str]
 
 _tokenizer: WordPieceTokenizer
-
-
-@dataclass(frozen=True)
-class EncodedColumn:
-    """Values of consecutive rows of one column, and how many belong to each row."""
-
-    values: Array
-    lengths: Rows
 
 
 @dataclass(frozen=True)
@@ -46,12 +38,6 @@ def start_worker(vocab_file: str, lower_case: bool) -> None:
     """Load the tokenizer once for this process."""
     global _tokenizer
     _tokenizer = WordPieceTokenizer(vocab_file, lower_case)
-
-
-def start_pool_worker(vocab_file: str, lower_case: bool) -> None:
-    """Like `start_worker`, in a process that has one core to itself."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    start_worker(vocab_file, lower_case)
 
 
 def encode_chunk(passages: Sequence[RawPassage]) -> EncodedChunk:
