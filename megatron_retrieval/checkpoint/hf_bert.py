@@ -71,7 +71,7 @@ def import_bert(state: Mapping[str, Tensor], config: BertConfig, source: str | P
     Raises:
         CheckpointError: weights are missing, unknown, or not of the configured shape.
     """
-    state = _current_names(state)
+    state = _encoder_names(state)
     entries = list(_table(config))
     known = {name for entry in entries for name in entry.theirs}
     if missing := sorted(known - state.keys()):
@@ -112,6 +112,16 @@ def bert_config_to_hf(config: BertConfig) -> dict[str, Any]:
     return {**settings, **REQUIRED_SETTINGS, "intermediate_size": config.ffn_size, "pad_token_id": 0}
 
 
+def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that today's releases give them."""
+    named = {}
+    for name, tensor in state.items():
+        for old, new in RENAMED_ENDINGS.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        named[name] = tensor
+    return named
+
+
 def _table(config: BertConfig) -> Iterator[_Entry]:
     for ours, theirs in EMBEDDINGS.items():
         yield _Entry(f"{ours}.weight", (f"{theirs}.weight",))
@@ -124,15 +134,9 @@ def _table(config: BertConfig) -> Iterator[_Entry]:
                 yield _Entry(f"{ours}.{kind}".format(layer), (f"{theirs}.{kind}".format(layer),))
 
 
-def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named = {}
-    for name, tensor in state.items():
-        for old, new in RENAMED_ENDINGS.items():
-            name = name.removesuffix(old) + new if name.endswith(old) else name
-        name = name.removeprefix("bert.")
-        if not name.startswith(IGNORED_PREFIXES):
-            named[name] = tensor
-    return named
+def _encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {name.removeprefix("bert."): tensor for name, tensor in current_names(state).items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith(IGNORED_PREFIXES)}
 
 
 def _join(parts: list[Tensor], config: BertConfig) -> Tensor:

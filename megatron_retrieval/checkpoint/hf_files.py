@@ -73,13 +73,17 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
     )
 
 
-def read_vocabulary(folder: Path) -> tuple[tuple[str, ...], bool]:
+def read_vocabulary(folder: Path, num_embeddings: int) -> tuple[tuple[str, ...], bool]:
     """The WordPiece vocabulary in order of ids, and whether it expects lower-cased text.
 
     Read from `vocab.txt`, or from the `tokenizer.json` that newer releases save in its place.
 
+    Args:
+        num_embeddings: of the model beside it.
+
     Raises:
-        CheckpointError: there is none, or text is treated as this project's tokenizer cannot.
+        CheckpointError: there is none, it has more entries than the model has embeddings, or text is treated as this
+            project's tokenizer cannot.
     """
     model = read_optional_settings(folder / "tokenizer.json")
     settings = {**(model.get("normalizer") or {}), **read_optional_settings(folder / "tokenizer_config.json")}
@@ -87,12 +91,18 @@ def read_vocabulary(folder: Path) -> tuple[tuple[str, ...], bool]:
         if settings.get(key, allowed[0]) not in allowed:
             raise CheckpointError(f"{folder}: its tokenizer has {key} {settings[key]}, which is not supported.")
     lower_case = bool(settings.get("do_lower_case", settings.get("lowercase", True)))
-    if (path := folder / "vocab.txt").is_file():
-        return tuple(line.rstrip("\r\n") for line in read_lines(path)), lower_case
     pieces = model.get("model", {})
-    if pieces.get("type") != "WordPiece":
+    if (path := folder / "vocab.txt").is_file():
+        vocabulary = tuple(line.rstrip("\r\n") for line in read_lines(path))
+    elif pieces.get("type") == "WordPiece":
+        vocabulary = tuple(sorted(pieces["vocab"], key=pieces["vocab"].__getitem__))
+    else:
         raise CheckpointError(f"{folder}: holds neither vocab.txt nor a tokenizer.json of the kind WordPiece.")
-    return tuple(sorted(pieces["vocab"], key=pieces["vocab"].__getitem__)), lower_case
+    if len(vocabulary) > num_embeddings:
+        raise CheckpointError(
+            f"{folder}: {len(vocabulary)} vocabulary entries, but only {num_embeddings} word embeddings."
+        )
+    return vocabulary, lower_case
 
 
 def write_vocabulary(folder: Path, vocabulary: Sequence[str], lower_case: bool, max_length: int) -> None:

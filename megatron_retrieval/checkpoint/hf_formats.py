@@ -11,26 +11,28 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from megatron_retrieval.checkpoint import hf_towers, sentence_towers
+from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.checkpoint.hf_towers import TowerFolder
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.utils.files import atomic_directory
 
-ForeignFormat = Literal["hf-bert", "hf-dpr", "sentence-transformers"]
+EncoderFormat = Literal["hf-bert", "hf-dpr", "sentence-transformers"]
 
 TOWER_FOLDERS = {"query": "question_encoder", "passage": "ctx_encoder"}
-READERS: dict[ForeignFormat, Callable[[Path], TowerFolder]] = {
+READERS: dict[EncoderFormat, Callable[[Path], TowerFolder]] = {
     "hf-bert": hf_towers.read_bert,
     "hf-dpr": hf_towers.read_dpr,
     "sentence-transformers": sentence_towers.read_sentence_transformer,
 }
-WRITERS: dict[ForeignFormat, Callable[[Path, TowerFolder, str], None]] = {
+WRITERS: dict[EncoderFormat, Callable[[Path, TowerFolder, str], None]] = {
     "hf-bert": hf_towers.write_bert,
     "hf-dpr": hf_towers.write_dpr,
     "sentence-transformers": sentence_towers.write_sentence_transformer,
@@ -53,8 +55,21 @@ class ForeignEncoder:
     vocabulary: tuple[str, ...]
     lower_case: bool
 
+    @property
+    def kind(self) -> str:
+        """Of the checkpoint that it becomes."""
+        return KIND
 
-def read_encoder(name: ForeignFormat, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignEncoder:
+    def checkpoint_config(self) -> dict[str, Any]:
+        """The settings in that checkpoint's manifest."""
+        return checkpoint_config(self.config, self.text_format, self.lower_case)
+
+    def empty_model(self, topology: ProcessTopology) -> DualEncoder:
+        """A model for these weights."""
+        return DualEncoder(self.config, topology)
+
+
+def read_encoder(name: EncoderFormat, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignEncoder:
     """Import a dual encoder.
 
     Args:
@@ -71,8 +86,6 @@ def read_encoder(name: ForeignFormat, folders: Sequence[Path], *, separate_tower
         towers = dict.fromkeys(TOWER_FOLDERS, towers["shared"])
     if name == "hf-dpr":
         _check_dpr_order(towers, paths)
-    for folder in towers.values():
-        _check_vocabulary(folder)
     if "shared" in towers:
         question = passage = towers["shared"]
     else:
@@ -91,7 +104,7 @@ def read_encoder(name: ForeignFormat, folders: Sequence[Path], *, separate_tower
     )
 
 
-def write_encoder(name: ForeignFormat, encoder: ForeignEncoder, output: Path) -> None:
+def write_encoder(name: EncoderFormat, encoder: ForeignEncoder, output: Path) -> None:
     """Export a dual encoder to the new folder `output`, which appears whole or not at all.
 
     Raises:
@@ -137,12 +150,6 @@ def _check_dpr_order(towers: Mapping[str, TowerFolder], paths: Mapping[str, Path
             )
         if towers[tower].role != expected:
             raise CheckpointError(f"{paths[tower]}: holds a {towers[tower].role} where the {expected} is needed.")
-
-
-def _check_vocabulary(tower: TowerFolder) -> None:
-    entries, rows = len(tower.vocabulary), tower.config.bert.vocab_size
-    if entries > rows:
-        raise CheckpointError(f"{tower.folder}: {entries} vocabulary entries, but only {rows} word embeddings.")
 
 
 def _check_same(question: TowerFolder, passage: TowerFolder) -> None:

@@ -115,7 +115,7 @@ def assemble_tower(
     """Put together what all formats share; the extras of an export win over a format's defaults."""
     weights = {f"bert.{name}": full for name, full in import_bert(state, config.bert, folder).items()}
     weights |= {f"projection.{name}": full for name, full in projection.items()}
-    vocabulary, lower_case = read_vocabulary(folder)
+    vocabulary, lower_case = read_vocabulary(folder, config.bert.vocab_size)
     if (extras_path := (extras_from or folder) / EXTRAS_NAME).is_file():
         extras = read_json(extras_path)
         text_format = from_flat_dict(TextFormatConfig, extras)

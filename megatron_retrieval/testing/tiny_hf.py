@@ -14,6 +14,7 @@ from megatron_retrieval.types import TokenBatch
 Model = TypeVar("Model", bound=nn.Module)
 
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(45)))
+NUM_EMBEDDINGS = 100
 SHAPE = {
     "vocab_size": len(VOCABULARY),
     "hidden_size": 32,
@@ -27,6 +28,13 @@ SHAPE = {
 def tiny_bert() -> transformers.BertModel:
     """A BERT of three layers, in evaluation mode."""
     return _randomised(transformers.BertModel(transformers.BertConfig(**SHAPE)), seed=1)
+
+
+def tiny_masked_lm() -> transformers.BertForMaskedLM:
+    """The same shape with the head of a masked language model, and so many word embeddings that two ranks share them
+    (some without a token, as public models have them)."""
+    config = transformers.BertConfig(**{**SHAPE, "vocab_size": NUM_EMBEDDINGS})
+    return _randomised(transformers.BertForMaskedLM(config), seed=5)
 
 
 def tiny_dpr(projection_dim: int) -> tuple[transformers.DPRQuestionEncoder, transformers.DPRContextEncoder]:

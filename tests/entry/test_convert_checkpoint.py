@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_dpr
+from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_dpr, tiny_masked_lm
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -35,6 +35,27 @@ def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -
         before, after = (load_file(tmp_path / path / role / "model.safetensors") for path in ("hf", "out"))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
+    save_with_vocabulary(tiny_masked_lm(), tmp_path / "hf")
+    job = ["tools/import_checkpoint.py", "--format", "hf-bert-mlm", "--input", tmp_path / "hf"]
+    imported = _run(*job, "--output", tmp_path / "ck", "--device", "cpu")
+    assert imported.returncode == 0, imported.stderr
+    job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
+    for name in ("hf-bert-mlm", "hf-bert"):
+        exported = _run(*job, name, "--output", tmp_path / name)
+        assert exported.returncode == 0, exported.stderr
+    before, whole, encoder = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("hf", "hf-bert-mlm", "hf-bert")
+    )
+    assert before.keys() == whole.keys()
+    assert all(torch.equal(before[name], whole[name]) for name in before)
+    assert {f"bert.{name}" for name in encoder} == {name for name in before if name.startswith("bert.")}
+    assert all(torch.equal(before[f"bert.{name}"], encoder[name]) for name in encoder)
+    refused = _run(*job, "hf-dpr", "--output", tmp_path / "dpr")
+    assert refused.returncode == 1
+    assert "hf-dpr cannot hold a masked LM" in refused.stderr
 
 
 def test_a_weight_of_another_shape_is_one_sentence(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_formats import ForeignFormat, read_encoder, write_encoder
+from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, read_encoder, write_encoder
 from megatron_retrieval.checkpoint.reader import fill_model
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel import ProcessTopology
@@ -17,7 +17,7 @@ from megatron_retrieval.types import TokenBatch
 
 
 def vectors_of_import(
-    name: ForeignFormat, folders: Sequence[Path], queries: TokenBatch, passages: TokenBatch, *, tp_size: int = 1
+    name: EncoderFormat, folders: Sequence[Path], queries: TokenBatch, passages: TokenBatch, *, tp_size: int = 1
 ) -> list[tuple[Tensor, Tensor]]:
     """Import on every rank and encode: per rank the vectors of questions and of passages."""
     args = (name, list(folders), queries.ids, queries.lengths, passages.ids, passages.lengths)
@@ -25,7 +25,7 @@ def vectors_of_import(
 
 
 def _encode(
-    topology: ProcessTopology, name: ForeignFormat, folders: list[Path], *batches: Tensor
+    topology: ProcessTopology, name: EncoderFormat, folders: list[Path], *batches: Tensor
 ) -> tuple[Tensor, ...]:
     encoder = read_encoder(name, folders)
     model = DualEncoder(encoder.config, topology).eval()
@@ -34,7 +34,7 @@ def _encode(
         return model(TokenBatch(*batches[:2]), TokenBatch(*batches[2:]))
 
 
-def re_export(name: ForeignFormat, folders: Sequence[Path], output: Path) -> Path:
+def re_export(name: EncoderFormat, folders: Sequence[Path], output: Path) -> Path:
     """Import and export again."""
     write_encoder(name, read_encoder(name, folders), output)
     return output

@@ -1,0 +1,74 @@
+"""Import and export of whole models, one entrance for the formats of dual encoders and of masked language models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from megatron_retrieval.checkpoint.dual_encoder import text_format_within
+from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, ForeignEncoder, read_encoder, write_encoder
+from megatron_retrieval.checkpoint.hf_masked_lm import ForeignMaskedLM, read_masked_lm, write_masked_lm
+from megatron_retrieval.checkpoint.reader import TensorReader
+from megatron_retrieval.checkpoint.starting_point import StartingPoint
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.utils.files import read_lines
+
+ForeignFormat = EncoderFormat | Literal["hf-bert-mlm"]
+
+
+def read_model(
+    name: ForeignFormat, folders: Sequence[Path], *, separate_towers: bool = False
+) -> ForeignEncoder | ForeignMaskedLM:
+    """Import a model.
+
+    Args:
+        folders: see `read_encoder`; a masked language model is one folder.
+        separate_towers: make two towers of one.
+
+    Raises:
+        CheckpointError: files or weights are missing or damaged, or cannot be imported.
+    """
+    if name != "hf-bert-mlm":
+        return read_encoder(name, folders, separate_towers=separate_towers)
+    if len(folders) != 1 or separate_towers:
+        raise CheckpointError("a masked LM is one model: give one --input folder, and leave out --separate-towers.")
+    return read_masked_lm(folders[0])
+
+
+def write_model(name: ForeignFormat, checkpoint: StartingPoint, output: Path) -> None:
+    """Export a checkpoint to the new folder `output`; of a masked language model, hf-bert takes the encoder alone.
+
+    Raises:
+        CheckpointError: the format cannot hold this model.
+        DataError: `output` exists already.
+    """
+    reader = TensorReader(checkpoint.folder, checkpoint.manifest)
+    weights = {name: reader.full(name) for name in reader.names()}
+    vocabulary = tuple(line.rstrip("\r\n") for line in read_lines(checkpoint.vocab_file))
+    lower_case = checkpoint.lower_case
+    if checkpoint.dual_encoder is not None and checkpoint.text_format is not None:
+        if name == "hf-bert-mlm":
+            raise CheckpointError(f"{checkpoint.folder}: a dual encoder has no head of a masked LM; export hf-bert.")
+        encoder = ForeignEncoder(checkpoint.dual_encoder, checkpoint.text_format, weights, vocabulary, lower_case)
+        write_encoder(name, encoder, output)
+        return
+    masked_lm = ForeignMaskedLM(checkpoint.bert, weights, vocabulary, lower_case)
+    if name == "hf-bert-mlm":
+        write_masked_lm(masked_lm, output)
+    elif name == "hf-bert":
+        write_encoder(name, _encoder_of(masked_lm), output)
+    else:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {name} cannot hold a masked LM; export hf-bert-mlm, or hf-bert for its encoder."
+        )
+
+
+def _encoder_of(model: ForeignMaskedLM) -> ForeignEncoder:
+    """The encoder as the one tower of a dual encoder with the usual settings."""
+    weights = {f"towers.shared.{name}": full for name, full in model.weights.items() if name.startswith("bert.")}
+    config = DualEncoderConfig(bert=model.config, biencoder_shared_query_context_model=True)
+    text_format = text_format_within(TextFormatConfig(), model.config)
+    return ForeignEncoder(config, text_format, weights, model.vocabulary, model.lower_case)

@@ -1,0 +1,167 @@
+"""Masked language models compute what Hugging Face's `BertForMaskedLM` does, and survive the way there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_retrieval.checkpoint.hf_masked_lm import read_masked_lm, write_masked_lm
+from megatron_retrieval.checkpoint.hf_models import read_model
+from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny_hf import (
+    NUM_EMBEDDINGS,
+    VOCABULARY,
+    attention_mask,
+    random_batch,
+    save_with_vocabulary,
+    tiny_bert,
+    tiny_masked_lm,
+)
+
+State = dict[str, Tensor]
+BATCH = random_batch()
+
+
+def _save(folder: Path) -> Path:
+    """A tiny `BertForMaskedLM` on disk."""
+    save_with_vocabulary(tiny_masked_lm(), folder)
+    return folder
+
+
+def _change(folder: Path, change: Callable[[State], State]) -> Path:
+    """Other weights in its place."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor.clone() for name, tensor in change(load_file(path)).items()}, path)
+    return folder
+
+
+def _open(folder: Path) -> transformers.BertForMaskedLM:
+    return transformers.BertForMaskedLM.from_pretrained(folder).eval()
+
+
+def _logits(topology: ProcessTopology, folder: str) -> Tensor:
+    """This rank's part of the logits at every real token, from an import of `folder`."""
+    imported = read_masked_lm(Path(folder))
+    model = imported.empty_model(topology).eval()
+    fill_model(model, imported.weights.keys(), imported.weights.__getitem__, topology, source="the import")
+    with torch.no_grad():
+        return model(BATCH, attention_mask(BATCH).flatten().nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_logits_and_loss(tmp_path: Path, tp_size: int) -> None:
+    folder, mask = _save(tmp_path / "hf"), attention_mask(BATCH)
+    targets = torch.randint(5, NUM_EMBEDDINGS, BATCH.ids.shape, generator=torch.Generator().manual_seed(6))
+    labels = targets.where((mask == 1) & (targets % 3 == 0), -100)
+    with torch.no_grad():
+        reference = _open(folder)(BATCH.ids, attention_mask=mask, labels=labels)
+    parts = run_on_ranks(_logits, tp_size, str(folder), tensor_model_parallel_size=tp_size)
+    logits = torch.cat(parts, 1)
+    torch.testing.assert_close(logits[:, :NUM_EMBEDDINGS], reference.logits[mask.bool()], rtol=0, atol=1e-5)
+    # padding entries of the vocabulary take no part of the distribution
+    loss = F.cross_entropy(logits, labels[mask.bool()])
+    torch.testing.assert_close(loss, reference.loss, rtol=0, atol=1e-5)
+
+
+def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
+    folder = _save(tmp_path / "hf")
+    write_masked_lm(read_masked_lm(folder), tmp_path / "out")
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        logits = [_open(path)(BATCH.ids, attention_mask(BATCH)).logits for path in (folder, tmp_path / "out")]
+    assert torch.equal(*logits)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (settings["architectures"], settings["tie_word_embeddings"]) == (["BertForMaskedLM"], True)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("W1").input_ids[1] == VOCABULARY.index("w1")
+
+
+def _with_copies(state: State) -> State:
+    word_embeddings, bias = state["bert.embeddings.word_embeddings.weight"], state["cls.predictions.bias"]
+    return {**state, "cls.predictions.decoder.weight": word_embeddings, "cls.predictions.decoder.bias": bias}
+
+
+def _with_the_copy_of_the_bias_alone(state: State) -> State:
+    return {name.replace("predictions.bias", "predictions.decoder.bias"): tensor for name, tensor in state.items()}
+
+
+def _with_old_names(state: State) -> State:
+    for new, old in {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}.items():
+        state = {name.replace(new, old): tensor for name, tensor in state.items()}
+    return state
+
+
+def _as_for_pretraining(state: State) -> State:
+    extra = ("cls.seq_relationship.weight", "cls.seq_relationship.bias", "bert.pooler.dense.weight")
+    return {**state, **{name: torch.zeros(2) for name in extra}}
+
+
+@pytest.mark.parametrize(
+    "variant", [_with_copies, _with_the_copy_of_the_bias_alone, _with_old_names, _as_for_pretraining]
+)
+def test_names_of_other_releases(tmp_path: Path, variant: Callable[[State], State]) -> None:
+    folder = _save(tmp_path / "hf")
+    expected = read_masked_lm(folder).weights
+    imported = read_masked_lm(_change(folder, variant)).weights
+    assert imported.keys() == expected.keys()
+    assert all(torch.equal(imported[name], expected[name]) for name in expected)
+
+
+def _untied(state: State) -> State:
+    return {**state, "cls.predictions.decoder.weight": state["bert.embeddings.word_embeddings.weight"] + 0.1}
+
+
+def _two_biases(state: State) -> State:
+    return {**state, "cls.predictions.decoder.bias": state["cls.predictions.bias"] + 0.1}
+
+
+def _without_bias(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if name != "cls.predictions.bias"}
+
+
+def _with_more(state: State) -> State:
+    return {**state, "cls.predictions.adapter": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_untied, "decoder.weight is not the matrix of word embeddings"),
+        (_two_biases, "bias and cls.predictions.decoder.bias differ"),
+        (_without_bias, "the weight cls.predictions.bias is missing"),
+        (_with_more, "cls.predictions.adapter has no place in the head"),
+    ],
+)
+def test_heads_that_compute_something_else_are_refused(
+    tmp_path: Path, change: Callable[[State], State], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_masked_lm(_change(_save(tmp_path / "hf"), change))
+
+
+def test_mismatched_input_is_refused(tmp_path: Path) -> None:
+    save_with_vocabulary(tiny_bert(), tmp_path / "bert")
+    with pytest.raises(CheckpointError, match="no head of a masked LM; import its encoder with --format hf-bert"):
+        read_model("hf-bert-mlm", [tmp_path / "bert"])
+    folder = _save(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match="one --input folder"):
+        read_model("hf-bert-mlm", [folder, folder])
+    (folder / "vocab.txt").write_text("".join(f"{number}\n" for number in range(NUM_EMBEDDINGS + 1)))
+    with pytest.raises(CheckpointError, match="101 vocabulary entries, but only 100 word embeddings"):
+        read_model("hf-bert-mlm", [folder])
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut off"):
+        read_model("hf-bert-mlm", [folder])
