@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+from fake_corpus import Document, FakeCorpus
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_retrieval.data.blocks import BlockConfig, BlockLayout, make_blocks, split_documents
-from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.tokenizers import SpecialIds
-
-Document = tuple[int, list[int]]  # length of the title, lengths of the sentences
-
-
-@dataclass(frozen=True)
-class FakeCorpus:
-    """Token ids count on from 100, so that every token of every sentence is told apart."""
-
-    sentences: Ragged
-    documents: Rows
-    titles: Ragged
-    special: SpecialIds
-
-    @classmethod
-    def of(cls, documents: list[Document]) -> FakeCorpus:
-        offsets = to_offsets(np.array([length for _, lengths in documents for length in lengths], np.int64))
-        titles = to_offsets(np.array([length for length, _ in documents], np.int64))
-        return cls(
-            Ragged(np.arange(100, 100 + offsets[-1]), offsets),
-            to_offsets(np.array([len(lengths) for _, lengths in documents], np.int64)),
-            Ragged(np.full(titles[-1], 50), titles),
-            SpecialIds(cls=1, sep=2, pad=0, mask=3),
-        )
 
 
 def _pack(document: Document, room: int, longest_title: int) -> list[list[int]]:

@@ -1,0 +1,36 @@
+"""A corpus in memory, of documents that are given by the lengths of their titles and sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets
+from megatron_retrieval.tokenizers import SpecialIds
+
+Document = tuple[int, list[int]]
+"""Length of the title, lengths of the sentences."""
+
+CLS, SEP, TITLE, FIRST_TOKEN = 1, 2, 50, 100
+
+
+@dataclass(frozen=True)
+class FakeCorpus:
+    """Token ids of the sentences count on from `FIRST_TOKEN`, so that each is told apart; titles repeat `TITLE`."""
+
+    sentences: Ragged
+    documents: Rows
+    titles: Ragged
+    special: SpecialIds
+
+    @classmethod
+    def of(cls, documents: list[Document]) -> FakeCorpus:
+        offsets = to_offsets(np.array([length for _, lengths in documents for length in lengths], np.int64))
+        titles = to_offsets(np.array([length for length, _ in documents], np.int64))
+        return cls(
+            Ragged(np.arange(FIRST_TOKEN, FIRST_TOKEN + offsets[-1]), offsets),
+            to_offsets(np.array([len(lengths) for _, lengths in documents], np.int64)),
+            Ragged(np.full(titles[-1], TITLE), titles),
+            SpecialIds(cls=CLS, sep=SEP, pad=0, mask=3),
+        )
