@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from megatron_retrieval.data.ragged import Array, Ragged, Rows, token_dtype
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.tokenizers import SpecialIds, WordPieceTokenizer
 from megatron_retrieval.utils.files import read_json, write_json
 
@@ -62,6 +62,22 @@ class ColumnFolder:
         if tokenizer.fingerprint != expected["fingerprint"]:
             raise DataError(path, f"not the vocabulary that the {self.kind} was built with", hint=self._hint)
         return tokenizer
+
+    def require_vocabulary(self, vocabulary: WordPieceTokenizer, owner: str) -> None:
+        """Refuse a model to which these token ids mean other words.
+
+        Args:
+            owner: whose vocabulary it is, for the message.
+
+        Raises:
+            MismatchError: the texts were tokenized with another vocabulary.
+        """
+        if vocabulary.fingerprint != self.tokenizer.fingerprint:
+            raise MismatchError(
+                f"The {self.kind} in {self.folder} was tokenized with vocabulary {self.tokenizer.fingerprint}, but "
+                f"{owner} has vocabulary {vocabulary.fingerprint}; build the {self.kind} with --vocab-file "
+                f"{vocabulary.vocab_file}{'' if vocabulary.lower_case else ' --no-lower-case'}."
+            )
 
     def _column(self, name: str, dtype: DTypeLike, rows: int) -> Ragged:
         column = Ragged(self._map(values_file(name), dtype), self._map(offsets_file(name), "<i8"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from megatron_retrieval.checkpoint.starting_point import StartingPoint
 from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 
 
@@ -17,11 +16,6 @@ def open_corpus(path: str, start: StartingPoint | None) -> CorpusStore:
     """
     corpus = CorpusStore(path)
     if start is not None:
-        expected = WordPieceTokenizer(start.vocab_file, start.lower_case).fingerprint
-        if corpus.tokenizer.fingerprint != expected:
-            raise MismatchError(
-                f"The corpus in {path} was tokenized with vocabulary {corpus.tokenizer.fingerprint}, but the "
-                f"checkpoint {start.folder} has vocabulary {expected}; build the corpus with "
-                f"--vocab-file {start.vocab_file}{'' if start.lower_case else ' --no-lower-case'}."
-            )
+        vocabulary = WordPieceTokenizer(start.vocab_file, start.lower_case)
+        corpus.require_vocabulary(vocabulary, f"the checkpoint {start.folder}")
     return corpus
