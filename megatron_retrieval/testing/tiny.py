@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.types import ContrastiveBatch, TokenBatch
@@ -94,3 +95,27 @@ def write_tiny_dpr(folder: Path, num_questions: int = 22) -> tuple[Path, Path]:
     data = folder / "biencoder.json"
     data.write_text(json.dumps(records))
     return data, vocab
+
+
+def write_tiny_evidence(folder: Path, num_distractors: int = 1100) -> Path:
+    """The passages that hold the answers of `write_tiny_dpr` in the same folder, between enough passages without
+    answers that the embeddings have several shards.
+
+    Returns:
+        The evidence folder.
+    """
+    data, vocab = write_tiny_dpr(folder)
+    words = ["the", "box", "stands", "in", "corner", "of", "room"]
+    passages = [
+        {"id": f"d{number}", "title": "title", "text": " ".join(words[number // 7**place % 7] for place in range(5))}
+        for number in range(num_distractors)
+    ]
+    for number, record in enumerate(json.loads(data.read_text())):
+        gold = record["positive_ctxs"][0]
+        place = number * num_distractors // 22 + number
+        passages.insert(place, {"id": gold["passage_id"], "title": gold["title"], "text": gold["text"]})
+    source = folder / "passages.jsonl"
+    source.write_text("".join(json.dumps(passage) + "\n" for passage in passages))
+    settings = EvidenceBuilderConfig(input=(str(source),), output=str(folder / "evidence"), vocab_file=str(vocab))
+    build_evidence(settings)
+    return folder / "evidence"
