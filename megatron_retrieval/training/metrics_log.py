@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,11 +37,10 @@ class MetricsLog(Callback):
         self._config, self._examples_per_step, self._is_main = config, examples_per_step, is_main
         self._file: IO[str] | None = None
         self._board: SummaryWriter | None = None
-        self._last_time, self._last_iteration = 0.0, 0
+        self._seconds, self._num_steps = 0.0, 0  # since the last logged step, evaluation and saving left out
         self._summary: dict[str, Any] = {}
 
     def on_start(self, trainer: Trainer) -> None:
-        self._last_time, self._last_iteration = time.perf_counter(), trainer.iteration
         if not self._is_main:
             return
         folder = Path(self._config.output_dir)
@@ -55,13 +53,13 @@ class MetricsLog(Callback):
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_kept + 1)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        self._seconds, self._num_steps = self._seconds + report.seconds, self._num_steps + 1
         if not self._is_main or (
             report.iteration % self._config.log_interval and report.iteration < trainer.train_iters
         ):
             return
-        now = time.perf_counter()
-        rate = (report.iteration - self._last_iteration) / max(now - self._last_time, 1e-9)
-        self._last_time, self._last_iteration = now, report.iteration
+        rate = self._num_steps / max(self._seconds, 1e-9)
+        self._seconds, self._num_steps = 0.0, 0
         self.write(report.iteration, report.metrics)
         left = timedelta(seconds=round((trainer.train_iters - report.iteration) / rate))
         numbers = " | ".join(
