@@ -28,6 +28,7 @@ setup(
         "transformers>=4.48",
         "tokenizers",
         "safetensors>=0.4",
+        "sentencex>=1.0",
         "numpy>=1.26",
         "regex",
         "tyro>=0.9",

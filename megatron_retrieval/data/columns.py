@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -174,6 +175,10 @@ class OffsetsWriter:
         self._file.write(content)
         return content
 
+    def sync(self) -> dict[str, int]:
+        """Bring the file to the disk; returns its name and size."""
+        return _sync(self._file)
+
 
 class ColumnWriter:
     """Appends to a column's two files, of which `size_bytes` (by file name) are there already."""
@@ -191,6 +196,16 @@ class ColumnWriter:
         content = column.values.tobytes()
         self._values.write(content)
         return content, self._offsets.write(column.lengths)
+
+    def sync(self) -> dict[str, int]:
+        """Bring the files to the disk; returns their names and sizes."""
+        return {**_sync(self._values), **self._offsets.sync()}
+
+
+def _sync(file: IO[bytes]) -> dict[str, int]:
+    file.flush()
+    os.fsync(file.fileno())
+    return {Path(file.name).name: file.tell()}
 
 
 def open_for_append(path: Path, files: contextlib.ExitStack, size_bytes: int = 0) -> IO[bytes]:

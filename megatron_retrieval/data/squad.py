@@ -93,6 +93,22 @@ def convert_squad(config: DatasetConverterConfig) -> None:
 
 def read_articles(path: str | Path, first_id: int) -> Iterator[tuple[tuple[Window, ...], list[SquadQuestion]]]:
     """Yield the windows and the questions of every article; windows are numbered from `first_id`."""
+    for title, records in read_paragraphs(path):
+        paragraphs = []
+        for paragraph in records:
+            windows = tuple(_windows(title, paragraph.text("context"), first_id))
+            first_id += len(windows)
+            paragraphs.append((windows, paragraph.records("qas")))
+        of_article = tuple(window for windows, _ in paragraphs for window in windows)
+        yield of_article, [_question(record, windows, of_article) for windows, qas in paragraphs for record in qas]
+
+
+def read_paragraphs(path: str | Path) -> Iterator[tuple[str, list[Record]]]:
+    """Yield the title of every article and its paragraphs, as SQuAD's records; the file is held in memory.
+
+    Raises:
+        DataError: no SQuAD file, or no article in it.
+    """
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(path, "expected a SQuAD JSON object")
@@ -100,14 +116,7 @@ def read_articles(path: str | Path, first_id: int) -> Iterator[tuple[tuple[Windo
     if not articles:
         raise DataError(path, "there are no articles in the file")
     for article in articles:
-        title = article.text("title").replace("_", " ")
-        paragraphs = []
-        for paragraph in article.records("paragraphs"):
-            windows = tuple(_windows(title, paragraph.text("context"), first_id))
-            first_id += len(windows)
-            paragraphs.append((windows, paragraph.records("qas")))
-        of_article = tuple(window for windows, _ in paragraphs for window in windows)
-        yield of_article, [_question(record, windows, of_article) for windows, qas in paragraphs for record in qas]
+        yield article.text("title").replace("_", " "), article.records("paragraphs")
 
 
 def _windows(title: str, paragraph: str, first_id: int) -> Iterator[Window]:

@@ -12,12 +12,15 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from megatron_retrieval.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
+#: a longer line is no record of any format that the project reads, but a file that lost its line ends
+MAX_LINE_BYTES = 1 << 26
 _BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -75,7 +78,7 @@ def read_json(path: str | Path) -> Any:
     Raises:
         DataError: missing, not UTF-8, broken gzip, or not JSON (with the line).
     """
-    text = "".join(read_lines(path, allow_empty=True))
+    text = "".join(read_lines(path, allow_empty=True, max_line_bytes=-1))
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -83,16 +86,22 @@ def read_json(path: str | Path) -> Any:
         raise DataError(path, problem.rstrip("?"), line=error.lineno) from error
 
 
-def read_lines(path: str | Path, *, allow_empty: bool = False) -> Iterator[str]:
+def read_lines(path: str | Path, *, allow_empty: bool = False, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[str]:
     """Yield the lines of a UTF-8 text file, plain or gzip, with their line ends.
 
+    Args:
+        max_line_bytes: bounds the memory; -1: the file may be one long line.
+
     Raises:
-        DataError: missing, empty, not UTF-8 (with the line) or broken gzip.
+        DataError: missing, empty, not UTF-8 (with the line), broken gzip, or a line that is too long.
     """
     number = 0
     try:
         with open_binary(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, max_line_bytes), b""), 1):
+                if len(line) == max_line_bytes and not line.endswith(b"\n"):
+                    problem = f"the line is longer than {max_line_bytes:,} bytes"
+                    raise DataError(path, problem, line=number, hint="Did the file lose its line ends?")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         problem = f"byte {error.start + 1} of the line is not UTF-8"

@@ -1,0 +1,236 @@
+"""Builds a corpus folder from text files, in several processes and constant memory, from where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+
+from megatron_retrieval.data import corpus as layout
+from megatron_retrieval.data.columns import (
+    VOCABULARY,
+    ColumnWriter,
+    OffsetsWriter,
+    offsets_file,
+    write_manifest,
+)
+from megatron_retrieval.data.corpus_encoding import EncodedDocuments, encode_documents, start_worker
+from megatron_retrieval.data.corpus_sources import MAX_DOCUMENT_CHARACTERS, Document, read_documents
+from megatron_retrieval.data.sentences import SPLITTER, check_language
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.utils.files import file_fingerprint
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.partial_folder import PartialFolder, partial_folder
+from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+
+#: documents that travel together; cut by these numbers alone, so that a restart finds the same ones
+CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 1 << 18
+JOURNAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusBuilderConfig:
+    """Build a corpus folder for unsupervised pretraining from text files; run it again to continue after a stop."""
+
+    input: tuple[str, ...]
+    """Text files, plain or gzip, each of any kind: JSONL (text, optional title; a newline ends a paragraph), passages
+    of psgs_w100.tsv (consecutive ones with one title are a document), SQuAD JSON, DPR biencoder JSON (its positive
+    contexts, each once), or plain text (a blank line ends a paragraph; every paragraph is a document without title).
+    Documents are cut at 1,048,576 characters."""
+    output: str
+    """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
+    vocab_file: str
+    """WordPiece vocabulary (vocab.txt) of the model to train."""
+    lower_case: bool = True
+    """Lower-case the text, as uncased vocabularies need."""
+    language: str = "en"
+    """Language whose rules divide the text into sentences (ISO 639 code)."""
+    workers: int = 1
+    """Processes that split and tokenize; the result does not depend on it."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far the corpus has grown.
+
+    Attributes:
+        chunks: of the input, done.
+        documents_read: in these chunks, those without a sentence included.
+        documents: kept.
+        continuations: documents that continue one that was too long.
+        sentences: kept.
+        tokens: of the sentences.
+        file_bytes: how much of each file counts.
+    """
+
+    chunks: int = 0
+    documents_read: int = 0
+    documents: int = 0
+    continuations: int = 0
+    sentences: int = 0
+    tokens: int = 0
+    file_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def build_corpus(config: CorpusBuilderConfig) -> int:
+    """Write the corpus folder; it appears whole, and if this is stopped the same call continues it.
+
+    Returns:
+        The number of documents.
+
+    Raises:
+        DataError: an input is malformed or changed meanwhile, holds no sentence, or the output exists.
+        ConfigError: the number of workers or the language is none.
+    """
+    check_workers(config.workers)
+    check_language(config.language)
+    tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
+    with partial_folder(config.output, _settings(config, tokenizer)) as partial:
+        if partial.is_published:
+            partial.discard()
+            return len(layout.CorpusStore(config.output))
+        try:
+            progress = _write_columns(config, partial, tokenizer)
+        except DataError:  # the input must change, so what was made of it is of no use
+            partial.discard()
+            raise
+        _finish(config, partial, tokenizer, progress)
+        partial.publish()
+    _report(config, progress)
+    return progress.documents
+
+
+def _settings(config: CorpusBuilderConfig, tokenizer: WordPieceTokenizer) -> dict[str, object]:
+    """All that the result, or the division of the work, depends on."""
+    inputs = {f"{path} (bytes, time of change)": _state_of(path) for path in config.input}
+    return {
+        "--input": list(config.input),
+        **inputs,
+        "the vocabulary of --vocab-file": tokenizer.fingerprint,
+        "--language": config.language,
+        "the program's division of the work": [CHUNK_DOCUMENTS, CHUNK_CHARACTERS, MAX_DOCUMENT_CHARACTERS],
+        **{f"the version of {library}": version(library) for library in (SPLITTER, "tokenizers")},
+    }
+
+
+def _state_of(path: str) -> list[int]:
+    if not Path(path).is_file():
+        raise DataError(path, "is no regular file" if Path(path).exists() else "there is no such file")
+    status = Path(path).stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer) -> Progress:
+    before = Progress(**partial.state)
+    start_settings = (config.vocab_file, config.lower_case, config.language)
+    with (
+        contextlib.ExitStack() as files,
+        worker_pool(encode_documents, config.workers, start_worker, start_settings) as encode,
+        progress_bar("corpus", "documents") as bar,
+    ):
+        writer = _Writer(partial.contents, files, before)
+        partial.save(writer.sync())
+        saved = time.monotonic()
+        chunks = _chunks(chain.from_iterable(map(read_documents, config.input)))
+        for chunk in islice(chunks, before.chunks):
+            bar.update(len(chunk))
+        for encoded in encode(chunks):
+            writer.write(encoded)
+            bar.update(encoded.num_read)
+            if time.monotonic() - saved >= JOURNAL_SECONDS:
+                partial.save(writer.sync())
+                saved = time.monotonic()
+        partial.save(writer.sync())
+    if _settings(config, tokenizer) != partial.settings:
+        raise DataError(", ".join(config.input), "changed while being read")
+    if not writer.progress.documents:
+        raise DataError(", ".join(config.input), "there is no sentence in the text")
+    return writer.progress
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += sum(map(len, document.paragraphs))
+        if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Writer:
+    """Appends encoded documents to the files of a corpus folder, behind those that `progress` speaks of."""
+
+    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: Progress) -> None:
+        self.progress = progress
+        sizes = progress.file_bytes
+        documents = offsets_file(layout.DOCUMENTS)
+        self._sentences, self._titles = (
+            ColumnWriter(folder, name, files, sizes) for name in (layout.SENTENCES, layout.TITLES)
+        )
+        self._documents = OffsetsWriter(folder / documents, files, sizes.get(documents, 0))
+
+    def write(self, encoded: EncodedDocuments) -> None:
+        self._sentences.write(encoded.sentences)
+        self._titles.write(encoded.titles)
+        self._documents.write(encoded.num_sentences)
+        progress = self.progress
+        progress.chunks += 1
+        progress.documents_read += encoded.num_read
+        progress.documents += len(encoded.num_sentences)
+        progress.continuations += encoded.num_continuations
+        progress.sentences += len(encoded.sentences.lengths)
+        progress.tokens += len(encoded.sentences.values)
+
+    def sync(self) -> dict[str, object]:
+        """Bring what is written to the disk; returns the progress as JSON holds it."""
+        parts = (self._sentences, self._titles, self._documents)
+        self.progress.file_bytes = {name: size for part in parts for name, size in part.sync().items()}
+        return asdict(self.progress)
+
+
+def _finish(
+    config: CorpusBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
+) -> None:
+    columns = sorted(progress.file_bytes)
+    for file in partial.contents.iterdir():
+        if file.name not in columns:  # left by a run that was killed right here
+            file.unlink()
+    shutil.copyfile(config.vocab_file, partial.contents / VOCABULARY)
+    contents = file_fingerprint(*(partial.contents / name for name in columns))
+    fingerprint = hashlib.sha256(f"{contents}/{tokenizer.fingerprint}".encode()).hexdigest()[:16]
+    entries = {
+        "num_documents": progress.documents,
+        "num_sentences": progress.sentences,
+        "num_tokens": progress.tokens,
+        "num_documents_without_sentence": progress.documents_read - progress.documents,
+        "num_continuations": progress.continuations,
+        "language": config.language,
+        "sentence_splitter": f"{SPLITTER} {version(SPLITTER)}",
+        "inputs": list(config.input),
+    }
+    write_manifest(partial.contents, layout.CorpusStore, tokenizer, fingerprint, entries)
+
+
+def _report(config: CorpusBuilderConfig, progress: Progress) -> None:
+    log = get_logger("data")
+    counts = (progress.documents, progress.sentences, progress.tokens)
+    log.info("corpus: %s documents, %s sentences, %s tokens in %s", *(f"{count:,}" for count in counts), config.output)
+    if skipped := progress.documents_read - progress.documents:
+        log.info("%s documents without a sentence were left out", f"{skipped:,}")
+    if progress.continuations:
+        log.info(
+            "documents longer than %s characters were cut; %s of the documents continue another",
+            *(f"{count:,}" for count in (MAX_DOCUMENT_CHARACTERS, progress.continuations)),
+        )

@@ -1,0 +1,29 @@
+"""Paragraphs to sentences."""
+
+from __future__ import annotations
+
+import re
+
+from sentencex import segment
+
+from megatron_retrieval.errors import ConfigError
+
+#: the library that decides where a sentence ends; another version may decide otherwise
+SPLITTER = "sentencex"
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
+
+
+def check_language(language: str) -> None:
+    """Raises ConfigError unless `--language` has the form of a language code."""
+    if not _LANGUAGE.fullmatch(language):
+        raise ConfigError(f"--language {language}: give a language code such as en, de or zh.")
+
+
+def split_sentences(paragraph: str, language: str) -> list[str]:
+    """The sentences of a paragraph, none of them empty; joined by white space they are the paragraph again.
+
+    Runs of white space become one space: they mean nothing to the tokenizer, and the library fails on some of them
+    (a line separator, U+2028, behind an initial).
+    """
+    text = " ".join(paragraph.split())
+    return [sentence for part in segment(language, text) if (sentence := part.strip())] if text else []

@@ -1,0 +1,103 @@
+"""A folder that takes hours to write: it appears whole, and a killed program continues where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.utils.files import read_json, write_json
+
+_SUFFIX = ".partial"
+_JOURNAL, _LOCK, _CONTENTS = "journal.json", "lock", "contents"
+
+
+class PartialFolder:
+    """OUTPUT.partial: the contents so far and a journal that says how much of them counts.
+
+    Attributes:
+        contents: the folder that becomes OUTPUT.
+        state: what was last saved; empty at the beginning.
+        settings: what the contents depend on.
+        is_published: OUTPUT is there, and the program was killed before it could tidy up.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, object]) -> None:
+        self._output, self._folder = output, _partial(output)
+        self.settings = dict(settings)
+        self.contents = self._folder / _CONTENTS
+        self.state: dict[str, Any] = {}
+        if (self._folder / _JOURNAL).exists():
+            self._read_journal()
+        self.is_published = bool(self.state) and not self.contents.exists()
+        if _is_taken(output) and not self.is_published:
+            raise _exists(output)
+
+    def save(self, state: Mapping[str, object]) -> None:
+        """Make `state` what a restarted program finds; what it speaks of must have reached the disk."""
+        self.state = dict(state)
+        write_json(self._folder / _JOURNAL, {"settings": self.settings, "state": self.state})
+
+    def publish(self) -> None:
+        """Make the contents the output."""
+        if self._output.exists():
+            self._output.rmdir()
+        os.replace(self.contents, self._output)
+        self.discard()
+
+    def discard(self) -> None:
+        shutil.rmtree(self._folder)
+
+    def _read_journal(self) -> None:
+        journal = read_json(self._folder / _JOURNAL)
+        begun = journal["settings"]
+        for name in dict.fromkeys([*begun, *self.settings]):
+            was, now = begun.get(name), self.settings.get(name)
+            if was != now:
+                problem = f"{name} has changed since this folder was begun: it was {was}, now it is {now}"
+                hint = "Give what was given then, or remove the folder to begin anew."
+                raise DataError(self._folder, problem, hint=hint)
+        self.state = journal["state"]
+
+
+@contextlib.contextmanager
+def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterator[PartialFolder]:
+    """Begin or continue the folder `output`; it is left as it is when the block fails.
+
+    Args:
+        settings: names and values (of JSON's types) on which the contents depend; a change is refused.
+
+    Raises:
+        DataError: `output` exists, another process is writing it, or it was begun with other settings.
+    """
+    output = Path(output)
+    folder = _partial(output)
+    if _is_taken(output) and not folder.exists():
+        raise _exists(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(folder, "another process is writing it") from error
+        partial = PartialFolder(output, settings)
+        if not partial.is_published:
+            partial.contents.mkdir(exist_ok=True)
+        yield partial
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + _SUFFIX)
+
+
+def _is_taken(output: Path) -> bool:
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))
+
+
+def _exists(output: Path) -> DataError:
+    return DataError(output, "exists already", hint="Remove it or choose another folder.")
