@@ -11,7 +11,6 @@ import torch
 
 from megatron_retrieval.checkpoint.description import (
     LOWER_CASE_KEY,
-    VOCAB_NAME,
     CheckpointDescription,
     open_checkpoint,
     saved_settings,
@@ -22,17 +21,6 @@ from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel import ProcessTopology
-
-__all__ = [
-    "KIND",
-    "VOCAB_NAME",
-    "DualEncoderDescription",
-    "LoadedDualEncoder",
-    "checkpoint_config",
-    "describe_dual_encoder",
-    "load_dual_encoder",
-    "text_format_within",
-]
 
 KIND = "dual-encoder"
 

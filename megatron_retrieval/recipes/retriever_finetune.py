@@ -12,7 +12,6 @@ from megatron_retrieval.data.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
-from megatron_retrieval.recipes.starting_point import check_same_vocabulary
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.trainer import Trainer
 
@@ -70,5 +69,8 @@ def _vocab_file(config: RetrieverFinetuneConfig, start: StartingPoint | None) ->
             )
         return start.vocab_file
     path = Path(config.vocab_file)
-    check_same_vocabulary(path, f"--vocab-file {path}", config.lower_case, start)
+    if start is not None:
+        given, saved = (WordPieceTokenizer(p, config.lower_case).fingerprint for p in (path, start.vocab_file))
+        if given != saved:
+            raise ConfigError(f"--vocab-file {path} is not the vocabulary of the checkpoint {start.folder}.")
     return path

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from megatron_retrieval.checkpoint.starting_point import (
     StartingPoint,
     describe_starting_point,
     load_starting_weights,
 )
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.resume import SaveConfig
 
 
@@ -34,19 +30,3 @@ def load_start(
     """Give the model its first weights, unless they are random or resuming loads them."""
     if start is not None and save.resume_folder() is None:
         load_starting_weights(start, model, topology)
-
-
-def check_same_vocabulary(vocab_file: Path, origin: str, lower_case: bool, start: StartingPoint | None) -> None:
-    """Refuse a vocabulary that is not the starting point's.
-
-    Args:
-        origin: what names the vocabulary, for the message: the flag or the artefact with its path.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    if start is None:
-        return
-    given, saved = (WordPieceTokenizer(path, lower_case).fingerprint for path in (vocab_file, start.vocab_file))
-    if given != saved:
-        raise ConfigError(f"{origin} is not the vocabulary of the checkpoint {start.folder}.")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.checkpoint.dual_encoder import KIND, VOCAB_NAME, checkpoint_config, describe_dual_encoder
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config, describe_dual_encoder
 from megatron_retrieval.checkpoint.manifest import LATEST_NAME, resolve_checkpoint
 from megatron_retrieval.checkpoint.writer import save_checkpoint
 from megatron_retrieval.data.formatting import TextFormatConfig

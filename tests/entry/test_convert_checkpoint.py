@@ -40,7 +40,7 @@ def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -
 def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     save_with_vocabulary(tiny_masked_lm(), tmp_path / "hf")
     job = ["tools/import_checkpoint.py", "--format", "hf-bert-mlm", "--input", tmp_path / "hf"]
-    imported = _run(*job, "--output", tmp_path / "ck", "--device", "cpu")
+    imported = _run(*TORCHRUN, *job, "--output", tmp_path / "ck", "--tensor-model-parallel-size", 2, "--device", "cpu")
     assert imported.returncode == 0, imported.stderr
     job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
     for name in ("hf-bert-mlm", "hf-bert"):
