@@ -1,1 +1,1 @@
-"""Checkpoints: the sharded store, what it holds of a dual encoder, and Hugging Face weight tables."""
+"""Checkpoints: the sharded store, the kinds of models in it, starting points, and Hugging Face weight tables."""
