@@ -102,7 +102,8 @@ class Tower(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         states = self.bert(batch)
-        vectors = states[:, 0].float() if self.config.pooling == "cls" else _mean(states, batch.lengths)
+        # a copy of [CLS]: a view of it would keep the states of all tokens in memory as long as the vectors are kept
+        vectors = states[:, 0].float().clone() if self.config.pooling == "cls" else _mean(states, batch.lengths)
         if self.projection is not None:
             vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
         return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors

@@ -24,7 +24,7 @@ from megatron_retrieval.types import ContrastiveBatch, LossOutput, TokenBatch
 from megatron_retrieval.utils.seeds import derive_seed
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
-MOST_SCORES = 1 << 21
+MOST_SCORES = 1 << 19
 
 
 @dataclass(kw_only=True, frozen=True)
