@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from megatron_retrieval.data.blocks import BlockConfig, BlockLayout, make_blocks
 from megatron_retrieval.data.corpus import CorpusStore
+from megatron_retrieval.data.formatting import with_fillers
+from megatron_retrieval.data.loader import Share
 from megatron_retrieval.data.ragged import Rows
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers import SpecialIds
@@ -124,17 +126,12 @@ class MaskedLMDataset:
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> MaskedBatch:
         """This rank's share of a global batch; see `DprDataset.batch`."""
-        num_slots = -(-len(indices) // dp_size)
-        first = dp_rank * num_slots
-        own = np.asarray(indices[first : first + num_slots], np.int64)
-        # a rank without examples lays out the batch's first one, and predicts nothing
-        slots = np.full(num_slots, indices[0], np.int64)
-        slots[: len(own)] = own
-        blocks = self._blocks[slots]
+        share = Share.of(len(indices), dp_rank, dp_size)
+        blocks = self._blocks[np.asarray(indices[share.own], np.int64)]
         tokens = self._layout.tokens(self._corpus, blocks.document, blocks.texts(self._corpus))
+        tokens = with_fillers(tokens, share.num_slots, self._corpus.special)
         ids, labels = tokens.ids.numpy(), np.full(tokens.ids.shape, NOT_PREDICTED, np.int64)
-        for row in range(len(own)):
-            length = int(tokens.lengths[row])
-            random = generator(self._seed, "masked-tokens", epoch, first_position + first + row)
+        for row, length in enumerate(tokens.lengths[: share.num_real].tolist()):
+            random = generator(self._seed, "masked-tokens", epoch, first_position + share.first + row)
             labels[row, :length] = self._masker.mask(ids[row, :length], random)
         return MaskedBatch(tokens, torch.from_numpy(labels))
