@@ -21,8 +21,8 @@ from megatron_retrieval.data.columns import (
     write_manifest,
 )
 from megatron_retrieval.data.corpus_encoding import EncodedDocuments, encode_documents, start_worker
-from megatron_retrieval.data.corpus_sources import MAX_DOCUMENT_CHARACTERS, Document, read_documents
-from megatron_retrieval.data.sentences import SPLITTER, check_language
+from megatron_retrieval.data.corpus_sources import MAX_DOCUMENT_CHARACTERS, read_documents
+from megatron_retrieval.data.sentences import SPLITTER, Document, check_language
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.utils.files import file_fingerprint
@@ -130,6 +130,8 @@ def _state_of(path: str) -> list[int]:
 
 def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer) -> Progress:
     before = Progress(**partial.state)
+    if before.chunks:
+        get_logger("data").info("continuing behind %s documents", f"{before.documents_read:,}")
     start_settings = (config.vocab_file, config.lower_case, config.language)
     with (
         contextlib.ExitStack() as files,

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_retrieval.data.columns import EncodedColumn
-from megatron_retrieval.data.corpus_sources import Document
 from megatron_retrieval.data.ragged import Rows, tokenize
-from megatron_retrieval.data.sentences import split_sentences
+from megatron_retrieval.data.sentences import Document, split_sentences
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 
 _tokenizer: WordPieceTokenizer

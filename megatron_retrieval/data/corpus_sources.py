@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from megatron_retrieval.data.json_records import read_json_lines
 from megatron_retrieval.data.questions import read_biencoder
 from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.data.sentences import Document
 from megatron_retrieval.data.squad import read_paragraphs
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_chunks
@@ -22,15 +22,6 @@ MAX_DOCUMENT_CHARACTERS = 1 << 20
 _PIECE_BYTES = 1 << 16
 _SQUAD = re.compile(r'\{\s*("version"\s*:\s*("[^"]*"|[0-9.]+)\s*,\s*)?"data"\s*:\s*\[')
 _JSON_LIST, _JSON_OBJECT = re.compile(r"\[\s*[{\]]"), re.compile(r'\{\s*["}]')
-
-
-class Document(NamedTuple):
-    """Paragraphs that follow one another; light, since it crosses between processes."""
-
-    title: str
-    paragraphs: tuple[str, ...]
-    #: it continues the document before it, which was longer than `MAX_DOCUMENT_CHARACTERS`
-    is_continuation: bool = False
 
 
 _Reader = Callable[[Path], Iterator[Document]]

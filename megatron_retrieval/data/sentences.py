@@ -1,8 +1,9 @@
-"""Paragraphs to sentences."""
+"""Documents of paragraphs, and the sentences of a paragraph."""
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from sentencex import segment
 
@@ -11,6 +12,15 @@ from megatron_retrieval.errors import ConfigError
 #: the library that decides where a sentence ends; another version may decide otherwise
 SPLITTER = "sentencex"
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
+
+
+class Document(NamedTuple):
+    """Paragraphs that follow one another; light, since it crosses between processes."""
+
+    title: str
+    paragraphs: tuple[str, ...]
+    #: it continues the document before it, which was too long to be held as one
+    is_continuation: bool = False
 
 
 def check_language(language: str) -> None:

@@ -34,6 +34,10 @@ class PartialFolder:
         self.state: dict[str, Any] = {}
         if (self._folder / _JOURNAL).exists():
             self._read_journal()
+        elif {file.name for file in self._folder.iterdir() if _JOURNAL not in file.name} - {_LOCK, _CONTENTS}:
+            raise DataError(
+                self._folder, "is in the way, and no unfinished work", hint="Move it or choose another output."
+            )
         self.is_published = bool(self.state) and not self.contents.exists()
         if _is_taken(output) and not self.is_published:
             raise _exists(output)
@@ -80,7 +84,7 @@ def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterat
     if _is_taken(output) and not folder.exists():
         raise _exists(output)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as lock:
+    with open(folder / _LOCK, "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
