@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
@@ -119,3 +120,29 @@ def write_tiny_evidence(folder: Path, num_distractors: int = 1100) -> Path:
     settings = EvidenceBuilderConfig(input=(str(source),), output=str(folder / "evidence"), vocab_file=str(vocab))
     build_evidence(settings)
     return folder / "evidence"
+
+
+def write_tiny_corpus(folder: Path, num_documents: int = 24, num_sentences: int = 6) -> Path:
+    """Documents about made-up keys, for unsupervised pretraining.
+
+    Each sentence of a document holds the document's key, which leads from a sentence to its block.
+
+    Returns:
+        The corpus folder.
+    """
+    keys = [f"key{number}" for number in range(num_documents)]
+    words = ["the", "box", "of", "stands", "in", "room", "title", "."]
+    vocab = folder / "corpus-vocab.txt"
+    rooms = [str(number) for number in range(10)]
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *rooms, *keys]) + "\n")
+    documents = [
+        {
+            "title": f"Title {place % 10}",
+            "text": " ".join(f"The box of {key} stands in room {(place + n) % 10}." for n in range(num_sentences)),
+        }
+        for place, key in enumerate(keys)
+    ]
+    source = folder / "corpus.jsonl"
+    source.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    build_corpus(CorpusBuilderConfig(input=(str(source),), output=str(folder / "corpus"), vocab_file=str(vocab)))
+    return folder / "corpus"
