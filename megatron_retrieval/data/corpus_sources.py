@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_retrieval.data.json_records import read_json_lines
 from megatron_retrieval.data.questions import read_biencoder
-from megatron_retrieval.data.sources import read_passages
 from megatron_retrieval.data.sentences import Document
+from megatron_retrieval.data.sources import read_passages
 from megatron_retrieval.data.squad import read_paragraphs
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_chunks

@@ -96,7 +96,8 @@ def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterat
 
 
 def _partial(output: Path) -> Path:
-    return output.with_name(output.name + _SUFFIX)
+    whole = Path(os.path.abspath(output))  # "." has no name of its own
+    return whole.with_name(whole.name + _SUFFIX)
 
 
 def _is_taken(output: Path) -> bool:
