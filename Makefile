@@ -19,7 +19,7 @@ test: lint pytest
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy megatron_retrieval tasks tools examples
+	$(BIN)/mypy megatron_retrieval tasks tools examples pretrain_*.py
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.installed-dev

@@ -19,6 +19,7 @@ from megatron_retrieval.config import field_flags
 ROOT = Path(__file__).parents[2]
 SURFACE = Path(__file__).parent / "surface"
 RUNNERS = ("run_program", "run_distributed")
+PROGRAMS = ("pretrain_*.py", "tools/*.py", "examples/*.py", "benchmarks/*.py")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def all_jobs() -> tuple[Job, ...]:
 
 def program_files() -> list[Path]:
     """Python files that a user starts directly, other than tasks."""
-    return [path for folder in ("tools", "examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+    return [path for pattern in PROGRAMS for path in sorted(ROOT.glob(pattern))]
 
 
 def config_name(path: Path) -> str | None:

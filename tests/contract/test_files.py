@@ -36,7 +36,7 @@ def unknown_flags(line: str) -> list[str]:
             given = re.findall(r"(?<=\s)--([a-z][a-z0-9-]*)", start[1].split(" | ")[0])
             known = {*job.flags, *ALWAYS_KNOWN}
             return [flag for flag in given if flag not in known and flag.removeprefix("no-") not in known]
-    mentioned = re.search(r"(?<![\w/.])(tasks/\w+\.py|tools/\w+\.py)(.*)", line)
+    mentioned = re.search(r"(?<![\w/.])(tasks/\w+\.py|tools/\w+\.py|pretrain_\w+\.py)(.*)", line)
     return [mentioned[0]] if mentioned and "--" in mentioned[2] else []
 
 

@@ -26,6 +26,17 @@ def test_loss_and_metrics_by_hand() -> None:
     assert output.metrics["positive_rank"].item() == 1.5
 
 
+def test_accuracy_within_the_first_places() -> None:
+    """The positives of 30 questions rank 1st, 2nd, ... 30th; every passage above is a better one."""
+    passages = torch.arange(30, 0, -1, dtype=torch.float64)[:, None]
+    queries = torch.ones(30, 1, dtype=torch.float64)
+    none, real = torch.zeros(30, 30, dtype=torch.bool), torch.ones(30, dtype=torch.bool)
+    metrics = contrastive_loss(queries, passages, torch.arange(30), none, real, 30).metrics
+    shares = [metrics[name].item() for name in ("accuracy", "accuracy@5", "accuracy@20")]
+    assert shares == pytest.approx([1 / 30, 5 / 30, 20 / 30], rel=1e-6)
+    assert metrics["positive_rank"].item() == pytest.approx(15.5, rel=1e-6)
+
+
 def test_temperature_divides_scores() -> None:
     output = contrastive_loss(QUERIES, PASSAGES, POSITIVES, NONE_EXCLUDED, BOTH_REAL, 2, temperature=math.sqrt(2))
     scaled = contrastive_loss(QUERIES / math.sqrt(2), PASSAGES, POSITIVES, NONE_EXCLUDED, BOTH_REAL, 2)

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=retriever-finetune
+#SBATCH --job-name=retriever
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR1@120
 #
-# Fine-tune on many nodes, one process a GPU. Two minutes before the time limit SLURM sends USR1: the run saves a checkpoint
+# Train on many nodes, one process a GPU. Two minutes before the time limit SLURM sends USR1: the run saves a checkpoint
 # and ends, and the job puts itself back into the queue to continue, on any number of nodes.
 #
-#   sbatch [--nodes N] examples/slurm_finetune.sh RUN --config examples/dpr.yaml --pretrained-checkpoint CHECKPOINT \
-#     --train-data FILE...
+#   sbatch [--nodes N] examples/slurm_train.sh RUN tasks/main.py --task retriever-finetune --config examples/dpr.yaml \
+#     --pretrained-checkpoint CHECKPOINT --train-data FILE...
+#   sbatch [--nodes N] examples/slurm_train.sh RUN pretrain_ict.py --config examples/ict.yaml \
+#     --pretrained-checkpoint CHECKPOINT --data-path CORPUS
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this script with sbatch from the root of the repository}"
 run=$1
@@ -22,8 +24,7 @@ export MASTER_ADDR MASTER_PORT=29500
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=1 bash -c \
   'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; exec python "$@"' bash \
-  tasks/main.py --task retriever-finetune --bf16 \
-  --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" "$@"
+  "$@" --bf16 --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints"
 
 if grep -q '"finished": false' "$run/run_record.json"; then
   scontrol requeue "$SLURM_JOB_ID"
