@@ -209,7 +209,13 @@ def _sync(file: IO[bytes]) -> dict[str, int]:
 
 
 def open_for_append(path: Path, files: contextlib.ExitStack, size_bytes: int = 0) -> IO[bytes]:
-    """Open `path` (which is created if it is to be empty) behind its first `size_bytes`; the rest is dropped."""
+    """Open `path` (which is created if it is to be empty) behind its first `size_bytes`; the rest is dropped.
+
+    Raises:
+        DataError: it is shorter than that.
+    """
+    if size_bytes and (not path.is_file() or path.stat().st_size < size_bytes):
+        raise DataError(path, f"no longer holds the {size_bytes:,} bytes that were written", hint="Begin anew.")
     opened = open(path, "r+b" if size_bytes else "w+b")  # noqa: SIM115, `files` closes it
     file: IO[bytes] = files.enter_context(opened)
     file.truncate(size_bytes)

@@ -38,7 +38,10 @@ class PartialFolder:
             raise DataError(
                 self._folder, "is in the way, and no unfinished work", hint="Move it or choose another output."
             )
-        self.is_published = bool(self.state) and not self.contents.exists()
+        has_contents = self.contents.exists()
+        self.is_published = bool(self.state) and not has_contents and _is_taken(output)
+        if not has_contents:
+            self.state = {}
         if _is_taken(output) and not self.is_published:
             raise _exists(output)
 

@@ -225,6 +225,19 @@ def test_a_changed_input_does_not_continue(begun: CorpusBuilderConfig, tmp_path:
         build_corpus(begun)
 
 
+def test_damaged_work_is_begun_anew(begun: CorpusBuilderConfig, tmp_path: Path) -> None:
+    contents = tmp_path / "corpus.partial" / "contents"
+    (contents / "titles.offsets").write_bytes(b"")
+    with pytest.raises(DataError, match=r"titles\.offsets: no longer holds the 8 bytes"):
+        build_corpus(begun)
+    assert build_corpus(begun) == 34
+
+
+def test_lost_work_is_begun_anew(begun: CorpusBuilderConfig, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "corpus.partial" / "contents")
+    assert build_corpus(begun) == 34
+
+
 def test_an_input_that_changes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: CorpusBuilderConfig
 ) -> None:
