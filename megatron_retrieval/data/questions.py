@@ -51,8 +51,8 @@ def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
         yield BiencoderExample(
             record.text("question"),
             record.strings("answers", "answer"),
-            tuple(_passage(context) for context in record.records("positive_ctxs")),
-            tuple(_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
+            tuple(read_passage(context) for context in record.records("positive_ctxs")),
+            tuple(read_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
         )
 
 
@@ -70,7 +70,7 @@ def _read_by_content(path: Path) -> Iterator[Question]:
 
 def _from_records(records: Iterator[Record]) -> Iterator[Question]:
     for number, record in enumerate(records, 1):
-        gold = [_passage(context).id for context in record.records("positive_ctxs", required=False)]
+        gold = [read_passage(context).id for context in record.records("positive_ctxs", required=False)]
         yield Question(
             record.identifier("id") or str(number),
             record.text("question"),
@@ -79,7 +79,8 @@ def _from_records(records: Iterator[Record]) -> Iterator[Question]:
         )
 
 
-def _passage(context: Record) -> Passage:
+def read_passage(context: Record) -> Passage:
+    """A passage as DPR's and FiD's files hold it."""
     return Passage(
         context.identifier("passage_id", "psg_id", "id"), context.text("title", default=""), context.text("text")
     )

@@ -1,9 +1,13 @@
-"""Passages in a terminal: the words that answer a question in bold, answers underlined."""
+"""What to look at in a passage: the words that answer a question in bold and the answers underlined, for terminals."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+#: (start, stop) in characters
+Span = tuple[int, int]
 
 BOLD, UNDERLINE, RESET = "\033[1m", "\033[4m", "\033[0m"
 _WORD = re.compile(r"\w+")
@@ -23,17 +27,28 @@ _QUESTION_WORDS = frozenset(
 
 def highlight(text: str, question: str, answers: Sequence[str] = ()) -> str:
     """`text` with the window that shares most words with `question` in bold and the `answers` underlined."""
-    bold = best_window(text, question)
-    underlined = [match.span() for answer in answers if answer for match in _occurrences(answer, text)]
-    styles = [_style(position, bold, underlined) for position in range(len(text))]
-    parts: list[str] = []
-    current = ""
-    for character, style in zip(text, styles, strict=True):
-        if style != current:
-            parts.append((RESET if current else "") + style)
-            current = style
-        parts.append(character)
-    return "".join(parts) + (RESET if current else "")
+    parts = []
+    for piece, (is_bold, is_answer) in marked_pieces(text, [best_window(text, question)], answer_spans(text, answers)):
+        style = (BOLD if is_bold else "") + (UNDERLINE if is_answer else "")
+        parts.append(f"{style}{piece}{RESET}" if style else piece)
+    return "".join(parts)
+
+
+def answer_spans(text: str, answers: Sequence[str]) -> list[Span]:
+    """Where the answers stand in `text` as whole words, whatever their case."""
+    patterns = (rf"(?<!\w){re.escape(answer)}(?!\w)" for answer in answers if answer)
+    return [match.span() for pattern in patterns for match in re.finditer(pattern, text, re.IGNORECASE)]
+
+
+def marked_pieces(text: str, *layers: Sequence[Span]) -> Iterator[tuple[str, tuple[bool, ...]]]:
+    """`text` in pieces, cut where a span of a layer begins or ends; each with the layers that it belongs to."""
+    inside = [[False] * len(text) for _ in layers]
+    for marks, spans in zip(inside, layers, strict=True):
+        for start, stop in spans:
+            marks[start:stop] = [True] * (stop - start)
+    numbered = zip(text, *inside, strict=True)
+    for marked, characters in itertools.groupby(numbered, key=lambda item: item[1:]):
+        yield "".join(character for character, *_ in characters), marked
 
 
 def best_window(text: str, question: str) -> tuple[int, int]:
@@ -60,13 +75,3 @@ def _words(text: str) -> Iterable[str]:
 def _stem(word: str) -> str:
     """Plural and singular alike; enough to find words that the eye would."""
     return word.removesuffix("s") if len(word) > 3 else word
-
-
-def _occurrences(answer: str, text: str) -> Iterable[re.Match[str]]:
-    return re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
-
-
-def _style(position: int, bold: tuple[int, int], underlined: Sequence[tuple[int, int]]) -> str:
-    is_bold = bold[0] <= position < bold[1]
-    is_underlined = any(start <= position < stop for start, stop in underlined)
-    return (BOLD if is_bold else "") + (UNDERLINE if is_underlined else "")
