@@ -1,0 +1,58 @@
+"""Short training runs of any recipe on any number of ranks, and what they leave: curves and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.manifest import LATEST_NAME
+from megatron_retrieval.config import parse_config
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes import bert_pretraining, ict_pretraining, retriever_finetune
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.training.trainer import Trainer
+
+
+class Recipe(NamedTuple):
+    """A job's configuration and what builds its trainer."""
+
+    config: type[Any]
+    build: Callable[[Any, ProcessTopology], Trainer]
+
+
+BERT = Recipe(bert_pretraining.BertPretrainingConfig, bert_pretraining.build)
+ICT = Recipe(ict_pretraining.IctPretrainingConfig, ict_pretraining.build)
+FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
+
+#: ranks and tensor-parallel size; the rest of the ranks are data-parallel
+LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}
+
+
+def train(recipe: Recipe, words: Sequence[str], num_ranks: int = 1, tp_size: int = 1) -> None:
+    """Run the job that the command-line words describe."""
+    run_on_ranks(_fit, num_ranks, recipe, list(words), tensor_model_parallel_size=tp_size)
+
+
+def _fit(topology: ProcessTopology, recipe: Recipe, words: list[str]) -> None:
+    recipe.build(parse_config(recipe.config, words), topology).fit()
+
+
+def curve(output: Path, key: str = "loss") -> list[float]:
+    """What a run logged under `key`, in order."""
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [record[key] for record in records if key in record]
+
+
+def rewind(checkpoints: Path, iteration: int) -> None:
+    """Let a run that resumes from this folder start at an earlier checkpoint."""
+    (checkpoints / LATEST_NAME).write_text(f"{iteration}\n")
+
+
+def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that was saved without tensor parallelism."""
+    return load_file(checkpoint / "model.tp0of1.safetensors")
