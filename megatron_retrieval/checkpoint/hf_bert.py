@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.weight_table import WeightEntry, export_weights, import_weights, some
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 
@@ -53,14 +52,6 @@ CONFIG_KEYS = {
 REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One of our tensors and the one, or the three interleaved ones, of Hugging Face that it is made of."""
-
-    ours: str
-    theirs: tuple[str, ...]
-
-
 def import_bert(state: Mapping[str, Tensor], config: BertConfig, source: str | Path) -> dict[str, Tensor]:
     """Full fp32 tensors under `BertEncoder`'s names.
 
@@ -71,25 +62,12 @@ def import_bert(state: Mapping[str, Tensor], config: BertConfig, source: str | P
     Raises:
         CheckpointError: weights are missing, unknown, or not of the configured shape.
     """
-    state = _encoder_names(state)
-    entries = list(_table(config))
-    known = {name for entry in entries for name in entry.theirs}
-    if missing := sorted(known - state.keys()):
-        raise CheckpointError(f"{source}: {len(missing)} weights are missing, among them {_some(missing)}.")
-    if unknown := sorted(state.keys() - known):
-        raise CheckpointError(f"{source}: {len(unknown)} weights have no place in BERT, among them {_some(unknown)}.")
-    try:
-        return {entry.ours: _join([state[name].float() for name in entry.theirs], config) for entry in entries}
-    except RuntimeError as error:
-        raise CheckpointError(f"{source}: query, key and value do not fit the configuration: {error}") from error
+    return import_weights(_encoder_names(state), _table(config), source, "BERT")
 
 
 def export_bert(full: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
     """The inverse of `import_bert`: tensors under the names of Hugging Face's `BertModel`."""
-    state: dict[str, Tensor] = {}
-    for entry in _table(config):
-        state.update(zip(entry.theirs, _split(full[entry.ours], len(entry.theirs), config), strict=True))
-    return state
+    return export_weights(full, _table(config))
 
 
 def bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> BertConfig:
@@ -102,7 +80,7 @@ def bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Bert
         if settings.get(key, value) != value:
             raise CheckpointError(f"{source}: {key} is {settings[key]!r}; only {value!r} can be imported.")
     if missing := [theirs for theirs in CONFIG_KEYS.values() if theirs not in settings]:
-        raise CheckpointError(f"{source}: no configuration of a BERT encoder; {_some(missing)} is missing.")
+        raise CheckpointError(f"{source}: no configuration of a BERT encoder; {some(missing)} is missing.")
     return BertConfig(**{ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()})
 
 
@@ -122,36 +100,22 @@ def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _table(config: BertConfig) -> Iterator[_Entry]:
+def _table(config: BertConfig) -> Iterator[WeightEntry]:
     for ours, theirs in EMBEDDINGS.items():
-        yield _Entry(f"{ours}.weight", (f"{theirs}.weight",))
+        yield WeightEntry(f"{ours}.weight", (f"{theirs}.weight",))
     for kind in ("weight", "bias"):
         for ours, theirs in EMBEDDING_NORM.items():
-            yield _Entry(f"{ours}.{kind}", (f"{theirs}.{kind}",))
+            yield WeightEntry(f"{ours}.{kind}", (f"{theirs}.{kind}",))
         for layer in range(config.num_layers):
-            yield _Entry(f"{QKV}.{kind}".format(layer), tuple(f"{part}.{kind}".format(layer) for part in QKV_PARTS))
+            yield WeightEntry(
+                f"{QKV}.{kind}".format(layer),
+                tuple(f"{part}.{kind}".format(layer) for part in QKV_PARTS),
+                config.num_attention_heads,
+            )
             for ours, theirs in LAYER.items():
-                yield _Entry(f"{ours}.{kind}".format(layer), (f"{theirs}.{kind}".format(layer),))
+                yield WeightEntry(f"{ours}.{kind}".format(layer), (f"{theirs}.{kind}".format(layer),))
 
 
 def _encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {name.removeprefix("bert."): tensor for name, tensor in current_names(state).items()}
     return {name: tensor for name, tensor in named.items() if not name.startswith(IGNORED_PREFIXES)}
-
-
-def _join(parts: list[Tensor], config: BertConfig) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    by_head = [part.unflatten(0, (config.num_attention_heads, -1)) for part in parts]
-    return torch.stack(by_head, 1).flatten(0, 2)
-
-
-def _split(tensor: Tensor, num_parts: int, config: BertConfig) -> list[Tensor]:
-    if num_parts == 1:
-        return [tensor]
-    by_head = tensor.unflatten(0, (config.num_attention_heads, num_parts, -1))
-    return [part.flatten(0, 1).contiguous() for part in by_head.unbind(1)]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -23,12 +21,10 @@ from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import ScaledDotProductAttention, padding_bias
+from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
-from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.types import TokenBatch
-
-VOCAB_MULTIPLE = 128  # the same padded vocabulary at every usual tensor-parallel size
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -48,7 +44,7 @@ class BertConfig:
     vocab_size: int = 30522
     """Entries of the vocabulary file."""
     num_tokentypes: int = 2
-    """Segment embeddings; all tokens use the first, the others are kept for export."""
+    """Segment embeddings; a text alone uses the first, a question with its passage the second as well."""
     hidden_dropout: float = 0.1
     """Share of hidden activations dropped in training."""
     attention_dropout: float = 0.1
@@ -80,20 +76,24 @@ class BertEncoder(MegatronModule):
     """
 
     def __init__(self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> None:
-        engine_config = _engine_config(config, topology.tp_size, dtype)
-        super().__init__(config=engine_config)
+        engine = _engine_config(config, topology.tp_size, dtype)
+        super().__init__(config=engine)
         self.bert_config = config
-        self.embedding = BertEmbedding(config, engine_config, topology.groups)
+        self.embedding = BertEmbedding(config, engine, topology.groups)
         self.encoder = TransformerBlock(
-            engine_config,
+            engine,
             TransformerBlockSubmodules([_layer_spec()] * config.num_layers, layer_norm=None),
             post_layer_norm=False,
             pg_collection=topology.groups,
         )
         self.to(dtype)
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing."""
+    def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing.
+
+        Args:
+            segments: [B, T] int64, the segment embedding of every token; default: the first of all.
+        """
         num_tokens = batch.ids.size(1)
         if num_tokens > self.bert_config.max_position_embeddings:
             raise ConfigError(
@@ -101,32 +101,28 @@ class BertEncoder(MegatronModule):
                 "positions (--max-position-embeddings); lower the sequence length."
             )
         bias = padding_bias(batch.lengths, num_tokens, self.config.params_dtype)
-        return self.encoder(self.embedding(batch.ids), attention_mask=bias).transpose(0, 1)
+        return self.encoder(self.embedding(batch.ids, segments), attention_mask=bias).transpose(0, 1)
 
 
 class BertEmbedding(nn.Module):
-    """Sum of word, position and (first) segment embeddings, normalised: [B, T] ids -> [T, B, D]."""
+    """Sum of word, position and segment embeddings, normalised: [B, T] ids -> [T, B, D]."""
 
-    def __init__(self, config: BertConfig, engine_config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+    def __init__(self, config: BertConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> None:
         super().__init__()
-        multiple = math.lcm(VOCAB_MULTIPLE, groups.tp.size())
-        self.word_embeddings = VocabParallelEmbedding(
-            math.ceil(config.vocab_size / multiple) * multiple,
-            config.hidden_size,
-            init_method=_leave_uninitialised,
-            config=engine_config,
-            tp_group=groups.tp,
-        )
-        mark_padded(self.word_embeddings.weight, config.vocab_size)
+        self.word_embeddings = word_embeddings(config.vocab_size, engine, groups)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.tokentype_embeddings = nn.Embedding(config.num_tokentypes, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         words = self.word_embeddings(ids.t())
-        positions = self.position_embeddings.weight[: ids.size(1)] + self.tokentype_embeddings.weight[0]
-        normalised: Tensor = self.dropout(self.norm(words + positions[:, None, :]))
+        positions = self.position_embeddings.weight[: ids.size(1), None]
+        if segments is None:
+            positions = positions + self.tokentype_embeddings.weight[0]
+        else:
+            positions = positions + self.tokentype_embeddings(segments.t())
+        normalised: Tensor = self.dropout(self.norm(words + positions))
         return normalised
 
 
@@ -170,13 +166,10 @@ def _layer_spec() -> ModuleSpec:
 
 
 def _engine_config(config: BertConfig, tp_size: int, dtype: torch.dtype) -> TransformerConfig:
-    if config.num_attention_heads % tp_size or config.ffn_size % tp_size:
-        raise ConfigError(
-            f"--tensor-model-parallel-size {tp_size} does not divide {config.num_attention_heads} attention heads and "
-            f"{config.ffn_size} feed-forward units; choose a size that divides both."
-        )
     recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    return TransformerConfig(
+    return engine_config(
+        tp_size=tp_size,
+        dtype=dtype,
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
@@ -184,20 +177,5 @@ def _engine_config(config: BertConfig, tp_size: int, dtype: torch.dtype) -> Tran
         hidden_dropout=config.hidden_dropout,
         attention_dropout=config.attention_dropout,
         layernorm_epsilon=config.layernorm_epsilon,
-        tensor_model_parallel_size=tp_size,
-        params_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        # built on the CPU, whole, on every rank: megatron-core then marks how each weight is cut
-        use_cpu_initialization=True,
-        init_method=_leave_uninitialised,
-        output_layer_init_method=_leave_uninitialised,
-        embedding_init_method=_leave_uninitialised,
-        cuda_graph_scope=[],  # the whole layer, as by default, but without a warning
         **(recompute if config.recompute_granularity == "full" else {}),
     )
-
-
-def _leave_uninitialised(weight: Tensor) -> None:
-    """megatron-core's own initialisation depends on the tensor-parallel size; see `initialise_normal`."""
-    weight.zero_()

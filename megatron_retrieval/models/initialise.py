@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_retrieval.models.sharding import full_shape, shard_of
 from megatron_retrieval.parallel import ProcessTopology
@@ -11,15 +13,24 @@ from megatron_retrieval.utils.seeds import derive_seed
 
 
 @torch.no_grad()
-def initialise_normal(module: nn.Module, topology: ProcessTopology, *, std: float, seed: int) -> None:
+def initialise_normal(
+    module: nn.Module, topology: ProcessTopology, *, std: float | Callable[[str], float | Tensor], seed: int
+) -> None:
     """Draw all matrices of `module` from N(0, std), each from the stream that its name and `seed` define.
 
     Vectors (biases, norms) keep their values. Weights are drawn whole in fp32 and then cut, so that a seed gives the
     same model at any tensor-parallel size and in any number format.
+
+    Args:
+        std: of all matrices, or what gives that of each by its name: one number, or [rows, 1] for the full matrix.
     """
     for name, param in module.named_parameters():
         if param.dim() < 2:
             continue
         stream = torch.Generator().manual_seed(derive_seed(seed, "initial weights", name))
-        full = torch.empty(full_shape(param, topology.tp_size)).normal_(0, std, generator=stream)
+        full = torch.empty(full_shape(param, topology.tp_size))
+        if callable(std):
+            full.normal_(generator=stream).mul_(std(name))
+        else:
+            full.normal_(0, std, generator=stream)
         param.copy_(shard_of(full, param, topology.tp_rank, topology.tp_size))

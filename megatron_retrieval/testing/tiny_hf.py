@@ -44,6 +44,32 @@ def tiny_dpr(projection_dim: int) -> tuple[transformers.DPRQuestionEncoder, tran
     return questions, _randomised(transformers.DPRContextEncoder(config), seed=3)
 
 
+T5_SHAPE = {
+    "vocab_size": NUM_EMBEDDINGS,
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 48,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
+
+
+def tiny_t5(*, gated: bool, tied: bool) -> transformers.T5ForConditionalGeneration:
+    """A T5 whose shape has no two equal sizes that could be mixed up, and fewer heads' units than its width."""
+    config = transformers.T5Config(
+        **T5_SHAPE, feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    if not tied:
+        # newer releases share the two matrices until a checkpoint with different ones comes
+        model.lm_head.weight = nn.Parameter(torch.zeros(NUM_EMBEDDINGS, T5_SHAPE["d_model"]))
+    return _randomised(model, seed=6)
+
+
 def save_with_vocabulary(model: transformers.PreTrainedModel, folder: Path) -> None:
     """Save the model beside a `vocab.txt`."""
     model.save_pretrained(folder)

@@ -1,0 +1,77 @@
+"""Tables of weights: what each of our tensors is called elsewhere, read both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """One of our tensors and the one, or the several of equal shape, that it is made of elsewhere.
+
+    Attributes:
+        num_groups: several are interleaved in so many groups of rows: by head, so that a cut over ranks keeps heads
+            whole; 1 puts one below the other.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    num_groups: int = 1
+
+
+def import_weights(
+    state: Mapping[str, Tensor], table: Iterable[WeightEntry], source: str | Path, model: str
+) -> dict[str, Tensor]:
+    """Full fp32 tensors under our names.
+
+    Args:
+        source: where they come from, and
+        model: what they make, for messages.
+
+    Raises:
+        CheckpointError: weights are missing, unknown, or do not fit together.
+    """
+    entries = list(table)
+    known = {name for entry in entries for name in entry.theirs}
+    if missing := sorted(known - state.keys()):
+        raise CheckpointError(f"{source}: {len(missing)} weights are missing, among them {some(missing)}.")
+    if unknown := sorted(state.keys() - known):
+        raise CheckpointError(f"{source}: {len(unknown)} weights have no place in {model}, among them {some(unknown)}.")
+    return {entry.ours: _join(entry, state, source) for entry in entries}
+
+
+def export_weights(full: Mapping[str, Tensor], table: Iterable[WeightEntry]) -> dict[str, Tensor]:
+    """The inverse of `import_weights`."""
+    state: dict[str, Tensor] = {}
+    for entry in table:
+        state.update(zip(entry.theirs, _split(full[entry.ours], entry), strict=True))
+    return state
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for messages."""
+    return ", ".join(names[:3])
+
+
+def _join(entry: WeightEntry, state: Mapping[str, Tensor], source: str | Path) -> Tensor:
+    parts = [state[name].float() for name in entry.theirs]
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return torch.stack([part.unflatten(0, (entry.num_groups, -1)) for part in parts], 1).flatten(0, 2)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: {some(entry.theirs)} do not fit the configuration: {error}") from error
+
+
+def _split(tensor: Tensor, entry: WeightEntry) -> list[Tensor]:
+    if len(entry.theirs) == 1:
+        return [tensor]
+    parts = tensor.unflatten(0, (entry.num_groups, len(entry.theirs), -1)).unbind(1)
+    return [part.flatten(0, 1).contiguous() for part in parts]

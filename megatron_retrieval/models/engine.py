@@ -1,0 +1,76 @@
+"""What all models ask of megatron-core: one configuration for its parts, and word embeddings over all ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.sharding import mark_padded
+
+VOCAB_MULTIPLE = 128  # the same padded vocabulary at every usual tensor-parallel size
+
+
+def engine_config(
+    *, tp_size: int, dtype: torch.dtype, num_attention_heads: int, ffn_hidden_size: int, **settings: Any
+) -> TransformerConfig:
+    """The configuration of megatron-core's layers.
+
+    Args:
+        settings: further fields of `TransformerConfig`.
+
+    Raises:
+        ConfigError: the tensor-parallel size does not divide the heads and the feed-forward units.
+    """
+    if num_attention_heads % tp_size or ffn_hidden_size % tp_size:
+        raise ConfigError(
+            f"--tensor-model-parallel-size {tp_size} does not divide {num_attention_heads} attention heads and "
+            f"{ffn_hidden_size} feed-forward units; choose a size that divides both."
+        )
+    return TransformerConfig(
+        num_attention_heads=num_attention_heads,
+        ffn_hidden_size=ffn_hidden_size,
+        tensor_model_parallel_size=tp_size,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        # built on the CPU, whole, on every rank: megatron-core then marks how each weight is cut
+        use_cpu_initialization=True,
+        init_method=leave_uninitialised,
+        output_layer_init_method=leave_uninitialised,
+        embedding_init_method=leave_uninitialised,
+        cuda_graph_scope=[],  # the whole layer, as by default, but without a warning
+        **settings,
+    )
+
+
+def word_embeddings(
+    vocab_size: int, config: TransformerConfig, groups: ProcessGroupCollection
+) -> VocabParallelEmbedding:
+    """[B, T] ids -> [B, T, D]; the rows are spread over the tensor-parallel ranks, padded to a common multiple."""
+    embedding = VocabParallelEmbedding(
+        padded_vocab_size(vocab_size, groups.tp.size()),
+        config.hidden_size,
+        init_method=leave_uninitialised,
+        config=config,
+        tp_group=groups.tp,
+    )
+    mark_padded(embedding.weight, vocab_size)
+    return embedding
+
+
+def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
+    """Rows of all ranks together, those without a token included."""
+    multiple = math.lcm(VOCAB_MULTIPLE, tp_size)
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def leave_uninitialised(weight: Tensor) -> None:
+    """megatron-core's own initialisation depends on the tensor-parallel size; see `models.initialise`."""
+    weight.zero_()

@@ -1,0 +1,130 @@
+"""Layers of encoder-decoders with the norm before each part, out of megatron-core's tensor-parallel matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_retrieval.models.engine import leave_uninitialised
+from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
+from megatron_retrieval.models.seq2seq_attention import CrossAttention, DecoderCache, LayerCache, SelfAttention
+
+
+class FeedForward(nn.Module):
+    """Two matrices with an activation between them; where gated, the first holds the gate's rows and then those that
+    it multiplies."""
+
+    def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+        super().__init__()
+        self.is_gated, self.activation = config.gated_linear_unit, config.activation_func
+        self.dropout = config.hidden_dropout
+        num_parts = 2 if self.is_gated else 1
+        self.linear_fc1 = ColumnParallelLinear(
+            config.hidden_size,
+            num_parts * config.ffn_hidden_size,
+            config=config,
+            init_method=leave_uninitialised,
+            bias=config.add_bias_linear,
+            stride=num_parts,
+            tp_group=groups.tp,
+        )
+        self.linear_fc2 = RowParallelLinear(
+            config.ffn_hidden_size,
+            config.hidden_size,
+            config=config,
+            init_method=leave_uninitialised,
+            bias=config.add_bias_linear,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=groups.tp,
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[T, B, D] -> [T, B, D]."""
+        inner = self.linear_fc1(states)[0]
+        if self.is_gated:
+            gate, inner = inner.chunk(2, -1)
+            inner = self.activation(gate) * inner
+        else:
+            inner = self.activation(inner)
+        if self.training and self.dropout:
+            # each rank holds units of its own, hence draws from the stream that differs between tensor-parallel ranks
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                inner = F.dropout(inner, self.dropout)
+        output: Tensor = self.linear_fc2(inner)[0]
+        return output
+
+
+class PreNormLayer(nn.Module):
+    """Self-attention, in decoders cross-attention, and a feed-forward network, each normed before and added after.
+
+    Args:
+        config: with the kinds of norm and activation, and whether matrices have biases.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, groups: ProcessGroupCollection, layer_number: int, *, is_decoder: bool
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = norm(config)
+        self.self_attention = SelfAttention(config, groups, layer_number)
+        self.pre_cross_attn_layernorm = norm(config) if is_decoder else None
+        self.cross_attention = CrossAttention(config, groups, layer_number) if is_decoder else None
+        self.pre_mlp_layernorm = norm(config)
+        self.mlp = FeedForward(config, groups)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        states: Tensor,
+        bias: Tensor | None,
+        memory: Tensor | None = None,
+        memory_bias: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """[T, B, D] -> [T, B, D]; the other arguments are those of `SelfAttention` and `CrossAttention`."""
+        states = states + self.dropout(self.self_attention(self.input_layernorm(states), bias, cache))
+        if self.cross_attention is not None and self.pre_cross_attn_layernorm is not None:
+            normed = self.pre_cross_attn_layernorm(states)
+            states = states + self.dropout(self.cross_attention(normed, memory, memory_bias, cache))
+        output: Tensor = states + self.dropout(self.mlp(self.pre_mlp_layernorm(states)))
+        return output
+
+
+def norm(config: TransformerConfig) -> nn.Module:
+    """A norm of the configured kind over hidden states."""
+    module: nn.Module = WrappedTorchNorm(config, config.hidden_size, config.layernorm_epsilon)
+    return module
+
+
+def run_layers(
+    layers: Iterable[nn.Module],
+    states: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None = None,
+    memory_bias: Tensor | None = None,
+    *,
+    cache: DecoderCache | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """One layer after the other; the tensors are those of `PreNormLayer`.
+
+    Args:
+        recompute: keep only what enters each layer, and compute the layer again in the backward pass.
+    """
+    if recompute and torch.is_grad_enabled():
+        for layer in layers:
+            # all that needs a gradient goes through the arguments: what the function closes over would be
+            # differentiated once for every layer
+            states = tensor_parallel.checkpoint(layer, False, states, bias, memory, memory_bias)
+        return states
+    for number, layer in enumerate(layers):
+        states = layer(states, bias, memory, memory_bias, None if cache is None else cache.layers[number])
+    return states
