@@ -80,6 +80,8 @@ def import_t5(state: Mapping[str, Tensor], config: T5Config, source: str | Path)
     """
     state = {name: tensor for name, tensor in state.items() if name not in IGNORED}
     (shared,), (lm_head,) = EMBEDDING.theirs, OUTPUT.theirs
+    if shared not in state:
+        raise CheckpointError(f"{source}: 1 weights are missing, among them {shared}.")
     if config.untie_embeddings_and_output_weights:
         # one that trained its output matrix together with the word embeddings saved it once
         state.setdefault(lm_head, state[shared])
