@@ -15,6 +15,7 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import open_corpus
+from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.resume import SavedModel
@@ -44,18 +45,23 @@ class BertPretrainingConfig:
         return find_start(self.training.save, self.pretrained_checkpoint, KIND)
 
     def with_artefact_defaults(self) -> BertPretrainingConfig:
-        """The starting point's shape is the default of its flags."""
+        """The starting point's shape is the default of its flags, and bounds the length of sequences."""
         start = self.starting_point()
-        return self if start is None else dataclasses.replace(self, model=start.bert)
+        if start is None:
+            return self
+        seq_length = min(self.data.seq_length, start.bert.max_position_embeddings)
+        return dataclasses.replace(self, model=start.bert, data=dataclasses.replace(self.data, seq_length=seq_length))
 
 
 def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     """Open the corpus, build the model, and make the trainer.
 
     Raises:
+        ConfigError: the sequences are longer than the encoder's positions.
         DataError, CheckpointError: an input cannot be used.
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
+    require_positions(config.model, seq_length=config.data.seq_length)
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed, batch_size = training.seed, training.global_batch_size
     corpus = open_corpus(blocks.data_path, start)

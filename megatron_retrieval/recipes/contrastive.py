@@ -13,6 +13,7 @@ from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.data.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
@@ -79,10 +80,14 @@ def build_contrastive_trainer(
         bundles: see `EpochSampler`.
 
     Raises:
+        ConfigError: texts are longer than the encoder's positions.
         CheckpointError: the starting point does not fit the model.
         DataError, MismatchError: recall cannot be measured with the questions or the evidence given.
     """
-    training, shape = config.training, config.model
+    training, shape, lengths = config.training, config.model, config.text_format
+    require_positions(
+        shape.bert, query_seq_length=lengths.query_seq_length, retriever_seq_length=lengths.retriever_seq_length
+    )
     seed, batch_size = training.seed, training.global_batch_size
     if start is None:
         shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
