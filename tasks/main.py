@@ -12,6 +12,8 @@ from megatron_retrieval.parallel import run_distributed
 TASKS = {
     "retriever-finetune": ("retriever_finetune", "RetrieverFinetuneConfig"),
     "retriever-evaluate": ("retriever_evaluate", "RetrieverEvaluateConfig"),
+    "reader-finetune": ("reader_finetune", "ReaderFinetuneConfig"),
+    "qa-evaluate": ("qa_evaluate", "QaEvaluateConfig"),
 }
 
 

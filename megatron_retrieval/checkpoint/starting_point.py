@@ -1,4 +1,4 @@
-"""Checkpoints that training may start from: dual encoders and masked language models, each for training of either."""
+"""Checkpoints that training may start from: dual encoders, masked language models, extractive readers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint import dual_encoder, masked_lm
+from megatron_retrieval.checkpoint import dual_encoder, extractive_reader, masked_lm
 from megatron_retrieval.checkpoint.description import CheckpointDescription, open_checkpoint, saved_settings
 from megatron_retrieval.checkpoint.dual_encoder import text_format_within
 from megatron_retrieval.checkpoint.reader import TensorReader, fill_model
@@ -17,11 +17,14 @@ from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
 
+#: what a dual encoder, a masked language model, and an extractive reader may start from
 STARTING_KINDS = (dual_encoder.KIND, masked_lm.KIND)
+READER_STARTING_KINDS = (*STARTING_KINDS, extractive_reader.KIND)
 
 log = get_logger("checkpoint")
 
@@ -32,8 +35,8 @@ class StartingPoint(CheckpointDescription):
 
     Attributes:
         bert: shape of its encoder.
-        dual_encoder: shape of the whole, None where it is a masked language model.
-        text_format: layout of questions and passages, None where it is a masked language model.
+        dual_encoder: shape of the whole where it is a dual encoder.
+        text_format: layout of questions and passages where it is a dual encoder.
     """
 
     bert: BertConfig
@@ -56,25 +59,25 @@ def describe_starting_point(path: str | Path, kinds: Collection[str] = STARTING_
         CheckpointError: no checkpoint here, or one of none of these kinds.
     """
     found = open_checkpoint(path, kinds)
-    if found.kind == masked_lm.KIND:
+    if found.kind != dual_encoder.KIND:
         return StartingPoint(found.folder, found.manifest, saved_settings(BertConfig, found))
     whole, text_format = saved_settings(DualEncoderConfig, found), saved_settings(TextFormatConfig, found)
     return StartingPoint(found.folder, found.manifest, whole.bert, whole, text_format)
 
 
 def load_starting_weights(
-    start: StartingPoint, model: DualEncoder | MaskedLanguageModel, topology: ProcessTopology
+    start: StartingPoint, model: DualEncoder | MaskedLanguageModel | ExtractiveReader, topology: ProcessTopology
 ) -> None:
     """Fill `model` with what the checkpoint has of it; the rest keeps its initial weights, and the log says so.
 
     Between the kinds it is the encoder that travels: a masked language model's into every tower, and a dual encoder's
-    passage (or only) tower into a masked language model. One shared tower may become two.
+    passage (or only) tower into a masked language model or a reader. One shared tower may become two.
 
     Raises:
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
     reader = TensorReader(start.folder, start.manifest)
-    parts = _parts_of_masked_lm if isinstance(model, MaskedLanguageModel) else _parts_of_dual_encoder
+    parts = _parts_of_dual_encoder if isinstance(model, DualEncoder) else _parts_over_encoder
     for part, prefix in parts(start, model):
         _fill(part, prefix, reader, topology)
 
@@ -90,18 +93,22 @@ def _fill(part: nn.Module, prefix: str, reader: TensorReader, topology: ProcessT
     fill_model(part, names, full, topology, source=source)
 
 
-def _parts_of_masked_lm(start: StartingPoint, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The parts of the model to fill, each with the prefix of its parameters in the checkpoint."""
-    if start.dual_encoder is None:
+def _parts_over_encoder(start: StartingPoint, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The parts of a model of one encoder with heads, each with the prefix of its parameters in the checkpoint."""
+    own_kind = masked_lm.KIND if isinstance(model, MaskedLanguageModel) else extractive_reader.KIND
+    if start.kind == own_kind:
         yield model, ""
+    elif start.dual_encoder is None:
+        log.info("%s: the encoder is taken; the heads of the %s are new.", start.folder, own_kind)
+        yield model.get_submodule("bert"), "bert."
     else:
         tower = "shared" if start.dual_encoder.biencoder_shared_query_context_model else "passage"
-        log.info("%s: the %s tower's encoder is taken; the head of the masked LM is new.", start.folder, tower)
+        log.info("%s: the %s tower's encoder is taken; the heads of the %s are new.", start.folder, tower, own_kind)
         yield model.get_submodule("bert"), f"towers.{tower}.bert."
 
 
 def _parts_of_dual_encoder(start: StartingPoint, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """As `_parts_of_masked_lm`."""
+    """As `_parts_over_encoder`."""
     towers = dict(model.get_submodule("towers").named_children())
     if start.dual_encoder is None:
         log.info("%s: the masked LM's encoder goes into every tower; a projection is new.", start.folder)

@@ -12,7 +12,7 @@ import torch
 from megatron_retrieval.data.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers import SpecialIds
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types import ReadPassages, TokenBatch
 
 PassageFormat = Literal["title-sep-text", "title-text"]
 
@@ -49,6 +49,16 @@ def format_passages(
     title and text in turn are those of the two joined by a space.
     """
     return _frame([titles, texts], special, seq_length, separated=passage_format == "title-sep-text")
+
+
+def format_question_and_passage(
+    questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds, seq_length: int
+) -> ReadPassages:
+    """[CLS] question [SEP] title [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
+    tokens = _frame([questions, titles, texts], special, seq_length, separated=True)
+    passage_starts = np.minimum(questions.lengths + 2, seq_length)
+    text_starts = np.minimum(passage_starts + titles.lengths + 1, seq_length)
+    return ReadPassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
 
 
 def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> TokenBatch:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from megatron_retrieval.data.json_records import Record, read_json_lines, read_json_list
@@ -52,6 +53,22 @@ class PassagesToReadConfig:
             raise ConfigError(f"--num-passages must be at least 1, not {self.num_passages}; --closed-book reads none.")
 
 
+@dataclass(kw_only=True, frozen=True)
+class ReaderTrainingDataConfig:
+    """What a reader learns from."""
+
+    train_data: tuple[str, ...]
+    """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON, plain or gzip."""
+    max_train_questions: int | None = None
+    """Use only the first questions of the files; default: all."""
+    reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
+    """What is read for a question."""
+
+    def __post_init__(self) -> None:
+        if self.max_train_questions is not None and self.max_train_questions < 1:
+            raise ConfigError(f"--max-train-questions must be at least 1, not {self.max_train_questions}.")
+
+
 @dataclass
 class QuestionCensus:
     """Counts what was read and what was found wanting, so that nothing is left out in silence."""
@@ -77,11 +94,11 @@ class QuestionCensus:
         return counts
 
     def log(self, path: str | Path) -> None:
-        """Say what was read; what is wanting as a warning."""
+        """Say what was read, and what of it is wanting."""
         log.info("%s: %s questions", path, f"{self.num_questions:,}")
         for name, number in self.faults().items():
             if number:
-                log.warning("%s: %s %s", path, f"{number:,}", name.removeprefix("num_").replace("_", " "))
+                log.info("%s: %s %s", path, f"{number:,}", name.removeprefix("num_").replace("_", " "))
 
 
 def read_reader_questions(
@@ -105,6 +122,16 @@ def read_reader_questions(
         yield question
     if census.num_questions == num_before:
         raise DataError(path, "there are no questions in the file")
+
+
+def read_training_questions(data: ReaderTrainingDataConfig, census: QuestionCensus) -> Iterator[ReaderQuestion]:
+    """Yield the questions of all files, one at a time.
+
+    Raises:
+        DataError: see `read_reader_questions`.
+    """
+    streams = (read_reader_questions(path, data.reading, census) for path in data.train_data)
+    return islice(chain.from_iterable(streams), data.max_train_questions)
 
 
 def _questions(path: Path, config: PassagesToReadConfig) -> Iterator[tuple[ReaderQuestion, int]]:

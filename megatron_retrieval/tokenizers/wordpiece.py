@@ -74,6 +74,11 @@ class WordPieceTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """For every token of `text`, the (start, stop) of the characters that it stands for."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.offsets)
+
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     vocabulary: dict[str, int] = {}

@@ -16,6 +16,7 @@ from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.training.callbacks import EvalConfig, EvaluateBatches, SaveCheckpoints
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
+from megatron_retrieval.training.reading import EvaluateReading, ReadingTask
 from megatron_retrieval.training.recall import EvaluateRecall, RecallTask
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 from megatron_retrieval.training.schedule import ScheduleConfig
@@ -65,6 +66,7 @@ def build_trainer(
     valid_batches: Callable[[], Iterable[Any]] | None,
     saved: SavedModel,
     recall: RecallTask | None = None,
+    reading: ReadingTask | None = None,
 ) -> Trainer:
     """Wrap the model, resume where `--load` says so, and hang the usual callbacks on the trainer.
 
@@ -74,6 +76,7 @@ def build_trainer(
         valid_batches: held-out batches, once through.
         saved: what checkpoints hold beside tensors.
         recall: measured during training; for models that retrieve.
+        reading: the same for models that answer.
     """
     data_parallel = DataParallelModel(model, topology)
     optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology)
@@ -86,6 +89,8 @@ def build_trainer(
         callbacks.append(EvaluateBatches(valid_batches, config.evaluation.eval_interval, metrics_log))
     if recall is not None:
         callbacks.append(EvaluateRecall(recall, config.evaluation.eval_interval, metrics_log))
+    if reading is not None:
+        callbacks.append(EvaluateReading(reading, config.evaluation.eval_interval, metrics_log))
     if config.save.save is not None:
         callbacks.append(SaveCheckpoints(checkpoints.save, config.save.save_interval))
     return Trainer(

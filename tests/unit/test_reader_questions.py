@@ -84,7 +84,8 @@ def test_what_is_wanting_is_counted_and_said(tmp_path: Path, caplog: pytest.LogC
     assert census == QuestionCensus(2, 1, 1, 1, 0)
     logger = logging.getLogger("megatron_retrieval")
     logger.addHandler(caplog.handler)
-    census.log(path)
+    with caplog.at_level(logging.INFO, "megatron_retrieval"):
+        census.log(path)
     logger.removeHandler(caplog.handler)
     assert "1 questions without answers" in caplog.text
     assert "1 questions without passages" in caplog.text

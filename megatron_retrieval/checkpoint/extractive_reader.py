@@ -1,0 +1,68 @@
+"""Extractive readers in checkpoints: shape, text layout and vocabulary travel with the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_retrieval.checkpoint.description import (
+    LOWER_CASE_KEY,
+    CheckpointDescription,
+    open_checkpoint,
+    saved_settings,
+)
+from megatron_retrieval.checkpoint.reader import load_weights
+from megatron_retrieval.config import to_flat_dict
+from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.parallel import ProcessTopology
+
+KIND = "extractive-reader"
+
+
+@dataclass(frozen=True)
+class ExtractiveReaderDescription(CheckpointDescription):
+    """All of a saved extractive reader but its weights."""
+
+    config: BertConfig
+    layout: ReaderFormatConfig
+
+
+@dataclass(frozen=True)
+class LoadedExtractiveReader:
+    """An extractive reader ready to use, and what it says of itself."""
+
+    model: ExtractiveReader
+    description: ExtractiveReaderDescription
+
+
+def describe_extractive_reader(path: str | Path) -> ExtractiveReaderDescription:
+    """Read a checkpoint's description without its weights.
+
+    Raises:
+        CheckpointError: no checkpoint here, or one of something else.
+    """
+    found = open_checkpoint(path, (KIND,))
+    config, layout = saved_settings(BertConfig, found), saved_settings(ReaderFormatConfig, found)
+    return ExtractiveReaderDescription(found.folder, found.manifest, config, layout)
+
+
+def load_extractive_reader(
+    path: str | Path, topology: ProcessTopology, dtype: torch.dtype = torch.float32
+) -> LoadedExtractiveReader:
+    """Build a saved extractive reader at this topology, in evaluation mode."""
+    description = describe_extractive_reader(path)
+    model = ExtractiveReader(description.config, topology, dtype)
+    load_weights(description.folder, description.manifest, model, topology)
+    return LoadedExtractiveReader(model.eval(), description)
+
+
+def extractive_reader_checkpoint_config(
+    config: BertConfig, layout: ReaderFormatConfig, lower_case: bool
+) -> dict[str, Any]:
+    """What a checkpoint's manifest keeps of an extractive reader."""
+    return {**to_flat_dict(config), **to_flat_dict(layout), LOWER_CASE_KEY: lower_case}

@@ -1,0 +1,53 @@
+"""Where answers stand in a text, both as token ids: distant supervision for extractive readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class AnswerFinder:
+    """Finds whole words only: an occurrence ends where a word ends, and begins where one begins as answers do.
+
+    Args:
+        continues_word: [V] bool, tokens that continue the word of the token before them.
+        dtype: of the ids in texts.
+    """
+
+    def __init__(self, continues_word: NDArray[np.bool_], dtype: np.dtype[np.generic]) -> None:
+        self._continues_word, self._dtype = continues_word, dtype
+
+    def needle(self, answer: Sequence[int]) -> bytes:
+        """An answer as `spans` wants it."""
+        return np.asarray(answer, self._dtype).tobytes()
+
+    def spans(self, text: bytes, answers: Sequence[bytes]) -> list[tuple[int, int]]:
+        """(first, last) token of every occurrence of every answer, in order, each once.
+
+        Args:
+            text: the bytes of the text's ids; searching them is far quicker than comparing arrays.
+            answers: needles, none of them empty.
+        """
+        width = self._dtype.itemsize
+        found = {
+            (start // width, (start + len(answer)) // width - 1)
+            for answer in answers
+            for start in _places(text, answer, width)
+            if self._ends_word(text, start + len(answer))
+        }
+        return sorted(found)
+
+    def _ends_word(self, text: bytes, stop: int) -> bool:
+        following = np.frombuffer(text[stop : stop + self._dtype.itemsize], self._dtype)
+        return not len(following) or not self._continues_word[int(following[0])]
+
+
+def _places(text: bytes, wanted: bytes, width: int) -> Iterator[int]:
+    """Where `wanted` stands in `text`, in bytes, at whole items only."""
+    place = text.find(wanted)
+    while place >= 0:
+        if place % width == 0:
+            yield place
+        place = text.find(wanted, place + 1)

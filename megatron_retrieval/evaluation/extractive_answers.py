@@ -1,0 +1,150 @@
+"""Answers of an extractive reader: the best span over all passages of a question, as it stands in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.ragged import to_offsets, tokenize
+from megatron_retrieval.data.reader_questions import ReaderQuestion
+from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.reading_results import Prediction
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.types import ReadPassages, SpanLogits
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExtractiveAnswerConfig:
+    """How an answer is chosen; recorded in every result."""
+
+    max_answer_length: int = 10
+    """Longest answer, in tokens."""
+    answer_choice: Literal["joint", "passage"] = "joint"
+    """joint: the span that is likeliest together with its passage; passage: the best span of the likeliest passage, as
+    DPR."""
+
+    def __post_init__(self) -> None:
+        if self.max_answer_length < 1:
+            raise ConfigError(f"--max-answer-length must be at least 1, not {self.max_answer_length}.")
+
+
+@dataclass(frozen=True)
+class BestSpans:
+    """The best span of each of P passages.
+
+    Attributes:
+        scores: [P] float32, log P_start + log P_end.
+        first: [P] int64, column.
+        last: [P] int64, column.
+        selection: [P] float32, logits of the passages.
+    """
+
+    scores: Tensor
+    first: Tensor
+    last: Tensor
+    selection: Tensor
+
+
+class ExtractiveAnswerer:
+    """A Reader, see `evaluation.reader_task`.
+
+    Args:
+        model: in evaluation mode.
+        layout: of question and passage, as in training.
+        micro_batch_size: passages read at once.
+    """
+
+    def __init__(
+        self,
+        model: ExtractiveReader,
+        tokenizer: WordPieceTokenizer,
+        layout: ReaderFormatConfig,
+        config: ExtractiveAnswerConfig,
+        *,
+        device: torch.device,
+        micro_batch_size: int = 128,
+    ) -> None:
+        self._model, self._tokenizer, self._layout, self._config = model, tokenizer, layout, config
+        self._device, self._micro_batch_size = device, micro_batch_size
+        self._continues_word = torch.from_numpy(tokenizer.continues_word()).to(device)
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
+        """See Reader."""
+        passages = self._lay_out(questions)
+        best = self._best_spans(passages)
+        offsets = to_offsets(np.array([len(question.passages) for question in questions], np.int64)).tolist()
+        return [
+            self._choose(question, passages, best, slice(*offsets[number : number + 2]))
+            for number, question in enumerate(questions)
+        ]
+
+    def _lay_out(self, questions: Sequence[ReaderQuestion]) -> ReadPassages:
+        read = [passage for question in questions for passage in question.passages]
+        owner = np.repeat(np.arange(len(questions)), [len(question.passages) for question in questions])
+        asked = tokenize(self._tokenizer, [question.text for question in questions])
+        titles = tokenize(self._tokenizer, [passage.title for passage in read])
+        texts = tokenize(self._tokenizer, [passage.text for passage in read])
+        return self._layout.lay_out(asked.take(owner), titles, texts, self._tokenizer.special)
+
+    def _best_spans(self, passages: ReadPassages) -> BestSpans:
+        """Passages of like length are read together."""
+        order = passages.tokens.lengths.argsort(descending=True, stable=True)
+        parts = [self._best_of(passages.rows(rows).to(self._device)) for rows in order.split(self._micro_batch_size)]
+        place = order.argsort()
+        columns = ([getattr(part, name).cpu() for part in parts] for name in ("scores", "first", "last", "selection"))
+        return BestSpans(*(torch.cat(column)[place] if column else torch.zeros(0) for column in columns))
+
+    def _best_of(self, passages: ReadPassages) -> BestSpans:
+        logits: SpanLogits = self._model(passages)
+        continues = self._continues_word[passages.tokens.ids.clamp(max=len(self._continues_word) - 1)]
+        return best_spans(logits, passages.is_text, continues, self._config.max_answer_length)
+
+    def _choose(self, question: ReaderQuestion, passages: ReadPassages, best: BestSpans, rows: slice) -> Prediction:
+        """The answer from the passages `rows`; none where there is no text to take it from."""
+        scores = best.scores[rows].double()
+        has_span = scores > float("-inf")
+        if not bool(has_span.any()):
+            return Prediction("")
+        selection = best.selection[rows].double().log_softmax(0)
+        total = scores + selection
+        preferred = total if self._config.answer_choice == "joint" else selection.masked_fill(~has_span, float("-inf"))
+        place = int(preferred.argmax())
+        row = rows.start + place
+        start = int(passages.text_starts[row])
+        text = question.passages[place].text
+        offsets = self._tokenizer.offsets(text)
+        first, last = int(best.first[row]) - start, int(best.last[row]) - start
+        return Prediction(text[offsets[first][0] : offsets[last][1]], float(total[place]), place)
+
+
+def best_spans(logits: SpanLogits, is_text: Tensor, continues: Tensor, max_length: int) -> BestSpans:
+    """The likeliest span of each passage: whole words of the text, at most `max_length` tokens.
+
+    Args:
+        is_text: [P, T] bool.
+        continues: [P, T] bool, tokens that continue the word before them.
+    """
+    lowest = float("-inf")
+    follows = torch.nn.functional.pad(continues[:, 1:] & is_text[:, 1:], (0, 1))
+    starts = logits.starts.masked_fill(~is_text, lowest).log_softmax(1).masked_fill(continues, lowest)
+    ends = logits.ends.masked_fill(~is_text, lowest).log_softmax(1).masked_fill(follows, lowest)
+    # a passage without text: its softmax over nothing is no number
+    starts, ends = (values.masked_fill(~is_text, lowest) for values in (starts, ends))
+    width = starts.size(1)
+    scores = starts.new_full((len(starts),), lowest)
+    first = torch.zeros(len(starts), dtype=torch.int64, device=starts.device)
+    last = first.clone()
+    for extra in range(min(max_length, width)):
+        value, place = (starts[:, : width - extra] + ends[:, extra:]).max(1)
+        is_better = value > scores
+        scores, first = torch.where(is_better, value, scores), torch.where(is_better, place, first)
+        last = torch.where(is_better, place + extra, last)
+    return BestSpans(scores, first, last, logits.selection)

@@ -1,0 +1,56 @@
+"""Evaluates a reader on questions with their passages, shared over ranks, every question counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
+from typing import Protocol
+
+from megatron_retrieval.data.reader_questions import ReaderQuestion
+from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, score_answer
+from megatron_retrieval.evaluation.reading_results import Prediction
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.utils.progress import progress_bar
+
+#: questions that a reader is given together; it batches their passages as it likes
+BLOCK_QUESTIONS = 32
+
+
+class Reader(Protocol):
+    """What answers questions, whatever its model."""
+
+    def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
+        """One prediction per question, in order; an empty one where there is nothing to read."""
+        ...
+
+
+def evaluate_reader(
+    questions: Iterable[ReaderQuestion], reader: Reader, scoring: AnswerScoreConfig, topology: ProcessTopology
+) -> list[tuple[Prediction, AnswerScore]]:
+    """Answer all questions; a collective over all ranks, each of which gets the whole result, in order.
+
+    Questions are cut into blocks before they are shared, so that what a question is read with does not depend on how
+    many copies of the model there are. They may be a stream: only one block is held.
+    """
+    own: dict[int, list[tuple[Prediction, AnswerScore]]] = {}
+    with progress_bar("reading", "questions", visible=topology.is_main) as bar:
+        for number, block in _blocks(questions):
+            if number % topology.dp_size == topology.dp_rank:
+                predictions = reader.answer(block)
+                own[number] = [
+                    (prediction, score_answer(prediction.text, question.answers, scoring))
+                    for question, prediction in zip(block, predictions, strict=True)
+                ]
+            bar.update(len(block))
+    everything = {number: part for share in gather_objects(own, topology.groups.dp) for number, part in share.items()}
+    return [result for number in sorted(everything) for result in everything[number]]
+
+
+def _blocks(questions: Iterable[ReaderQuestion]) -> Iterator[tuple[int, list[ReaderQuestion]]]:
+    stream = iter(questions)
+    for number in count():
+        block = list(islice(stream, BLOCK_QUESTIONS))
+        if not block:
+            return
+        yield number, block

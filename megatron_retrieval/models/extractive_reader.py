@@ -1,0 +1,41 @@
+"""An extractive reader: which passage holds the answer, and where in it (DPR, arXiv 2004.04906, section 6.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.types import ReadPassages, SpanLogits
+
+
+class ExtractiveReader(nn.Module):
+    """BERT over question and passage, with heads for start, end and passage.
+
+    Args:
+        config: shape of the encoder.
+        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        dtype: of parameters and activations; logits are float32 in any case.
+        seed: names the initial weights, which are equal at any tensor-parallel size.
+    """
+
+    def __init__(
+        self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.bert = BertEncoder(config, topology, dtype)
+        # small, hence replicated on all tensor-parallel ranks
+        self.span = nn.Linear(config.hidden_size, 2, dtype=dtype)
+        self.selection = nn.Linear(config.hidden_size, 1, dtype=dtype)
+        for head in (self.span, self.selection):
+            nn.init.zeros_(head.bias)
+        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
+        self.to(topology.device)
+
+    def forward(self, passages: ReadPassages) -> SpanLogits:
+        """P passages of T tokens -> logits of their tokens and of themselves; those outside the text mean nothing."""
+        states = self.bert(passages.tokens, passages.segments)
+        starts, ends = self.span(states).float().unbind(2)
+        return SpanLogits(starts, ends, self.selection(states[:, 0]).float()[:, 0])

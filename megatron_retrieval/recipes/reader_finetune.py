@@ -1,0 +1,165 @@
+"""A reader fine-tuned on questions with the passages that a retriever found for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.extractive_reader import (
+    KIND,
+    describe_extractive_reader,
+    extractive_reader_checkpoint_config,
+)
+from megatron_retrieval.checkpoint.starting_point import READER_STARTING_KINDS, StartingPoint
+from megatron_retrieval.data.extractive import ExtractiveDataset
+from megatron_retrieval.data.extractive_examples import ExtractiveDataConfig
+from megatron_retrieval.data.loader import BatchLoader, EpochSampler, batches_in_order
+from megatron_retrieval.data.reader_questions import (
+    QuestionCensus,
+    ReaderQuestion,
+    ReaderTrainingDataConfig,
+    read_training_questions,
+)
+from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
+from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.starting_point import find_start, load_start
+from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.training.extractive_step import ExtractiveStep, ExtractiveStepConfig
+from megatron_retrieval.training.reading import ReadingTask
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.trainer import Trainer
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderModelConfig:
+    """What training may change of the model that it starts from; its shape stays."""
+
+    hidden_dropout: float | None = None
+    """Share of hidden activations dropped in training; default: the starting point's."""
+    attention_dropout: float | None = None
+    """Share of attention weights dropped in training; default: the starting point's."""
+    recompute_granularity: Literal["none", "full"] | None = None
+    """full: keep only each layer's input for the backward pass and compute the layer again; less memory, more time.
+    Default: the starting point's."""
+
+    def over(self, bert: BertConfig) -> BertConfig:
+        """The starting point's configuration with what is set here."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(bert, **given)
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderFinetuneConfig:
+    """Fine-tune a reader on questions with retrieved passages."""
+
+    reader: Literal["extractive"] = "extractive"
+    """extractive: BERT that points to the answer in one of the passages (DPR)."""
+    pretrained_checkpoint: str | None = None
+    """Checkpoint whose encoder, vocabulary and, if it is a reader, heads and layout training starts from: of a masked
+    language model, a dual encoder (its passage tower) or a reader of this kind."""
+    data: ReaderTrainingDataConfig
+    valid_data: tuple[str, ...] = ()
+    """Held-out files of the same kinds: loss, exact match and F1 during training."""
+    max_valid_questions: int | None = None
+    """Use only the first questions of the held-out files; default: all."""
+    training: TrainingConfig
+    model: ReaderModelConfig = field(default_factory=ReaderModelConfig)
+    layout: ReaderFormatConfig = field(default_factory=ReaderFormatConfig)
+    draw: ExtractiveDataConfig = field(default_factory=ExtractiveDataConfig)
+    answers: ExtractiveAnswerConfig = field(default_factory=ExtractiveAnswerConfig)
+    step: ExtractiveStepConfig = field(default_factory=ExtractiveStepConfig)
+    scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    def starting_point(self) -> StartingPoint:
+        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        start = find_start(self.training.save, self.pretrained_checkpoint, KIND, READER_STARTING_KINDS)
+        if start is None:
+            raise ConfigError("nothing to start from: give --pretrained-checkpoint, a trained encoder or reader.")
+        return start
+
+    def with_artefact_defaults(self) -> ReaderFinetuneConfig:
+        """A reader's layout is the default of its flags; sequences are no longer than the encoder's positions."""
+        start = self.starting_point()
+        layout = describe_extractive_reader(start.folder).layout if start.kind == KIND else self.layout
+        length = min(layout.reader_seq_length, start.bert.max_position_embeddings)
+        question_length = min(layout.question_seq_length, length // 2)
+        layout = dataclasses.replace(layout, reader_seq_length=length, question_seq_length=question_length)
+        return dataclasses.replace(self, layout=layout)
+
+    def held_out(self) -> ReaderTrainingDataConfig | None:
+        """The files to evaluate on."""
+        if not self.valid_data:
+            return None
+        return dataclasses.replace(self.data, train_data=self.valid_data, max_train_questions=self.max_valid_questions)
+
+
+def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
+    """Read the data, build the model, and make the trainer.
+
+    Raises:
+        ConfigError: no checkpoint to start from.
+        DataError, CheckpointError: an input cannot be used.
+    """
+    training, start = config.training, config.starting_point()
+    seed, batch_size = training.seed, training.global_batch_size
+    tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
+    examples = _dataset(config, config.data, tokenizer)
+    shape = config.model.over(start.bert)
+    model = ExtractiveReader(shape, topology, training.precision.dtype, seed=seed)
+    load_start(start, model, training.save, topology)
+    valid_batches, reading = None, None
+    if (held_out := config.held_out()) is not None:
+        valid_batches = batches_in_order(
+            _dataset(config, held_out, tokenizer),
+            batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters,
+        )  # fmt: skip
+        questions: list[ReaderQuestion] = list(read_training_questions(held_out, QuestionCensus()))
+        answerer = ExtractiveAnswerer(model, tokenizer, config.layout, config.answers, device=topology.device)
+        reading = ReadingTask(questions, answerer, model, config.scoring)
+    sampler = EpochSampler(len(examples), batch_size, seed)
+    return build_trainer(
+        training,
+        topology,
+        model=model,
+        step=ExtractiveStep(model, config.step, topology, seed),
+        num_examples=len(examples),
+        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
+        valid_batches=valid_batches,
+        saved=SavedModel(
+            KIND,
+            extractive_reader_checkpoint_config(shape, config.layout, tokenizer.lower_case),
+            {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
+            {"--seed": seed, "--global-batch-size": batch_size, "number of training questions": len(examples)},
+        ),
+        reading=reading,
+    )
+
+
+def _dataset(
+    config: ReaderFinetuneConfig, data: ReaderTrainingDataConfig, tokenizer: WordPieceTokenizer
+) -> ExtractiveDataset:
+    return ExtractiveDataset(
+        data,
+        config.draw,
+        config.layout,
+        tokenizer,
+        max_answer_length=config.answers.max_answer_length,
+        seed=config.training.seed,
+    )

@@ -1,0 +1,13 @@
+"""Fine-tune a reader; leaves configuration, metrics and run record in `--output-dir`."""
+
+from __future__ import annotations
+
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.reader_finetune import ReaderFinetuneConfig, build
+from megatron_retrieval.reports.training_run import run_training
+
+__all__ = ["ReaderFinetuneConfig", "main"]
+
+
+def main(config: ReaderFinetuneConfig, topology: ProcessTopology) -> None:
+    run_training(build, config, topology)
