@@ -28,6 +28,7 @@ setup(
         "transformers>=4.48",
         "tokenizers",
         "safetensors>=0.4",
+        "sentencepiece>=0.2",
         "sentencex>=1.0",
         "numpy>=1.26",
         "regex",

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.hf_models import ForeignFormat, write_model
-from megatron_retrieval.checkpoint.starting_point import describe_starting_point
 from megatron_retrieval.config import run_program
 from megatron_retrieval.utils.logging import get_logger
 
 
 @dataclass(kw_only=True, frozen=True)
 class ExportConfig:
-    """Export a checkpoint of a dual encoder or a masked LM, saved at any layout of ranks."""
+    """Export a checkpoint of a dual encoder, a masked LM or a T5, saved at any layout of ranks."""
 
     format: ForeignFormat
     """Kind of the output: BertModel (of a masked LM its encoder), BertForMaskedLM, DPRQuestionEncoder with
-    DPRContextEncoder, or a sentence-transformers folder."""
+    DPRContextEncoder, a sentence-transformers folder, or T5ForConditionalGeneration."""
     load: Path
     """Folder of the checkpoint."""
     output: Path
@@ -25,9 +24,8 @@ class ExportConfig:
 
 
 def main(config: ExportConfig) -> None:
-    checkpoint = describe_starting_point(config.load)
-    write_model(config.format, checkpoint, config.output)
-    get_logger().info("exported %s to %s", checkpoint.folder, config.output)
+    write_model(config.format, config.load, config.output)
+    get_logger().info("exported %s to %s", config.load, config.output)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Turn a public BERT, DPR or sentence-transformers model into a checkpoint of a dual encoder or a masked LM."""
+"""Turn a public BERT, DPR, sentence-transformers model or T5 into a checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.hf_models import ForeignFormat, read_model
 from megatron_retrieval.checkpoint.reader import fill_model
 from megatron_retrieval.checkpoint.writer import save_checkpoint
@@ -18,8 +17,8 @@ class ImportConfig:
     """Import a Hugging Face model as a checkpoint for training, embedding and evaluation."""
 
     format: ForeignFormat
-    """Kind of the input: BertModel, BertForMaskedLM (the one that becomes a masked LM, all others a dual encoder),
-    DPRQuestionEncoder with DPRContextEncoder, or a sentence-transformers folder."""
+    """Kind of the input: BertModel, DPRQuestionEncoder with DPRContextEncoder, or a sentence-transformers folder, which
+    become a dual encoder; BertForMaskedLM, a masked LM; T5ForConditionalGeneration (1.0, 1.1, Flan), a T5."""
     input: tuple[Path, ...]
     """Folder of the model; for two towers a folder with question_encoder and ctx_encoder, or both, questions first."""
     output: Path
@@ -34,14 +33,13 @@ def main(config: ImportConfig, topology: ProcessTopology) -> None:
     imported = read_model(config.format, config.input, separate_towers=config.separate_towers)
     model = imported.empty_model(topology)
     fill_model(model, imported.weights.keys(), imported.weights.__getitem__, topology, source="the import")
-    vocabulary = "".join(f"{token}\n" for token in imported.vocabulary)
     path = save_checkpoint(
         config.output,
         model,
         topology,
         kind=imported.kind,
         config=imported.checkpoint_config(),
-        assets={VOCAB_NAME: vocabulary.encode()},
+        assets=imported.assets(),
     )
     get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +18,8 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class CheckpointDescription:
-    """All of a checkpoint but its weights.
+class SavedModel:
+    """All of a checkpoint but its weights, whatever its vocabulary.
 
     Attributes:
         folder: of this one checkpoint.
@@ -34,6 +34,16 @@ class CheckpointDescription:
         return self.manifest.kind
 
     @property
+    def fingerprint(self) -> str:
+        """Names the model: the same weights, shape and vocabulary give the same one at any layout of ranks."""
+        return self.manifest.fingerprint
+
+
+@dataclass(frozen=True)
+class CheckpointDescription(SavedModel):
+    """All of a checkpoint with a WordPiece vocabulary but its weights."""
+
+    @property
     def vocab_file(self) -> Path:
         """The WordPiece vocabulary that the model was trained with."""
         return self.folder / VOCAB_NAME
@@ -43,11 +53,6 @@ class CheckpointDescription:
         """Whether the vocabulary expects lower-cased text."""
         return bool(self.manifest.config[LOWER_CASE_KEY])
 
-    @property
-    def fingerprint(self) -> str:
-        """Names the model: the same weights, shape and vocabulary give the same one at any layout of ranks."""
-        return self.manifest.fingerprint
-
 
 def open_checkpoint(path: str | Path, kinds: Collection[str]) -> CheckpointDescription:
     """Read what a checkpoint of one of these kinds says of itself.
@@ -55,18 +60,29 @@ def open_checkpoint(path: str | Path, kinds: Collection[str]) -> CheckpointDescr
     Raises:
         CheckpointError: no checkpoint here, one of another kind, or one without vocabulary.
     """
+    found = open_model(path, kinds, VOCAB_NAME)
+    if LOWER_CASE_KEY not in found.manifest.config:
+        raise CheckpointError(f"{found.folder}/manifest.json: the setting {LOWER_CASE_KEY!r} is missing.")
+    return CheckpointDescription(found.folder, found.manifest)
+
+
+def open_model(path: str | Path, kinds: Collection[str], vocabulary: str) -> SavedModel:
+    """As `open_checkpoint`, for any vocabulary: the name of its file."""
     folder = resolve_checkpoint(path)
     manifest = read_manifest(folder)
     if manifest.kind not in kinds:
         raise CheckpointError(f"{folder}: holds a {manifest.kind}, where a {' or '.join(kinds)} is needed.")
-    if not (folder / VOCAB_NAME).is_file():
-        raise CheckpointError(f"{folder}: {VOCAB_NAME} is missing.")
-    if LOWER_CASE_KEY not in manifest.config:
-        raise CheckpointError(f"{folder}/manifest.json: the setting {LOWER_CASE_KEY!r} is missing.")
-    return CheckpointDescription(folder, manifest)
+    if not (folder / vocabulary).is_file():
+        raise CheckpointError(f"{folder}: {vocabulary} is missing.")
+    return SavedModel(folder, manifest)
 
 
-def saved_settings(config_class: type[Config], description: CheckpointDescription) -> Config:
+def wordpiece_asset(vocabulary: Iterable[str]) -> dict[str, bytes]:
+    """The file that a checkpoint keeps of its WordPiece tokens, given in order of their ids."""
+    return {VOCAB_NAME: "".join(f"{token}\n" for token in vocabulary).encode()}
+
+
+def saved_settings(config_class: type[Config], description: SavedModel) -> Config:
     """The part of the saved settings that makes a `config_class`.
 
     Raises:

@@ -17,6 +17,7 @@ from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
 
 SAFETENSORS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAME = "pytorch_model.bin"
 # how BERT's tokenizer treats text unless its folder says otherwise; this project's tokenizer knows nothing else
 FIXED_TOKENIZER_SETTINGS = {"tokenize_chinese_chars": (True,), "strip_accents": (None, True)}
@@ -43,16 +44,17 @@ def read_optional_settings(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's weight file, never through an unrestricted pickle.
+    """All tensors of the folder's weight files, never through an unrestricted pickle.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it holds more than tensors.
     """
     if (path := folder / SAFETENSORS_NAME).is_file():
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or cut off ({error}).") from error
+        return _read_safetensors(path)
+    if (index := folder / INDEX_NAME).is_file():
+        # large models come in several files
+        names = sorted(set(read_settings(index).get("weight_map", {}).values()))
+        return {name: tensor for file in names for name, tensor in _read_safetensors(folder / file).items()}
     if not (path := folder / PICKLE_NAME).is_file():
         raise CheckpointError(f"{folder}: holds neither {SAFETENSORS_NAME} nor {PICKLE_NAME}.")
     try:
@@ -63,6 +65,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected a state dictionary, names with tensors.")
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or cut off ({error}).") from error
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from megatron_retrieval.checkpoint import hf_towers, sentence_towers
+from megatron_retrieval.checkpoint.description import wordpiece_asset
 from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.checkpoint.hf_towers import TowerFolder
 from megatron_retrieval.data.formatting import TextFormatConfig
@@ -63,6 +64,10 @@ class ForeignEncoder:
     def checkpoint_config(self) -> dict[str, Any]:
         """The settings in that checkpoint's manifest."""
         return checkpoint_config(self.config, self.text_format, self.lower_case)
+
+    def assets(self) -> dict[str, bytes]:
+        """The further files of that checkpoint."""
+        return wordpiece_asset(self.vocabulary)
 
     def empty_model(self, topology: ProcessTopology) -> DualEncoder:
         """A model for these weights."""

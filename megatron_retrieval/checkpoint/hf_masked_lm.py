@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.description import wordpiece_asset
 from megatron_retrieval.checkpoint.hf_bert import (
     bert_config_from_hf,
     bert_config_to_hf,
@@ -68,6 +69,10 @@ class ForeignMaskedLM:
     def checkpoint_config(self) -> dict[str, Any]:
         """The settings in that checkpoint's manifest."""
         return masked_lm_checkpoint_config(self.config, self.lower_case)
+
+    def assets(self) -> dict[str, bytes]:
+        """The further files of that checkpoint."""
+        return wordpiece_asset(self.vocabulary)
 
     def empty_model(self, topology: ProcessTopology) -> MaskedLanguageModel:
         """A model for these weights."""

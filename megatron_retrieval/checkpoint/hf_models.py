@@ -1,4 +1,4 @@
-"""Import and export of whole models, one entrance for the formats of dual encoders and of masked language models."""
+"""Import and export of whole models, one entrance for the formats of dual encoders, masked language models and T5s."""
 
 from __future__ import annotations
 
@@ -6,47 +6,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.description import SavedModel
 from megatron_retrieval.checkpoint.dual_encoder import text_format_within
 from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, ForeignEncoder, read_encoder, write_encoder
 from megatron_retrieval.checkpoint.hf_masked_lm import ForeignMaskedLM, read_masked_lm, write_masked_lm
+from megatron_retrieval.checkpoint.hf_t5_folder import ForeignT5, read_t5, write_t5
 from megatron_retrieval.checkpoint.reader import TensorReader
-from megatron_retrieval.checkpoint.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.starting_point import describe_starting_point
+from megatron_retrieval.checkpoint.t5 import describe_t5
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.utils.files import read_lines
 
-ForeignFormat = EncoderFormat | Literal["hf-bert-mlm"]
+ForeignFormat = EncoderFormat | Literal["hf-bert-mlm", "hf-t5"]
 
 
 def read_model(
     name: ForeignFormat, folders: Sequence[Path], *, separate_towers: bool = False
-) -> ForeignEncoder | ForeignMaskedLM:
+) -> ForeignEncoder | ForeignMaskedLM | ForeignT5:
     """Import a model.
 
     Args:
-        folders: see `read_encoder`; a masked language model is one folder.
+        folders: see `read_encoder`; a masked language model or a T5 is one folder.
         separate_towers: make two towers of one.
 
     Raises:
         CheckpointError: files or weights are missing or damaged, or cannot be imported.
     """
-    if name != "hf-bert-mlm":
+    if name != "hf-bert-mlm" and name != "hf-t5":
         return read_encoder(name, folders, separate_towers=separate_towers)
     if len(folders) != 1 or separate_towers:
-        raise CheckpointError("a masked LM is one model: give one --input folder, and leave out --separate-towers.")
-    return read_masked_lm(folders[0])
+        what = "a T5" if name == "hf-t5" else "a masked LM"
+        raise CheckpointError(f"{what} is one model: give one --input folder, and leave out --separate-towers.")
+    return read_t5(folders[0]) if name == "hf-t5" else read_masked_lm(folders[0])
 
 
-def write_model(name: ForeignFormat, checkpoint: StartingPoint, output: Path) -> None:
+def write_model(name: ForeignFormat, path: Path, output: Path) -> None:
     """Export a checkpoint to the new folder `output`; of a masked language model, hf-bert takes the encoder alone.
 
     Raises:
-        CheckpointError: the format cannot hold this model.
+        CheckpointError: no checkpoint at `path`, or the format cannot hold this model.
         DataError: `output` exists already.
     """
-    reader = TensorReader(checkpoint.folder, checkpoint.manifest)
-    weights = {name: reader.full(name) for name in reader.names()}
+    if name == "hf-t5":
+        t5 = describe_t5(path)
+        write_t5(ForeignT5(t5.config, _full_weights(t5), t5.sentencepiece_file), output)
+        return
+    checkpoint = describe_starting_point(path)
+    weights = _full_weights(checkpoint)
     vocabulary = tuple(line.rstrip("\r\n") for line in read_lines(checkpoint.vocab_file))
     lower_case = checkpoint.lower_case
     if checkpoint.dual_encoder is not None and checkpoint.text_format is not None:
@@ -64,6 +74,11 @@ def write_model(name: ForeignFormat, checkpoint: StartingPoint, output: Path) ->
         raise CheckpointError(
             f"{checkpoint.folder}: {name} cannot hold a masked LM; export hf-bert-mlm, or hf-bert for its encoder."
         )
+
+
+def _full_weights(saved: SavedModel) -> dict[str, Tensor]:
+    reader = TensorReader(saved.folder, saved.manifest)
+    return {name: reader.full(name) for name in reader.names()}
 
 
 def _encoder_of(model: ForeignMaskedLM) -> ForeignEncoder:

@@ -58,15 +58,17 @@ T5_SHAPE = {
 }
 
 
-def tiny_t5(*, gated: bool, tied: bool) -> transformers.T5ForConditionalGeneration:
-    """A T5 whose shape has no two equal sizes that could be mixed up, and fewer heads' units than its width."""
+def tiny_t5(*, gated: bool, tied: bool, vocab_size: int = NUM_EMBEDDINGS) -> transformers.T5ForConditionalGeneration:
+    """A T5 with stacks of different heights and heads that together are wider than its hidden states."""
     config = transformers.T5Config(
-        **T5_SHAPE, feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied
+        **{**T5_SHAPE, "vocab_size": vocab_size},
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=tied,
     )
     model = transformers.T5ForConditionalGeneration(config)
     if not tied:
         # newer releases share the two matrices until a checkpoint with different ones comes
-        model.lm_head.weight = nn.Parameter(torch.zeros(NUM_EMBEDDINGS, T5_SHAPE["d_model"]))
+        model.lm_head.weight = nn.Parameter(torch.zeros_like(model.shared.weight))
     return _randomised(model, seed=6)
 
 

@@ -1,5 +1,6 @@
 """Text to token ids."""
 
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 from megatron_retrieval.tokenizers.wordpiece import SpecialIds, WordPieceTokenizer
 
-__all__ = ["SpecialIds", "WordPieceTokenizer"]
+__all__ = ["SentencePieceTokenizer", "SpecialIds", "WordPieceTokenizer"]
