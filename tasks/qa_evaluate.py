@@ -68,7 +68,7 @@ class QaEvaluateConfig:
 
 def main(config: QaEvaluateConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
-    opened = open_reader(config.reader, topology)
+    opened = open_reader(config.reader, config.reading, topology)
     census = QuestionCensus()
     results = evaluate_reader(config.read(census), opened.reader, config.scoring, topology)
     if topology.is_main:

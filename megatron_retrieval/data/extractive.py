@@ -14,7 +14,7 @@ from megatron_retrieval.data.loader import Share
 from megatron_retrieval.data.ragged import Rows
 from megatron_retrieval.data.reader_questions import ReaderTrainingDataConfig, read_training_questions
 from megatron_retrieval.data.reading_layout import ReaderFormatConfig
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import ReadingBatch
 from megatron_retrieval.utils.seeds import generator
@@ -47,8 +47,7 @@ class ExtractiveDataset:
         max_answer_length: int,
         seed: int,
     ) -> None:
-        if data.reading.closed_book:
-            raise ConfigError("--closed-book: an extractive reader takes its answers from passages.")
+        data.reading.require_passages()
         self._config, self._layout, self._special, self._seed = config, layout, tokenizer.special, seed
         collector = ExampleCollector(config, layout, tokenizer, max_answer_length)
         questions = read_training_questions(data, collector.census)

@@ -44,13 +44,22 @@ class PassagesToReadConfig:
     """What is read for a question; recorded in the result."""
 
     num_passages: int = 20
-    """Passages read for each question, those that stand first in the file."""
+    """Passages read for each question, those that stand first in the file; in training, those that are drawn from."""
     closed_book: bool = False
     """Read no passages: the answer comes from the reader's weights alone. The file may then also be a DPR .qa.csv."""
 
     def __post_init__(self) -> None:
         if self.num_passages < 1:
             raise ConfigError(f"--num-passages must be at least 1, not {self.num_passages}; --closed-book reads none.")
+
+    def require_passages(self) -> None:
+        """Refuse closed-book mode, for readers that point into passages.
+
+        Raises:
+            ConfigError: it is on.
+        """
+        if self.closed_book:
+            raise ConfigError("--closed-book: an extractive reader takes its answers from passages.")
 
 
 @dataclass(kw_only=True, frozen=True)

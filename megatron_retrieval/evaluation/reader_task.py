@@ -26,7 +26,12 @@ class Reader(Protocol):
 
 
 def evaluate_reader(
-    questions: Iterable[ReaderQuestion], reader: Reader, scoring: AnswerScoreConfig, topology: ProcessTopology
+    questions: Iterable[ReaderQuestion],
+    reader: Reader,
+    scoring: AnswerScoreConfig,
+    topology: ProcessTopology,
+    *,
+    show_progress: bool = True,
 ) -> list[tuple[Prediction, AnswerScore]]:
     """Answer all questions; a collective over all ranks, each of which gets the whole result, in order.
 
@@ -34,7 +39,7 @@ def evaluate_reader(
     many copies of the model there are. They may be a stream: only one block is held.
     """
     own: dict[int, list[tuple[Prediction, AnswerScore]]] = {}
-    with progress_bar("reading", "questions", visible=topology.is_main) as bar:
+    with progress_bar("reading", "questions", visible=show_progress and topology.is_main) as bar:
         for number, block in _blocks(questions):
             if number % topology.dp_size == topology.dp_rank:
                 predictions = reader.answer(block)

@@ -29,6 +29,7 @@ from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerCon
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.extractive_step import ExtractiveStep, ExtractiveStepConfig
@@ -114,10 +115,11 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
     """Read the data, build the model, and make the trainer.
 
     Raises:
-        ConfigError: no checkpoint to start from.
+        ConfigError: no checkpoint to start from, or sequences longer than its positions.
         DataError, CheckpointError: an input cannot be used.
     """
     training, start = config.training, config.starting_point()
+    require_positions(start.bert, reader_seq_length=config.layout.reader_seq_length)
     seed, batch_size = training.seed, training.global_batch_size
     tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
     examples = _dataset(config, config.data, tokenizer)

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_retrieval.checkpoint.extractive_reader import load_extractive_reader
 from megatron_retrieval.config import to_flat_dict
+from megatron_retrieval.data.reader_questions import PassagesToReadConfig
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.parallel import ProcessTopology
@@ -37,12 +38,17 @@ class OpenReader:
     protocol: dict[str, Any]
 
 
-def open_reader(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
+def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: ProcessTopology) -> OpenReader:
     """Load the reader at this topology.
+
+    Args:
+        reading: what it will be given.
 
     Raises:
         CheckpointError: no reader there.
+        ConfigError: it needs passages and is to have none.
     """
+    reading.require_passages()
     loaded = load_extractive_reader(config.load, topology, config.encode.dtype)
     description = loaded.description
     reader = ExtractiveAnswerer(

@@ -146,3 +146,30 @@ def write_tiny_corpus(folder: Path, num_documents: int = 24, num_sentences: int 
     source.write_text("".join(json.dumps(document) + "\n" for document in documents))
     build_corpus(CorpusBuilderConfig(input=(str(source),), output=str(folder / "corpus"), vocab_file=str(vocab)))
     return folder / "corpus"
+
+
+def write_tiny_reading(folder: Path, num_questions: int = 24) -> tuple[Path, Path]:
+    """Questions with retrieved passages, and the vocabulary of both: what an extractive reader learns in a few steps.
+
+    The answer is the word after "room", which only one of a question's passages holds.
+
+    Returns:
+        Paths of a DPR results.json and of vocab.txt.
+    """
+    keys = [f"key{number}" for number in range(num_questions)]
+    words = ["where", "is", "the", "box", "of", "stands", "in", "room", "corner", "title"]
+    vocab = folder / "reading-vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *keys]) + "\n")
+
+    def contexts(number: int) -> list[dict[str, str]]:
+        texts = [f"the corner of {keys[number - step]} stands in the box" for step in (1, 2, 3)]
+        texts.insert(number % 4, f"the box of {keys[number]} stands in room {keys[-1 - number]} of the corner")
+        return [{"id": f"{number}-{n}", "title": "title", "text": text, "score": "1"} for n, text in enumerate(texts)]
+
+    records = [
+        {"question": f"where is {key}", "answers": [keys[-1 - number]], "ctxs": contexts(number)}
+        for number, key in enumerate(keys)
+    ]
+    data = folder / "reading.json"
+    data.write_text(json.dumps(records))
+    return data, vocab

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,16 @@ class WordPieceTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """For every token of `text`, the (start, stop) of the characters that it stands for."""
+        """For every token of `text`, the (start, stop) of the characters that it stands for, accents included."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return list(encoding.offsets)
+        return [(start, _end_of_accents(text, stop)) for start, stop in encoding.offsets]
+
+
+def _end_of_accents(text: str, stop: int) -> int:
+    """Combining marks belong to the character before them; normalisation drops them."""
+    while stop < len(text) and unicodedata.combining(text[stop]):
+        stop += 1
+    return stop
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:

@@ -39,7 +39,7 @@ class ReadingTask:
         was_training = self._model.training
         self._model.eval()
         try:
-            results = evaluate_reader(self._questions, self._reader, self._scoring, topology)
+            results = evaluate_reader(self._questions, self._reader, self._scoring, topology, show_progress=False)
         finally:
             self._model.train(was_training)
         return answer_metrics([score for _, score in results])
