@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_dpr, tiny_masked_lm
+from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_dpr, tiny_masked_lm, tiny_t5
+from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,6 +57,25 @@ def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     refused = _run(*job, "hf-dpr", "--output", tmp_path / "dpr")
     assert refused.returncode == 1
     assert "hf-dpr cannot hold a masked LM" in refused.stderr
+
+
+def test_a_t5_survives_import_and_export(tmp_path: Path) -> None:
+    tiny_t5(gated=True, tied=False, vocab_size=NUM_PIECES + 128).save_pretrained(tmp_path / "hf")
+    write_sentencepiece(tmp_path / "hf" / "spiece.model")
+    job = ["tools/import_checkpoint.py", "--format", "hf-t5", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
+    imported = _run(*TORCHRUN, *job, "--tensor-model-parallel-size", 2, "--device", "cpu")
+    assert imported.returncode == 0, imported.stderr
+    job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
+    exported = _run(*job, "hf-t5", "--output", tmp_path / "out")
+    assert exported.returncode == 0, exported.stderr
+    before, after = (load_file(tmp_path / path / "model.safetensors") for path in ("hf", "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    (spiece,) = {(path / "spiece.model").read_bytes() for path in (tmp_path / "hf", tmp_path / "out")}
+    assert len(spiece) > 1000
+    refused = _run(*job, "hf-bert", "--output", tmp_path / "bert")
+    assert refused.returncode == 1
+    assert "holds a t5, where a" in refused.stderr
 
 
 def test_a_weight_of_another_shape_is_one_sentence(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.relative_bias import relative_buckets
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
-from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.models.t5_config import T5Config, t5_initial_std
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
@@ -240,3 +240,21 @@ def test_what_makes_no_t5_is_refused() -> None:
     for key, value in (("feed_forward_proj", "gated-silu"), ("model_type", "mt5"), ("pad_token_id", 3)):
         with pytest.raises(CheckpointError, match=f"config.json: {key} is"):
             t5_config_from_hf({**settings, key: value}, "config.json")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_initial_weights_are_spread_as_theirs(gated: bool) -> None:
+    """Every matrix of a new model, divided by the standard deviation that ours has, is of unit variance."""
+    torch.manual_seed(0)
+    shape = {**T5_SHAPE, "d_model": 64, "d_kv": 32, "d_ff": 192, "vocab_size": 500, "num_layers": 1}
+    theirs = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**shape, feed_forward_proj="gated-gelu" if gated else "relu")
+    )
+    config = _config(theirs)
+    for name, full in import_t5(theirs.state_dict(), config, "tiny").items():
+        if full.dim() == 2:
+            unit = full / t5_initial_std(config, name)
+            # query, key and value of all heads, each on its own
+            parts = unit.unflatten(0, (4, 3, -1)).unbind(1) if "qkv" in name else [unit]
+            for part in parts:
+                assert part.std().item() == pytest.approx(1, abs=0.3 if "bias" in name else 0.06), name
