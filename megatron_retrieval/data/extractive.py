@@ -19,7 +19,8 @@ from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import ReadingBatch
 from megatron_retrieval.utils.seeds import generator
 
-_BLOCK_QUESTIONS = 256
+#: collected together; with a hundred passages each their texts and encodings take some 50 MiB
+_BLOCK_QUESTIONS = 32
 
 
 class ExtractiveDataset:
