@@ -99,6 +99,7 @@ def build_contrastive_trainer(
         valid_batches = batches_in_order(
             held_out, batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters
         )
+    recall = config.recall.open(model, config.text_format, tokenizer)
     return build_trainer(
         training,
         topology,
@@ -113,5 +114,5 @@ def build_contrastive_trainer(
             {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
             {"--seed": seed, "--global-batch-size": batch_size, **identity},
         ),
-        recall=config.recall.open(model, config.text_format, tokenizer),
+        tasks=[] if recall is None else [recall],
     )

@@ -126,7 +126,7 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
     shape = config.model.over(start.bert)
     model = ExtractiveReader(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
-    valid_batches, reading = None, None
+    valid_batches, tasks = None, []
     if (held_out := config.held_out()) is not None:
         valid_batches = batches_in_order(
             _dataset(config, held_out, tokenizer),
@@ -134,7 +134,7 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
         )  # fmt: skip
         questions: list[ReaderQuestion] = list(read_training_questions(held_out, QuestionCensus()))
         answerer = ExtractiveAnswerer(model, tokenizer, config.layout, config.answers, device=topology.device)
-        reading = ReadingTask(questions, answerer, model, config.scoring)
+        tasks.append(ReadingTask(questions, answerer, model, config.scoring))
     sampler = EpochSampler(len(examples), batch_size, seed)
     return build_trainer(
         training,
@@ -150,7 +150,7 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
             {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
             {"--seed": seed, "--global-batch-size": batch_size, "number of training questions": len(examples)},
         ),
-        reading=reading,
+        tasks=tasks,
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from megatron_retrieval.evaluation.bootstrap import mean_interval
+from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
 from megatron_retrieval.utils.logging import get_logger
@@ -84,3 +86,49 @@ def _intervals(means: Mapping[str, float], num_examples: int) -> dict[str, list[
             interval = mean_interval(hits.astype(np.float64))
             intervals[f"{name}_ci95"] = [interval.low, interval.high]
     return intervals
+
+
+class MeasuredTask(Protocol):
+    """A task that a model in training can do at any time, such as finding or answering questions."""
+
+    name: str
+
+    def measure(self, topology: ProcessTopology) -> dict[str, Any]:
+        """Figures of the model as it stands: rates with their `_ci95` beside them, and counts, named `num_...`; a
+        collective over all ranks that leaves the model and the random streams as they were."""
+        ...
+
+
+class EvaluateTask(Callback):
+    """Measures before the first step, every `interval` steps and after the last, logged as `valid_<figure>`;
+    metrics.json has the newest with 95 % intervals, and the counts as `<task>_num_...`."""
+
+    def __init__(self, task: MeasuredTask, interval: int, metrics_log: MetricsLog) -> None:
+        self._task, self._interval, self._log = task, interval, metrics_log
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.iteration == 0:  # the curve begins with what the starting point can do
+            self._evaluate(trainer)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if report.iteration % self._interval == 0 or report.iteration == trainer.train_iters:
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        started = time.perf_counter()
+        figures = self._task.measure(trainer.topology)
+        seconds = time.perf_counter() - started
+        counts = {name: value for name, value in figures.items() if name.startswith("num_")}
+        measured = {f"valid_{name}": value for name, value in figures.items() if name not in counts}
+        means = {name: value for name, value in measured.items() if isinstance(value, float)}
+        self._log.write(trainer.iteration, means)
+        named_counts = {f"{self._task.name}_{name}": count for name, count in counts.items()}
+        self._log.summarise(trainer.iteration, measured | named_counts)
+        amounts = (
+            f"{count:,} {name.removeprefix('num_').replace('_', ' ')}" for name, count in counts.items() if count
+        )
+        log.info(
+            "%s after %d, %s: %s (%.1f s)",
+            self._task.name, trainer.iteration, ", ".join(amounts),
+            ", ".join(f"{name} {value:.4g}" for name, value in means.items()), seconds,
+        )  # fmt: skip

@@ -18,10 +18,8 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
-from megatron_retrieval.parallel.megatron_compat import seed_dropout
-from megatron_retrieval.training.step import distinct_texts, length_sorted_chunks
+from megatron_retrieval.training.step import distinct_texts, length_sorted_chunks, start_dropout
 from megatron_retrieval.types import ContrastiveBatch, LossOutput, TokenBatch
-from megatron_retrieval.utils.seeds import derive_seed
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
 MOST_SCORES = 1 << 19
@@ -123,8 +121,7 @@ class ContrastiveStep:
         """A function that starts the dropout streams of a tower's chunk, the same in both passes."""
 
         def start(chunk: int) -> None:
-            seed = derive_seed(self.seed, "dropout", iteration, self.topology.dp_rank, tower, chunk)
-            seed_dropout(seed >> 16, self.topology.tp_rank)
+            start_dropout(self.seed, self.topology, iteration, tower, chunk)
 
         return start
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.objectives.reading import reading_loss
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.parallel.megatron_compat import seed_dropout
+from megatron_retrieval.training.step import start_dropout
 from megatron_retrieval.types import LossOutput, ReadingBatch, SpanLogits
-from megatron_retrieval.utils.seeds import derive_seed
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -55,7 +54,7 @@ class ExtractiveStep:
         sums = {name: torch.zeros((), device=self.topology.device) for name in names}
         for number, questions in enumerate(self._chunks(batch)):
             if iteration is not None:
-                self._seed_dropout(iteration, number)
+                start_dropout(self.seed, self.topology, iteration, number)
             output = self._loss(batch.questions(questions))
             if iteration is not None:
                 (output.loss * loss_scale).backward()
@@ -93,10 +92,6 @@ class ExtractiveStep:
             part.new_zeros(shape).index_put((rows,), _widened(part, shape[1])) for part in (real.starts, real.ends)
         )
         return SpanLogits(starts, ends, real.selection.new_zeros(shape[0]).index_put((rows,), real.selection))
-
-    def _seed_dropout(self, iteration: int, chunk: int) -> None:
-        seed = derive_seed(self.seed, "dropout", iteration, self.topology.dp_rank, chunk)
-        seed_dropout(seed >> 16, self.topology.tp_rank)
 
 
 def _widened(values: Tensor, width: int) -> Tensor:

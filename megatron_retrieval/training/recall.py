@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +22,7 @@ from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import Retriever, embed_in_memory
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.training.metrics_log import MetricsLog
-from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 from megatron_retrieval.types import Question
-from megatron_retrieval.utils.logging import get_logger
-
-log = get_logger("train")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -85,6 +79,8 @@ class RecallConfig:
 class RecallTask:
     """Questions and passages, to be put to a model as often as wanted. Nothing is left on disk."""
 
+    name = "recall"
+
     def __init__(
         self,
         config: RecallConfig,
@@ -135,34 +131,3 @@ class RecallTask:
         )
         metrics = retrieval_metrics(retrieved.ranks, sorted(set(config.eval_topk)))
         return {**metrics, "num_passages": len(self._evidence)}
-
-
-class EvaluateRecall(Callback):
-    """Measures recall before the first step, every `interval` steps and after the last, logged as `valid_recall@k`;
-    metrics.json has the newest with 95 % intervals, and as `recall_num_...` over how many questions and passages."""
-
-    def __init__(self, task: RecallTask, interval: int, metrics_log: MetricsLog) -> None:
-        self._task, self._interval, self._log = task, interval, metrics_log
-
-    def on_start(self, trainer: Trainer) -> None:
-        if trainer.iteration == 0:  # the curve begins with what the starting point can do
-            self._evaluate(trainer)
-
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.iteration % self._interval == 0 or report.iteration == trainer.train_iters:
-            self._evaluate(trainer)
-
-    def _evaluate(self, trainer: Trainer) -> None:
-        started = time.perf_counter()
-        metrics = self._task.measure(trainer.topology)
-        seconds = time.perf_counter() - started
-        counts = {f"recall_{name}": value for name, value in metrics.items() if name.startswith("num_")}
-        measured = {f"valid_{name}": value for name, value in metrics.items() if not name.startswith("num_")}
-        means = {name: value for name, value in measured.items() if isinstance(value, float)}
-        self._log.write(trainer.iteration, means)
-        self._log.summarise(trainer.iteration, measured | counts)
-        log.info(
-            "recall after %d, %s questions over %s passages: %s (%.1f s)",
-            trainer.iteration, f"{counts['recall_num_questions']:,}", f"{counts['recall_num_passages']:,}",
-            ", ".join(f"{k} {v:.4g}" for k, v in means.items()), seconds,
-        )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,14 @@ from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
-from megatron_retrieval.training.callbacks import EvalConfig, EvaluateBatches, SaveCheckpoints
+from megatron_retrieval.training.callbacks import (
+    EvalConfig,
+    EvaluateBatches,
+    EvaluateTask,
+    MeasuredTask,
+    SaveCheckpoints,
+)
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
-from megatron_retrieval.training.reading import EvaluateReading, ReadingTask
-from megatron_retrieval.training.recall import EvaluateRecall, RecallTask
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 from megatron_retrieval.training.schedule import ScheduleConfig
 from megatron_retrieval.training.step import StepModule
@@ -65,8 +69,7 @@ def build_trainer(
     batches: Callable[[int], Iterator[Any]],
     valid_batches: Callable[[], Iterable[Any]] | None,
     saved: SavedModel,
-    recall: RecallTask | None = None,
-    reading: ReadingTask | None = None,
+    tasks: Sequence[MeasuredTask] = (),
 ) -> Trainer:
     """Wrap the model, resume where `--load` says so, and hang the usual callbacks on the trainer.
 
@@ -75,8 +78,7 @@ def build_trainer(
         batches: `batches(i)` iterates over this rank's shares of the global batches i, i + 1, ...
         valid_batches: held-out batches, once through.
         saved: what checkpoints hold beside tensors.
-        recall: measured during training; for models that retrieve.
-        reading: the same for models that answer.
+        tasks: what the model is put to during training.
     """
     data_parallel = DataParallelModel(model, topology)
     optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology)
@@ -87,10 +89,7 @@ def build_trainer(
     callbacks: list[Callback] = []
     if valid_batches is not None:
         callbacks.append(EvaluateBatches(valid_batches, config.evaluation.eval_interval, metrics_log))
-    if recall is not None:
-        callbacks.append(EvaluateRecall(recall, config.evaluation.eval_interval, metrics_log))
-    if reading is not None:
-        callbacks.append(EvaluateReading(reading, config.evaluation.eval_interval, metrics_log))
+    callbacks += [EvaluateTask(task, config.evaluation.eval_interval, metrics_log) for task in tasks]
     if config.save.save is not None:
         callbacks.append(SaveCheckpoints(checkpoints.save, config.save.save_interval))
     return Trainer(

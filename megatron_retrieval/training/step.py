@@ -8,7 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.utils.seeds import derive_seed
 
 
 class StepModule(Protocol):
@@ -27,6 +30,13 @@ class StepModule(Protocol):
         """The same means and counts without gradient or dropout, and with them `num_examples`: this rank's part of
         what the means are over (questions, masked tokens), by which batches are weighted when they are averaged."""
         ...
+
+
+def start_dropout(seed: int, topology: ProcessTopology, iteration: int, *chunk: str | int) -> None:
+    """Start the dropout streams of one forward pass: a function of the seed, the iteration, the rank and the chunk, so
+    that a resumed run, or a second pass over the same texts, drops the same."""
+    stream = derive_seed(seed, "dropout", iteration, topology.dp_rank, *chunk)
+    seed_dropout(stream >> 16, topology.tp_rank)
 
 
 def length_sorted_chunks(texts: TokenBatch, micro_batch_size: int) -> Iterator[Tensor]:

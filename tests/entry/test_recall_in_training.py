@@ -43,7 +43,7 @@ def test_recall_rises_and_is_that_of_the_checkpoint(folder: Path) -> None:
     evidence, checkpoint, run = folder / "evidence", folder / "checkpoints", folder / "run"
     trained = _finetune(folder, "--eval-evidence", evidence, "--output-dir", run, "--save", checkpoint)
     assert trained.returncode == 0, trained.stderr
-    assert "recall after 0, 22 questions over 1,122 passages: valid_recall@1 " in trained.stderr
+    assert "recall after 0, 22 questions, 22 gold questions, 1,122 passages: valid_recall@1 " in trained.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = {line["iteration"]: line["valid_recall@5"] for line in lines if "valid_recall@5" in line}
     assert list(curve) == [0, 20, 40]
