@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from megatron_retrieval.checkpoint.dual_encoder import load_dual_encoder
-from megatron_retrieval.config import parse_config
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.ict_pretraining import IctPretrainingConfig, build
-from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.runs import ICT, LAYOUTS, curve, rewind, saved_weights, train
 from megatron_retrieval.testing.tiny import write_tiny_corpus
 
 TINY = (
@@ -33,47 +27,30 @@ def _words(corpus: Path, output: Path, *flags: str, dropout: float = 0.0) -> lis
     return [*words, "--hidden-dropout", str(dropout), "--attention-dropout", str(dropout), *flags]
 
 
-def _curve(folder: Path, key: str = "loss") -> list[float]:
-    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [record[key] for record in records if key in record]
-
-
-def _train(topology: ProcessTopology, words: list[str]) -> None:
-    build(parse_config(IctPretrainingConfig, words), topology).fit()
-
-
-def _weights(topology: ProcessTopology, folder: str) -> dict[str, torch.Tensor]:
-    model = load_dual_encoder(folder, topology).model
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
 def test_same_losses_at_every_layout_and_after_a_change_of_layout(corpus: Path, tmp_path: Path) -> None:
-    run_on_ranks(_train, 1, _words(corpus, tmp_path / "single"))
-    expected = _curve(tmp_path / "single")
+    train(ICT, _words(corpus, tmp_path / "single"))
+    expected = curve(tmp_path / "single")
     assert len(expected) == 20
     assert min(expected[-5:]) < 0.6 * expected[0]
     saved = tmp_path / "saved"
-    for name, num_ranks, tp_size, flags in [
-        ("tp2", 2, 2, ["--save", str(saved), "--save-interval", "10"]),
-        ("dp2", 2, 1, []),
-    ]:
-        run_on_ranks(_train, num_ranks, _words(corpus, tmp_path / name, *flags), tensor_model_parallel_size=tp_size)
-        assert _curve(tmp_path / name) == pytest.approx(expected, rel=1e-4)
+    for name, flags in [("TP 2", ["--save", str(saved), "--save-interval", "10"]), ("DP 2", [])]:
+        train(ICT, _words(corpus, tmp_path / name, *flags), *LAYOUTS[name])
+        assert curve(tmp_path / name) == pytest.approx(expected, rel=1e-4)
         for key in ("num_false_negatives", "valid_accuracy", "valid_accuracy@5"):
-            assert _curve(tmp_path / name, key) == pytest.approx(_curve(tmp_path / "single", key))
-    assert max(_curve(tmp_path / "single", "num_false_negatives")) > 0
-    (saved / "latest_checkpointed_iteration.txt").write_text("10\n")
-    run_on_ranks(_train, 2, _words(corpus, tmp_path / "continued", "--load", str(saved)))
-    assert _curve(tmp_path / "continued") == pytest.approx(expected[10:], rel=1e-4)
+            assert curve(tmp_path / name, key) == pytest.approx(curve(tmp_path / "single", key))
+    assert max(curve(tmp_path / "single", "num_false_negatives")) > 0
+    rewind(saved, 10)
+    train(ICT, _words(corpus, tmp_path / "continued", "--load", str(saved)), *LAYOUTS["DP 2"])
+    assert curve(tmp_path / "continued") == pytest.approx(expected[10:], rel=1e-4)
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
     """Drawn queries and dropout included, over the end of an epoch."""
     flags = ["--train-iters", "9", "--save-interval", "3"]
-    run_on_ranks(_train, 1, _words(corpus, tmp_path / "whole", *flags, "--save", str(tmp_path / "a"), dropout=0.2))
-    (tmp_path / "a" / "latest_checkpointed_iteration.txt").write_text("3\n")
+    train(ICT, _words(corpus, tmp_path / "whole", *flags, "--save", str(tmp_path / "a"), dropout=0.2))
+    rewind(tmp_path / "a", 3)
     words = [*flags, "--load", str(tmp_path / "a"), "--save", str(tmp_path / "b")]
-    run_on_ranks(_train, 1, _words(corpus, tmp_path / "resumed", *words, dropout=0.2))
-    assert _curve(tmp_path / "resumed") == _curve(tmp_path / "whole")[3:]
-    (first,), (second,) = (run_on_ranks(_weights, 1, str(tmp_path / name / "iter_0000009")) for name in "ab")
-    assert all(torch.equal(first[name], second[name]) for name in first | second)
+    train(ICT, _words(corpus, tmp_path / "resumed", *words, dropout=0.2))
+    assert curve(tmp_path / "resumed") == curve(tmp_path / "whole")[3:]
+    first, second = (saved_weights(tmp_path / name / "iter_0000009") for name in "ab")
+    assert all(first[name].equal(second[name]) for name in first | second)

@@ -10,18 +10,17 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from megatron_retrieval.checkpoint.dual_encoder import load_dual_encoder
 from megatron_retrieval.config import parse_config
 from megatron_retrieval.data.dpr import DprDataset
 from megatron_retrieval.index import FlatIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
+from megatron_retrieval.testing.runs import FINETUNE, LAYOUTS, curve, rewind, saved_weights, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_dpr
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.contrastive_step import ContrastiveStep
 
-LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}
 TINY = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --max-position-embeddings 32 --init-method-std 0.2 "
     "--retriever-seq-length 32 --query-seq-length 16 --no-tensorboard --log-interval 1 --eval-interval 20 "
@@ -36,16 +35,6 @@ def tiny_run(folder: Path, name: str, *flags: str, dropout: float = 0.0) -> list
     words = [*TINY, "--train-data", str(data), "--valid-data", str(data), "--vocab-file", str(vocab)]
     words += ["--hidden-dropout", str(dropout), "--attention-dropout", str(dropout)]
     return [*words, "--output-dir", str(folder / name), *flags]
-
-
-def curve(folder: Path, key: str = "loss") -> list[float]:
-    """What a run logged under `key`, in order."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record[key] for record in map(json.loads, lines) if key in record]
-
-
-def _train(topology: ProcessTopology, words: list[str]) -> None:
-    build(parse_config(RetrieverFinetuneConfig, words), topology).fit()
 
 
 def _train_and_search(topology: ProcessTopology, words: list[str]) -> list[float]:
@@ -65,11 +54,6 @@ def _train_and_search(topology: ProcessTopology, words: list[str]) -> list[float
     return [hits[:, :k].any(1).float().mean().item() for k in (1, 3)]
 
 
-def _weights(topology: ProcessTopology, folder: str) -> dict[str, torch.Tensor]:
-    model = load_dual_encoder(folder, topology).model
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run in one process, with checkpoints after 10 and 20 steps."""
@@ -82,10 +66,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_losses_and_recall_at_every_layout(single: Path, tmp_path: Path, layout: str) -> None:
-    num_ranks, tp_size = LAYOUTS[layout]
-    run_on_ranks(
-        _train, num_ranks, tiny_run(tmp_path, "run", "--train-iters", "20"), tensor_model_parallel_size=tp_size
-    )
+    train(FINETUNE, tiny_run(tmp_path, "run", "--train-iters", "20"), *LAYOUTS[layout])
     expected = curve(single / "run")
     assert len(expected) == 20
     assert expected[-1] < 0.5 * expected[0]
@@ -100,11 +81,11 @@ def test_checkpoint_of_two_shards_continues_at_other_layouts(single: Path, tmp_p
     """Saved at TP 2 after 10 of 20 steps; continued at TP 1, DP 2 and TP 2 x DP 2."""
     saved = tmp_path / "tp2"
     flags = ["--train-iters", "20", "--save", str(saved), "--save-interval", "10"]
-    run_on_ranks(_train, 2, tiny_run(tmp_path, "first", *flags), tensor_model_parallel_size=2)
-    (saved / "latest_checkpointed_iteration.txt").write_text("10\n")
-    for number, (num_ranks, tp_size) in enumerate([(1, 1), (2, 1), (4, 2)]):
+    train(FINETUNE, tiny_run(tmp_path, "first", *flags), *LAYOUTS["TP 2"])
+    rewind(saved, 10)
+    for number, layout in enumerate([(1, 1), LAYOUTS["DP 2"], LAYOUTS["TP 2 x DP 2"]]):
         words = tiny_run(tmp_path, f"continued{number}", "--train-iters", "20", "--load", str(saved))
-        run_on_ranks(_train, num_ranks, words, tensor_model_parallel_size=tp_size)
+        train(FINETUNE, words, *layout)
         assert curve(tmp_path / f"continued{number}") == pytest.approx(curve(single / "run")[10:], rel=1e-4)
 
 
@@ -112,27 +93,26 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) ->
     """Dropout and sampled hard negatives included."""
     flags = ["--train-iters", "9", "--save-interval", "5"]
     whole = tiny_run(tmp_path, "whole", *flags, "--save", str(tmp_path / "a"), dropout=0.2)
-    run_on_ranks(_train, 1, whole)
-    (tmp_path / "a" / "latest_checkpointed_iteration.txt").write_text("5\n")
+    train(FINETUNE, whole)
+    rewind(tmp_path / "a", 5)
     resumed = tiny_run(
         tmp_path, "resumed", *flags, "--load", str(tmp_path / "a"), "--save", str(tmp_path / "b"), dropout=0.2
     )
-    run_on_ranks(_train, 1, resumed)
+    train(FINETUNE, resumed)
     assert curve(tmp_path / "resumed") == curve(tmp_path / "whole")[5:]
-    (first,), (second,) = (run_on_ranks(_weights, 1, str(tmp_path / name / "iter_0000009")) for name in "ab")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (saved_weights(tmp_path / name / "iter_0000009") for name in "ab")
+    assert all(first[name].equal(second[name]) for name in first | second)
 
 
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
 def test_half_precision_learns_and_resumes(tmp_path: Path, precision: str) -> None:
     flags = [precision, "--train-iters", "20", "--save-interval", "10", "--save", str(tmp_path / "a")]
-    run_on_ranks(_train, 2, tiny_run(tmp_path, "whole", *flags), tensor_model_parallel_size=2)
+    train(FINETUNE, tiny_run(tmp_path, "whole", *flags), *LAYOUTS["TP 2"])
     losses = curve(tmp_path / "whole")
     assert losses[-1] < 0.6 * losses[0]
-    (tmp_path / "a" / "latest_checkpointed_iteration.txt").write_text("10\n")
+    rewind(tmp_path / "a", 10)
     words = tiny_run(tmp_path, "resumed", precision, "--train-iters", "20", "--load", str(tmp_path / "a"))
-    run_on_ranks(_train, 2, words, tensor_model_parallel_size=2)
+    train(FINETUNE, words, *LAYOUTS["TP 2"])
     assert curve(tmp_path / "resumed") == losses[10:]
 
 
@@ -140,16 +120,16 @@ def test_divergence_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     words = tiny_run(tmp_path, "run", "--train-iters", "20", "--clip-grad", "0", "--save", str(tmp_path / "a"))
     words[words.index("--lr") + 1] = "1e30"
     with pytest.raises(ProcessRaisedException, match=r"the loss of iteration \d+ is not finite; lower --lr"):
-        run_on_ranks(_train, 1, words)
+        train(FINETUNE, words)
     assert not (tmp_path / "a").exists()
 
 
 def test_resumed_run_may_prune_the_checkpoint_that_it_came_from(tmp_path: Path) -> None:
     folder = str(tmp_path / "a")
     flags = ["--save", folder, "--load", folder, "--save-interval", "2", "--keep-last", "1"]
-    run_on_ranks(_train, 1, tiny_run(tmp_path, "run", *flags, "--train-iters", "2"))
+    train(FINETUNE, tiny_run(tmp_path, "run", *flags, "--train-iters", "2"))
     words = tiny_run(tmp_path, "run", *flags, "--train-iters", "7")
     place = words.index("--vocab-file")
     del words[place : place + 2]  # the vocabulary is then the checkpoint's
-    run_on_ranks(_train, 1, words)
+    train(FINETUNE, words)
     assert sorted(path.name for path in (tmp_path / "a").glob("iter_*")) == ["iter_0000007"]

@@ -1,0 +1,74 @@
+"""Programs started as users start them: under python or torchrun, killed and resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: ends what hangs; on a busy machine a program of seconds takes minutes
+PATIENCE_SECONDS = 900
+
+
+def command(*words: object, num_processes: int = 1) -> list[str]:
+    """The program `words` under python or torchrun."""
+    launcher = [sys.executable]
+    if num_processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    return [*launcher, *map(str, words)]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+
+def succeed(words: list[str]) -> str:
+    """Run to the end; returns what the program logged."""
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def refuse(words: list[str], message: str) -> None:
+    """The program ends with one sentence that holds `message`."""
+    result = run(words)
+    assert result.returncode == 1, result.stderr
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def start(words: list[str]) -> subprocess.Popen[bytes]:
+    """In the background, without output."""
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Return once the run that writes to `output` has logged `step`."""
+    metrics, deadline = output / "metrics.jsonl", time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        if metrics.exists() and metrics.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no step {step} within {PATIENCE_SECONDS} seconds")
+
+
+def kill_at(step: int, words: list[str], output: Path) -> None:
+    """Start the run, and kill it as soon as it has logged `step`."""
+    process = start(words)
+    try:
+        wait_for_step(output, step, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    """Iteration and loss of every step that a run logged."""
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [(record["iteration"], record["loss"]) for record in records if "loss" in record]
