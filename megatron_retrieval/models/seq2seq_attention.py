@@ -59,7 +59,9 @@ class DecoderCache:
     def keep_sources(self, sources: Tensor) -> None:
         """Go on with these of the sources alone; the caller reorders the sequences, which belong to them in order."""
         for layer in self.layers:
-            layer.memory = _select(layer.memory, sources)
+            if layer.memory is not None:
+                key, value = (_by_head(states.index_select(1, sources)) for states in layer.memory)
+                layer.memory = (key, value)
 
 
 class SelfAttention(nn.Module):

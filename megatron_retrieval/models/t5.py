@@ -35,6 +35,9 @@ class T5(nn.Module):
         seed: names the initial weights, which are equal at any tensor-parallel size.
     """
 
+    #: what decoded sequences begin and end with
+    start_id, end_id = PAD_ID, 1
+
     def __init__(
         self, config: T5Config, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
     ) -> None:
@@ -206,7 +209,7 @@ class T5Decoder(_Stack):
         return DecoderCache(len(self.layers))
 
 
-def shift_right(labels: Tensor) -> Tensor:
+def shift_right(labels: Tensor, start_id: int = PAD_ID) -> Tensor:
     """What the decoder reads to predict `labels` [B, L]: the start token and then all but the last label; padding
     labels (negative) become padding."""
-    return F.pad(labels[:, :-1], (1, 0), value=PAD_ID).clamp(min=PAD_ID)
+    return F.pad(labels[:, :-1], (1, 0), value=start_id).clamp(min=PAD_ID)

@@ -1,0 +1,122 @@
+"""Answers written token by token: greedy and beam search, the same on every tensor-parallel rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.beams import Beams, BestTokens, Generated
+from megatron_retrieval.models.seq2seq import EncoderDecoder
+from megatron_retrieval.parallel.collectives import gather_rows
+
+
+@dataclass(kw_only=True, frozen=True)
+class GenerationConfig:
+    """How answers are written; recorded in every result."""
+
+    num_beams: int = 1
+    """Sequences kept for each question while its answer is searched; 1: greedy, always the likeliest next token."""
+    max_answer_length: int = 32
+    """Longest answer, in tokens with the end token."""
+    min_answer_length: int = 0
+    """Shortest answer, in tokens without the end token."""
+    length_penalty: float = 1.0
+    """Beam search compares log-likelihood / length ** penalty: above 0 longer answers win, below 0 shorter ones."""
+    stop_at_first_answers: bool = False
+    """Beam search ends with as many finished answers as beams; off: also when no open one can score higher."""
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ConfigError(f"--num-beams must be at least 1, not {self.num_beams}.")
+        if not 0 <= self.min_answer_length < self.max_answer_length:
+            raise ConfigError(
+                f"--min-answer-length {self.min_answer_length} must not be negative and be below --max-answer-length "
+                f"{self.max_answer_length}, whose last token may be the end token."
+            )
+
+
+@torch.no_grad()
+def generate(
+    model: EncoderDecoder,
+    states: Tensor,
+    key_bias: Tensor | None,
+    config: GenerationConfig,
+    tp_group: dist.ProcessGroup,
+) -> Generated:
+    """Write an answer for each of B sources.
+
+    A step costs what the open questions need: those with an answer leave the batch, their caches with them. What an
+    answer is does not depend on the other questions of the batch.
+
+    Args:
+        model: in evaluation mode.
+        states: [B, S, D] encoder states.
+        key_bias: [B, 1, 1, S] added to the cross-attention logits, see `T5Decoder`.
+        tp_group: the ranks that share the vocabulary; all of them call this together and get equal answers.
+    """
+    cache = model.decoder.new_cache()
+    beams = Beams(
+        states.size(0),
+        num_beams=config.num_beams,
+        max_length=config.max_answer_length,
+        length_penalty=config.length_penalty,
+        # the likeliest token is the greedy search's answer, whatever might come later
+        stop_at_first=config.stop_at_first_answers or config.num_beams == 1,
+        end_id=model.end_id,
+        device=states.device,
+    )
+    ids = torch.full((states.size(0), 1), model.start_id, device=states.device)
+    memory: Tensor | None = states
+    while len(ids):
+        logits = model.logits(model.decoder(ids, memory, key_bias, cache)[:, -1])
+        forbidden = model.end_id if beams.num_tokens < config.min_answer_length else None
+        # twice as many as beams: each of them may end in one of its candidates
+        survivors = beams.advance(best_tokens(logits, 2 * config.num_beams, tp_group, forbidden))
+        memory = None  # its keys and values are in the cache
+        if survivors.sources is not None:
+            cache.keep_sources(survivors.sources)
+            key_bias = None if key_bias is None else key_bias[survivors.sources]
+        if survivors.rows is not None:
+            cache.reorder(survivors.rows)
+        ids = survivors.tokens
+    return beams.result()
+
+
+def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: int | None = None) -> BestTokens:
+    """The k likeliest next tokens of every row; the vocabulary is never put together.
+
+    Args:
+        logits: [R, V / tensor-parallel size] float32, this rank's part; overwritten.
+        forbidden: a token that is not to be chosen; the other tokens' likelihoods stay.
+    """
+    num_rows, width = logits.shape
+    first = tp_group.rank() * width
+    normaliser = logits.logsumexp(1, keepdim=True)
+    if forbidden is not None and first <= forbidden < first + width:
+        logits[:, forbidden - first] = torch.finfo(logits.dtype).min
+    values, places = _greatest(logits, min(k, width))
+    # ids are exact in float64, so that one collective carries all
+    own = torch.cat([normaliser.double(), values.double(), (places + first).double()], 1)
+    parts = gather_rows(own, tp_group).view(tp_group.size(), num_rows, -1)
+    normalisers, values, ids = parts.split([1, values.size(1), values.size(1)], 2)
+    # ranks hold ascending parts of the vocabulary: in their order, equal values stand by id
+    values, ids = (part.transpose(0, 1).flatten(1) for part in (values, ids))
+    order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
+    log_likelihoods = values.gather(1, order) - normalisers.logsumexp(0)
+    return BestTokens(ids.gather(1, order).long(), log_likelihoods.float())
+
+
+def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k greatest of each row and their columns, in descending order; of equal ones those with lower columns."""
+    greatest, columns = values.topk(k)
+    if bool(((values >= greatest[:, -1:]).sum(1) > k).any()):
+        # which of the equal ones stands on the border is left to chance by topk
+        columns = values.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return values.gather(1, columns), columns
+    columns = columns.sort(1).values
+    greatest, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return greatest, columns.gather(1, order)
