@@ -260,3 +260,31 @@ class ReadingBatch:
     def to(self, device: torch.device) -> ReadingBatch:
         is_real, spans = (column.to(device, non_blocking=True) for column in (self.is_real, self.spans))
         return ReadingBatch(self.passages.to(device), is_real, spans, self.num_questions)
+
+
+@dataclass(frozen=True)
+class FusionBatch:
+    """One rank's share of a global batch of questions, each with K texts (the question together with a passage, or the
+    question alone) and the answer to write; all ranks hold the same number of questions.
+
+    Attributes:
+        texts: n * K rows; those of question j begin at row j * K.
+        is_real: [n, K] bool, False for fillers, be it a text or a question with all of its texts.
+        labels: [n, L] int64, the answer with its end token, -1 behind it and in fillers.
+    """
+
+    texts: TokenBatch
+    is_real: Tensor
+    labels: Tensor
+
+    def questions(self, index: Tensor) -> FusionBatch:
+        """The questions `index` [n] with their texts, labels cut to the longest."""
+        num_texts = self.is_real.size(1)
+        rows = index[:, None] * num_texts + torch.arange(num_texts, device=index.device)
+        labels = self.labels[index]
+        longest = int((labels >= 0).sum(1).max()) if len(index) else 0
+        return FusionBatch(self.texts.rows(rows.flatten()), self.is_real[index], labels[:, :longest])
+
+    def to(self, device: torch.device) -> FusionBatch:
+        is_real, labels = (column.to(device, non_blocking=True) for column in (self.is_real, self.labels))
+        return FusionBatch(self.texts.to(device), is_real, labels)

@@ -61,6 +61,20 @@ def format_question_and_passage(
     return ReadPassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
 
 
+def join_segments(segments: Sequence[Ragged], seq_length: int, *, end_id: int, pad_id: int) -> TokenBatch:
+    """The segments of each row one after another and the end token; at most `seq_length` tokens, cut before the end
+    token."""
+    starts = [np.zeros(len(segments[0]), np.int64)]
+    for segment in segments:
+        starts.append(starts[-1] + segment.lengths)
+    final = np.minimum(starts[-1], seq_length - 1)
+    ids = np.full((len(final), int(final.max(initial=0)) + 1), pad_id, np.int64)
+    for segment, start in zip(segments, starts, strict=False):
+        _place(ids, segment, start, seq_length - 1)
+    ids[np.arange(len(final)), final] = end_id
+    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(final + 1))
+
+
 def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> TokenBatch:
     """The batch with rows [CLS] [SEP] added until there are `num_rows`."""
     given, width = batch.ids.shape
