@@ -1,0 +1,137 @@
+"""Fusion in the decoder: passages are encoded one by one and read together (Izacard & Grave 2021, arXiv 2007.01282)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.seq2seq import EncoderDecoder
+from megatron_retrieval.models.t5 import shift_right
+from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.types import WIDTH_STEP, TokenBatch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder reads of B questions: the real tokens of their K texts, one text after another.
+
+    Attributes:
+        states: [B, S, D], zero behind the `lengths`; S follows from the most real tokens of a question.
+        lengths: [B] int64.
+        text_of: [B, S] int64, which of its question's texts a token is of; K at padding.
+    """
+
+    states: Tensor
+    lengths: Tensor
+    text_of: Tensor
+
+    def key_bias(self, passage_scores: Tensor | None = None) -> Tensor | None:
+        """[B, 1, 1, S] to add to cross-attention logits: the lowest number at padding, and on every token of a passage
+        its score.
+
+        Args:
+            passage_scores: [B, K], differentiable; those of fillers mean nothing.
+        """
+        dtype = self.states.dtype
+        if passage_scores is None:
+            return padding_bias(self.lengths, self.states.size(1), dtype)
+        at_padding = passage_scores.new_full((len(passage_scores), 1), torch.finfo(dtype).min)
+        bias = torch.cat([passage_scores, at_padding], 1).gather(1, self.text_of)
+        return bias[:, None, None, :].to(dtype)
+
+
+class FusionReader(nn.Module):
+    """An encoder-decoder that reads K texts for each question.
+
+    Args:
+        model: it has all the parameters.
+        encode_batch_size: texts that go through the encoder together, those of like length; memory and speed depend on
+            it, the result does not.
+    """
+
+    def __init__(self, model: EncoderDecoder, *, encode_batch_size: int = 16) -> None:
+        super().__init__()
+        self.model: EncoderDecoder = model
+        self.encode_batch_size = encode_batch_size
+
+    def forward(
+        self,
+        texts: TokenBatch,
+        is_real: Tensor,
+        decoder_ids: Tensor,
+        passage_scores: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """The logits of next tokens.
+
+        Args:
+            texts: B * K rows; those of a question stand together.
+            is_real: [B, K] bool; fillers are neither encoded nor read.
+            decoder_ids: [B * n, L] int64, n sequences for each question, side by side.
+            passage_scores: [B, K] added to the cross-attention logits of every head, layer and token; the gradient is
+                right at any tensor-parallel size.
+            places: [M] int64, each row * L + column of `decoder_ids`: where logits are wanted; default: everywhere.
+
+        Returns:
+            [M, V / tensor-parallel size] float32 (default: [B * n, L, V / tensor-parallel size]), see
+            `EncoderDecoder.logits`.
+        """
+        memory = self.encode(texts, is_real)
+        states = self.model.decoder(decoder_ids, memory.states, memory.key_bias(passage_scores))
+        return self.model.logits(states if places is None else states.flatten(0, 1)[places])
+
+    def encode(self, texts: TokenBatch, is_real: Tensor) -> Memory:
+        """Encode the real ones of B * K texts, and pack their real tokens question by question."""
+        num_questions, num_texts = is_real.shape
+        lengths = texts.lengths.view_as(is_real).masked_fill(~is_real, 0)
+        totals = lengths.sum(1)
+        width = -(-int(totals.max()) // WIDTH_STEP) * WIDTH_STEP
+        questions = torch.arange(num_questions, device=lengths.device)
+        starts = (questions[:, None] * width + lengths.cumsum(1) - lengths).flatten()
+        states, places, text_of = [], [], []
+        for rows, batch in self._encoder_batches(texts, is_real):
+            columns = torch.arange(batch.ids.size(1), device=rows.device)
+            is_token = columns < batch.lengths[:, None]
+            states.append(self.model.encoder(batch)[is_token])
+            places.append((starts[rows, None] + columns)[is_token])
+            text_of.append((rows % num_texts).repeat_interleave(batch.lengths))
+        found, place = torch.cat(states), torch.cat(places)
+        packed = found.new_zeros(num_questions * width, found.size(1)).index_copy(0, place, found)
+        owner = place.new_full((num_questions * width,), num_texts).index_copy(0, place, torch.cat(text_of))
+        return Memory(packed.view(num_questions, width, -1), totals, owner.view(num_questions, width))
+
+    def score_each(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
+        """log p(answer | question, passage) of every passage for itself.
+
+        Args:
+            texts: B * K rows; those of a question stand together.
+            is_real: [B, K] bool; fillers are not read.
+            labels: [B, L] int64, each question's answer with its end token, -1 behind it.
+
+        Returns:
+            [B, K] float32, the sum over the answer's tokens, equal on all tensor-parallel ranks; -inf for fillers.
+        """
+        decoder_ids = shift_right(labels, self.model.start_id)
+        scores = torch.full_like(is_real, -torch.inf, dtype=torch.float32).flatten()
+        for rows, batch in self._encoder_batches(texts, is_real):
+            questions = rows // is_real.size(1)
+            states, own_labels = self.model.encoder(batch), labels[questions]
+            key_bias = padding_bias(batch.lengths, batch.ids.size(1), states.dtype)
+            decoded = self.model.decoder(decoder_ids[questions], states, key_bias)
+            is_label = own_labels >= 0
+            losses = vocab_parallel_cross_entropy(self.model.logits(decoded[is_label]), own_labels[is_label])
+            owners = is_label.nonzero()[:, 0]
+            sums = losses.new_zeros(len(rows)).index_add(0, owners, losses)
+            scores = scores.index_copy(0, rows, -sums)
+        return scores.view_as(is_real)
+
+    def _encoder_batches(self, texts: TokenBatch, is_real: Tensor) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """The rows of real texts, those of like length together, each batch only as wide as its longest."""
+        rows = is_real.flatten().nonzero()[:, 0]
+        order = rows[torch.argsort(texts.lengths[rows], stable=True)]
+        for chunk in order.split(self.encode_batch_size):
+            yield chunk, texts.rows(chunk)
