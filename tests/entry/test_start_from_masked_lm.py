@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import yaml
+from programs import run
 from safetensors.torch import load_file
-from test_finetune import run
 
 from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
