@@ -1,4 +1,4 @@
-"""Join the quickstart's two evaluations into one metrics.json and print them as a table."""
+"""Join the quickstart's three evaluations into one metrics.json and print them as a table."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ MEASURES = ("recall@1", "recall@5", "recall@20")
 
 @dataclass(kw_only=True, frozen=True)
 class QuickstartReportConfig:
-    """Put the quickstart's evaluations before and after training side by side."""
+    """Put the quickstart's evaluations side by side: of random weights, of ICT without labels, and fine-tuned."""
 
     untrained: Path
     """Output folder of the evaluation before training."""
-    trained: Path
-    """Output folder of the evaluation after training."""
+    ict: Path
+    """Output folder of the evaluation after the Inverse Cloze Task."""
+    finetuned: Path
+    """Output folder of the evaluation after fine-tuning on questions."""
     started: int
     """When the quickstart began, in seconds since 1970."""
     output: Path
@@ -29,11 +31,11 @@ class QuickstartReportConfig:
 
 
 def main(config: QuickstartReportConfig) -> None:
-    folders = {"untrained": config.untrained, "trained": config.trained}
+    folders = {"untrained": config.untrained, "ict": config.ict, "finetuned": config.finetuned}
     evaluations = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
     figures = [figure for measure in MEASURES for figure in (measure, f"{measure}_ci95")]
     metrics = {f"{name}/{figure}": evaluations[name][figure] for name in folders for figure in figures}
-    counts = {name: evaluations["trained"][name] for name in ("num_questions", "num_passages")}
+    counts = {name: evaluations["finetuned"][name] for name in ("num_questions", "num_passages")}
     seconds = round(time.time()) - config.started
     write_json(config.output, {**metrics, **counts, "seconds": seconds})
     rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in folders)] for measure in MEASURES]
