@@ -13,6 +13,7 @@ TASKS = {
     "retriever-finetune": ("retriever_finetune", "RetrieverFinetuneConfig"),
     "retriever-evaluate": ("retriever_evaluate", "RetrieverEvaluateConfig"),
     "reader-finetune": ("reader_finetune", "ReaderFinetuneConfig"),
+    "fusion-finetune": ("fusion_finetune", "FusionFinetuneConfig"),
     "qa-evaluate": ("qa_evaluate", "QaEvaluateConfig"),
 }
 

@@ -1,4 +1,4 @@
-"""Fine-tune a reader; leaves configuration, metrics and run record in `--output-dir`."""
+"""Fine-tune an extractive reader; leaves configuration, metrics and run record in `--output-dir`."""
 
 from __future__ import annotations
 

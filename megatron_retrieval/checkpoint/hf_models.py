@@ -10,12 +10,12 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.description import SavedModel
 from megatron_retrieval.checkpoint.dual_encoder import text_format_within
+from megatron_retrieval.checkpoint.fusion_reader import STARTING_KINDS, describe_fusion_reader
 from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, ForeignEncoder, read_encoder, write_encoder
 from megatron_retrieval.checkpoint.hf_masked_lm import ForeignMaskedLM, read_masked_lm, write_masked_lm
 from megatron_retrieval.checkpoint.hf_t5_folder import ForeignT5, read_t5, write_t5
 from megatron_retrieval.checkpoint.reader import TensorReader
 from megatron_retrieval.checkpoint.starting_point import describe_starting_point
-from megatron_retrieval.checkpoint.t5 import describe_t5
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
@@ -52,7 +52,7 @@ def write_model(name: ForeignFormat, path: Path, output: Path) -> None:
         DataError: `output` exists already.
     """
     if name == "hf-t5":
-        t5 = describe_t5(path)
+        t5 = describe_fusion_reader(path, STARTING_KINDS)
         write_t5(ForeignT5(t5.config, _full_weights(t5), t5.sentencepiece_file), output)
         return
     checkpoint = describe_starting_point(path)

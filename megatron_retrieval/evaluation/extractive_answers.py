@@ -21,14 +21,20 @@ from megatron_retrieval.types import ReadPassages, SpanLogits
 
 
 @dataclass(kw_only=True, frozen=True)
-class ExtractiveAnswerConfig:
+class SpanChoiceConfig:
+    """Which of the passages' best spans is the answer."""
+
+    answer_choice: Literal["joint", "passage"] = "joint"
+    """joint: the span that is likeliest together with its passage; passage: the best span of the likeliest passage, as
+    DPR. Of extractive readers."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExtractiveAnswerConfig(SpanChoiceConfig):
     """How an answer is chosen; recorded in every result."""
 
     max_answer_length: int = 10
     """Longest answer, in tokens."""
-    answer_choice: Literal["joint", "passage"] = "joint"
-    """joint: the span that is likeliest together with its passage; passage: the best span of the likeliest passage, as
-    DPR."""
 
     def __post_init__(self) -> None:
         if self.max_answer_length < 1:

@@ -15,13 +15,11 @@ from megatron_retrieval.parallel.collectives import gather_rows
 
 
 @dataclass(kw_only=True, frozen=True)
-class GenerationConfig:
-    """How answers are written; recorded in every result."""
+class BeamSearchConfig:
+    """How an answer is searched."""
 
     num_beams: int = 1
     """Sequences kept for each question while its answer is searched; 1: greedy, always the likeliest next token."""
-    max_answer_length: int = 32
-    """Longest answer, in tokens with the end token."""
     min_answer_length: int = 0
     """Shortest answer, in tokens without the end token."""
     length_penalty: float = 1.0
@@ -32,6 +30,17 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.num_beams < 1:
             raise ConfigError(f"--num-beams must be at least 1, not {self.num_beams}.")
+
+
+@dataclass(kw_only=True, frozen=True)
+class GenerationConfig(BeamSearchConfig):
+    """How answers are written; recorded in every result."""
+
+    max_answer_length: int = 32
+    """Longest answer, in tokens with the end token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.min_answer_length < self.max_answer_length:
             raise ConfigError(
                 f"--min-answer-length {self.min_answer_length} must not be negative and be below --max-answer-length "

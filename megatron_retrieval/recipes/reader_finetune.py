@@ -1,10 +1,9 @@
-"""A reader fine-tuned on questions with the passages that a retriever found for them."""
+"""An extractive reader fine-tuned on questions with the passages that a retriever found for them."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
 
 from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.extractive_reader import (
@@ -26,10 +25,10 @@ from megatron_retrieval.data.reading_layout import ReaderFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer
-from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_positions
+from megatron_retrieval.recipes.reader_training import ReaderModelConfig, ReadingDataConfig
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.extractive_step import ExtractiveStep, ExtractiveStepConfig
@@ -40,37 +39,13 @@ from megatron_retrieval.training.trainer import Trainer
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderModelConfig:
-    """What training may change of the model that it starts from; its shape stays."""
-
-    hidden_dropout: float | None = None
-    """Share of hidden activations dropped in training; default: the starting point's."""
-    attention_dropout: float | None = None
-    """Share of attention weights dropped in training; default: the starting point's."""
-    recompute_granularity: Literal["none", "full"] | None = None
-    """full: keep only each layer's input for the backward pass and compute the layer again; less memory, more time.
-    Default: the starting point's."""
-
-    def over(self, bert: BertConfig) -> BertConfig:
-        """The starting point's configuration with what is set here."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return dataclasses.replace(bert, **given)
-
-
-@dataclass(kw_only=True, frozen=True)
 class ReaderFinetuneConfig:
-    """Fine-tune a reader on questions with retrieved passages."""
+    """Fine-tune an extractive reader: BERT that points to the answer in one of the passages (DPR)."""
 
-    reader: Literal["extractive"] = "extractive"
-    """extractive: BERT that points to the answer in one of the passages (DPR)."""
     pretrained_checkpoint: str | None = None
     """Checkpoint whose encoder, vocabulary and, if it is a reader, heads and layout training starts from: of a masked
     language model, a dual encoder (its passage tower) or a reader of this kind."""
-    data: ReaderTrainingDataConfig
-    valid_data: tuple[str, ...] = ()
-    """Held-out files of the same kinds: loss, exact match and F1 during training."""
-    max_valid_questions: int | None = None
-    """Use only the first questions of the held-out files; default: all."""
+    data: ReadingDataConfig
     training: TrainingConfig
     model: ReaderModelConfig = field(default_factory=ReaderModelConfig)
     layout: ReaderFormatConfig = field(default_factory=ReaderFormatConfig)
@@ -104,12 +79,6 @@ class ReaderFinetuneConfig:
         layout = dataclasses.replace(layout, reader_seq_length=length, question_seq_length=question_length)
         return dataclasses.replace(self, layout=layout)
 
-    def held_out(self) -> ReaderTrainingDataConfig | None:
-        """The files to evaluate on."""
-        if not self.valid_data:
-            return None
-        return dataclasses.replace(self.data, train_data=self.valid_data, max_train_questions=self.max_valid_questions)
-
 
 def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
     """Read the data, build the model, and make the trainer.
@@ -122,12 +91,12 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
     require_positions(start.bert, reader_seq_length=config.layout.reader_seq_length)
     seed, batch_size = training.seed, training.global_batch_size
     tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
-    examples = _dataset(config, config.data, tokenizer)
+    examples = _dataset(config, config.data.train, tokenizer)
     shape = config.model.over(start.bert)
     model = ExtractiveReader(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
     valid_batches, tasks = None, []
-    if (held_out := config.held_out()) is not None:
+    if (held_out := config.data.held_out()) is not None:
         valid_batches = batches_in_order(
             _dataset(config, held_out, tokenizer),
             batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters,

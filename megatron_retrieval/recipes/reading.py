@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_retrieval.checkpoint import extractive_reader, fusion_reader
+from megatron_retrieval.checkpoint.description import SavedModel
 from megatron_retrieval.checkpoint.extractive_reader import load_extractive_reader
+from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader, load_reader_weights
+from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.config import to_flat_dict
+from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.reader_questions import PassagesToReadConfig
-from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.evaluation.extractive_answers import (
+    ExtractiveAnswerConfig,
+    ExtractiveAnswerer,
+    SpanChoiceConfig,
+)
+from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.evaluation.reader_task import Reader
+from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -22,8 +35,22 @@ class ReaderConfig:
 
     load: Path
     """Checkpoint of the reader."""
-    answers: ExtractiveAnswerConfig = field(default_factory=ExtractiveAnswerConfig)
+    max_answer_length: int | None = None
+    """Longest answer, in tokens; default: 10 of extractive readers, 32 with the end token of readers that write."""
+    choice: SpanChoiceConfig = field(default_factory=SpanChoiceConfig)
+    search: BeamSearchConfig = field(default_factory=BeamSearchConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
+
+    def extractive(self) -> ExtractiveAnswerConfig:
+        """How an extractive reader answers."""
+        return ExtractiveAnswerConfig(**asdict(self.choice), **self._length())
+
+    def generation(self) -> GenerationConfig:
+        """How a reader that writes answers."""
+        return GenerationConfig(**asdict(self.search), **self._length())
+
+    def _length(self) -> dict[str, Any]:
+        return {} if self.max_answer_length is None else {"max_answer_length": self.max_answer_length}
 
 
 @dataclass(frozen=True)
@@ -48,17 +75,47 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
         CheckpointError: no reader there.
         ConfigError: it needs passages and is to have none.
     """
+    folder = resolve_checkpoint(config.load)
+    kind = read_manifest(folder).kind
+    if kind == extractive_reader.KIND:
+        return _open_extractive(config, reading, topology)
+    if kind in fusion_reader.STARTING_KINDS:
+        return _open_fusion(config, topology)
+    kinds = " or ".join((extractive_reader.KIND, fusion_reader.KIND))
+    raise CheckpointError(f"{folder}: holds a {kind}, where a {kinds} is needed.")
+
+
+def _open_extractive(config: ReaderConfig, reading: PassagesToReadConfig, topology: ProcessTopology) -> OpenReader:
     reading.require_passages()
     loaded = load_extractive_reader(config.load, topology, config.encode.dtype)
-    description = loaded.description
+    description, answers = loaded.description, config.extractive()
     reader = ExtractiveAnswerer(
         loaded.model,
         WordPieceTokenizer(description.vocab_file, description.lower_case),
         description.layout,
-        config.answers,
+        answers,
         device=topology.device,
         micro_batch_size=config.encode.micro_batch_size,
     )
-    settings = to_flat_dict(config.answers) | to_flat_dict(description.layout)
-    protocol = {name.replace("-", "_"): value for name, value in settings.items()}
-    return OpenReader(reader, {"reader": description.kind, "reader_fingerprint": description.fingerprint, **protocol})
+    return OpenReader(reader, _protocol(description, answers, description.layout))
+
+
+def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
+    description = describe_fusion_reader(config.load, fusion_reader.STARTING_KINDS)
+    model = load_reader_weights(description, topology, config.encode.dtype)
+    tokenizer = SentencePieceTokenizer(description.sentencepiece_file)
+    layout, answers = description.layout or FusionFormatConfig(), config.generation()
+    reader = FusionAnswerer(
+        FusionReader(model),
+        tokenizer,
+        FusionLayout(layout, tokenizer, end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id),
+        answers,
+        topology,
+        micro_batch_size=config.encode.micro_batch_size,
+    )
+    return OpenReader(reader, _protocol(description, answers, layout))
+
+
+def _protocol(description: SavedModel, *settings: Any) -> dict[str, Any]:
+    flat = {name.replace("-", "_"): value for part in settings for name, value in to_flat_dict(part).items()}
+    return {"reader": description.kind, "reader_fingerprint": description.fingerprint, **flat}
