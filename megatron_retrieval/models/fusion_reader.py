@@ -53,7 +53,7 @@ class FusionReader(nn.Module):
             it, the result does not.
     """
 
-    def __init__(self, model: EncoderDecoder, *, encode_batch_size: int = 16) -> None:
+    def __init__(self, model: EncoderDecoder, *, encode_batch_size: int = 8) -> None:
         super().__init__()
         self.model: EncoderDecoder = model
         self.encode_batch_size = encode_batch_size

@@ -48,7 +48,7 @@ class FusionFinetuneConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     step: ReadingStepConfig = field(default_factory=ReadingStepConfig)
     scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
-    encode_batch_size: int = 16
+    encode_batch_size: int = 8
     """Texts that go through the encoder together, those of like length; memory and speed depend on it, the result does
     not."""
 
