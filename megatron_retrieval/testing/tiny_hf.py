@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,21 +28,21 @@ SHAPE = {
 
 def tiny_bert() -> transformers.BertModel:
     """A BERT of three layers, in evaluation mode."""
-    return _randomised(transformers.BertModel(transformers.BertConfig(**SHAPE)), seed=1)
+    return _random_model(lambda: transformers.BertModel(transformers.BertConfig(**SHAPE)), seed=1)
 
 
 def tiny_masked_lm() -> transformers.BertForMaskedLM:
     """The same shape with the head of a masked language model, and so many word embeddings that two ranks share them
     (some without a token, as public models have them)."""
     config = transformers.BertConfig(**{**SHAPE, "vocab_size": NUM_EMBEDDINGS})
-    return _randomised(transformers.BertForMaskedLM(config), seed=5)
+    return _random_model(lambda: transformers.BertForMaskedLM(config), seed=5)
 
 
 def tiny_dpr(projection_dim: int) -> tuple[transformers.DPRQuestionEncoder, transformers.DPRContextEncoder]:
     """A question encoder and a context encoder."""
     config = transformers.DPRConfig(**SHAPE, projection_dim=projection_dim)
-    questions = _randomised(transformers.DPRQuestionEncoder(config), seed=2)
-    return questions, _randomised(transformers.DPRContextEncoder(config), seed=3)
+    questions = _random_model(lambda: transformers.DPRQuestionEncoder(config), seed=2)
+    return questions, _random_model(lambda: transformers.DPRContextEncoder(config), seed=3)
 
 
 T5_SHAPE = {
@@ -65,11 +66,15 @@ def tiny_t5(*, gated: bool, tied: bool, vocab_size: int = NUM_EMBEDDINGS) -> tra
         feed_forward_proj="gated-gelu" if gated else "relu",
         tie_word_embeddings=tied,
     )
-    model = transformers.T5ForConditionalGeneration(config)
-    if not tied:
-        # newer releases share the two matrices until a checkpoint with different ones comes
-        model.lm_head.weight = nn.Parameter(torch.zeros_like(model.shared.weight))
-    return _randomised(model, seed=6)
+
+    def build() -> transformers.T5ForConditionalGeneration:
+        model = transformers.T5ForConditionalGeneration(config)
+        if not tied:
+            # newer releases share the two matrices until a checkpoint with different ones comes
+            model.lm_head.weight = nn.Parameter(torch.zeros_like(model.shared.weight))
+        return model
+
+    return _random_model(build, seed=6)
 
 
 def save_with_vocabulary(model: transformers.PreTrainedModel, folder: Path) -> None:
@@ -93,8 +98,11 @@ def attention_mask(batch: TokenBatch) -> Tensor:
 
 
 @torch.no_grad()
-def _randomised(model: Model, seed: int) -> Model:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+def _random_model(build: Callable[[], Model], seed: int) -> Model:
+    """The same weights in every process, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     return model.eval()
