@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.installed-dev
-	$(BIN)/pytest $(wildcard $(FAST_FIRST:%=tests/%))
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(wildcard $(FAST_FIRST:%=tests/%))
 
 venv: $(VENV)/.installed-dev
 

@@ -43,6 +43,7 @@ setup(
         "wandb": ["wandb"],
         "dev": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",
