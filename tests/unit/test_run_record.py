@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class _Config:
     """Processes."""
 
 
-def test_record_is_complete_and_plain_json(tmp_path: Path) -> None:
+def test_record_is_complete_and_plain_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/opt/python3")
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "tools/tool.py", "--name", "two words"])
     path = RunRecord(_Config(), world_size=2).write(tmp_path / "new", recall=0.5, folder=Path("x"))
     record = json.loads(path.read_text())
     assert path.name == "run_record.json"
@@ -42,7 +45,7 @@ def test_record_is_complete_and_plain_json(tmp_path: Path) -> None:
     assert record["hardware"]["cores"] >= 1
     assert record["hardware"]["memory_bytes"] > 1 << 28
     assert record["seconds"] >= 0
-    assert "pytest" in record["command"]
+    assert record["command"] == "python3 tools/tool.py --name 'two words'"
     assert (record["recall"], record["folder"]) == (0.5, "x")
 
 
