@@ -59,8 +59,8 @@ def test_jsonl_passages(tmp_path: Path) -> None:
         (b'{"title": "T", "text": "x"}\n[1]\n', 2, "expected one JSON object"),
         (b'{"title": 3, "text": "x"}\n', 1, "'title' must be a string"),
         (b'{"title": "T", "text": "\\ud83d"}\n', 1, "surrogate"),
-        (gzip.compress(TSV.encode() * 999)[:-90], None, "broken gzip"),
-        (gzip.compress(b"id\ttext\ttitle\n")[:12] + b"damaged", None, "broken gzip"),
+        (gzip.compress(TSV.encode() * 999, mtime=0)[:-90], None, "broken gzip"),
+        (gzip.compress(b"id\ttext\ttitle\n", mtime=0)[:12] + b"damaged", None, "broken gzip"),
     ],
 )
 def test_malformed_passages(tmp_path: Path, content: bytes, line: int | None, problem: str) -> None:
@@ -138,7 +138,7 @@ def test_json_list_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (b"[\n1]", 2, "expected a JSON object"),
         (b'[{"a": 1},\n{"a": "\xff"}]', 2, "not UTF-8"),
         (b'[{"a": 1},\n{"a": "\xc3', 2, "not UTF-8"),
-        (gzip.compress(b'[{"a": 1},\n' * 9)[:-9], 1, "broken gzip"),
+        (gzip.compress(b'[{"a": 1},\n' * 9, mtime=0)[:-9], 1, "broken gzip"),
     ],
 )
 def test_malformed_json_list(tmp_path: Path, content: bytes, line: int, problem: str) -> None:
