@@ -66,6 +66,16 @@ class TokenBatch:
         return TokenBatch(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
 
 
+def rows_of_groups(groups: Tensor, size: int) -> Tensor:
+    """[n] numbers of groups of `size` rows each -> [n * size] numbers of their rows."""
+    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+
+
+def real_lengths(texts: TokenBatch, is_real: Tensor) -> Tensor:
+    """[B, K] tokens of each of the B * K texts, 0 where `is_real` [B, K] says that it is a filler."""
+    return texts.lengths.view_as(is_real).masked_fill(~is_real, 0)
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """The k best rows for each query.
@@ -252,9 +262,7 @@ class ReadingBatch:
 
     def questions(self, index: Tensor) -> ReadingBatch:
         """The questions `index` [n] with their passages."""
-        num_passages = self.is_real.size(1)
-        rows = index[:, None] * num_passages + torch.arange(num_passages, device=index.device)
-        passages = self.passages.rows(rows.flatten())
+        passages = self.passages.rows(rows_of_groups(index, self.is_real.size(1)))
         return ReadingBatch(passages, self.is_real[index], self.spans[index], self.num_questions)
 
     def to(self, device: torch.device) -> ReadingBatch:
@@ -279,11 +287,10 @@ class FusionBatch:
 
     def questions(self, index: Tensor) -> FusionBatch:
         """The questions `index` [n] with their texts, labels cut to the longest."""
-        num_texts = self.is_real.size(1)
-        rows = index[:, None] * num_texts + torch.arange(num_texts, device=index.device)
+        texts = self.texts.rows(rows_of_groups(index, self.is_real.size(1)))
         labels = self.labels[index]
         longest = int((labels >= 0).sum(1).max()) if len(index) else 0
-        return FusionBatch(self.texts.rows(rows.flatten()), self.is_real[index], labels[:, :longest])
+        return FusionBatch(texts, self.is_real[index], labels[:, :longest])
 
     def to(self, device: torch.device) -> FusionBatch:
         is_real, labels = (column.to(device, non_blocking=True) for column in (self.is_real, self.labels))

@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class SavedModel:
+class ModelDescription:
     """All of a checkpoint but its weights, whatever its vocabulary.
 
     Attributes:
@@ -40,7 +40,7 @@ class SavedModel:
 
 
 @dataclass(frozen=True)
-class CheckpointDescription(SavedModel):
+class CheckpointDescription(ModelDescription):
     """All of a checkpoint with a WordPiece vocabulary but its weights."""
 
     @property
@@ -66,7 +66,7 @@ def open_checkpoint(path: str | Path, kinds: Collection[str]) -> CheckpointDescr
     return CheckpointDescription(found.folder, found.manifest)
 
 
-def open_model(path: str | Path, kinds: Collection[str], vocabulary: str) -> SavedModel:
+def open_model(path: str | Path, kinds: Collection[str], vocabulary: str) -> ModelDescription:
     """As `open_checkpoint`, for any vocabulary: the name of its file."""
     folder = resolve_checkpoint(path)
     manifest = read_manifest(folder)
@@ -74,7 +74,7 @@ def open_model(path: str | Path, kinds: Collection[str], vocabulary: str) -> Sav
         raise CheckpointError(f"{folder}: holds a {manifest.kind}, where a {' or '.join(kinds)} is needed.")
     if not (folder / vocabulary).is_file():
         raise CheckpointError(f"{folder}: {vocabulary} is missing.")
-    return SavedModel(folder, manifest)
+    return ModelDescription(folder, manifest)
 
 
 def wordpiece_asset(vocabulary: Iterable[str]) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def wordpiece_asset(vocabulary: Iterable[str]) -> dict[str, bytes]:
     return {VOCAB_NAME: "".join(f"{token}\n" for token in vocabulary).encode()}
 
 
-def saved_settings(config_class: type[Config], description: SavedModel) -> Config:
+def saved_settings(config_class: type[Config], description: ModelDescription) -> Config:
     """The part of the saved settings that makes a `config_class`.
 
     Raises:

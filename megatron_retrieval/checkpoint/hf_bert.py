@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.weight_table import WeightEntry, export_weights, import_weights, some
-from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.checkpoint.hf_files import check_settings
+from megatron_retrieval.checkpoint.weight_table import WeightEntry, export_weights, import_weights
 from megatron_retrieval.models.bert import BertConfig
 
 # ours -> theirs, for the weight and the bias of each; {} is the number of a layer
@@ -76,11 +76,7 @@ def bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Bert
     Raises:
         CheckpointError: a setting is missing, or the model is not the BERT that this project computes.
     """
-    for key, value in REQUIRED_SETTINGS.items():
-        if settings.get(key, value) != value:
-            raise CheckpointError(f"{source}: {key} is {settings[key]!r}; only {value!r} can be imported.")
-    if missing := [theirs for theirs in CONFIG_KEYS.values() if theirs not in settings]:
-        raise CheckpointError(f"{source}: no configuration of a BERT encoder; {some(missing)} is missing.")
+    check_settings(settings, source, "a BERT encoder", required=REQUIRED_SETTINGS, needed=CONFIG_KEYS.values())
     return BertConfig(**{ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.weight_table import some
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
 
@@ -41,6 +42,27 @@ def read_settings(path: Path) -> dict[str, Any]:
 def read_optional_settings(path: Path) -> dict[str, Any]:
     """As `read_settings`; a missing file has no settings."""
     return read_settings(path) if path.is_file() else {}
+
+
+def check_settings(
+    settings: Mapping[str, Any], source: str | Path, what: str, *, required: Mapping[str, Any], needed: Iterable[str]
+) -> None:
+    """Refuse the settings of a model that computes something else than ours does.
+
+    Args:
+        source: where they come from, and
+        what: what they should configure, for messages.
+        required: settings that must have these values where they are given.
+        needed: settings that must be given.
+
+    Raises:
+        CheckpointError: naming the first that is wrong, or what is missing.
+    """
+    for key, value in required.items():
+        if settings.get(key, value) != value:
+            raise CheckpointError(f"{source}: {key} is {settings[key]!r}; only {value!r} can be imported.")
+    if missing := [key for key in needed if key not in settings]:
+        raise CheckpointError(f"{source}: no configuration of {what}; {some(missing)} is missing.")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.description import SavedModel
+from megatron_retrieval.checkpoint.description import ModelDescription
 from megatron_retrieval.checkpoint.dual_encoder import text_format_within
 from megatron_retrieval.checkpoint.fusion_reader import STARTING_KINDS, describe_fusion_reader
 from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, ForeignEncoder, read_encoder, write_encoder
@@ -76,7 +76,7 @@ def write_model(name: ForeignFormat, path: Path, output: Path) -> None:
         )
 
 
-def _full_weights(saved: SavedModel) -> dict[str, Tensor]:
+def _full_weights(saved: ModelDescription) -> dict[str, Tensor]:
     reader = TensorReader(saved.folder, saved.manifest)
     return {name: reader.full(name) for name in reader.names()}
 

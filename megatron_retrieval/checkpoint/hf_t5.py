@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.weight_table import WeightEntry, export_weights, import_weights, some
+from megatron_retrieval.checkpoint.hf_files import check_settings
+from megatron_retrieval.checkpoint.weight_table import WeightEntry, export_weights, import_weights
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.t5_config import T5Config
 
@@ -101,11 +102,7 @@ def t5_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> T5Conf
     Raises:
         CheckpointError: a setting is missing, or the model is not the T5 that this project computes.
     """
-    for key, value in REQUIRED_SETTINGS.items():
-        if settings.get(key, value) != value:
-            raise CheckpointError(f"{source}: {key} is {settings[key]!r}; only {value!r} can be imported.")
-    if missing := [theirs for theirs in CONFIG_KEYS.values() if theirs not in settings]:
-        raise CheckpointError(f"{source}: no configuration of a T5; {some(missing)} is missing.")
+    check_settings(settings, source, "a T5", required=REQUIRED_SETTINGS, needed=CONFIG_KEYS.values())
     if (feed_forward := settings.get(FEED_FORWARD_KEY, PLAIN)) not in (PLAIN, GATED):
         raise CheckpointError(
             f"{source}: {FEED_FORWARD_KEY} is {feed_forward!r}; only {PLAIN!r} and {GATED!r} can be imported."

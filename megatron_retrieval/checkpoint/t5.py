@@ -6,21 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from megatron_retrieval.checkpoint.description import SavedModel, open_model, saved_settings
-from megatron_retrieval.checkpoint.reader import load_weights
+from megatron_retrieval.checkpoint.description import ModelDescription
 from megatron_retrieval.config import to_flat_dict
-from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
 
 KIND = "t5"
 SENTENCEPIECE_NAME = "spiece.model"
 
 
 @dataclass(frozen=True)
-class T5Description(SavedModel):
+class T5Description(ModelDescription):
     """All of a saved T5 but its weights."""
 
     config: T5Config
@@ -29,32 +24,6 @@ class T5Description(SavedModel):
     def sentencepiece_file(self) -> Path:
         """The SentencePiece model that the T5 was trained with."""
         return self.folder / SENTENCEPIECE_NAME
-
-
-@dataclass(frozen=True)
-class LoadedT5:
-    """A T5 ready to use, and what it says of itself."""
-
-    model: T5
-    description: T5Description
-
-
-def describe_t5(path: str | Path) -> T5Description:
-    """Read a checkpoint's description without its weights.
-
-    Raises:
-        CheckpointError: no checkpoint here, or one of something else.
-    """
-    found = open_model(path, (KIND,), SENTENCEPIECE_NAME)
-    return T5Description(found.folder, found.manifest, saved_settings(T5Config, found))
-
-
-def load_t5(path: str | Path, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> LoadedT5:
-    """Build a saved T5 at this topology, in evaluation mode."""
-    description = describe_t5(path)
-    model = T5(description.config, topology, dtype)
-    load_weights(description.folder, description.manifest, model, topology)
-    return LoadedT5(model.eval(), description)
 
 
 def t5_checkpoint_config(config: T5Config) -> dict[str, Any]:

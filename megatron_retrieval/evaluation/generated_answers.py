@@ -17,7 +17,7 @@ from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.tokenizers import SentencePieceTokenizer
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types import TokenBatch, real_lengths, rows_of_groups
 
 
 class FusionAnswerer:
@@ -47,7 +47,7 @@ class FusionAnswerer:
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
         """See Reader; the score is that of `GenerationConfig`'s search."""
         texts, is_real = self._lay_out(questions)
-        num_tokens = texts.lengths.view_as(is_real).masked_fill(~is_real, 0).sum(1)
+        num_tokens = real_lengths(texts, is_real).sum(1)
         # questions with as many tokens to read stand together
         order = num_tokens.argsort(descending=True, stable=True)
         predictions = [Prediction("")] * len(questions)
@@ -57,8 +57,7 @@ class FusionAnswerer:
         return predictions
 
     def _answer(self, texts: TokenBatch, is_real: Tensor, index: Tensor) -> list[Prediction]:
-        num_texts = is_real.size(1)
-        rows = (index[:, None] * num_texts + torch.arange(num_texts)).flatten()
+        rows = rows_of_groups(index, is_real.size(1))
         memory = self._reader.encode(texts.rows(rows).to(self._device), is_real[index].to(self._device))
         found = generate(self._reader.model, memory.states, memory.key_bias(), self._config, self._tp_group)
         answers = self._tokenizer.decode(found.ids.tolist())

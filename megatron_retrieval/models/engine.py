@@ -71,6 +71,11 @@ def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
+def num_real_rows(vocab_size: int, rows_per_rank: int, tp_rank: int) -> int:
+    """How many of a rank's rows have a token; they are its first ones."""
+    return min(max(vocab_size - tp_rank * rows_per_rank, 0), rows_per_rank)
+
+
 def leave_uninitialised(weight: Tensor) -> None:
     """megatron-core's own initialisation depends on the tensor-parallel size; see `models.initialise`."""
     weight.zero_()

@@ -12,7 +12,7 @@ from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types import WIDTH_STEP, TokenBatch
+from megatron_retrieval.types import WIDTH_STEP, TokenBatch, real_lengths
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class FusionReader(nn.Module):
     def encode(self, texts: TokenBatch, is_real: Tensor) -> Memory:
         """Encode the real ones of B * K texts, and pack their real tokens question by question."""
         num_questions, num_texts = is_real.shape
-        lengths = texts.lengths.view_as(is_real).masked_fill(~is_real, 0)
+        lengths = real_lengths(texts, is_real)
         totals = lengths.sum(1)
         width = -(-int(totals.max()) // WIDTH_STEP) * WIDTH_STEP
         questions = torch.arange(num_questions, device=lengths.device)

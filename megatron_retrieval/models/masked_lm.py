@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.engine import num_real_rows
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel import ProcessTopology
@@ -62,7 +63,7 @@ class MaskedLMHead(nn.Module):
     ) -> None:
         super().__init__()
         self._tp_group = topology.groups.tp
-        self._num_real = min(max(config.vocab_size - topology.tp_rank * vocab_size_per_rank, 0), vocab_size_per_rank)
+        self._num_real = num_real_rows(config.vocab_size, vocab_size_per_rank, topology.tp_rank)
         # small, hence replicated on all tensor-parallel ranks
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)

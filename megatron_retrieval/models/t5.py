@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding, set_tensor_model_parallel_attributes
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_retrieval.models.attention import padding_bias
-from megatron_retrieval.models.engine import word_embeddings
+from megatron_retrieval.models.engine import num_real_rows, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.relative_bias import RelativeBias
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
@@ -47,8 +49,7 @@ class T5(nn.Module):
         self.embedding = word_embeddings(config.vocab_size, engine, topology.groups)
         self.encoder = T5Encoder(config, self.embedding, engine, topology.groups)
         self.decoder = T5Decoder(config, self.embedding, engine, topology.groups)
-        num_rows = self.embedding.weight.size(0)
-        self._num_real = min(max(config.vocab_size - topology.tp_rank * num_rows, 0), num_rows)
+        self._num_real = num_real_rows(config.vocab_size, self.embedding.weight.size(0), topology.tp_rank)
         self.output = None
         if config.untie_embeddings_and_output_weights:
             self.output = nn.Parameter(torch.zeros_like(self.embedding.weight))
@@ -86,7 +87,14 @@ class T5(nn.Module):
 
 
 class _Stack(nn.Module):
-    """What encoder and decoder have in common."""
+    """What encoder and decoder have in common.
+
+    Args:
+        embedding: word embeddings, which the two share.
+        engine: configuration of the layers.
+    """
+
+    is_decoder: ClassVar[bool]
 
     def __init__(
         self,
@@ -94,20 +102,18 @@ class _Stack(nn.Module):
         embedding: VocabParallelEmbedding,
         engine: TransformerConfig,
         groups: ProcessGroupCollection,
-        *,
-        is_decoder: bool,
     ) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.embedding, self._tp_group = embedding, groups.tp
         self.relative_bias = RelativeBias(
             num_buckets=config.relative_attention_num_buckets,
             max_distance=config.relative_attention_max_distance,
             num_heads=config.num_attention_heads // groups.tp.size(),
-            is_causal=is_decoder,
+            is_causal=self.is_decoder,
         )
-        num_layers = config.num_decoder_layers if is_decoder else config.num_layers
+        num_layers = config.num_decoder_layers if self.is_decoder else config.num_layers
         self.layers = nn.ModuleList(
-            PreNormLayer(engine, groups, number + 1, is_decoder=is_decoder) for number in range(num_layers)
+            PreNormLayer(engine, groups, number + 1, is_decoder=self.is_decoder) for number in range(num_layers)
         )
         self.final_layernorm = norm(engine)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -134,21 +140,9 @@ class _Stack(nn.Module):
 
 
 class T5Encoder(_Stack):
-    """Token ids to hidden states.
+    """Token ids to hidden states."""
 
-    Args:
-        embedding: word embeddings, shared with the decoder.
-        engine: configuration of the layers.
-    """
-
-    def __init__(
-        self,
-        config: T5Config,
-        embedding: VocabParallelEmbedding,
-        engine: TransformerConfig,
-        groups: ProcessGroupCollection,
-    ) -> None:
-        super().__init__(config, embedding, engine, groups, is_decoder=False)
+    is_decoder = False
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing."""
@@ -159,22 +153,9 @@ class T5Encoder(_Stack):
 
 
 class T5Decoder(_Stack):
-    """Tokens so far and encoder states to hidden states that tell the next tokens.
+    """Tokens so far and encoder states to hidden states that tell the next tokens."""
 
-    Args:
-        embedding: word embeddings, shared with the encoder.
-        engine: configuration of the layers.
-    """
-
-    def __init__(
-        self,
-        config: T5Config,
-        embedding: VocabParallelEmbedding,
-        engine: TransformerConfig,
-        groups: ProcessGroupCollection,
-    ) -> None:
-        super().__init__(config, embedding, engine, groups, is_decoder=True)
-        self._tp_group = groups.tp
+    is_decoder = True
 
     def forward(
         self,

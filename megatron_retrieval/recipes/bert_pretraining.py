@@ -9,7 +9,6 @@ from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
 from megatron_retrieval.checkpoint.starting_point import StartingPoint
 from megatron_retrieval.data.blocks import split_documents
-from megatron_retrieval.data.loader import BatchLoader, EpochSampler, batches_in_order
 from megatron_retrieval.data.masked_lm import MaskedLMDataConfig, MaskedLMDataset
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
@@ -63,39 +62,29 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     """
     require_positions(config.model, seq_length=config.data.seq_length)
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
-    seed, batch_size = training.seed, training.global_batch_size
+    seed = training.seed
     corpus = open_corpus(blocks.data_path, start)
     documents, held_out_documents = split_documents(len(corpus), blocks.valid_fraction, seed)
     examples = MaskedLMDataset(config.data, corpus, documents, seed)
-    valid_batches = None
+    held_out = None
     if len(held_out_documents):
         held_out = MaskedLMDataset(config.data, corpus, held_out_documents, seed)
-        valid_batches = batches_in_order(
-            held_out, batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters
-        )
     shape = config.model
     if start is None:
         shape = dataclasses.replace(shape, vocab_size=corpus.tokenizer.vocab_size)
     model = MaskedLanguageModel(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
-    sampler = EpochSampler(len(examples), batch_size, seed)
     return build_trainer(
         training,
         topology,
         model=model,
         step=MaskedLMStep(model, config.masked_lm, topology, seed),
-        num_examples=len(examples),
-        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
-        valid_batches=valid_batches,
+        examples=examples,
+        held_out=held_out,
         saved=SavedModel(
             KIND,
             masked_lm_checkpoint_config(shape, corpus.tokenizer.lower_case),
             {VOCAB_NAME: corpus.tokenizer.vocab_file.read_bytes()},
-            {
-                "--seed": seed,
-                "--global-batch-size": batch_size,
-                "number of sequences": len(examples),
-                "corpus": corpus.fingerprint,
-            },
+            {"number of sequences": len(examples), "corpus": corpus.fingerprint},
         ),
     )

@@ -10,7 +10,7 @@ from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.checkpoint.starting_point import StartingPoint
 from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.data.loader import BatchSource, Bundles
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_positions
@@ -88,31 +88,25 @@ def build_contrastive_trainer(
     require_positions(
         shape.bert, query_seq_length=lengths.query_seq_length, retriever_seq_length=lengths.retriever_seq_length
     )
-    seed, batch_size = training.seed, training.global_batch_size
+    seed = training.seed
     if start is None:
         shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
     model = DualEncoder(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
-    sampler = EpochSampler(len(examples), batch_size, seed, bundles=bundles)
-    valid_batches = None
-    if held_out is not None:
-        valid_batches = batches_in_order(
-            held_out, batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters
-        )
     recall = config.recall.open(model, config.text_format, tokenizer)
     return build_trainer(
         training,
         topology,
         model=model,
         step=ContrastiveStep(model, config.contrastive, topology, seed),
-        num_examples=len(examples),
-        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
-        valid_batches=valid_batches,
+        examples=examples,
+        held_out=held_out,
         saved=SavedModel(
             KIND,
             checkpoint_config(shape, config.text_format, tokenizer.lower_case),
             {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
-            {"--seed": seed, "--global-batch-size": batch_size, **identity},
+            identity,
         ),
+        bundles=bundles,
         tasks=[] if recall is None else [recall],
     )

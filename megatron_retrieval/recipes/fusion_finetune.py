@@ -16,7 +16,6 @@ from megatron_retrieval.checkpoint.reader import load_weights
 from megatron_retrieval.checkpoint.t5 import sentencepiece_asset
 from megatron_retrieval.data.fusion import FusionDataset
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.loader import BatchLoader, EpochSampler, batches_in_order
 from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderTrainingDataConfig, read_training_questions
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
@@ -82,7 +81,7 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
         DataError, CheckpointError: an input cannot be used.
     """
     training, start = config.training, config.starting_point()
-    seed, batch_size = training.seed, training.global_batch_size
+    seed = training.seed
     tokenizer = SentencePieceTokenizer(start.sentencepiece_file)
     layout = FusionLayout(config.layout, tokenizer, end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
     examples = _dataset(config, config.data.train, layout, tokenizer)
@@ -91,29 +90,24 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
     if training.save.resume_folder() is None:
         load_weights(start.folder, start.manifest, model, topology)
     reader = FusionReader(model, encode_batch_size=config.encode_batch_size)
-    valid_batches, tasks = None, []
-    if (held_out := config.data.held_out()) is not None:
-        valid_batches = batches_in_order(
-            _dataset(config, held_out, layout, tokenizer),
-            batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters,
-        )  # fmt: skip
-        questions = list(read_training_questions(held_out, QuestionCensus()))
+    held_out, tasks = None, []
+    if (held_out_data := config.data.held_out()) is not None:
+        held_out = _dataset(config, held_out_data, layout, tokenizer)
+        questions = list(read_training_questions(held_out_data, QuestionCensus()))
         answerer = FusionAnswerer(reader, tokenizer, layout, config.generation, topology)
         tasks.append(ReadingTask(questions, answerer, model, config.scoring))
-    sampler = EpochSampler(len(examples), batch_size, seed)
     return build_trainer(
         training,
         topology,
         model=model,
         step=ReadingStep(reader, config.step, topology, seed),
-        num_examples=len(examples),
-        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
-        valid_batches=valid_batches,
+        examples=examples,
+        held_out=held_out,
         saved=SavedModel(
             KIND,
             fusion_reader_checkpoint_config(shape, config.layout),
             sentencepiece_asset(tokenizer.model_file),
-            {"--seed": seed, "--global-batch-size": batch_size, "number of training questions": len(examples)},
+            {"number of training questions": len(examples)},
         ),
         tasks=tasks,
     )

@@ -14,7 +14,6 @@ from megatron_retrieval.checkpoint.extractive_reader import (
 from megatron_retrieval.checkpoint.starting_point import READER_STARTING_KINDS, StartingPoint
 from megatron_retrieval.data.extractive import ExtractiveDataset
 from megatron_retrieval.data.extractive_examples import ExtractiveDataConfig
-from megatron_retrieval.data.loader import BatchLoader, EpochSampler, batches_in_order
 from megatron_retrieval.data.reader_questions import (
     QuestionCensus,
     ReaderQuestion,
@@ -89,35 +88,30 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
     """
     training, start = config.training, config.starting_point()
     require_positions(start.bert, reader_seq_length=config.layout.reader_seq_length)
-    seed, batch_size = training.seed, training.global_batch_size
+    seed = training.seed
     tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
     examples = _dataset(config, config.data.train, tokenizer)
     shape = config.model.over(start.bert)
     model = ExtractiveReader(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
-    valid_batches, tasks = None, []
-    if (held_out := config.data.held_out()) is not None:
-        valid_batches = batches_in_order(
-            _dataset(config, held_out, tokenizer),
-            batch_size, topology.dp_rank, topology.dp_size, training.evaluation.eval_iters,
-        )  # fmt: skip
-        questions: list[ReaderQuestion] = list(read_training_questions(held_out, QuestionCensus()))
+    held_out, tasks = None, []
+    if (held_out_data := config.data.held_out()) is not None:
+        held_out = _dataset(config, held_out_data, tokenizer)
+        questions: list[ReaderQuestion] = list(read_training_questions(held_out_data, QuestionCensus()))
         answerer = ExtractiveAnswerer(model, tokenizer, config.layout, config.answers, device=topology.device)
         tasks.append(ReadingTask(questions, answerer, model, config.scoring))
-    sampler = EpochSampler(len(examples), batch_size, seed)
     return build_trainer(
         training,
         topology,
         model=model,
         step=ExtractiveStep(model, config.step, topology, seed),
-        num_examples=len(examples),
-        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
-        valid_batches=valid_batches,
+        examples=examples,
+        held_out=held_out,
         saved=SavedModel(
             KIND,
             extractive_reader_checkpoint_config(shape, config.layout, tokenizer.lower_case),
             {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
-            {"--seed": seed, "--global-batch-size": batch_size, "number of training questions": len(examples)},
+            {"number of training questions": len(examples)},
         ),
         tasks=tasks,
     )

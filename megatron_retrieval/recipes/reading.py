@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.checkpoint import extractive_reader, fusion_reader
-from megatron_retrieval.checkpoint.description import SavedModel
+from megatron_retrieval.checkpoint.description import ModelDescription
 from megatron_retrieval.checkpoint.extractive_reader import load_extractive_reader
 from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader, load_reader_weights
 from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
@@ -116,6 +116,6 @@ def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
     return OpenReader(reader, _protocol(description, answers, layout))
 
 
-def _protocol(description: SavedModel, *settings: Any) -> dict[str, Any]:
+def _protocol(description: ModelDescription, *settings: Any) -> dict[str, Any]:
     flat = {name.replace("-", "_"): value for part in settings for name, value in to_flat_dict(part).items()}
     return {"reader": description.kind, "reader_fingerprint": description.fingerprint, **flat}

@@ -11,6 +11,7 @@ from megatron_retrieval.data.reader_questions import ReaderQuestion
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig, answer_metrics
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
 from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.training.step import evaluation_mode
 
 
 class ReadingTask:
@@ -32,10 +33,6 @@ class ReadingTask:
 
         Draws no random number and gives the model back in the mode in which it was.
         """
-        was_training = self._model.training
-        self._model.eval()
-        try:
+        with evaluation_mode(self._model):
             results = evaluate_reader(self._questions, self._reader, self._scoring, topology, show_progress=False)
-        finally:
-            self._model.train(was_training)
         return answer_metrics([score for _, score in results])

@@ -12,7 +12,7 @@ from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.training.token_step import TokenStep
-from megatron_retrieval.types import FusionBatch
+from megatron_retrieval.types import FusionBatch, real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -34,7 +34,7 @@ class ReadingStep(TokenStep[FusionBatch]):
 
     def chunks(self, batch: FusionBatch) -> Iterator[FusionBatch]:
         """Questions with as many tokens to read stand together: padding then costs little."""
-        num_tokens = batch.texts.lengths.view_as(batch.is_real).masked_fill(~batch.is_real, 0).sum(1)
+        num_tokens = real_lengths(batch.texts, batch.is_real).sum(1)
         questions = torch.argsort(num_tokens, stable=True)
         is_asked = (batch.labels >= 0).any(1)
         for index in questions[is_asked[questions]].split(self.config.micro_batch_size):

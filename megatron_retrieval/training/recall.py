@@ -22,6 +22,7 @@ from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import Retriever, embed_in_memory
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.training.step import evaluation_mode
 from megatron_retrieval.types import Question
 
 
@@ -99,12 +100,8 @@ class RecallTask:
 
         Draws no random number and gives the model back in the mode in which it was.
         """
-        was_training = self._model.training
-        self._model.eval()
-        try:
+        with evaluation_mode(self._model):
             return self._measure(topology)
-        finally:
-            self._model.train(was_training)
 
     @torch.no_grad()
     def _measure(self, topology: ProcessTopology) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from megatron_retrieval.data.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
@@ -65,29 +66,35 @@ def build_trainer(
     *,
     model: nn.Module,
     step: StepModule,
-    num_examples: int,
-    batches: Callable[[int], Iterator[Any]],
-    valid_batches: Callable[[], Iterable[Any]] | None,
+    examples: BatchSource[Any],
+    held_out: BatchSource[Any] | None,
     saved: SavedModel,
+    bundles: Bundles | None = None,
     tasks: Sequence[MeasuredTask] = (),
 ) -> Trainer:
     """Wrap the model, resume where `--load` says so, and hang the usual callbacks on the trainer.
 
     Args:
-        num_examples: training examples of one epoch.
-        batches: `batches(i)` iterates over this rank's shares of the global batches i, i + 1, ...
-        valid_batches: held-out batches, once through.
-        saved: what checkpoints hold beside tensors.
+        examples: to train on.
+        held_out: examples for evaluation, in their order.
+        saved: what checkpoints hold beside tensors; seed and global batch size are added to its identity.
+        bundles: see `EpochSampler`.
         tasks: what the model is put to during training.
     """
+    seed, batch_size = config.seed, config.global_batch_size
+    sampler = EpochSampler(len(examples), batch_size, seed, bundles=bundles)
+    identity = {"--seed": seed, "--global-batch-size": batch_size, **saved.identity}
     data_parallel = DataParallelModel(model, topology)
     optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology)
-    checkpoints = RunCheckpoints(model, optimizer, saved, config.save, topology)
+    checkpoints = RunCheckpoints(model, optimizer, replace(saved, identity=identity), config.save, topology)
     resume_folder = config.save.resume_folder()
-    train_iters = config.num_steps(num_examples)
-    metrics_log = MetricsLog(config.log, config.global_batch_size, topology.is_main)
+    train_iters = config.num_steps(len(examples))
+    metrics_log = MetricsLog(config.log, batch_size, topology.is_main)
     callbacks: list[Callback] = []
-    if valid_batches is not None:
+    if held_out is not None:
+        valid_batches = batches_in_order(
+            held_out, batch_size, topology.dp_rank, topology.dp_size, config.evaluation.eval_iters
+        )
         callbacks.append(EvaluateBatches(valid_batches, config.evaluation.eval_interval, metrics_log))
     callbacks += [EvaluateTask(task, config.evaluation.eval_interval, metrics_log) for task in tasks]
     if config.save.save is not None:
@@ -96,7 +103,7 @@ def build_trainer(
         model=data_parallel,
         step=step,
         optimizer=optimizer,
-        batches=batches,
+        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
         learning_rate=lambda i: config.schedule.rate(i, train_iters, config.optimizer.lr),
         train_iters=train_iters,
         topology=topology,

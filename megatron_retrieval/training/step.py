@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
@@ -30,6 +31,17 @@ class StepModule(Protocol):
         """The same means and counts without gradient or dropout, and with them `num_examples`: this rank's part of
         what the means are over (questions, masked tokens), by which batches are weighted when they are averaged."""
         ...
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model without dropout inside the block; afterwards in the mode in which it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def start_dropout(seed: int, topology: ProcessTopology, iteration: int, *chunk: str | int) -> None:
