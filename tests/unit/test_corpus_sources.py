@@ -120,7 +120,7 @@ TEXTS = st.text(st.sampled_from("ab . \n\r\t\u2028\u00a0ü北"), max_size=80)
 @given(text=TEXTS, limit=st.integers(1, 30), piece_bytes=st.integers(1, 40))
 @example(text="a" * 100, limit=7, piece_bytes=3)
 @example(text="a\n  \nb", limit=30, piece_bytes=3)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_cutting_plain_text_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory, text: str, limit: int, piece_bytes: int
 ) -> None:
@@ -151,7 +151,7 @@ def test_cutting_plain_text_loses_nothing(
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4), limit=st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_cutting_documents_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], limit: int
 ) -> None:
@@ -181,7 +181,7 @@ def test_a_document_is_cut_at_a_space(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @given(text=st.text(max_size=120) | st.text(st.sampled_from("A. b?!\u2028\u3000'\"()\u200b\u0301。"), max_size=60))
 @example(text="ru (A\u2028. B")
 @example(text=" \n ")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_sentences_hold_the_whole_text(text: str) -> None:
     for language in ("en", "de", "ru", "zh", "xx"):
         sentences = split_sentences(text, language)

@@ -50,7 +50,7 @@ def _with_near_ties(seed: int, num_rows: int, dimension: int, scale: float, copi
     return rows
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     num_rows=st.integers(1, 60),
