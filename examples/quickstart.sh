@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a trained retriever within three minutes on two CPU cores: generate a mini encyclopedia, train a small
-# dual encoder from random weights, first on its text alone, then on questions, and measure it before, between and after on
-# questions about things that training never asked for.
+# From nothing to answers within three minutes on two CPU cores: generate a mini encyclopedia, train a small dual encoder from
+# random weights, first on its text alone, then on questions, and a reader that points to answers in what it finds. All are
+# measured on questions about things that training never asked for.
 #
 #   examples/quickstart.sh [OUTPUT]     default: runs/quickstart
 set -euo pipefail
@@ -26,42 +26,56 @@ train_on_text() { # NAME [FLAGS]: leaves a checkpoint in $out/NAME/checkpoint
     --output-dir "$out/$name" --save "$out/$name/checkpoint" "$@"
 }
 
+ask() { # NAME QUESTIONS FOLDER DEPTH...: finds passages for the questions of a file with that checkpoint
+  local name=$1 questions=$2 folder=$3
+  shift 3
+  "$python" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" --embeddings "$out/$name/embeddings" \
+    --load "$out/$name/checkpoint" --questions "$out/data/$questions" --output-dir "$out/$name/$folder" --topk "$@"
+}
+
 evaluate() { # NAME: embeds the evidence with that checkpoint and asks the held-out questions
   "$python" tools/embed_evidence.py --evidence "$out/evidence" --load "$out/$1/checkpoint" \
     --output "$out/$1/embeddings" --micro-batch-size 64
-  "$python" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" --embeddings "$out/$1/embeddings" \
-    --load "$out/$1/checkpoint" --questions "$out/data/biencoder-dev.json" --topk 1 5 20 --output-dir "$out/$1/evaluation"
+  ask "$1" biencoder-dev.json evaluation 1 5 20
 }
 
-step "1/8 generate the encyclopedia"
+step "1/9 generate the encyclopedia"
 "$python" tools/make_encyclopedia.py --output "$out/data"
 
-step "2/8 build the evidence, and the corpus of its text"
+step "2/9 build the evidence, and the corpus of its text"
 "$python" tools/build_evidence.py --input "$out/data/psgs_w100.tsv" --output "$out/evidence" --vocab-file "$out/data/vocab.txt"
 "$python" tools/build_corpus.py --input "$out/data/psgs_w100.tsv" --output "$out/corpus" --vocab-file "$out/data/vocab.txt"
 
-step "3/8 the untrained encoder" # one step at learning rate 0 leaves the random weights as a checkpoint
+step "3/9 the untrained encoder" # one step at learning rate 0 leaves the random weights as a checkpoint
 train_on_text untrained --train-iters 1 --lr 0
 evaluate untrained
 
-step "4/8 train without labels" # the Inverse Cloze Task: which passage does this sentence come from?
+step "4/9 train without labels" # the Inverse Cloze Task: which passage does this sentence come from?
 train_on_text ict --train-iters 300
 
-step "5/8 the encoder that has seen no question"
+step "5/9 the encoder that has seen no question"
 evaluate ict
 
-step "6/8 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
+step "6/9 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
 "$python" tasks/main.py --task retriever-finetune "${settings[@]}" --pretrained-checkpoint "$out/ict/checkpoint" \
   --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 300 --lr 0.002 \
   --output-dir "$out/finetuned" --save "$out/finetuned/checkpoint"
 
-step "7/8 the fine-tuned encoder"
+step "7/9 the fine-tuned encoder"
 evaluate finetuned
 question=$(tail -n 1 "$out/data/dev.qa.csv" | cut -f 1)
 printf '\nquestion: %s\n\n' "$question"
 "$python" -m megatron_retrieval search "$question" --evidence "$out/evidence" --embeddings "$out/finetuned/embeddings" \
   --load "$out/finetuned/checkpoint" --topk 2
 
-step "8/8 before, between and after"
+step "8/9 read" # a reader from the retriever's encoder learns to point to the answer in a passage that holds it
+ask finetuned biencoder-train.json train-evaluation 1 5
+"$python" tasks/main.py --task reader-finetune --config examples/quickstart_reader.yaml --log-interval 50 --no-tensorboard \
+  --pretrained-checkpoint "$out/finetuned/checkpoint" --train-data "$out/finetuned/train-evaluation/results.json" \
+  --output-dir "$out/reader" --save "$out/reader/checkpoint"
+"$python" tasks/main.py --task qa-evaluate --load "$out/reader/checkpoint" --num-passages 1 \
+  --questions "$out/finetuned/evaluation/results.json" --output-dir "$out/reader/evaluation"
+
+step "9/9 before, between and after"
 "$python" examples/quickstart_report.py --untrained "$out/untrained/evaluation" --ict "$out/ict/evaluation" \
-  --finetuned "$out/finetuned/evaluation" --started "$started" --output "$out/metrics.json"
+  --finetuned "$out/finetuned/evaluation" --reader "$out/reader/evaluation" --started "$started" --output "$out/metrics.json"

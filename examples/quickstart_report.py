@@ -1,9 +1,10 @@
-"""Join the quickstart's three evaluations into one metrics.json and print them as a table."""
+"""Join the quickstart's evaluations of retriever and reader into one metrics.json and print them as a table."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.utils.files import read_json, write_json
 
 MEASURES = ("recall@1", "recall@5", "recall@20")
+READER_MEASURES = ("exact_match", "f1")
 
 
 @dataclass(kw_only=True, frozen=True)
 class QuickstartReportConfig:
-    """Put the quickstart's evaluations side by side: of random weights, of ICT without labels, and fine-tuned."""
+    """Put the quickstart's evaluations side by side: random weights, ICT without labels, fine-tuned with a reader."""
 
     untrained: Path
     """Output folder of the evaluation before training."""
@@ -24,6 +26,8 @@ class QuickstartReportConfig:
     """Output folder of the evaluation after the Inverse Cloze Task."""
     finetuned: Path
     """Output folder of the evaluation after fine-tuning on questions."""
+    reader: Path
+    """Output folder of the evaluation of the reader, over the passages that the fine-tuned retriever found."""
     started: int
     """When the quickstart began, in seconds since 1970."""
     output: Path
@@ -33,13 +37,21 @@ class QuickstartReportConfig:
 def main(config: QuickstartReportConfig) -> None:
     folders = {"untrained": config.untrained, "ict": config.ict, "finetuned": config.finetuned}
     evaluations = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
-    figures = [figure for measure in MEASURES for figure in (measure, f"{measure}_ci95")]
-    metrics = {f"{name}/{figure}": evaluations[name][figure] for name in folders for figure in figures}
+    metrics = {
+        f"{name}/{figure}": evaluations[name][figure] for name in folders for figure in _with_intervals(MEASURES)
+    }
+    answers = read_json(config.reader / "metrics.json")
+    metrics |= {f"reader/{figure}": answers[figure] for figure in _with_intervals(READER_MEASURES)}
     counts = {name: evaluations["finetuned"][name] for name in ("num_questions", "num_passages")}
     seconds = round(time.time()) - config.started
     write_json(config.output, {**metrics, **counts, "seconds": seconds})
     rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in folders)] for measure in MEASURES]
+    rows += [[measure, "", "", percent(metrics[f"reader/{measure}"])] for measure in READER_MEASURES]
     sys.stdout.write(text_table(["held-out questions, %", *folders], rows) + f"\n\n{seconds} s; {config.output}\n")
+
+
+def _with_intervals(measures: Sequence[str]) -> list[str]:
+    return [figure for measure in measures for figure in (measure, f"{measure}_ci95")]
 
 
 if __name__ == "__main__":
