@@ -98,6 +98,15 @@ def padding_bias(lengths: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor
     return _additive(hidden[:, None, None, :], dtype)
 
 
+def causal_bias(num_tokens: int, num_seen: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """[1, 1, T, num_seen + T] additive mask that hides later tokens from the T after `num_seen`; None where there are
+    none."""
+    if num_tokens == 1:
+        return None
+    hidden = torch.ones(num_tokens, num_seen + num_tokens, dtype=torch.bool, device=device).triu(num_seen + 1)
+    return _additive(hidden[None, None], dtype)
+
+
 def _sum_of_biases(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is not None and mask.dtype == torch.bool:
         mask = _additive(mask, dtype)

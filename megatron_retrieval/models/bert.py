@@ -94,13 +94,7 @@ class BertEncoder(MegatronModule):
         Args:
             segments: [B, T] int64, the segment embedding of every token; default: the first of all.
         """
-        num_tokens = batch.ids.size(1)
-        if num_tokens > self.bert_config.max_position_embeddings:
-            raise ConfigError(
-                f"a sequence of {num_tokens} tokens exceeds the encoder's {self.bert_config.max_position_embeddings} "
-                "positions (--max-position-embeddings); lower the sequence length."
-            )
-        bias = padding_bias(batch.lengths, num_tokens, self.config.params_dtype)
+        bias = padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype)
         return self.encoder(self.embedding(batch.ids, segments), attention_mask=bias).transpose(0, 1)
 
 
@@ -115,9 +109,23 @@ class BertEmbedding(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor | None = None, first_position: int = 0) -> Tensor:
+        """Embed.
+
+        Args:
+            first_position: of the first column.
+
+        Raises:
+            ConfigError: there are fewer positions than the sequences need.
+        """
+        stop, num_positions = first_position + ids.size(1), self.position_embeddings.num_embeddings
+        if stop > num_positions:
+            raise ConfigError(
+                f"a sequence of {stop} tokens exceeds the encoder's {num_positions} positions "
+                "(--max-position-embeddings); lower the sequence length."
+            )
         words = self.word_embeddings(ids.t())
-        positions = self.position_embeddings.weight[: ids.size(1), None]
+        positions = self.position_embeddings.weight[first_position:stop, None]
         if segments is None:
             positions = positions + self.tokentype_embeddings.weight[0]
         else:

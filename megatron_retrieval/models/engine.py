@@ -1,4 +1,4 @@
-"""What all models ask of megatron-core: one configuration for its parts, and word embeddings over all ranks."""
+"""What all models ask of megatron-core: one configuration for its parts, and a vocabulary spread over all ranks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn import functional as F
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.sharding import mark_padded
@@ -63,6 +65,22 @@ def word_embeddings(
     )
     mark_padded(embedding.weight, vocab_size)
     return embedding
+
+
+def vocab_parallel_logits(
+    states: Tensor, matrix: Tensor, bias: Tensor | None, num_real: int, groups: ProcessGroupCollection
+) -> Tensor:
+    """[..., D] states -> [..., V / tensor-parallel size] float32 logits of this rank's part of the vocabulary.
+
+    Args:
+        matrix: [V / tensor-parallel size, D].
+        num_real: rows that have a token; the logits of the others are the lowest number.
+    """
+    # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
+    logits = F.linear(copy_to_tensor_model_parallel_region(states, group=groups.tp), matrix, bias).float()
+    if num_real < logits.size(-1):
+        logits[..., num_real:] = torch.finfo(logits.dtype).min
+    return logits
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:

@@ -1,8 +1,11 @@
-"""Layers of encoder-decoders with the norm before each part, out of megatron-core's tensor-parallel matrices."""
+"""Layers of encoder-decoders, with the norms where T5 or BERT has them, out of megatron-core's tensor-parallel
+matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from megatron.core import tensor_parallel
@@ -19,12 +22,16 @@ from megatron_retrieval.models.seq2seq_attention import CrossAttention, DecoderC
 
 class FeedForward(nn.Module):
     """Two matrices with an activation between them; where gated, the first holds the gate's rows and then those that
-    it multiplies."""
+    it multiplies.
 
-    def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+    Args:
+        dropout: share of the units between the matrices that is dropped in training.
+    """
+
+    def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection, dropout: float) -> None:
         super().__init__()
         self.is_gated, self.activation = config.gated_linear_unit, config.activation_func
-        self.dropout = config.hidden_dropout
+        self.dropout = dropout
         num_parts = 2 if self.is_gated else 1
         self.linear_fc1 = ColumnParallelLinear(
             config.hidden_size,
@@ -62,12 +69,15 @@ class FeedForward(nn.Module):
         return output
 
 
-class PreNormLayer(nn.Module):
-    """Self-attention, in decoders cross-attention, and a feed-forward network, each normed before and added after.
+class Seq2SeqLayer(nn.Module, ABC):
+    """Self-attention, in decoders cross-attention, and a feed-forward network, each with a norm and a residual sum.
 
     Args:
         config: with the kinds of norm and activation, and whether matrices have biases.
     """
+
+    #: whether units inside the feed-forward network are dropped in training
+    drops_inside: ClassVar[bool]
 
     def __init__(
         self, config: TransformerConfig, groups: ProcessGroupCollection, layer_number: int, *, is_decoder: bool
@@ -78,7 +88,7 @@ class PreNormLayer(nn.Module):
         self.pre_cross_attn_layernorm = norm(config) if is_decoder else None
         self.cross_attention = CrossAttention(config, groups, layer_number) if is_decoder else None
         self.pre_mlp_layernorm = norm(config)
-        self.mlp = FeedForward(config, groups)
+        self.mlp = FeedForward(config, groups, config.hidden_dropout if self.drops_inside else 0.0)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
@@ -90,11 +100,36 @@ class PreNormLayer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """[T, B, D] -> [T, B, D]; the other arguments are those of `SelfAttention` and `CrossAttention`."""
-        states = states + self.dropout(self.self_attention(self.input_layernorm(states), bias, cache))
-        if self.cross_attention is not None and self.pre_cross_attn_layernorm is not None:
-            normed = self.pre_cross_attn_layernorm(states)
-            states = states + self.dropout(self.cross_attention(normed, memory, memory_bias, cache))
-        output: Tensor = states + self.dropout(self.mlp(self.pre_mlp_layernorm(states)))
+        attention, cross_attention = self.self_attention, self.cross_attention
+        states = self._add(states, self.input_layernorm, lambda inner: attention(inner, bias, cache))
+        if cross_attention is not None and self.pre_cross_attn_layernorm is not None:
+            states = self._add(
+                states, self.pre_cross_attn_layernorm, lambda inner: cross_attention(inner, memory, memory_bias, cache)
+            )
+        return self._add(states, self.pre_mlp_layernorm, self.mlp)
+
+    @abstractmethod
+    def _add(self, states: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        """The states with what `part` makes of them, and the norm in its place."""
+
+
+class PreNormLayer(Seq2SeqLayer):
+    """Each part reads normed states; T5's."""
+
+    drops_inside = True
+
+    def _add(self, states: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        return states + self.dropout(part(norm(states)))
+
+
+class PostNormDecoderLayer(Seq2SeqLayer):
+    """Each residual sum is normed; BERT's. The names of the norms stay: each stands with the part that follows it in
+    `PreNormLayer`."""
+
+    drops_inside = False
+
+    def _add(self, states: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        output: Tensor = norm(states + self.dropout(part(states)))
         return output
 
 
@@ -114,7 +149,7 @@ def run_layers(
     cache: DecoderCache | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """One layer after the other; the tensors are those of `PreNormLayer`.
+    """One layer after the other; the tensors are those of `Seq2SeqLayer`.
 
     Args:
         recompute: keep only what enters each layer, and compute the layer again in the backward pass.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_retrieval.models.attention import padding_bias
-from megatron_retrieval.models.engine import num_real_rows, word_embeddings
+from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.relative_bias import RelativeBias
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
@@ -44,7 +44,7 @@ class T5(nn.Module):
         self, config: T5Config, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
     ) -> None:
         super().__init__()
-        self.config, self._tp_group = config, topology.groups.tp
+        self.config, self._groups = config, topology.groups
         engine = t5_engine_config(config, topology.tp_size, dtype)
         self.embedding = word_embeddings(config.vocab_size, engine, topology.groups)
         self.encoder = T5Encoder(config, self.embedding, engine, topology.groups)
@@ -79,11 +79,7 @@ class T5(nn.Module):
         matrix = self.output
         if matrix is None:
             matrix, states = self.embedding.weight, states * self.config.hidden_size**-0.5
-        # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
-        logits = F.linear(copy_to_tensor_model_parallel_region(states, group=self._tp_group), matrix).float()
-        if self._num_real < logits.size(-1):
-            logits[..., self._num_real :] = torch.finfo(logits.dtype).min
-        return logits
+        return vocab_parallel_logits(states, matrix, None, self._num_real, self._groups)
 
 
 class _Stack(nn.Module):

@@ -1,0 +1,133 @@
+"""An encoder-decoder of BERT's layers and WordPiece, whose weights may start from a BERT's (Rothe et al. 2020,
+arXiv 1907.12461): post-norm, absolute positions, the T5 that Megatron and EMDR2 (arXiv 2106.05346) train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from torch import Tensor, nn
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.attention import causal_bias
+from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits
+from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.models.seq2seq_attention import DecoderCache
+from megatron_retrieval.models.seq2seq_layers import PostNormDecoderLayer, run_layers
+from megatron_retrieval.models.sharding import mark_padded
+from megatron_retrieval.parallel import ProcessTopology
+
+
+@dataclass(kw_only=True, frozen=True)
+class BertSeq2SeqConfig(BertConfig):
+    """Shape and regularisation of a BERT encoder with a decoder of the same width."""
+
+    decoder_num_layers: int | None = None
+    """Transformer layers of the decoder; default: as many as the encoder has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_decoder_layers <= self.num_layers:
+            raise ConfigError(
+                f"--decoder-num-layers {self.decoder_num_layers}: must be from 1 to {self.num_layers}, the layers of "
+                "the encoder, which the decoder's start from."
+            )
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """Transformer layers of the decoder."""
+        return self.num_layers if self.decoder_num_layers is None else self.decoder_num_layers
+
+
+class BertSeq2Seq(nn.Module):
+    """An `EncoderDecoder`: the output shares the word embeddings and has a bias of its own.
+
+    Args:
+        config: its shape.
+        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        dtype: of parameters and activations.
+        start_id: what decoded sequences begin with, [CLS].
+        end_id: what they end with, [SEP].
+        seed: names the initial weights, which are equal at any tensor-parallel size.
+    """
+
+    def __init__(
+        self,
+        config: BertSeq2SeqConfig,
+        topology: ProcessTopology,
+        dtype: torch.dtype = torch.float32,
+        *,
+        start_id: int,
+        end_id: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.start_id, self.end_id = config, start_id, end_id
+        self._groups = topology.groups
+        self.bert = BertEncoder(config, topology, dtype)
+        self.decoder = BertDecoder(config, self.bert, topology.groups)
+        num_rows = self._word_embeddings.size(0)
+        self._num_real = num_real_rows(config.vocab_size, num_rows, topology.tp_rank)
+        self.output_bias = nn.Parameter(torch.zeros(num_rows))
+        set_tensor_model_parallel_attributes(self.output_bias, is_parallel=True, dim=0, stride=1)
+        mark_padded(self.output_bias, config.vocab_size)
+        self.to(dtype)
+        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
+        self.to(topology.device)
+
+    @property
+    def encoder(self) -> BertEncoder:
+        """Token ids to hidden states."""
+        return self.bert
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] decoder states -> [..., V / tensor-parallel size] float32, see `EncoderDecoder`."""
+        return vocab_parallel_logits(states, self._word_embeddings, self.output_bias, self._num_real, self._groups)
+
+    @property
+    def _word_embeddings(self) -> Tensor:
+        weight: Tensor = self.bert.embedding.word_embeddings.weight
+        return weight
+
+
+class BertDecoder(nn.Module):
+    """Tokens so far and encoder states to hidden states that tell the next tokens.
+
+    Args:
+        encoder: its embeddings serve both.
+    """
+
+    def __init__(self, config: BertSeq2SeqConfig, encoder: BertEncoder, groups: ProcessGroupCollection) -> None:
+        super().__init__()
+        self.embedding, self._tp_group = encoder.embedding, groups.tp
+        self.layers = nn.ModuleList(
+            PostNormDecoderLayer(encoder.config, groups, number + 1, is_decoder=True)
+            for number in range(config.num_decoder_layers)
+        )
+        self._recompute = config.recompute_granularity == "full"
+
+    def forward(
+        self, ids: Tensor, states: Tensor | None, key_bias: Tensor | None = None, cache: DecoderCache | None = None
+    ) -> Tensor:
+        """[B * n, L] ids, n sequences for each of B sources -> [B * n, L, D]; see `T5Decoder`.
+
+        Raises:
+            ConfigError: a sequence is longer than the positions.
+        """
+        num_seen = 0 if cache is None else cache.num_tokens
+        embedded = self.embedding(ids, first_position=num_seen)
+        bias = causal_bias(ids.size(1), num_seen, embedded.dtype, embedded.device)
+        if key_bias is not None:
+            # each rank's heads ask something of the bias: its gradient is the sum over ranks
+            key_bias = copy_to_tensor_model_parallel_region(key_bias, group=self._tp_group)
+        recompute = self._recompute and self.training and cache is None
+        output = run_layers(self.layers, embedded, bias, states, key_bias, cache=cache, recompute=recompute)
+        return output.transpose(0, 1)
+
+    def new_cache(self) -> DecoderCache:
+        """An empty cache for generation: the first call takes the start token and the encoder states."""
+        return DecoderCache(len(self.layers))
