@@ -60,20 +60,23 @@ def open_checkpoint(path: str | Path, kinds: Collection[str]) -> CheckpointDescr
     Raises:
         CheckpointError: no checkpoint here, one of another kind, or one without vocabulary.
     """
-    found = open_model(path, kinds, VOCAB_NAME)
-    if LOWER_CASE_KEY not in found.manifest.config:
-        raise CheckpointError(f"{found.folder}/manifest.json: the setting {LOWER_CASE_KEY!r} is missing.")
+    found = open_model(path, kinds, VOCAB_NAME, (LOWER_CASE_KEY,))
     return CheckpointDescription(found.folder, found.manifest)
 
 
-def open_model(path: str | Path, kinds: Collection[str], vocabulary: str) -> ModelDescription:
-    """As `open_checkpoint`, for any vocabulary: the name of its file."""
+def open_model(
+    path: str | Path, kinds: Collection[str], vocabulary: str, vocabulary_keys: Iterable[str] = ()
+) -> ModelDescription:
+    """As `open_checkpoint`, for any vocabulary: the name of its file and of the settings that belong to it."""
     folder = resolve_checkpoint(path)
     manifest = read_manifest(folder)
     if manifest.kind not in kinds:
         raise CheckpointError(f"{folder}: holds a {manifest.kind}, where a {' or '.join(kinds)} is needed.")
     if not (folder / vocabulary).is_file():
         raise CheckpointError(f"{folder}: {vocabulary} is missing.")
+    for key in vocabulary_keys:
+        if key not in manifest.config:
+            raise CheckpointError(f"{folder}/manifest.json: the setting {key!r} is missing.")
     return ModelDescription(folder, manifest)
 
 

@@ -1,7 +1,9 @@
-"""Fusion readers in checkpoints: the weights of a T5, with its vocabulary and the layout of what it reads."""
+"""Fusion readers in checkpoints: the weights of an encoder-decoder, with its vocabulary and the layout of what it
+reads; and what a new one starts from."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +12,58 @@ from typing import Any
 import torch
 
 from megatron_retrieval.checkpoint import t5
-from megatron_retrieval.checkpoint.description import open_model, saved_settings
+from megatron_retrieval.checkpoint.architectures import (
+    BERT_ARCHITECTURE,
+    KEY,
+    Architecture,
+    ReaderModel,
+    ReaderTokenizer,
+    Shape,
+    saved_architecture,
+)
+from megatron_retrieval.checkpoint.bert_seq2seq import start_from_bert
+from megatron_retrieval.checkpoint.description import ModelDescription, open_model, saved_settings
+from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.checkpoint.reader import load_weights
+from megatron_retrieval.checkpoint.starting_point import READER_STARTING_KINDS, describe_starting_point
 from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.models.t5 import T5
-from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.parallel import ProcessTopology
 
 KIND = "fusion-reader"
-#: what a fusion reader may start from
-STARTING_KINDS = (t5.KIND, KIND)
+#: what reads as it is
+READABLE_KINDS = (t5.KIND, KIND)
+#: what a fusion reader may start from; of the kinds of BERT, both encoder and decoder
+STARTING_KINDS = (*READABLE_KINDS, *READER_STARTING_KINDS)
 
 
 @dataclass(frozen=True)
-class FusionReaderDescription(t5.T5Description):
-    """All of a saved reader but its weights.
+class FusionReaderDescription(ModelDescription):
+    """All of a saved reader, or of what one may start from, but its weights.
 
     Attributes:
-        layout: None where it is a T5 that has not been trained as a reader.
+        config: shape of the reader.
+        layout: None where it has not been trained as a reader.
     """
 
-    layout: FusionFormatConfig | None
+    architecture: Architecture
+    config: Shape
+    layout: FusionFormatConfig | None = None
+
+    def tokenizer(self) -> ReaderTokenizer:
+        """Open its vocabulary."""
+        return self.architecture.open_tokenizer(self)
+
+    def assets(self) -> dict[str, bytes]:
+        """The files that a reader's checkpoint keeps of its vocabulary."""
+        name = self.architecture.vocabulary_name
+        return {name: (self.folder / name).read_bytes()}
+
+    def reader_config(self, shape: Shape, layout: FusionFormatConfig) -> dict[str, Any]:
+        """What the manifest keeps of a reader of this architecture and vocabulary."""
+        of_vocabulary = {key: self.manifest.config[key] for key in self.architecture.vocabulary_keys}
+        return {**to_flat_dict(shape), **to_flat_dict(layout), **of_vocabulary, KEY: self.architecture.name}
 
 
 def describe_fusion_reader(path: str | Path, kinds: Collection[str] = (KIND,)) -> FusionReaderDescription:
@@ -40,20 +72,42 @@ def describe_fusion_reader(path: str | Path, kinds: Collection[str] = (KIND,)) -
     Raises:
         CheckpointError: no checkpoint here, or one of none of these kinds.
     """
-    found = open_model(path, kinds, t5.SENTENCEPIECE_NAME)
+    folder = resolve_checkpoint(path)
+    manifest = read_manifest(folder)
+    if manifest.kind in kinds and manifest.kind in READER_STARTING_KINDS:
+        bert = describe_starting_point(folder, READER_STARTING_KINDS).bert
+        return FusionReaderDescription(
+            folder, manifest, BERT_ARCHITECTURE, BertSeq2SeqConfig(**dataclasses.asdict(bert))
+        )
+    architecture = saved_architecture(manifest, folder)
+    found = open_model(folder, kinds, architecture.vocabulary_name, architecture.vocabulary_keys)
     layout = saved_settings(FusionFormatConfig, found) if found.kind == KIND else None
-    return FusionReaderDescription(found.folder, found.manifest, saved_settings(T5Config, found), layout)
+    return FusionReaderDescription(folder, manifest, architecture, saved_settings(architecture.shape, found), layout)
 
 
-def load_reader_weights(
-    description: FusionReaderDescription, topology: ProcessTopology, dtype: torch.dtype = torch.float32
-) -> T5:
-    """Build a saved reader's model at this topology, in evaluation mode."""
-    model = T5(description.config, topology, dtype)
+def load_fusion_reader(
+    description: FusionReaderDescription,
+    tokenizer: ReaderTokenizer,
+    topology: ProcessTopology,
+    dtype: torch.dtype = torch.float32,
+) -> ReaderModel:
+    """Build a saved reader's model at this topology, in evaluation mode.
+
+    Args:
+        tokenizer: the reader's own.
+    """
+    model = description.architecture.build(description.config, tokenizer, topology, dtype)
     load_weights(description.folder, description.manifest, model, topology)
     return model.eval()
 
 
-def fusion_reader_checkpoint_config(config: T5Config, layout: FusionFormatConfig) -> dict[str, Any]:
-    """What a checkpoint's manifest keeps of a fusion reader."""
-    return {**t5.t5_checkpoint_config(config), **to_flat_dict(layout)}
+def start_fusion_reader(start: FusionReaderDescription, model: ReaderModel, topology: ProcessTopology) -> None:
+    """Give a new reader its first weights.
+
+    Raises:
+        CheckpointError: parameters or shapes differ; the message names the first of them.
+    """
+    if start.kind in READER_STARTING_KINDS and isinstance(model, BertSeq2Seq):
+        start_from_bert(describe_starting_point(start.folder, READER_STARTING_KINDS), model, topology)
+    else:
+        load_weights(start.folder, start.manifest, model, topology)

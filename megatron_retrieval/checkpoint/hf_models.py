@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.description import ModelDescription
 from megatron_retrieval.checkpoint.dual_encoder import text_format_within
-from megatron_retrieval.checkpoint.fusion_reader import STARTING_KINDS, describe_fusion_reader
+from megatron_retrieval.checkpoint.fusion_reader import READABLE_KINDS, describe_fusion_reader
 from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, ForeignEncoder, read_encoder, write_encoder
 from megatron_retrieval.checkpoint.hf_masked_lm import ForeignMaskedLM, read_masked_lm, write_masked_lm
 from megatron_retrieval.checkpoint.hf_t5_folder import ForeignT5, read_t5, write_t5
@@ -19,6 +19,7 @@ from megatron_retrieval.checkpoint.starting_point import describe_starting_point
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.utils.files import read_lines
 
 ForeignFormat = EncoderFormat | Literal["hf-bert-mlm", "hf-t5"]
@@ -52,8 +53,14 @@ def write_model(name: ForeignFormat, path: Path, output: Path) -> None:
         DataError: `output` exists already.
     """
     if name == "hf-t5":
-        t5 = describe_fusion_reader(path, STARTING_KINDS)
-        write_t5(ForeignT5(t5.config, _full_weights(t5), t5.sentencepiece_file), output)
+        t5 = describe_fusion_reader(path, READABLE_KINDS)
+        if not isinstance(t5.config, T5Config):
+            raise CheckpointError(
+                f"{t5.folder}: hf-t5 cannot hold a reader that started from a BERT; only readers that started from a "
+                "T5 can be exported."
+            )
+        vocabulary_file = t5.folder / t5.architecture.vocabulary_name
+        write_t5(ForeignT5(t5.config, _full_weights(t5), vocabulary_file), output)
         return
     checkpoint = describe_starting_point(path)
     weights = _full_weights(checkpoint)

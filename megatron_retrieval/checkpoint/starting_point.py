@@ -43,6 +43,23 @@ class StartingPoint(CheckpointDescription):
     dual_encoder: DualEncoderConfig | None = None
     text_format: TextFormatConfig | None = None
 
+    @property
+    def tower(self) -> str | None:
+        """Of a dual encoder, the tower whose encoder other models start from: the only one, or the passages'."""
+        if self.dual_encoder is None:
+            return None
+        return "shared" if self.dual_encoder.biencoder_shared_query_context_model else "passage"
+
+    @property
+    def encoder_prefix(self) -> str:
+        """What the names of the parameters of this encoder begin with."""
+        return "bert." if self.tower is None else f"towers.{self.tower}.bert."
+
+    @property
+    def encoder_title(self) -> str:
+        """What the log calls this encoder."""
+        return "the encoder" if self.tower is None else f"the {self.tower} tower's encoder"
+
     def dual_encoder_over(self, default: DualEncoderConfig) -> DualEncoderConfig:
         """Shape of a dual encoder that starts here; what the checkpoint does not say is as in `default`."""
         return self.dual_encoder or dataclasses.replace(default, bert=self.bert)
@@ -98,13 +115,9 @@ def _parts_over_encoder(start: StartingPoint, model: nn.Module) -> Iterator[tupl
     own_kind = masked_lm.KIND if isinstance(model, MaskedLanguageModel) else extractive_reader.KIND
     if start.kind == own_kind:
         yield model, ""
-    elif start.dual_encoder is None:
-        log.info("%s: the encoder is taken; the heads of the %s are new.", start.folder, own_kind)
-        yield model.get_submodule("bert"), "bert."
     else:
-        tower = "shared" if start.dual_encoder.biencoder_shared_query_context_model else "passage"
-        log.info("%s: the %s tower's encoder is taken; the heads of the %s are new.", start.folder, tower, own_kind)
-        yield model.get_submodule("bert"), f"towers.{tower}.bert."
+        log.info("%s: %s is taken; the heads of the %s are new.", start.folder, start.encoder_title, own_kind)
+        yield model.get_submodule("bert"), start.encoder_prefix
 
 
 def _parts_of_dual_encoder(start: StartingPoint, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -35,23 +36,35 @@ class FusionFormatConfig:
             raise ConfigError(f"--question-seq-length must be at least 1, not {self.question_seq_length}.")
 
 
-class FusionLayout:
-    """The layout for one vocabulary; texts end with the end token.
+class FramingTokenizer(Tokenizer, Protocol):
+    """Text to token ids, and what frames a sequence."""
 
-    Args:
-        begin_id: a token that every text begins with, where the vocabulary has one.
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def begin_id(self) -> int | None:
+        """What every text begins with, where the vocabulary has such a token."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """What every text ends with."""
+        ...
+
+
+class FusionLayout:
+    """The layout for one vocabulary.
 
     Raises:
         ConfigError: prefixes and question leave no room for passages.
     """
 
-    def __init__(
-        self, config: FusionFormatConfig, tokenizer: Tokenizer, *, end_id: int, pad_id: int, begin_id: int | None = None
-    ) -> None:
-        self.config, self.end_id, self.pad_id = config, end_id, pad_id
+    def __init__(self, config: FusionFormatConfig, tokenizer: FramingTokenizer) -> None:
+        self.config, self.end_id, self.pad_id = config, tokenizer.end_id, tokenizer.pad_id
         prefixes = tokenizer.encode([config.question_prefix, config.title_prefix, config.passage_prefix])
-        if begin_id is not None:
-            prefixes[0].insert(0, begin_id)
+        if tokenizer.begin_id is not None:
+            prefixes[0].insert(0, tokenizer.begin_id)
         dtype = token_dtype(tokenizer.vocab_size)
         self._prefixes = [np.array(prefix, dtype) for prefix in prefixes]
         needed = sum(map(len, prefixes)) + config.question_seq_length + 1 + MIN_PASSAGE_TOKENS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,14 +11,25 @@ from torch import Tensor
 
 from megatron_retrieval.data.fusion import fuse_texts
 from megatron_retrieval.data.fusion_layout import FusionLayout
-from megatron_retrieval.data.ragged import Ragged, to_offsets, tokenize
+from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets, tokenize
 from megatron_retrieval.data.reader_questions import ReaderQuestion
+from megatron_retrieval.evaluation.answer_forms import AnswerForms
 from megatron_retrieval.evaluation.reading_results import Prediction
+from megatron_retrieval.models.beams import Generated
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
+from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
 from megatron_retrieval.types import TokenBatch, real_lengths, rows_of_groups
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Token ids of the passages of some questions; those of question i stand at rows offsets[i] to offsets[i + 1]."""
+
+    offsets: Rows
+    titles: Ragged
+    texts: Ragged
 
 
 class FusionAnswerer:
@@ -32,7 +44,7 @@ class FusionAnswerer:
     def __init__(
         self,
         reader: FusionReader,
-        tokenizer: SentencePieceTokenizer,
+        tokenizer: SentencePieceTokenizer | WordPieceTokenizer,
         layout: FusionLayout,
         config: GenerationConfig,
         topology: ProcessTopology,
@@ -42,37 +54,47 @@ class FusionAnswerer:
         self._reader, self._tokenizer, self._layout, self._config = reader, tokenizer, layout, config
         self._device, self._tp_group = topology.device, topology.groups.tp
         self._micro_batch_size = micro_batch_size
+        self._forms = AnswerForms(tokenizer) if isinstance(tokenizer, WordPieceTokenizer) else None
 
     @torch.no_grad()
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
         """See Reader; the score is that of `GenerationConfig`'s search."""
-        texts, is_real = self._lay_out(questions)
+        read = self._tokenize(questions)
+        texts, is_real = self._lay_out(questions, read)
         num_tokens = real_lengths(texts, is_real).sum(1)
         # questions with as many tokens to read stand together
         order = num_tokens.argsort(descending=True, stable=True)
         predictions = [Prediction("")] * len(questions)
         for index in order.split(max(1, self._micro_batch_size // is_real.size(1))):
-            for place, prediction in zip(index.tolist(), self._answer(texts, is_real, index), strict=True):
-                predictions[place] = prediction
+            found = self._generate(texts, is_real, index)
+            for place, ids, score in zip(index.tolist(), found.ids.tolist(), found.scores.tolist(), strict=True):
+                predictions[place] = Prediction(self._text(ids, questions[place], read, place), score)
         return predictions
 
-    def _answer(self, texts: TokenBatch, is_real: Tensor, index: Tensor) -> list[Prediction]:
+    def _generate(self, texts: TokenBatch, is_real: Tensor, index: Tensor) -> Generated:
         rows = rows_of_groups(index, is_real.size(1))
         memory = self._reader.encode(texts.rows(rows).to(self._device), is_real[index].to(self._device))
-        found = generate(self._reader.model, memory.states, memory.key_bias(), self._config, self._tp_group)
-        answers = self._tokenizer.decode(found.ids.tolist())
-        return [Prediction(text.strip(), score) for text, score in zip(answers, found.scores.tolist(), strict=True)]
+        return generate(self._reader.model, memory.states, memory.key_bias(), self._config, self._tp_group)
 
-    def _lay_out(self, questions: Sequence[ReaderQuestion]) -> tuple[TokenBatch, Tensor]:
+    def _text(self, ids: Sequence[int], question: ReaderQuestion, read: _Read, place: int) -> str:
+        if self._forms is None:
+            return self._tokenizer.decode([ids])[0].strip()
+        return self._forms.text(ids, question.passages, read.titles, read.texts, int(read.offsets[place]))
+
+    def _tokenize(self, questions: Sequence[ReaderQuestion]) -> _Read:
         passages = [passage for question in questions for passage in question.passages]
-        num_passages = np.array([len(question.passages) for question in questions], np.int64)
+        return _Read(
+            to_offsets(np.array([len(question.passages) for question in questions], np.int64)),
+            tokenize(self._tokenizer, [passage.title for passage in passages]),
+            tokenize(self._tokenizer, [passage.text for passage in passages]),
+        )
+
+    def _lay_out(self, questions: Sequence[ReaderQuestion], read: _Read) -> tuple[TokenBatch, Tensor]:
+        most = int(np.diff(read.offsets).max(initial=0))
         return fuse_texts(
             self._layout,
             tokenize(self._tokenizer, [question.text for question in questions]),
-            Ragged(np.arange(len(passages)), to_offsets(num_passages)),
-            (
-                tokenize(self._tokenizer, [passage.title for passage in passages]),
-                tokenize(self._tokenizer, [passage.text for passage in passages]),
-            ),
-            shape=(len(questions), max(1, int(num_passages.max(initial=0)))),
+            Ragged(np.arange(len(read.texts)), read.offsets),
+            (read.titles, read.texts),
+            shape=(len(questions), max(1, most)),
         )

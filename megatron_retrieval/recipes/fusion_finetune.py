@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from megatron_retrieval.checkpoint.architectures import ReaderTokenizer, Shape
 from megatron_retrieval.checkpoint.fusion_reader import (
     KIND,
+    READABLE_KINDS,
     STARTING_KINDS,
     FusionReaderDescription,
     describe_fusion_reader,
-    fusion_reader_checkpoint_config,
+    start_fusion_reader,
 )
-from megatron_retrieval.checkpoint.reader import load_weights
-from megatron_retrieval.checkpoint.t5 import sentencepiece_asset
 from megatron_retrieval.data.fusion import FusionDataset
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderTrainingDataConfig, read_training_questions
@@ -22,10 +22,9 @@ from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
-from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.lengths import require_reading_positions, within_positions
 from megatron_retrieval.recipes.reader_training import ReaderModelConfig, ReadingDataConfig
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
 from megatron_retrieval.training.reading import ReadingTask
 from megatron_retrieval.training.reading_step import ReadingStep, ReadingStepConfig
 from megatron_retrieval.training.resume import SavedModel
@@ -34,15 +33,39 @@ from megatron_retrieval.training.trainer import Trainer
 
 
 @dataclass(kw_only=True, frozen=True)
+class FusionModelConfig(ReaderModelConfig):
+    """What training may change of the model that it starts from."""
+
+    decoder_num_layers: int | None = None
+    """Transformer layers of the decoder where training starts from a BERT, which has none; default: as many as the
+    encoder has."""
+
+    def over_start(self, start: FusionReaderDescription) -> Shape:
+        """The shape of a reader that starts there.
+
+        Raises:
+            ConfigError: the start has a decoder, of another number of layers.
+        """
+        shape = self.over(start.config)
+        if start.kind in READABLE_KINDS and shape.num_decoder_layers != start.config.num_decoder_layers:
+            raise ConfigError(
+                f"--decoder-num-layers {self.decoder_num_layers}: the decoder of {start.folder} has "
+                f"{start.config.num_decoder_layers} layers; leave the flag out."
+            )
+        return shape
+
+
+@dataclass(kw_only=True, frozen=True)
 class FusionFinetuneConfig:
-    """Fine-tune a T5 to write answers from all passages of a question (fusion in the decoder)."""
+    """Fine-tune an encoder-decoder to write answers from all passages of a question (fusion in the decoder)."""
 
     pretrained_checkpoint: str | None = None
-    """Checkpoint whose weights, shape, vocabulary and, if it is a reader, layout training starts from: of a T5 or of a
-    fusion reader."""
+    """Checkpoint whose weights, shape, vocabulary and, if it is a fusion reader, layout training starts from: of a T5,
+    of a fusion reader, or of a BERT (a dual encoder's passage tower, a masked LM, an extractive reader), which becomes
+    encoder and decoder."""
     data: ReadingDataConfig
     training: TrainingConfig
-    model: ReaderModelConfig = field(default_factory=ReaderModelConfig)
+    model: FusionModelConfig = field(default_factory=FusionModelConfig)
     layout: FusionFormatConfig = field(default_factory=FusionFormatConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     step: ReadingStepConfig = field(default_factory=ReadingStepConfig)
@@ -65,30 +88,32 @@ class FusionFinetuneConfig:
         if folder := self.training.save.resume_folder():
             return describe_fusion_reader(folder)
         if self.pretrained_checkpoint is None:
-            raise ConfigError("nothing to start from: give --pretrained-checkpoint, a T5 or a fusion reader.")
+            raise ConfigError("nothing to start from: give --pretrained-checkpoint, a T5, a BERT or a fusion reader.")
         return describe_fusion_reader(self.pretrained_checkpoint, STARTING_KINDS)
 
     def with_artefact_defaults(self) -> FusionFinetuneConfig:
-        """A reader's layout is the default of its flags."""
-        return dataclasses.replace(self, layout=self.starting_point().layout or self.layout)
+        """A reader's layout is the default of its flags; sequences are no longer than a BERT's positions."""
+        start = self.starting_point()
+        return dataclasses.replace(self, layout=within_positions(start.layout or self.layout, start.config))
 
 
 def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
     """Read the data, build the model, and make the trainer.
 
     Raises:
-        ConfigError: no checkpoint to start from, or no room for passages.
+        ConfigError: no checkpoint to start from, no room for passages, or sequences longer than its positions.
         DataError, CheckpointError: an input cannot be used.
     """
     training, start = config.training, config.starting_point()
     seed = training.seed
-    tokenizer = SentencePieceTokenizer(start.sentencepiece_file)
-    layout = FusionLayout(config.layout, tokenizer, end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+    shape = config.model.over_start(start)
+    require_reading_positions(shape, config.layout, config.generation)
+    tokenizer = start.tokenizer()
+    layout = FusionLayout(config.layout, tokenizer)
     examples = _dataset(config, config.data.train, layout, tokenizer)
-    shape = config.model.over(start.config)
-    model = T5(shape, topology, training.precision.dtype, seed=seed)
+    model = start.architecture.build(shape, tokenizer, topology, training.precision.dtype, seed=seed)
     if training.save.resume_folder() is None:
-        load_weights(start.folder, start.manifest, model, topology)
+        start_fusion_reader(start, model, topology)
     reader = FusionReader(model, encode_batch_size=config.encode_batch_size)
     held_out, tasks = None, []
     if (held_out_data := config.data.held_out()) is not None:
@@ -105,8 +130,8 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
         held_out=held_out,
         saved=SavedModel(
             KIND,
-            fusion_reader_checkpoint_config(shape, config.layout),
-            sentencepiece_asset(tokenizer.model_file),
+            start.reader_config(shape, config.layout),
+            start.assets(),
             {"number of training questions": len(examples)},
         ),
         tasks=tasks,
@@ -117,7 +142,7 @@ def _dataset(
     config: FusionFinetuneConfig,
     data: ReaderTrainingDataConfig,
     layout: FusionLayout,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: ReaderTokenizer,
 ) -> FusionDataset:
     longest = config.generation.max_answer_length
     return FusionDataset(data, layout, tokenizer, max_answer_length=longest, seed=config.training.seed)

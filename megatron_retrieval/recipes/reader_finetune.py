@@ -26,7 +26,7 @@ from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.lengths import require_positions
+from megatron_retrieval.recipes.lengths import require_positions, within_positions
 from megatron_retrieval.recipes.reader_training import ReaderModelConfig, ReadingDataConfig
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers import WordPieceTokenizer
@@ -73,10 +73,7 @@ class ReaderFinetuneConfig:
         """A reader's layout is the default of its flags; sequences are no longer than the encoder's positions."""
         start = self.starting_point()
         layout = describe_extractive_reader(start.folder).layout if start.kind == KIND else self.layout
-        length = min(layout.reader_seq_length, start.bert.max_position_embeddings)
-        question_length = min(layout.question_seq_length, length // 2)
-        layout = dataclasses.replace(layout, reader_seq_length=length, question_seq_length=question_length)
-        return dataclasses.replace(self, layout=layout)
+        return dataclasses.replace(self, layout=within_positions(layout, start.bert))
 
 
 def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:

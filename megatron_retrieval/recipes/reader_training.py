@@ -10,7 +10,7 @@ from megatron_retrieval.data.reader_questions import ReaderTrainingDataConfig
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.t5_config import T5Config
 
-Shape = TypeVar("Shape", BertConfig, T5Config)
+Shape = TypeVar("Shape", bound=BertConfig | T5Config)
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_retrieval.checkpoint import extractive_reader, fusion_reader
 from megatron_retrieval.checkpoint.description import ModelDescription
 from megatron_retrieval.checkpoint.extractive_reader import load_extractive_reader
-from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader, load_reader_weights
+from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader, load_fusion_reader
 from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
@@ -25,8 +25,9 @@ from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
 from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.lengths import require_reading_positions
 from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
+from megatron_retrieval.tokenizers import WordPieceTokenizer
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -79,7 +80,7 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
     kind = read_manifest(folder).kind
     if kind == extractive_reader.KIND:
         return _open_extractive(config, reading, topology)
-    if kind in fusion_reader.STARTING_KINDS:
+    if kind in fusion_reader.READABLE_KINDS:
         return _open_fusion(config, topology)
     kinds = " or ".join((extractive_reader.KIND, fusion_reader.KIND))
     raise CheckpointError(f"{folder}: holds a {kind}, where a {kinds} is needed.")
@@ -101,14 +102,14 @@ def _open_extractive(config: ReaderConfig, reading: PassagesToReadConfig, topolo
 
 
 def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
-    description = describe_fusion_reader(config.load, fusion_reader.STARTING_KINDS)
-    model = load_reader_weights(description, topology, config.encode.dtype)
-    tokenizer = SentencePieceTokenizer(description.sentencepiece_file)
-    layout, answers = description.layout or FusionFormatConfig(), config.generation()
+    description, answers = describe_fusion_reader(config.load, fusion_reader.READABLE_KINDS), config.generation()
+    layout = description.layout or FusionFormatConfig()
+    require_reading_positions(description.config, layout, answers)
+    tokenizer = description.tokenizer()
     reader = FusionAnswerer(
-        FusionReader(model),
+        FusionReader(load_fusion_reader(description, tokenizer, topology, config.encode.dtype)),
         tokenizer,
-        FusionLayout(layout, tokenizer, end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id),
+        FusionLayout(layout, tokenizer),
         answers,
         topology,
         micro_batch_size=config.encode.micro_batch_size,

@@ -29,6 +29,8 @@ class SentencePieceTokenizer:
     """
 
     pad_id, eos_id, unk_id = SPECIAL_IDS.values()
+    #: what texts begin (with nothing) and end with
+    begin_id, end_id = None, eos_id
 
     def __init__(self, model_file: str | Path) -> None:
         self.model_file = Path(model_file)

@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,10 @@ class WordPieceTokenizer:
         listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
         #: names the vocabulary and the casing; equal fingerprints give equal ids
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
+        #: what texts begin and end with
+        self.begin_id, self.end_id = self.cls_id, self.sep_id
         self._vocabulary = vocabulary
+        self._tokens = {number: token for token, number in vocabulary.items()}
         self._tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN_TOKEN, max_input_chars_per_word=100))
         self._tokenizer.normalizer = BertNormalizer(lowercase=lower_case)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -74,6 +78,21 @@ class WordPieceTokenizer:
         """The token ids of every text, without special tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """The words of every sequence up to its [SEP], joined by spaces: punctuation stands apart, and what
+        normalisation took away is lost. Other special tokens, unknowns and ids without a token say nothing."""
+        return [self._words(self.until_end(ids)) for ids in sequences]
+
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first [SEP], without padding, [CLS] and [MASK]."""
+        before = takewhile(lambda number: number != self.sep_id, map(int, ids))
+        return [number for number in before if number not in (self.pad_id, self.cls_id, self.mask_id)]
+
+    def _words(self, ids: Sequence[int]) -> str:
+        tokens = [self._tokens.get(number, UNKNOWN_TOKEN) for number in ids]
+        parts = (f" {token}".replace(f" {CONTINUATION}", "", 1) for token in tokens if token != UNKNOWN_TOKEN)
+        return "".join(parts).strip()
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """For every token of `text`, the (start, stop) of the characters that it stands for, accents included."""

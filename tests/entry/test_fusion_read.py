@@ -1,16 +1,23 @@
-"""A fusion reader fine-tuned and evaluated as its user does it: exact match rises, the tasks and layouts agree."""
+"""A fusion reader fine-tuned and evaluated as its user does it, from a T5 and from a BERT: exact match rises, the tasks
+and layouts agree."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from programs import command, kill_at, losses, refuse, succeed
 
+from megatron_retrieval.checkpoint import masked_lm, t5
+from megatron_retrieval.checkpoint.description import wordpiece_asset
 from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader
-from megatron_retrieval.checkpoint.t5 import KIND, sentencepiece_asset, t5_checkpoint_config
+from megatron_retrieval.checkpoint.masked_lm import masked_lm_checkpoint_config
+from megatron_retrieval.checkpoint.t5 import sentencepiece_asset, t5_checkpoint_config
 from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel import ProcessTopology
@@ -20,32 +27,67 @@ from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sent
 SHAPE = T5Config(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=64, vocab_size=NUM_PIECES + 100)
 FINETUNE, EVALUATE = (("tasks/main.py", "--task", name) for name in ("fusion-finetune", "qa-evaluate"))
 CITIES = ("Paris", "Rome", "Italy", "Denmark")
-LAYOUT = ("--reader-seq-length", 60, "--question-seq-length", 24)
+THINGS = ("tower", "play", "river", "prince")
+WORDS = ("where", "is", "the", "stands", "in", "?", ".", ":", "question", "title", "context", *THINGS)
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *map(str.lower, CITIES))
+BERT = BertConfig(
+    num_layers=2,
+    hidden_size=32,
+    num_attention_heads=2,
+    max_position_embeddings=60,
+    vocab_size=len(VOCABULARY),
+    init_method_std=0.1,
+)
+LAYOUT = ("--question-seq-length", 24)
+
+
+class Run(NamedTuple):
+    """A reader that was trained from `start`; all are in `folder`."""
+
+    folder: Path
+    start: str
+
+    @property
+    def output(self) -> Path:
+        return self.folder / f"from-{self.start}"
 
 
 def _save(topology: ProcessTopology, folder: str, model_file: str) -> None:
+    """A random T5 and a random BERT."""
     save_checkpoint(
-        folder,
+        f"{folder}/t5",
         T5(SHAPE, topology, seed=7),
         topology,
-        kind=KIND,
+        kind=t5.KIND,
         config=t5_checkpoint_config(SHAPE),
         assets=sentencepiece_asset(model_file),
     )
+    save_checkpoint(
+        f"{folder}/masked-lm",
+        MaskedLanguageModel(BERT, topology, seed=7),
+        topology,
+        kind=masked_lm.KIND,
+        config=masked_lm_checkpoint_config(BERT, lower_case=True),
+        assets=wordpiece_asset(VOCABULARY),
+    )
 
 
-def _finetune(folder: Path, run: str, *words: object) -> list[str]:
-    """Steps enough to know the answers by heart."""
-    data = folder / "reading.json"
-    settings = ["--pretrained-checkpoint", folder / "t5", "--train-data", data, "--output-dir", folder / run]
-    settings += ["--save", folder / run / "checkpoints", "--no-tensorboard", *LAYOUT, "--global-batch-size", 4]
+def _finetune(run: Run, output: Path, *words: object) -> list[str]:
+    """Steps enough to know the answers by heart; a BERT's positions end at 60 tokens."""
+    data = run.folder / "reading.json"
+    settings = ["--pretrained-checkpoint", run.folder / run.start, "--train-data", data, "--output-dir", output]
+    settings += ["--save", output / "checkpoints", "--no-tensorboard", *LAYOUT, "--global-batch-size", 4]
+    if run.start == "t5":
+        settings += ["--reader-seq-length", 60]
+    else:
+        settings += ["--decoder-num-layers", 1]
     settings += ["--lr", 1e-2, "--lr-decay-style", "constant", "--micro-batch-size", 4, "--train-iters", 40]
     return command(*FINETUNE, *settings, *words)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions with two passages each, a random T5 to start from, and a reader trained on them."""
+    """Questions with two passages each, and random models to start from."""
     folder = tmp_path_factory.mktemp("fusion")
     records = [
         {
@@ -53,42 +95,51 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "answers": [city],
             "ctxs": [{"title": thing, "text": f"the {thing} stands in {other}."} for other in (city, "Denmark")],
         }
-        for thing, city in zip(("tower", "play", "river", "prince"), CITIES, strict=True)
+        for thing, city in zip(THINGS, CITIES, strict=True)
     ]
     (folder / "reading.json").write_text(json.dumps(records))
-    run_on_ranks(_save, 1, str(folder / "t5"), str(write_sentencepiece(folder / "tiny.model")))
-    valid = ("--valid-data", folder / "reading.json", "--eval-interval", 20)
-    log = succeed(_finetune(folder, "run", *valid, "--hidden-dropout", 0, "--attention-dropout", 0))
-    assert "4 questions to learn from" in log
+    run_on_ranks(_save, 1, str(folder), str(write_sentencepiece(folder / "tiny.model")))
     return folder
 
 
-def test_exact_match_rises_and_the_task_finds_the_same(folder: Path) -> None:
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module", params=["t5", "masked-lm"])
+def trained(folder: Path, request: pytest.FixtureRequest) -> Run:
+    run = Run(folder, request.param)
+    valid = ("--valid-data", folder / "reading.json", "--eval-interval", 20)
+    log = succeed(_finetune(run, run.output, *valid, "--hidden-dropout", 0, "--attention-dropout", 0))
+    assert "4 questions to learn from" in log
+    assert ("the encoder is taken, its layers 1 into the decoder as well" in log) == (run.start == "masked-lm")
+    return run
+
+
+def test_exact_match_rises_and_the_task_finds_the_same(trained: Run) -> None:
+    lines = [json.loads(line) for line in (trained.output / "metrics.jsonl").read_text().splitlines()]
     curve = [line["valid_exact_match"] for line in lines if "valid_exact_match" in line]
     assert len(curve) == 3
     assert (curve[0], curve[-1]) == (0, 1)
-    assert describe_fusion_reader(folder / "run" / "checkpoints").layout is not None
+    checkpoints, read = trained.output / "checkpoints", trained.output / "read"
+    assert describe_fusion_reader(checkpoints).layout is not None
 
-    words = ["--load", folder / "run" / "checkpoints", "--questions", folder / "reading.json", "--num-beams", 2]
-    words += ["--tensor-model-parallel-size", 2, "--num-passages", 2, "--output-dir", folder / "read"]
+    words = ["--load", checkpoints, "--questions", trained.folder / "reading.json", "--num-beams", 2]
+    words += ["--tensor-model-parallel-size", 2, "--num-passages", 2, "--output-dir", read]
     succeed(command(*EVALUATE, *words, num_processes=2))
-    metrics = json.loads((folder / "read" / "metrics.json").read_text())
+    metrics = json.loads((read / "metrics.json").read_text())
     assert metrics["exact_match"] == curve[-1]
     assert (metrics["reader"], metrics["num_beams"], metrics["max_answer_length"]) == ("fusion-reader", 2, 32)
     assert (metrics["reader_seq_length"], metrics["question_prefix"]) == (60, "question:")
-    predictions = [json.loads(line) for line in (folder / "read" / "predictions.jsonl").read_text().splitlines()]
+    predictions = [json.loads(line) for line in (read / "predictions.jsonl").read_text().splitlines()]
+    # with capital letters, which only the passages have where the vocabulary is lower-cased
     assert [prediction["prediction"] for prediction in predictions] == list(CITIES)
-    assert "<mark>" in (folder / "read" / "examples.html").read_text()
+    assert "<mark>" in (read / "examples.html").read_text()
 
 
-def test_killed_and_resumed_it_goes_on_bit_for_bit(folder: Path) -> None:
+def test_killed_and_resumed_it_goes_on_bit_for_bit(trained: Run) -> None:
     words = ("--train-iters", 300, "--save-interval", 5)  # long enough to be interrupted
-    succeed(_finetune(folder, "whole", *words))
-    killed = folder / "killed"
-    kill_at(8, _finetune(folder, "killed", *words), killed)
-    succeed(_finetune(folder, "killed", *words, "--load", killed / "checkpoints"))
-    assert dict(losses(killed)) == dict(losses(folder / "whole"))
+    whole, killed = (trained.folder / f"{trained.start}-{name}" for name in ("whole", "killed"))
+    succeed(_finetune(trained, whole, *words))
+    kill_at(8, _finetune(trained, killed, *words), killed)
+    succeed(_finetune(trained, killed, *words, "--load", killed / "checkpoints"))
+    assert dict(losses(killed)) == dict(losses(whole))
 
 
 BAD_INPUT = {
@@ -96,6 +147,14 @@ BAD_INPUT = {
     "no room": (
         [*FINETUNE, "--train-data", "{data}", "--pretrained-checkpoint", "{t5}", "--reader-seq-length", "40"],
         "--reader-seq-length 40 leaves no room for passages",
+    ),
+    "positions": (
+        [*FINETUNE, "--train-data", "{data}", "--pretrained-checkpoint", "{bert}", "--max-answer-length", "61"],
+        "--max-answer-length 61 exceeds the encoder's 60 positions",
+    ),
+    "decoder": (
+        [*FINETUNE, "--train-data", "{data}", "--pretrained-checkpoint", "{t5}", "--decoder-num-layers", "2"],
+        "the decoder of {t5}/iter_0000000 has 1 layers",
     ),
     "limits": (
         [*EVALUATE, "--load", "{t5}", "--questions", "{data}", "--min-answer-length", "40"],
@@ -107,5 +166,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input(folder: Path, tmp_path: Path, case: str) -> None:
     words, message = BAD_INPUT[case]
-    places = {"data": folder / "reading.json", "t5": folder / "t5"}
-    refuse(command(*(word.format(**places) for word in words), "--output-dir", tmp_path / "out"), message)
+    places = {"data": folder / "reading.json", "t5": folder / "t5", "bert": folder / "masked-lm"}
+    refuse(
+        command(*(word.format(**places) for word in words), "--output-dir", tmp_path / "out"), message.format(**places)
+    )

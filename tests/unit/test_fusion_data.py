@@ -38,7 +38,7 @@ def tokenizer(tmp_path: Path) -> SentencePieceTokenizer:
 
 
 def layout_of(tokenizer: SentencePieceTokenizer, config: FusionFormatConfig = LAYOUT) -> FusionLayout:
-    return FusionLayout(config, tokenizer, end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+    return FusionLayout(config, tokenizer)
 
 
 def dataset(
