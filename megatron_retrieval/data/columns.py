@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from megatron_retrieval.data import vocabularies
 from megatron_retrieval.data.ragged import Array, Ragged, Rows, token_dtype
+from megatron_retrieval.data.vocabularies import SENTENCEPIECE, WORDPIECE, Vocabulary, VocabularyKind
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.tokenizers import SpecialIds, WordPieceTokenizer
+from megatron_retrieval.tokenizers import SentencePieceTokenizer, SpecialIds, WordPieceTokenizer
 from megatron_retrieval.utils.files import read_json, write_json
 
-MANIFEST, VOCABULARY = "manifest.json", "vocab.txt"
+MANIFEST = "manifest.json"
 
 
 def values_file(column: str) -> str:
@@ -49,22 +51,44 @@ class ColumnFolder:
         self._manifest = self._read_manifest()
         #: names the contents: texts, their order and their tokenization
         self.fingerprint: str = self._manifest["fingerprint"]
-        self.special = SpecialIds(**self._manifest["tokenizer"]["special"])
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         # another process maps the same files instead of receiving a copy
         return type(self), (self.folder,)
 
     @cached_property
-    def tokenizer(self) -> WordPieceTokenizer:
-        """The tokenizer that the token ids come from."""
-        path, expected = self.folder / VOCABULARY, self._manifest["tokenizer"]
-        tokenizer = WordPieceTokenizer(path, expected["lower_case"])
-        if tokenizer.fingerprint != expected["fingerprint"]:
+    def vocabulary(self) -> Vocabulary:
+        """What the token ids come from."""
+        expected = self._manifest["tokenizer"]
+        vocabulary = vocabularies.open_vocabulary(self.folder, expected)
+        if vocabulary.fingerprint != expected["fingerprint"]:
+            path = self.folder / vocabularies.kind_of(vocabulary).file_name
             raise DataError(path, f"not the vocabulary that the {self.kind} was built with", hint=self._hint)
-        return tokenizer
+        return vocabulary
 
-    def require_vocabulary(self, vocabulary: WordPieceTokenizer, owner: str) -> None:
+    @property
+    def tokenizer(self) -> WordPieceTokenizer:
+        """The vocabulary, where a WordPiece one is needed.
+
+        Raises:
+            MismatchError: it is of another kind; the same for the two below.
+        """
+        self._require(WORDPIECE)
+        return cast(WordPieceTokenizer, self.vocabulary)
+
+    @cached_property
+    def special(self) -> SpecialIds:
+        """Ids that frame a sequence, where a WordPiece vocabulary is needed."""
+        self._require(WORDPIECE)
+        return SpecialIds(**self._manifest["tokenizer"]["special"])
+
+    @property
+    def sentencepiece(self) -> SentencePieceTokenizer:
+        """The vocabulary, where a SentencePiece one is needed."""
+        self._require(SENTENCEPIECE)
+        return cast(SentencePieceTokenizer, self.vocabulary)
+
+    def require_vocabulary(self, vocabulary: Vocabulary, owner: str) -> None:
         """Refuse a model to which these token ids mean other words.
 
         Args:
@@ -73,11 +97,19 @@ class ColumnFolder:
         Raises:
             MismatchError: the texts were tokenized with another vocabulary.
         """
-        if vocabulary.fingerprint != self.tokenizer.fingerprint:
+        if vocabulary.fingerprint != self.vocabulary.fingerprint:
             raise MismatchError(
-                f"The {self.kind} in {self.folder} was tokenized with vocabulary {self.tokenizer.fingerprint}, but "
-                f"{owner} has vocabulary {vocabulary.fingerprint}; build the {self.kind} with --vocab-file "
-                f"{vocabulary.vocab_file}{'' if vocabulary.lower_case else ' --no-lower-case'}."
+                f"The {self.kind} in {self.folder} was tokenized with vocabulary {self.vocabulary.fingerprint}, but "
+                f"{owner} has vocabulary {vocabulary.fingerprint}; build the {self.kind} with "
+                f"{vocabularies.building_flags(vocabulary)}."
+            )
+
+    def _require(self, kind: VocabularyKind) -> None:
+        found = vocabularies.described_kind(self._manifest["tokenizer"])
+        if found != kind:
+            raise MismatchError(
+                f"The {self.kind} in {self.folder} was tokenized with a {found.name} vocabulary, {found.model}'s kind; "
+                f"for a {kind.model} build it with {kind.flag}."
             )
 
     def _column(self, name: str, dtype: DTypeLike, rows: int) -> Ragged:
@@ -119,7 +151,7 @@ class ColumnFolder:
 def write_manifest(
     folder: Path,
     store: type[ColumnFolder],
-    tokenizer: WordPieceTokenizer,
+    vocabulary: Vocabulary,
     fingerprint: str,
     entries: Mapping[str, object],
 ) -> None:
@@ -127,13 +159,8 @@ def write_manifest(
     manifest = {
         "format_version": store.format_version,
         "fingerprint": fingerprint,
-        "tokenizer": {
-            "fingerprint": tokenizer.fingerprint,
-            "lower_case": tokenizer.lower_case,
-            "vocab_size": tokenizer.vocab_size,
-            "special": asdict(tokenizer.special),
-        },
-        "token_dtype": np.dtype(token_dtype(tokenizer.vocab_size)).newbyteorder("<").str,
+        "tokenizer": vocabularies.describe_vocabulary(vocabulary),
+        "token_dtype": np.dtype(token_dtype(vocabulary.vocab_size)).newbyteorder("<").str,
         "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         **entries,
     }

@@ -13,18 +13,13 @@ from itertools import chain, islice
 from pathlib import Path
 
 from megatron_retrieval.data import corpus as layout
-from megatron_retrieval.data.columns import (
-    VOCABULARY,
-    ColumnWriter,
-    OffsetsWriter,
-    offsets_file,
-    write_manifest,
-)
+from megatron_retrieval.data.columns import ColumnWriter, OffsetsWriter, offsets_file, write_manifest
 from megatron_retrieval.data.corpus_encoding import EncodedDocuments, encode_documents, start_worker
 from megatron_retrieval.data.corpus_sources import MAX_DOCUMENT_CHARACTERS, read_documents
 from megatron_retrieval.data.sentences import SPLITTER, Document, check_language
-from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.data.vocabularies import Vocabulary, file_of, kind_of
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
 from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, partial_folder
@@ -47,14 +42,27 @@ class CorpusBuilderConfig:
     Documents are cut at 1,048,576 characters."""
     output: str
     """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
-    vocab_file: str
-    """WordPiece vocabulary (vocab.txt) of the model to train."""
+    vocab_file: str | None = None
+    """WordPiece vocabulary (vocab.txt) of the BERT to train."""
+    tokenizer_model: str | None = None
+    """SentencePiece model (spiece.model) of the T5 to train, in place of --vocab-file."""
     lower_case: bool = True
-    """Lower-case the text, as uncased vocabularies need."""
+    """Lower-case the text, as uncased WordPiece vocabularies need; a SentencePiece model knows for itself."""
     language: str = "en"
     """Language whose rules divide the text into sentences (ISO 639 code)."""
     workers: int = 1
     """Processes that split and tokenize; the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if (self.vocab_file is None) == (self.tokenizer_model is None):
+            raise ConfigError("give either --vocab-file (a WordPiece vocabulary) or --tokenizer-model (SentencePiece).")
+
+    def open_vocabulary(self) -> Vocabulary:
+        """What the text is tokenized with."""
+        if self.vocab_file is not None:
+            return WordPieceTokenizer(self.vocab_file, self.lower_case)
+        assert self.tokenizer_model is not None
+        return SentencePieceTokenizer(self.tokenizer_model)
 
 
 @dataclass(kw_only=True)
@@ -92,32 +100,33 @@ def build_corpus(config: CorpusBuilderConfig) -> int:
     """
     check_workers(config.workers)
     check_language(config.language)
-    tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
-    with partial_folder(config.output, _settings(config, tokenizer)) as partial:
+    vocabulary = config.open_vocabulary()
+    with partial_folder(config.output, _settings(config, vocabulary)) as partial:
         if partial.is_published:
             partial.discard()
             return len(layout.CorpusStore(config.output))
         try:
-            progress = _write_columns(config, partial, tokenizer)
+            progress = _write_columns(config, partial, vocabulary)
         except DataError:  # the input must change, so what was made of it is of no use
             partial.discard()
             raise
-        _finish(config, partial, tokenizer, progress)
+        _finish(config, partial, vocabulary, progress)
         partial.publish()
     _report(config, progress)
     return progress.documents
 
 
-def _settings(config: CorpusBuilderConfig, tokenizer: WordPieceTokenizer) -> dict[str, object]:
+def _settings(config: CorpusBuilderConfig, vocabulary: Vocabulary) -> dict[str, object]:
     """All that the result, or the division of the work, depends on."""
+    kind = kind_of(vocabulary)
     inputs = {f"{path} (bytes, time of change)": _state_of(path) for path in config.input}
     return {
         "--input": list(config.input),
         **inputs,
-        "the vocabulary of --vocab-file": tokenizer.fingerprint,
+        f"the vocabulary of {kind.flag}": vocabulary.fingerprint,
         "--language": config.language,
         "the program's division of the work": [CHUNK_DOCUMENTS, CHUNK_CHARACTERS, MAX_DOCUMENT_CHARACTERS],
-        **{f"the version of {library}": version(library) for library in (SPLITTER, "tokenizers")},
+        **{f"the version of {library}": version(library) for library in (SPLITTER, kind.library)},
     }
 
 
@@ -128,11 +137,11 @@ def _state_of(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer) -> Progress:
+def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary) -> Progress:
     before = Progress(**partial.state)
     if before.chunks:
         get_logger("data").info("continuing behind %s documents", f"{before.documents_read:,}")
-    start_settings = (config.vocab_file, config.lower_case, config.language)
+    start_settings = (config.open_vocabulary, config.language)
     with (
         contextlib.ExitStack() as files,
         worker_pool(encode_documents, config.workers, start_worker, start_settings) as encode,
@@ -151,7 +160,7 @@ def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, tokenize
                 partial.save(writer.sync())
                 saved = time.monotonic()
         partial.save(writer.sync())
-    if _settings(config, tokenizer) != partial.settings:
+    if _settings(config, vocabulary) != partial.settings:
         raise DataError(", ".join(config.input), "changed while being read")
     if not writer.progress.documents:
         raise DataError(", ".join(config.input), "there is no sentence in the text")
@@ -202,16 +211,14 @@ class _Writer:
         return asdict(self.progress)
 
 
-def _finish(
-    config: CorpusBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
-) -> None:
+def _finish(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: Progress) -> None:
     columns = sorted(progress.file_bytes)
     for file in partial.contents.iterdir():
         if file.name not in columns:  # left by a run that was killed right here
             file.unlink()
-    shutil.copyfile(config.vocab_file, partial.contents / VOCABULARY)
+    shutil.copyfile(file_of(vocabulary), partial.contents / kind_of(vocabulary).file_name)
     contents = file_fingerprint(*(partial.contents / name for name in columns))
-    fingerprint = hashlib.sha256(f"{contents}/{tokenizer.fingerprint}".encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(f"{contents}/{vocabulary.fingerprint}".encode()).hexdigest()[:16]
     entries = {
         "num_documents": progress.documents,
         "num_sentences": progress.sentences,
@@ -222,7 +229,7 @@ def _finish(
         "sentence_splitter": f"{SPLITTER} {version(SPLITTER)}",
         "inputs": list(config.input),
     }
-    write_manifest(partial.contents, layout.CorpusStore, tokenizer, fingerprint, entries)
+    write_manifest(partial.contents, layout.CorpusStore, vocabulary, fingerprint, entries)
 
 
 def _report(config: CorpusBuilderConfig, progress: Progress) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_retrieval.data.columns import EncodedColumn
-from megatron_retrieval.data.ragged import Rows, tokenize
+from megatron_retrieval.data.ragged import Rows, Tokenizer, tokenize
 from megatron_retrieval.data.sentences import Document, split_sentences
-from megatron_retrieval.tokenizers import WordPieceTokenizer
 
-_tokenizer: WordPieceTokenizer
+_tokenizer: Tokenizer
 _language: str
 
 
@@ -35,10 +34,10 @@ class EncodedDocuments:
     num_continuations: int
 
 
-def start_worker(vocab_file: str, lower_case: bool, language: str) -> None:
+def start_worker(open_tokenizer: Callable[[], Tokenizer], language: str) -> None:
     """Load the tokenizer once for this process."""
     global _tokenizer, _language
-    _tokenizer, _language = WordPieceTokenizer(vocab_file, lower_case), language
+    _tokenizer, _language = open_tokenizer(), language
 
 
 def encode_documents(documents: Sequence[Document]) -> EncodedDocuments:

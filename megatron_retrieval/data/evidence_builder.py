@@ -14,7 +14,6 @@ import numpy as np
 
 from megatron_retrieval.data import evidence as layout
 from megatron_retrieval.data.columns import (
-    VOCABULARY,
     ColumnWriter,
     offsets_file,
     open_for_append,
@@ -25,6 +24,7 @@ from megatron_retrieval.data.evidence_encoding import EncodedChunk, RawPassage, 
 from megatron_retrieval.data.id_table import sort_id_table
 from megatron_retrieval.data.ragged import Ragged
 from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.data.vocabularies import WORDPIECE
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_directory
@@ -66,7 +66,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
     check_workers(config.workers)
     tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
     with atomic_directory(config.output) as folder:
-        shutil.copyfile(config.vocab_file, folder / VOCABULARY)
+        shutil.copyfile(config.vocab_file, folder / WORDPIECE.file_name)
         with (
             contextlib.ExitStack() as files,
             worker_pool(encode_chunk, config.workers, start_worker, (config.vocab_file, config.lower_case)) as encode,

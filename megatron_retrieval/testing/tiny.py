@@ -11,6 +11,7 @@ from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_co
 from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
 from megatron_retrieval.types import ContrastiveBatch, TokenBatch
 
 
@@ -122,19 +123,20 @@ def write_tiny_evidence(folder: Path, num_distractors: int = 1100) -> Path:
     return folder / "evidence"
 
 
-def write_tiny_corpus(folder: Path, num_documents: int = 24, num_sentences: int = 6) -> Path:
+def write_tiny_corpus(
+    folder: Path, num_documents: int = 24, num_sentences: int = 6, *, sentencepiece: bool = False
+) -> Path:
     """Documents about made-up keys, for unsupervised pretraining.
 
     Each sentence of a document holds the document's key, which leads from a sentence to its block.
+
+    Args:
+        sentencepiece: tokenized for a T5, with a model of `NUM_PIECES` pieces trained on the text itself.
 
     Returns:
         The corpus folder.
     """
     keys = [f"key{number}" for number in range(num_documents)]
-    words = ["the", "box", "of", "stands", "in", "room", "title", "."]
-    vocab = folder / "corpus-vocab.txt"
-    rooms = [str(number) for number in range(10)]
-    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *rooms, *keys]) + "\n")
     documents = [
         {
             "title": f"Title {place % 10}",
@@ -144,7 +146,17 @@ def write_tiny_corpus(folder: Path, num_documents: int = 24, num_sentences: int 
     ]
     source = folder / "corpus.jsonl"
     source.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    build_corpus(CorpusBuilderConfig(input=(str(source),), output=str(folder / "corpus"), vocab_file=str(vocab)))
+    if sentencepiece:
+        texts = [text for document in documents for text in document.values()]
+        model = write_sentencepiece(folder / "corpus.model", texts, model_type="bpe")
+        vocabulary = {"tokenizer_model": str(model)}
+    else:
+        words = ["the", "box", "of", "stands", "in", "room", "title", "."]
+        rooms = [str(number) for number in range(10)]
+        vocab = folder / "corpus-vocab.txt"
+        vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *rooms, *keys]) + "\n")
+        vocabulary = {"vocab_file": str(vocab)}
+    build_corpus(CorpusBuilderConfig(input=(str(source),), output=str(folder / "corpus"), **vocabulary))
     return folder / "corpus"
 
 

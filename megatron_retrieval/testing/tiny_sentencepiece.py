@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,18 @@ SENTENCES = (
 T5_SPECIAL = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 
 
-def write_sentencepiece(path: Path, **settings: Any) -> Path:
+def write_sentencepiece(path: Path, sentences: Sequence[str] = SENTENCES, **settings: Any) -> Path:
     """Train a model of T5's kind on a few sentences and write it.
 
     Args:
-        settings: of SentencePiece's trainer, in place of T5's.
+        settings: of SentencePiece's trainer, in place of T5's and the number of pieces.
     """
     model = BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
+        sentence_iterator=iter(sentences),
         model_writer=model,
-        vocab_size=NUM_PIECES,
         minloglevel=2,
-        **{**T5_SPECIAL, **settings},
+        **{"vocab_size": NUM_PIECES, **T5_SPECIAL, **settings},
     )
     path.write_bytes(model.getvalue())
     return path
