@@ -76,6 +76,11 @@ def real_lengths(texts: TokenBatch, is_real: Tensor) -> Tensor:
     return texts.lengths.view_as(is_real).masked_fill(~is_real, 0)
 
 
+def cut_labels(labels: Tensor) -> Tensor:
+    """[n, L] labels, negative behind each row's own ones, cut to the longest row."""
+    return labels[:, : int((labels >= 0).sum(1).max()) if len(labels) else 0]
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """The k best rows for each query.
@@ -187,6 +192,30 @@ class MaskedBatch:
 
 
 @dataclass(frozen=True)
+class CorruptedBatch:
+    """One rank's share of a global batch of texts with gaps; all ranks hold the same number of rows.
+
+    Attributes:
+        tokens: n texts, a sentinel in the place of each gap, with their end tokens.
+        labels: [n, L] int64, each text's sentinels and behind each what was in its place, with an end token; -1 behind
+            that and in fillers.
+    """
+
+    tokens: TokenBatch
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor) -> CorruptedBatch:
+        """The rows `index` [n], labels cut to the longest."""
+        return CorruptedBatch(self.tokens.rows(index), cut_labels(self.labels[index]))
+
+    def to(self, device: torch.device) -> CorruptedBatch:
+        return CorruptedBatch(self.tokens.to(device), self.labels.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
 class ReadPassages:
     """Passages, each read together with a question: [CLS] question [SEP] title [SEP] text [SEP].
 
@@ -288,9 +317,7 @@ class FusionBatch:
     def questions(self, index: Tensor) -> FusionBatch:
         """The questions `index` [n] with their texts, labels cut to the longest."""
         texts = self.texts.rows(rows_of_groups(index, self.is_real.size(1)))
-        labels = self.labels[index]
-        longest = int((labels >= 0).sum(1).max()) if len(index) else 0
-        return FusionBatch(texts, self.is_real[index], labels[:, :longest])
+        return FusionBatch(texts, self.is_real[index], cut_labels(self.labels[index]))
 
     def to(self, device: torch.device) -> FusionBatch:
         is_real, labels = (column.to(device, non_blocking=True) for column in (self.is_real, self.labels))

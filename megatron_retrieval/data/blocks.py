@@ -17,7 +17,7 @@ from megatron_retrieval.utils.seeds import fractions
 
 #: a title takes at most this share of a sequence, so that text remains
 _TITLE_SHARE = 4
-_SHORTEST_SEQUENCE = 8
+SHORTEST_SEQUENCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ class Blocks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockLayout:
-    """How a block becomes a sequence: the layout of passages, with a title that leaves room for text.
+class BlockRoom:
+    """How much text a sequence holds, beside a title that leaves room for it.
 
     Attributes:
         use_titles: put the document's title in front; off: as passages without title.
@@ -86,13 +86,15 @@ class BlockLayout:
 
     use_titles: bool
     seq_length: int
-    passage_format: PassageFormat
 
     def __post_init__(self) -> None:
-        if self.seq_length < _SHORTEST_SEQUENCE:
-            raise ConfigError(
-                f"sequences of {self.seq_length} tokens are too short, {_SHORTEST_SEQUENCE} is the least."
-            )
+        if self.seq_length < SHORTEST_SEQUENCE:
+            raise ConfigError(f"sequences of {self.seq_length} tokens are too short, {SHORTEST_SEQUENCE} is the least.")
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens of a sequence."""
+        return 0
 
     @property
     def longest_title(self) -> int:
@@ -102,9 +104,20 @@ class BlockLayout:
     def capacity(self, corpus: SentenceCorpus, documents: Rows) -> Rows:
         """[n] tokens of text that a block of each document holds."""
         lengths = corpus.titles.offsets[documents + 1] - corpus.titles.offsets[documents]
-        num_special = 3 if self.passage_format == "title-sep-text" else 2
-        capacity: Rows = self.seq_length - num_special - np.minimum(lengths, self.longest_title)
+        capacity: Rows = self.seq_length - self.num_special - np.minimum(lengths, self.longest_title)
         return capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout(BlockRoom):
+    """How a block becomes a sequence: the layout of passages, with a title that leaves room for text."""
+
+    passage_format: PassageFormat
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens of a sequence."""
+        return 3 if self.passage_format == "title-sep-text" else 2
 
     def tokens(self, corpus: SentenceCorpus, documents: Rows, texts: Ragged) -> TokenBatch:
         """The sequences of `texts`, which come from `documents`; what is too long is cut."""
@@ -114,7 +127,7 @@ class BlockLayout:
         )
 
 
-def make_blocks(corpus: SentenceCorpus, documents: Rows, layout: BlockLayout) -> Blocks:
+def make_blocks(corpus: SentenceCorpus, documents: Rows, room: BlockRoom) -> Blocks:
     """Pack the sentences of each of `documents` (ascending) greedily into blocks.
 
     A sentence longer than a sequence is a block of its own, which is cut when it is laid out. All documents are
@@ -123,7 +136,7 @@ def make_blocks(corpus: SentenceCorpus, documents: Rows, layout: BlockLayout) ->
     offsets = corpus.sentences.offsets
     documents = np.asarray(documents, np.int64)
     starts, stops = corpus.documents[documents], corpus.documents[documents + 1]
-    capacity = layout.capacity(corpus, documents)
+    capacity = room.capacity(corpus, documents)
     rounds = []
     while len(starts):
         ends = np.searchsorted(offsets, offsets[starts] + capacity, side="right") - 1

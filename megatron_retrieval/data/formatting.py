@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from megatron_retrieval.data.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
@@ -73,6 +74,15 @@ def join_segments(segments: Sequence[Ragged], seq_length: int, *, end_id: int, p
         _place(ids, segment, start, seq_length - 1)
     ids[np.arange(len(final)), final] = end_id
     return TokenBatch(torch.from_numpy(ids), torch.from_numpy(final + 1))
+
+
+def label_rows(sequences: Ragged, num_rows: int, end_id: int) -> Tensor:
+    """[num_rows, L] int64, the sequences with their end tokens; -1 behind them and in rows beyond them."""
+    lengths = sequences.lengths
+    labels = np.full((num_rows, int(lengths.max(initial=0)) + 1), -1, np.int64)
+    _place(labels, sequences, np.zeros(len(sequences), np.int64), labels.shape[1])
+    labels[np.arange(len(sequences)), lengths] = end_id
+    return torch.from_numpy(labels)
 
 
 def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> TokenBatch:

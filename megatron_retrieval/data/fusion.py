@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.data.formatting import label_rows
 from megatron_retrieval.data.fusion_layout import FusionLayout
 from megatron_retrieval.data.loader import Share
 from megatron_retrieval.data.passage_tokens import PassageTokens, RaggedBuilder
@@ -78,7 +79,7 @@ class FusionDataset:
             (self._titles, self._texts),
             shape=(share.num_slots, self._num_texts),
         )
-        return FusionBatch(texts, is_real, self._labels(answers, share.num_slots))
+        return FusionBatch(texts, is_real, label_rows(answers, share.num_slots, self._layout.end_id))
 
     def _collect(self, data: ReaderTrainingDataConfig, tokenizer: Tokenizer) -> None:
         dtype, census = token_dtype(tokenizer.vocab_size), QuestionCensus()
@@ -114,13 +115,6 @@ class FusionDataset:
             random = generator(self._seed, "answers", epoch, first_position + place)
             first[place] += random.integers(num_answers[place])
         return first
-
-    def _labels(self, answers: Ragged, num_slots: int) -> Tensor:
-        """[num_slots, L], the answers with their end tokens, -1 elsewhere."""
-        labels = np.full((num_slots, int(answers.lengths.max(initial=0)) + 1), -1, np.int64)
-        for slot, length in enumerate(answers.lengths.tolist()):
-            labels[slot, :length], labels[slot, length] = answers[slot], self._layout.end_id
-        return torch.from_numpy(labels)
 
 
 def fuse_texts(

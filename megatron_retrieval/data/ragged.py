@@ -74,7 +74,7 @@ class Ragged:
         return cls(np.concatenate([part.values for part in parts]), to_offsets(lengths))
 
 
-def to_offsets(lengths: Rows) -> Rows:
+def to_offsets(lengths: Rows | NDArray[np.bool_]) -> Rows:
     """Where each of the sequences with these lengths begins, and where the last one ends."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
