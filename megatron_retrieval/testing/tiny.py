@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -146,6 +147,7 @@ def write_tiny_corpus(
     ]
     source = folder / "corpus.jsonl"
     source.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    vocabulary: dict[str, Any]
     if sentencepiece:
         texts = [text for document in documents for text in document.values()]
         model = write_sentencepiece(folder / "corpus.model", texts, model_type="bpe")
