@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from megatron_retrieval.data.json_records import Record, read_json_lines, read_json_list
 from megatron_retrieval.data.tables import read_table
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.types import Passage, Question
 from megatron_retrieval.utils.files import read_lines
+
+Item = TypeVar("Item")
+
+
+@dataclass(kw_only=True, frozen=True)
+class AskedQuestionsConfig:
+    """Which questions of a file are asked, and how their text is prepared; recorded in the result."""
+
+    max_questions: int | None = None
+    """Ask only the first so many (after the stride); default: all."""
+    question_stride: int = 1
+    """Ask only every so-manyth question, from the first on."""
+    strip_question_mark: bool = False
+    """Drop one question mark at the end, as Megatron-LM does."""
+    plain_apostrophes: bool = False
+    """Write ’ as ', as DPR does."""
+
+    def __post_init__(self) -> None:
+        if self.question_stride < 1 or (self.max_questions is not None and self.max_questions < 1):
+            raise ConfigError("--question-stride and --max-questions must be at least 1.")
+
+    def chosen(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Those of all questions that are asked, one at a time."""
+        return islice(islice(items, 0, None, self.question_stride), self.max_questions)
+
+    def prepared(self, text: str) -> str:
+        """A question as it is asked."""
+        if self.strip_question_mark:
+            text = text.removesuffix("?")
+        return text.replace("’", "'") if self.plain_apostrophes else text
 
 
 @dataclass(frozen=True)
@@ -24,10 +57,13 @@ class BiencoderExample:
     hard_negatives: tuple[Passage, ...]
 
 
-def read_questions(path: str | Path) -> list[Question]:
-    """All questions of a file; the kind is told by its name's ending, or else by its first character.
+def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) -> list[Question]:
+    """The questions of a file; the kind is told by its name's ending, or else by its first character.
 
     The id is the record's `id` where it has one, otherwise its number in the file, from 1.
+
+    Args:
+        asked: which of them; default: all, as they are.
 
     Raises:
         DataError: anything malformed, with its line; or no questions at all.
@@ -38,7 +74,9 @@ def read_questions(path: str | Path) -> list[Question]:
     questions = list(readers.get(suffix, _read_by_content)(path))
     if not questions:
         raise DataError(path, "there are no questions in the file")
-    return questions
+    if asked is None:
+        return questions
+    return [dataclasses.replace(question, text=asked.prepared(question.text)) for question in asked.chosen(questions)]
 
 
 def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:

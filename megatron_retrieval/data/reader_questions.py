@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
 from megatron_retrieval.data.json_records import Record, read_json_lines, read_json_list
-from megatron_retrieval.data.questions import read_passage, read_questions
+from megatron_retrieval.data.questions import AskedQuestionsConfig, read_passage, read_questions
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types import Passage, Question
 from megatron_retrieval.utils.files import read_chunks
 from megatron_retrieval.utils.logging import get_logger
 
@@ -44,7 +44,8 @@ class PassagesToReadConfig:
     """What is read for a question; recorded in the result."""
 
     num_passages: int = 20
-    """Passages read for each question, those that stand first in the file; in training, those that are drawn from."""
+    """Passages read for each question, those that stand first in the file or are retrieved; in training, those that are
+    drawn from."""
     closed_book: bool = False
     """Read no passages: the answer comes from the reader's weights alone. The file may then also be a DPR .qa.csv."""
 
@@ -111,7 +112,10 @@ class QuestionCensus:
 
 
 def read_reader_questions(
-    path: str | Path, config: PassagesToReadConfig, census: QuestionCensus | None = None
+    path: str | Path,
+    config: PassagesToReadConfig,
+    census: QuestionCensus | None = None,
+    asked: AskedQuestionsConfig | None = None,
 ) -> Iterator[ReaderQuestion]:
     """Yield the questions of a file one at a time; the kind is told by its content.
 
@@ -120,15 +124,16 @@ def read_reader_questions(
 
     Args:
         census: counts what is read.
+        asked: which questions; default: all, as they are.
 
     Raises:
         DataError: anything malformed, with its line; or no questions at all.
     """
-    census = census or QuestionCensus()
+    census, asked = census or QuestionCensus(), asked or AskedQuestionsConfig()
     num_before = census.num_questions
-    for question, num_blank in _questions(Path(path), config):
+    for question, num_blank in asked.chosen(_questions(Path(path), config)):
         census.count(question, num_blank, closed_book=config.closed_book)
-        yield question
+        yield dataclasses.replace(question, text=asked.prepared(question.text))
     if census.num_questions == num_before:
         raise DataError(path, "there are no questions in the file")
 
@@ -151,12 +156,22 @@ def _questions(path: Path, config: PassagesToReadConfig) -> Iterator[tuple[Reade
         for number, record in enumerate(records, 1):
             yield _question(record, number, config)
     elif config.closed_book:
-        for asked in read_questions(path):
-            answers = _not_blank(asked.answers)
-            yield ReaderQuestion(asked.id, asked.text, answers), len(asked.answers) - len(answers)
+        yield from map(question_to_read, read_questions(path))
     else:
-        hint = "Give results.json of retriever-evaluate, DPR's or FiD's JSON; other question files need --closed-book."
+        hint = (
+            "Give results.json of retriever-evaluate, DPR's or FiD's JSON; other question files need --closed-book or, "
+            "in qa-evaluate, --retriever."
+        )
         raise DataError(path, "holds no passages to read", hint=hint)
+
+
+def question_to_read(
+    question: Question, passages: Sequence[Passage] = (), scores: Sequence[float] = ()
+) -> tuple[ReaderQuestion, int]:
+    """A question together with what there is to read about it, and how many blank answers it had."""
+    answers = _not_blank(question.answers)
+    read = ReaderQuestion(question.id, question.text, answers, tuple(passages), tuple(scores))
+    return read, len(question.answers) - len(answers)
 
 
 def _first_character(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.evaluation.recall import Ranks, RetrievalRanks, average_rank, hits_at
@@ -44,6 +45,11 @@ class Retrieved:
     scores: NDArray[np.float32]
     has_answer: NDArray[np.bool_]
     ranks: RetrievalRanks
+
+
+def recorded(*settings: Any) -> dict[str, Any]:
+    """Configurations that figures depend on, under names as metrics have them."""
+    return {name.replace("-", "_"): value for part in settings for name, value in to_flat_dict(part).items()}
 
 
 def retrieval_metrics(ranks: RetrievalRanks, topk: Sequence[int]) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def write_dpr_results(path: Path, questions: Sequence[Question], retrieved: Retr
         for number, question in enumerate(questions):
             contexts = [
                 {"id": passage.id, "title": passage.title, "text": passage.text, "score": str(score), "has_answer": hit}
-                for passage, score, hit in _found(retrieved, number, evidence)
+                for passage, score, hit in found_passages(retrieved, number, evidence)
             ]
             record = {"question": question.text, "answers": list(question.answers), "ctxs": contexts}
             file.write((",\n" if number else "\n") + json.dumps(record, ensure_ascii=False))
@@ -113,11 +119,14 @@ def write_trec_run(
     """Six columns: question id, Q0, passage id, rank from 1, score, tag; as trec_eval and Pyserini read."""
     with atomic_file(path) as file:
         for number, question in enumerate(questions):
-            for rank, (passage, score, _) in enumerate(_found(retrieved, number, evidence), 1):
+            for rank, (passage, score, _) in enumerate(found_passages(retrieved, number, evidence), 1):
                 file.write(f"{_word(question.id)} Q0 {_word(passage.id)} {rank} {score!s} {tag}\n")
 
 
-def _found(retrieved: Retrieved, number: int, evidence: PassagesByRow) -> Iterator[tuple[Passage, np.float32, bool]]:
+def found_passages(
+    retrieved: Retrieved, number: int, evidence: PassagesByRow
+) -> Iterator[tuple[Passage, np.float32, bool]]:
+    """(passage, score, whether it holds an answer) of what was retrieved for a question, best first."""
     found = retrieved.rows[number] >= 0
     passages = evidence.passages(retrieved.rows[number][found])
     return zip(passages, retrieved.scores[number][found], retrieved.has_answer[number][found].tolist(), strict=True)

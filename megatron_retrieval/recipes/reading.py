@@ -11,7 +11,6 @@ from megatron_retrieval.checkpoint.description import ModelDescription
 from megatron_retrieval.checkpoint.extractive_reader import load_extractive_reader
 from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader, load_fusion_reader
 from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
-from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.reader_questions import PassagesToReadConfig
 from megatron_retrieval.errors import CheckpointError
@@ -22,6 +21,7 @@ from megatron_retrieval.evaluation.extractive_answers import (
 )
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.evaluation.reader_task import Reader
+from megatron_retrieval.evaluation.results import recorded
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
 from megatron_retrieval.parallel import ProcessTopology
@@ -118,5 +118,4 @@ def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
 
 
 def _protocol(description: ModelDescription, *settings: Any) -> dict[str, Any]:
-    flat = {name.replace("-", "_"): value for part in settings for name, value in to_flat_dict(part).items()}
-    return {"reader": description.kind, "reader_fingerprint": description.fingerprint, **flat}
+    return {"reader": description.kind, "reader_fingerprint": description.fingerprint, **recorded(*settings)}

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.dual_encoder import LoadedDualEncoder, load_dual_encoder
 from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.evaluation import AnswerMatcher
+from megatron_retrieval.evaluation.results import Retrieved
+from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.index import EmbeddingStore, ShardedIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import EncodeConfig, Retriever, encode_questions
+from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types import Passage, Question
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -50,6 +55,37 @@ class SearchSession:
             [(self.evidence.passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
             for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True)
         ]
+
+    def evaluate(
+        self,
+        questions: Sequence[Question],
+        matcher: AnswerMatcher,
+        topology: ProcessTopology,
+        *,
+        depth: int,
+        micro_batch_size: int,
+    ) -> Retrieved:
+        """The `depth` best passages for each question, and which of them hold an answer; see `evaluate_retriever`."""
+        text_format = self.encoder.description.text_format
+        return evaluate_retriever(
+            questions,
+            tokenize_questions([question.text for question in questions], self.tokenizer, text_format),
+            self.encoder.model.encode_queries,
+            self.retriever,
+            self.evidence,
+            matcher,
+            topology,
+            depth=depth,
+            micro_batch_size=micro_batch_size,
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        """What the passages that are found depend on, for the record."""
+        return {
+            "evidence_fingerprint": self.evidence.fingerprint,
+            "encoder_fingerprint": self.encoder.description.fingerprint,
+            "embedding_dtype": self.embeddings.manifest.identity.dtype,
+        }
 
     def _encode(self, questions: Sequence[str]) -> Tensor:
         text_format = self.encoder.description.text_format

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -30,3 +31,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def percent(fraction: float) -> str:
     """0.8136 -> 81.4, as recall is published."""
     return f"{100 * fraction:.1f}"
+
+
+def rate_cells(metrics: Mapping[str, Any], name: str) -> list[str]:
+    """A rate in percent, and its 95 % interval."""
+    low, high = metrics[f"{name}_ci95"]
+    return [percent(metrics[name]), f"{percent(low)} - {percent(high)}"]

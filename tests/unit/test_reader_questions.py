@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_retrieval.data.questions import AskedQuestionsConfig, read_questions
 from megatron_retrieval.data.reader_questions import (
     PassagesToReadConfig,
     QuestionCensus,
@@ -94,6 +95,21 @@ def test_what_is_wanting_is_counted_and_said(tmp_path: Path, caplog: pytest.LogC
     closed = QuestionCensus()
     list(read_reader_questions(path, PassagesToReadConfig(closed_book=True), closed))
     assert closed.num_questions_without_passages == 0
+
+
+def test_only_what_is_asked_is_counted_and_prepared(tmp_path: Path) -> None:
+    records = [{"question": f"l’été {n}??", "answers": ["a"] * (n % 2), "ctxs": []} for n in range(10)]
+    path, census = write_lines(tmp_path / "a.jsonl", records), QuestionCensus()
+    asked = AskedQuestionsConfig(max_questions=3, question_stride=2, strip_question_mark=True, plain_apostrophes=True)
+    texts = ["l'été 0?", "l'été 2?", "l'été 4?"]
+    assert [question.text for question in read_reader_questions(path, ALL, census, asked)] == texts
+    assert (census.num_questions, census.num_questions_without_answers) == (3, 3)
+    assert [(question.id, question.text) for question in read_questions(path, asked)] == list(
+        zip("135", texts, strict=True)
+    )
+    for bad in ({"max_questions": 0}, {"question_stride": 0}):
+        with pytest.raises(ConfigError, match="--question-stride and --max-questions must be at least 1"):
+            AskedQuestionsConfig(**bad)
 
 
 @pytest.mark.parametrize(

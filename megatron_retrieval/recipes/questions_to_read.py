@@ -1,0 +1,138 @@
+"""Questions for a reader, with the passages that stand in their file or those that a retriever finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.data.questions import AskedQuestionsConfig, read_questions
+from megatron_retrieval.data.reader_questions import (
+    PassagesToReadConfig,
+    QuestionCensus,
+    ReaderQuestion,
+    question_to_read,
+    read_reader_questions,
+)
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.evaluation.results import (
+    PassagesByRow,
+    Retrieved,
+    found_passages,
+    recorded,
+    retrieval_metrics,
+)
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.search import SearchConfig, open_search
+from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.types import Question
+
+
+@dataclass(kw_only=True, frozen=True)
+class PassageSearchConfig:
+    """Which retriever finds the passages, and where."""
+
+    retriever: Path | None = None
+    """Checkpoint of a dual encoder that finds the passages to read; default: they stand in the file of questions."""
+    evidence: Path | None = None
+    """Folder of the evidence that the retriever searches (tools/build_evidence.py)."""
+    embeddings: Path | None = None
+    """Folder of the embeddings that the retriever made of the evidence (tools/embed_evidence.py)."""
+    verify_embeddings: bool = False
+    """Read all embeddings once and compare their checksums before they are searched."""
+    matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
+    """When a retrieved passage holds an answer."""
+
+    def __post_init__(self) -> None:
+        places = (self.retriever, self.evidence, self.embeddings)
+        if None in places and any(places):
+            raise ConfigError("--retriever, --evidence and --embeddings belong together: give all three, or none.")
+
+    def what(self) -> SearchConfig | None:
+        """What is searched; None where nothing is."""
+        if self.retriever is None or self.evidence is None or self.embeddings is None:
+            return None
+        return SearchConfig(
+            evidence=self.evidence,
+            embeddings=self.embeddings,
+            load=self.retriever,
+            verify_embeddings=self.verify_embeddings,
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class QuestionsToReadConfig:
+    """Which questions a reader is asked, and what it reads for them."""
+
+    questions: Path
+    """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON; with --retriever, which finds
+    passages for all, or --closed-book also DPR .qa.csv, JSON lines, or DPR biencoder JSON; plain or gzip."""
+    asked: AskedQuestionsConfig = field(default_factory=AskedQuestionsConfig)
+    """Which of them are asked, and how."""
+    reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
+    """What is read for a question."""
+    search: PassageSearchConfig = field(default_factory=PassageSearchConfig)
+    """What finds it."""
+
+    def __post_init__(self) -> None:
+        if self.reading.closed_book and self.search.retriever is not None:
+            raise ConfigError("--closed-book reads no passages, --retriever finds some: give one of them.")
+
+
+@dataclass(frozen=True)
+class QuestionsToRead:
+    """Questions with their passages, to be gone through as often as wanted; the passages' texts are not kept.
+
+    Attributes:
+        read: yields the questions one at a time, and counts them.
+        retrieval_metrics: recall and what it depends on; none where the passages stand in the file.
+    """
+
+    read: Callable[[QuestionCensus], Iterator[ReaderQuestion]]
+    retrieval_metrics: dict[str, Any]
+
+
+def open_questions(config: QuestionsToReadConfig, encode: EncodeConfig, topology: ProcessTopology) -> QuestionsToRead:
+    """Find the passages, unless the file holds them; a collective over all ranks.
+
+    Args:
+        encode: how the retriever encodes questions.
+
+    Raises:
+        MismatchError: retriever, evidence and embeddings do not belong together.
+        DataError: the questions cannot be read; those with passages are read later.
+    """
+    search = config.search.what()
+    if search is None:
+        return QuestionsToRead(lambda census: _from_file(config, census), {})
+    questions = read_questions(config.questions, config.asked)
+    session, matcher = open_search(search, encode, topology), AnswerMatcher(config.search.matching)
+    depth = config.reading.num_passages
+    retrieved = session.evaluate(questions, matcher, topology, depth=depth, micro_batch_size=encode.micro_batch_size)
+    metrics = {
+        **retrieval_metrics(retrieved.ranks, [depth]),
+        **recorded(config.search.matching),
+        "num_bad_patterns": matcher.num_bad_patterns,
+        "num_evidence_passages": len(session.evidence),
+        **session.protocol(),
+    }
+    return QuestionsToRead(partial(_with_passages, questions, retrieved, session.evidence), metrics)
+
+
+def _from_file(config: QuestionsToReadConfig, census: QuestionCensus) -> Iterator[ReaderQuestion]:
+    return read_reader_questions(config.questions, config.reading, census, config.asked)
+
+
+def _with_passages(
+    questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow, census: QuestionCensus
+) -> Iterator[ReaderQuestion]:
+    for number, question in enumerate(questions):
+        found = list(found_passages(retrieved, number, evidence))
+        read, num_blank = question_to_read(
+            question, [passage for passage, _, _ in found], [float(score) for _, score, _ in found]
+        )
+        census.count(read, num_blank, closed_book=False)
+        yield read

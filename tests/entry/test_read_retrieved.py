@@ -1,0 +1,134 @@
+"""A reader that is given a retriever answers as it does from the retriever's results, whatever the layout of ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import command, refuse, succeed
+
+from megatron_retrieval.checkpoint import dual_encoder, extractive_reader
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
+from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+
+RETRIEVE, READ = (("tasks/main.py", "--task", name) for name in ("retriever-evaluate", "qa-evaluate"))
+NUM_PASSAGES = 5
+TINY = tiny_dual_encoder_config()
+#: weights so large that every word tells in what a random model finds
+SHAPE = dataclasses.replace(TINY, bert=dataclasses.replace(TINY.bert, init_method_std=1.0))
+READER = dataclasses.replace(SHAPE.bert, max_position_embeddings=32)
+LAYOUT = ReaderFormatConfig(question_seq_length=8, reader_seq_length=READER.max_position_embeddings)
+
+
+def _prepare(topology: ProcessTopology, folder: str) -> None:
+    """A random retriever with the embeddings of its evidence, and a random reader."""
+    root = Path(folder)
+    text_format = text_format_within(TextFormatConfig(), SHAPE.bert)
+    assets = {VOCAB_NAME: (root / "vocab.txt").read_bytes()}
+    models = (
+        (
+            "retriever",
+            dual_encoder.KIND,
+            DualEncoder(SHAPE, topology, seed=1),
+            checkpoint_config(SHAPE, text_format, True),
+        ),
+        (
+            "reader",
+            extractive_reader.KIND,
+            ExtractiveReader(READER, topology, seed=2),
+            extractive_reader.extractive_reader_checkpoint_config(READER, LAYOUT, True),
+        ),
+    )
+    for name, kind, model, config in models:
+        save_checkpoint(root / name, model, topology, kind=kind, config=config, assets=assets)
+    retriever = load_dual_encoder(root / "retriever", topology)
+    embed_evidence(
+        EvidenceStore(root / "evidence"),
+        retriever.model.encode_passages,
+        root / "embeddings",
+        topology,
+        encoder_fingerprint=retriever.description.fingerprint,
+        text_format=text_format,
+        embedding_dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions, some of them wanting, what one process retrieves for them, and what is answered from that."""
+    folder = tmp_path_factory.mktemp("retrieved")
+    write_tiny_evidence(folder, num_distractors=0)
+    records = json.loads((folder / "biencoder.json").read_text())
+    records[2]["answers"], records[3]["answers"] = [" ", "key2"], []
+    (folder / "questions.json").write_text(json.dumps(records))
+    run_on_ranks(_prepare, 1, str(folder))
+    words = [*RETRIEVE, *_searched(folder, "--load"), "--questions", folder / "questions.json", "--topk", NUM_PASSAGES]
+    succeed(command(*words, "--output-dir", folder / "results", "--strip-question-mark"))
+    succeed(_read(folder, "expected", "--questions", folder / "results" / "results.json"))
+    return folder
+
+
+def _searched(folder: Path, retriever: str) -> list[object]:
+    return ["--evidence", folder / "evidence", "--embeddings", folder / "embeddings", retriever, folder / "retriever"]
+
+
+def _read(folder: Path, name: str, *words: object, num_processes: int = 1) -> list[str]:
+    settings = ["--load", folder / "reader", "--num-passages", NUM_PASSAGES, "--output-dir", folder / name]
+    return command(*READ, *settings, *words, num_processes=num_processes)
+
+
+def _outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics, [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("tp_size", [1, 2], ids=["DP 2", "TP 2"])
+def test_answers_are_those_from_the_retrievers_results(folder: Path, tp_size: int) -> None:
+    name = f"read-tp{tp_size}"
+    words = [*_searched(folder, "--retriever"), "--questions", folder / "questions.json", "--strip-question-mark"]
+    words += ["--tensor-model-parallel-size", tp_size, "--verify-embeddings"]
+    succeed(_read(folder, name, *words, num_processes=2))
+    metrics, predictions = _outcome(folder / name)
+    expected_metrics, expected = _outcome(folder / "expected")
+    assert len({prediction["prediction"] for prediction in expected}) > 5
+    if tp_size > 1:  # sums over two ranks round otherwise
+        scores = [prediction.pop("score") for prediction in predictions]
+        assert scores == pytest.approx([prediction.pop("score") for prediction in expected], abs=1e-4)
+    assert predictions == expected
+    asked = ("questions", "strip_question_mark")
+    assert {name: metrics[name] for name in expected_metrics if name not in asked} == {
+        name: value for name, value in expected_metrics.items() if name not in asked
+    }
+    assert (metrics["num_blank_answers"], metrics["num_questions_without_answers"]) == (1, 1)
+
+    retrieved = json.loads((folder / "results" / "metrics.json").read_text())
+    recall = f"recall@{NUM_PASSAGES}"
+    assert 0 < retrieved[recall] < 1
+    fingerprints = ("evidence_fingerprint", "encoder_fingerprint")
+    for key in (recall, f"{recall}_ci95", f"gold_{recall}", "answer_match", *fingerprints):
+        assert metrics[key] == retrieved[key]
+    assert metrics["num_evidence_passages"] == retrieved["num_passages"]
+    assert f"answer {recall}" in (folder / name / "examples.html").read_text()
+
+
+def test_bad_input(folder: Path, tmp_path: Path) -> None:
+    """The retriever's evidence is another than that of the embeddings."""
+    (tmp_path / "other").mkdir()
+    write_tiny_evidence(tmp_path / "other", num_distractors=30)
+    words = [*_searched(folder, "--retriever"), "--questions", folder / "questions.json"]
+    words += ["--evidence", tmp_path / "other" / "evidence", "--output-dir", tmp_path / "out"]
+    refuse(_read(folder, "unused", *words), "are of evidence")
+    assert not (tmp_path / "out").exists()

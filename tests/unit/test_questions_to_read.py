@@ -1,0 +1,32 @@
+"""Where a reader's passages come from is said without contradiction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_retrieval.data.reader_questions import PassagesToReadConfig
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.recipes.questions_to_read import PassageSearchConfig, QuestionsToReadConfig
+
+PLACES = {"retriever": Path("r"), "evidence": Path("e"), "embeddings": Path("m")}
+
+
+@pytest.mark.parametrize("missing", PLACES)
+def test_a_search_needs_all_three(missing: str) -> None:
+    with pytest.raises(ConfigError, match="--retriever, --evidence and --embeddings belong together"):
+        PassageSearchConfig(**{name: path for name, path in PLACES.items() if name != missing})
+
+
+def test_what_is_searched() -> None:
+    assert PassageSearchConfig().what() is None
+    what = PassageSearchConfig(**PLACES, verify_embeddings=True).what()
+    assert what is not None
+    assert (what.load, what.evidence, what.embeddings, what.verify_embeddings) == (*PLACES.values(), True)
+
+
+def test_passages_are_not_searched_to_be_left_unread() -> None:
+    closed = PassagesToReadConfig(closed_book=True)
+    with pytest.raises(ConfigError, match="--closed-book reads no passages, --retriever finds some"):
+        QuestionsToReadConfig(questions=Path("q"), reading=closed, search=PassageSearchConfig(**PLACES))
