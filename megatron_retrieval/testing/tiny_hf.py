@@ -38,6 +38,16 @@ def tiny_masked_lm() -> transformers.BertForMaskedLM:
     return _random_model(lambda: transformers.BertForMaskedLM(config), seed=5)
 
 
+def tiny_bert_seq2seq() -> transformers.EncoderDecoderModel:
+    """A BERT with a shorter decoder of its kind, which shares its embeddings."""
+    encoder = transformers.BertConfig(**SHAPE)
+    decoder = transformers.BertConfig(**{**SHAPE, "num_hidden_layers": 2}, is_decoder=True, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    model = _random_model(lambda: transformers.EncoderDecoderModel(config), seed=8)
+    model.decoder.bert.embeddings = model.encoder.embeddings
+    return model
+
+
 def tiny_dpr(projection_dim: int) -> tuple[transformers.DPRQuestionEncoder, transformers.DPRContextEncoder]:
     """A question encoder and a context encoder."""
     config = transformers.DPRConfig(**SHAPE, projection_dim=projection_dim)
