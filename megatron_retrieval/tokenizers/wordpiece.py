@@ -91,8 +91,8 @@ class WordPieceTokenizer:
 
     def _words(self, ids: Sequence[int]) -> str:
         tokens = [self._tokens.get(number, UNKNOWN_TOKEN) for number in ids]
-        parts = (f" {token}".replace(f" {CONTINUATION}", "", 1) for token in tokens if token != UNKNOWN_TOKEN)
-        return "".join(parts).strip()
+        joined = " ".join(token for token in tokens if token != UNKNOWN_TOKEN)
+        return joined.replace(f" {CONTINUATION}", "").removeprefix(CONTINUATION)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """For every token of `text`, the (start, stop) of the characters that it stands for, accents included."""

@@ -63,3 +63,12 @@ def test_no_vocabulary(tmp_path: Path, content: str, message: str) -> None:
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         WordPieceTokenizer(path)
+
+
+def test_words_of_ids(vocab_file: Path) -> None:
+    tokenizer = WordPieceTokenizer(vocab_file)
+    special = tokenizer.special
+    (ids,) = tokenizer.encode(["unbelievable Café, xyz 北."])
+    framed = [special.cls, *ids, special.mask, 10_000, special.sep, ids[0], special.pad]
+    assert tokenizer.decode([framed, [], ids[1:3]]) == ["unbelievable cafe , 北 .", "", "believable"]
+    assert tokenizer.until_end(framed) == [*ids, 10_000]
