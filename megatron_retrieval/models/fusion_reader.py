@@ -8,11 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
 from megatron_retrieval.types import WIDTH_STEP, TokenBatch, real_lengths
+
+
+@dataclass(kw_only=True, frozen=True)
+class FusionEncodeConfig:
+    """How a fusion reader's encoder is run."""
+
+    encode_batch_size: int = 8
+    """Texts that go through the encoder of a fusion reader together, those of like length; memory and speed depend on
+    it, the result does not."""
+
+    def __post_init__(self) -> None:
+        if self.encode_batch_size < 1:
+            raise ConfigError(f"--encode-batch-size must be at least 1, not {self.encode_batch_size}.")
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,13 @@ class FusionReader(nn.Module):
 
     Args:
         model: it has all the parameters.
-        encode_batch_size: texts that go through the encoder together, those of like length; memory and speed depend on
-            it, the result does not.
+        config: how its encoder is run.
     """
 
-    def __init__(self, model: EncoderDecoder, *, encode_batch_size: int = 8) -> None:
+    def __init__(self, model: EncoderDecoder, config: FusionEncodeConfig | None = None) -> None:
         super().__init__()
         self.model: EncoderDecoder = model
-        self.encode_batch_size = encode_batch_size
+        self.config = config or FusionEncodeConfig()
 
     def forward(
         self,
@@ -133,5 +146,5 @@ class FusionReader(nn.Module):
         """The rows of real texts, those of like length together, each batch only as wide as its longest."""
         rows = is_real.flatten().nonzero()[:, 0]
         order = rows[torch.argsort(texts.lengths[rows], stable=True)]
-        for chunk in order.split(self.encode_batch_size):
+        for chunk in order.split(self.config.encode_batch_size):
             yield chunk, texts.rows(chunk)

@@ -20,7 +20,7 @@ from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderTrain
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
-from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions, within_positions
@@ -70,9 +70,7 @@ class FusionFinetuneConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     step: ReadingStepConfig = field(default_factory=ReadingStepConfig)
     scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
-    encode_batch_size: int = 8
-    """Texts that go through the encoder together, those of like length; memory and speed depend on it, the result does
-    not."""
+    encode: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -114,7 +112,7 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
     model = start.architecture.build(shape, tokenizer, topology, training.precision.dtype, seed=seed)
     if training.save.resume_folder() is None:
         start_fusion_reader(start, model, topology)
-    reader = FusionReader(model, encode_batch_size=config.encode_batch_size)
+    reader = FusionReader(model, config.encode)
     held_out, tasks = None, []
     if (held_out_data := config.data.held_out()) is not None:
         held_out = _dataset(config, held_out_data, layout, tokenizer)

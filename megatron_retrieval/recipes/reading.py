@@ -22,7 +22,7 @@ from megatron_retrieval.evaluation.extractive_answers import (
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.evaluation.results import recorded
-from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions
@@ -41,6 +41,7 @@ class ReaderConfig:
     choice: SpanChoiceConfig = field(default_factory=SpanChoiceConfig)
     search: BeamSearchConfig = field(default_factory=BeamSearchConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
+    fusion: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
 
     def extractive(self) -> ExtractiveAnswerConfig:
         """How an extractive reader answers."""
@@ -107,7 +108,7 @@ def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
     require_reading_positions(description.config, layout, answers)
     tokenizer = description.tokenizer()
     reader = FusionAnswerer(
-        FusionReader(load_fusion_reader(description, tokenizer, topology, config.encode.dtype)),
+        FusionReader(load_fusion_reader(description, tokenizer, topology, config.encode.dtype), config.fusion),
         tokenizer,
         FusionLayout(layout, tokenizer),
         answers,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
-from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
@@ -69,7 +69,7 @@ def _reader(topology: ProcessTopology, shape: Shape, encode_batch_size: int = 3)
     with torch.no_grad():  # what is read must matter
         for layer in model.decoder.layers:
             layer.cross_attention.linear_proj.weight.mul_(4)
-    return FusionReader(model, encode_batch_size=encode_batch_size)
+    return FusionReader(model, FusionEncodeConfig(encode_batch_size=encode_batch_size))
 
 
 def _gradients(reader: FusionReader, topology: ProcessTopology, attribute: str = "grad") -> dict[str, Tensor]:
