@@ -35,8 +35,9 @@ def highlight(text: str, question: str, answers: Sequence[str] = ()) -> str:
 
 
 def answer_spans(text: str, answers: Sequence[str]) -> list[Span]:
-    """Where the answers stand in `text` as whole words, whatever their case."""
-    patterns = (rf"(?<!\w){re.escape(answer)}(?!\w)" for answer in answers if answer)
+    """Where the answers stand in `text` as whole words, whatever their case and the white space between them."""
+    joined = (r"\s+".join(map(re.escape, answer.split())) for answer in answers)
+    patterns = (rf"(?<!\w){words}(?!\w)" for words in joined if words)
     return [match.span() for pattern in patterns for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 

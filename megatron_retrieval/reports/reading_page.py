@@ -7,13 +7,17 @@ from html import escape
 from pathlib import Path
 
 from megatron_retrieval.evaluation.reading_results import ReadQuestion
-from megatron_retrieval.reports.highlight import answer_spans, marked_pieces
-from megatron_retrieval.types import Passage
+from megatron_retrieval.reports.highlight import Span, answer_spans, marked_pieces
 from megatron_retrieval.utils.files import atomic_file
 
 PAGE = "examples.html"
 
+#: acceptable answers that stand beside the question; some files name a hundred
+_SHOWN_ANSWERS = 5
+_SEPARATOR = " · "
+
 _STYLE = """
+:root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.4rem; }
 table { border-collapse: collapse; margin-bottom: 1.5rem; }
@@ -21,16 +25,18 @@ td { padding: .1rem 1.2rem .1rem 0; }
 td + td { font-variant-numeric: tabular-nums; }
 details { border-left: 4px solid #c33; background: #fafafa; margin: .6rem 0; padding: .4rem .8rem; }
 details.right { border-color: #2a7; }
-summary { cursor: pointer; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
 summary b { color: #c33; }
 .right summary b { color: #2a7; }
-article { margin: .8rem 0; font-size: .92rem; }
+article { margin: .8rem 0; padding-left: .7rem; border-left: 2px solid transparent; font-size: .92rem; }
+article.telling { border-color: #999; }
 h2 { font-size: .92rem; margin: 0; }
-p { margin: 0; }
+p { margin: 0; overflow-wrap: anywhere; }
 small { color: #666; }
 mark { background: #ffe98a; }
 .predicted { outline: 2px solid #68c; border-radius: 2px; }
-body:has(#wrong:checked) details.right, body:has(#right:checked) details:not(.right) { display: none; }
+body:has(#wrong:checked) details.right, body:has(#right:checked) details:not(.right),
+body:has(#telling:checked) article:not(.telling) { display: none; }
 @media (prefers-color-scheme: dark) {
   body { background: #191919; color: #ddd; } details { background: #222; } small { color: #999; }
   mark { background: #6b5a00; color: inherit; }
@@ -39,7 +45,8 @@ body:has(#wrong:checked) details.right, body:has(#right:checked) details:not(.ri
 
 _CHOICE = """<p><label><input type="radio" name="shown" id="all" checked> all</label>
 <label><input type="radio" name="shown" id="right"> right</label>
-<label><input type="radio" name="shown" id="wrong"> wrong</label>
+<label><input type="radio" name="shown" id="wrong"> wrong</label>;
+<label><input type="checkbox" id="telling"> only passages with an answer</label><br>
 <small>yellow: an acceptable answer; framed: what was answered</small></p>
 """
 
@@ -66,40 +73,46 @@ def write_reading_page(
 
 
 def _example(example: ReadQuestion) -> str:
-    question, prediction = example.question, example.prediction
+    question = example.question
     is_right = example.score.exact_match == 1
-    answers = " · ".join(map(escape, question.answers)) or "<i>none given</i>"
-    passages = "".join(
-        _passage(
-            passage,
-            score,
-            question.answers,
-            prediction.text if prediction.passage in (None, place) else "",
-            is_source=prediction.passage == place,
-        )
-        for place, (passage, score) in enumerate(zip(question.passages, question.scores, strict=True))
-    )
+    facts = [f"question {escape(question.id)}", f"score of the answer {example.prediction.score:.4g}"]
+    if len(question.answers) > _SHOWN_ANSWERS:
+        facts.append(f"acceptable: {_SEPARATOR.join(map(escape, question.answers))}")
+    passages = "".join(_passage(example, place) for place in range(len(question.passages)))
     return (
         f'<details class="{"right" if is_right else "wrong"}"><summary><b>{"✓" if is_right else "✗"}</b> '
-        f"{escape(question.text)}<br>{escape(prediction.text) or '<i>no answer</i>'} "
-        f"<small>F1 {example.score.f1:.2f} · acceptable: {answers}</small></summary>\n{passages}</details>\n"
+        f"{escape(question.text)}<br>{_answered(example)}</summary>\n<p><small>{_SEPARATOR.join(facts)}</small></p>\n"
+        f"{passages or '<p>No passages were read.</p>'}</details>\n"
     )
 
 
-def _passage(passage: Passage, score: float, answers: Sequence[str], predicted: str, *, is_source: bool) -> str:
-    source = " · the answer was taken from here" if is_source else ""
+def _answered(example: ReadQuestion) -> str:
+    answers = example.question.answers
+    acceptable = [escape(answer) for answer in answers[:_SHOWN_ANSWERS]] or ["<i>none given</i>"]
+    if len(answers) > _SHOWN_ANSWERS:
+        acceptable.append(f"{len(answers) - _SHOWN_ANSWERS} more")
+    facts = [f"F1 {example.score.f1:.2f}", f"acceptable: {_SEPARATOR.join(acceptable)}"]
+    answer = escape(example.prediction.text) or "<i>no answer</i>"
+    return f"<strong>{answer}</strong> <small>{_SEPARATOR.join(facts)}</small>"
+
+
+def _passage(example: ReadQuestion, place: int) -> str:
+    question, prediction = example.question, example.prediction
+    passage = question.passages[place]
+    predicted = prediction.text if prediction.passage in (None, place) else ""
+    layers = (answer_spans(passage.text, question.answers), answer_spans(passage.text, [predicted]))
+    facts = [escape(passage.id), f"score {question.scores[place]:.4g}" if any(question.scores) else ""]
+    facts.append("the answer was taken from here" if prediction.passage == place else "")
     return (
-        f"<article><h2>{escape(passage.title)} <small>{escape(passage.id)} · {score:.4g}{source}</small></h2>"
-        f"<p>{_marked(passage.text, answers, predicted)}</p></article>\n"
+        f'<article class="{"telling" if any(layers) else "silent"}"><h2>{place + 1}. {escape(passage.title)} '
+        f"<small>{_SEPARATOR.join(filter(None, facts))}</small></h2><p>{_marked(passage.text, *layers)}</p></article>\n"
     )
 
 
-def _marked(text: str, answers: Sequence[str], predicted: str) -> str:
+def _marked(text: str, answers: Sequence[Span], predicted: Sequence[Span]) -> str:
     """The text as HTML, acceptable answers marked and the predicted one framed."""
     parts = []
-    for piece, (is_answer, is_predicted) in marked_pieces(
-        text, answer_spans(text, answers), answer_spans(text, [predicted])
-    ):
+    for piece, (is_answer, is_predicted) in marked_pieces(text, answers, predicted):
         html = escape(piece)
         html = f'<span class="predicted">{html}</span>' if is_predicted else html
         parts.append(f"<mark>{html}</mark>" if is_answer else html)

@@ -56,3 +56,25 @@ def test_answers_are_marked_and_the_prediction_framed_where_it_was_read(tmp_path
     assert 'class="predicted"' not in second
     assert "taken from here" in first
     assert "taken from here" not in second
+
+
+def test_passages_that_tell_something_can_be_picked_out(tmp_path: Path) -> None:
+    passages = tuple(Passage(str(n), f"T{n}", text) for n, text in enumerate(("Berlin", "New\u00a0\n York", "Oslo is")))
+    question = ReaderQuestion("q<1", "where?", ("New York",), passages, (0.0,) * 3)
+    html = page(tmp_path, ReadQuestion(question, Prediction("oslo", -0.25), AnswerScore(0.0, 0.0)))
+    assert re.findall(r'<article class="(\w+)"><h2>(\d\. \w+)', html) == [
+        ("silent", "1. T0"),
+        ("telling", "2. T1"),
+        ("telling", "3. T2"),
+    ]
+    assert "<mark>New\u00a0\n York</mark>" in html
+    assert "question q&lt;1 · score of the answer -0.25</small>" in html
+    assert "score 0" not in html  # the file had none
+
+
+def test_many_answers_and_no_passages(tmp_path: Path) -> None:
+    question = ReaderQuestion("1", "where?", tuple(f"a{n}" for n in range(8)))
+    html = page(tmp_path, ReadQuestion(question, Prediction("a7"), AnswerScore(1.0, 1.0)))
+    assert "acceptable: a0 · a1 · a2 · a3 · a4 · 3 more</small></summary>" in html
+    assert "acceptable: a0 · a1 · a2 · a3 · a4 · a5 · a6 · a7</small></p>" in html
+    assert "No passages were read." in html
