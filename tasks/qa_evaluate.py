@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.config import write_config
-from megatron_retrieval.data.reader_questions import QuestionCensus
+from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderQuestion
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, answer_metrics
-from megatron_retrieval.evaluation.reader_task import evaluate_reader
+from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
 from megatron_retrieval.evaluation.reading_results import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.results import METRICS, recorded
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
@@ -53,7 +53,8 @@ def main(config: QaEvaluateConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
     opened = open_reader(config.reader, config.given.reading, topology)
     questions, census = open_questions(config.given, config.reader.encode, topology), QuestionCensus()
-    results = evaluate_reader(questions.read(census), opened.reader, config.scoring, topology)
+    stream = _counting_long(questions.read(census), opened.reader, census)
+    results = evaluate_reader(stream, opened.reader, config.scoring, topology)
     if topology.is_main:
         census.log(config.given.questions)
         metrics = {
@@ -70,6 +71,15 @@ def main(config: QaEvaluateConfig, topology: ProcessTopology) -> None:
         sys.stdout.write(_table(metrics) + "\n")
 
 
+def _counting_long(
+    questions: Iterable[ReaderQuestion], reader: Reader, census: QuestionCensus
+) -> Iterator[ReaderQuestion]:
+    """The questions as they are; acceptable answers that the reader could not give are counted."""
+    for question in questions:
+        census.num_long_answers += reader.num_long(question.answers)
+        yield question
+
+
 def _write(config: QaEvaluateConfig, questions: QuestionsToRead, results: Results, metrics: dict[str, Any]) -> None:
     folder = config.output_dir
     write_json(folder / METRICS, metrics)
@@ -80,8 +90,8 @@ def _write(config: QaEvaluateConfig, questions: QuestionsToRead, results: Result
         examples = islice(islice(_read_questions(questions, results), 0, None, step), config.num_examples)
         facts = {
             **{title: "{} % ({})".format(*rate_cells(metrics, name)) for title, name in _rates(metrics).items()},
-            "questions": f"{metrics['num_questions']:,}",
-            "passages read": 0 if metrics["closed_book"] else metrics["num_passages"],
+            "questions": f"{metrics['num_questions']:,}, of which {min(len(results), config.num_examples):,} are shown",
+            "passages read": "none" if metrics["closed_book"] else f"up to {metrics['num_passages']} for each",
             "reader": config.reader.load,
         }
         write_reading_page(

@@ -92,6 +92,10 @@ class ExtractiveAnswerer:
             for number, question in enumerate(questions)
         ]
 
+    def num_long(self, answers: Sequence[str]) -> int:
+        """See Reader."""
+        return sum(len(ids) > self._config.max_answer_length for ids in self._tokenizer.encode(answers))
+
     def _lay_out(self, questions: Sequence[ReaderQuestion]) -> ReadPassages:
         read = [passage for question in questions for passage in question.passages]
         owner = np.repeat(np.arange(len(questions)), [len(question.passages) for question in questions])
@@ -103,7 +107,9 @@ class ExtractiveAnswerer:
     def _best_spans(self, passages: ReadPassages) -> BestSpans:
         """Passages of like length are read together."""
         order = passages.tokens.lengths.argsort(descending=True, stable=True)
-        parts = [self._best_of(passages.rows(rows).to(self._device)) for rows in order.split(self._micro_batch_size)]
+        # where no question has passages, `split` gives one part of nothing
+        batches = [rows for rows in order.split(self._micro_batch_size) if len(rows)]
+        parts = [self._best_of(passages.rows(rows).to(self._device)) for rows in batches]
         place = order.argsort()
         columns = ([getattr(part, name).cpu() for part in parts] for name in ("scores", "first", "last", "selection"))
         return BestSpans(*(torch.cat(column)[place] if column else torch.zeros(0) for column in columns))

@@ -71,6 +71,10 @@ class FusionAnswerer:
                 predictions[place] = Prediction(self._text(ids, questions[place], read, place), score)
         return predictions
 
+    def num_long(self, answers: Sequence[str]) -> int:
+        """See Reader; the end token needs a place as well."""
+        return sum(len(ids) >= self._config.max_answer_length for ids in self._tokenizer.encode(answers))
+
     def _generate(self, texts: TokenBatch, is_real: Tensor, index: Tensor) -> Generated:
         rows = rows_of_groups(index, is_real.size(1))
         memory = self._reader.encode(texts.rows(rows).to(self._device), is_real[index].to(self._device))

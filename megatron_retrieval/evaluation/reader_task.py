@@ -24,6 +24,10 @@ class Reader(Protocol):
         """One prediction per question, in order; an empty one where there is nothing to read."""
         ...
 
+    def num_long(self, answers: Sequence[str]) -> int:
+        """How many of these are over its limit, so that it could not give them."""
+        ...
+
 
 def evaluate_reader(
     questions: Iterable[ReaderQuestion],

@@ -72,10 +72,10 @@ def _save(topology: ProcessTopology, folder: str, model_file: str) -> None:
     )
 
 
-def _finetune(run: Run, output: Path, *words: object) -> list[str]:
+def _finetune(run: Run, output: Path, *words: object, data: str = "reading.json") -> list[str]:
     """Steps enough to know the answers by heart; a BERT's positions end at 60 tokens."""
-    data = run.folder / "reading.json"
-    settings = ["--pretrained-checkpoint", run.folder / run.start, "--train-data", data, "--output-dir", output]
+    settings = ["--pretrained-checkpoint", run.folder / run.start, "--train-data", run.folder / data]
+    settings += ["--output-dir", output]
     settings += ["--save", output / "checkpoints", "--no-tensorboard", *LAYOUT, "--global-batch-size", 4]
     if run.start == "t5":
         settings += ["--reader-seq-length", 60]
@@ -120,17 +120,47 @@ def test_exact_match_rises_and_the_task_finds_the_same(trained: Run) -> None:
     checkpoints, read = trained.output / "checkpoints", trained.output / "read"
     assert describe_fusion_reader(checkpoints).layout is not None
 
-    words = ["--load", checkpoints, "--questions", trained.folder / "reading.json", "--num-beams", 2]
-    words += ["--tensor-model-parallel-size", 2, "--num-passages", 2, "--output-dir", read]
-    succeed(command(*EVALUATE, *words, num_processes=2))
+    records = json.loads((trained.folder / "reading.json").read_text())
+    wanting = [
+        {**records[0], "answers": []},
+        {**records[1], "answers": ["Rom"], "ctxs": []},
+        {**records[2], "answers": ["", "the river " * 20]},
+    ]
+    (trained.folder / "more.json").write_text(json.dumps([*records, *wanting]))
+    words = ["--load", checkpoints, "--questions", trained.folder / "more.json", "--num-beams", 2]
+    words += ["--tensor-model-parallel-size", 2, "--num-passages", 2, "--output-dir", read, "--encode-batch-size", 3]
+    log = succeed(command(*EVALUATE, *words, num_processes=2))
     metrics = json.loads((read / "metrics.json").read_text())
-    assert metrics["exact_match"] == curve[-1]
+    assert metrics["exact_match"] == curve[-1] * 4 / 7
+    for fault in ("questions without answers", "questions without passages", "blank answers", "long answers"):
+        assert f"more.json: 1 {fault}" in log
+        assert metrics[f"num_{fault.replace(' ', '_')}"] == 1
     assert (metrics["reader"], metrics["num_beams"], metrics["max_answer_length"]) == ("fusion-reader", 2, 32)
     assert (metrics["reader_seq_length"], metrics["question_prefix"]) == (60, "question:")
     predictions = [json.loads(line) for line in (read / "predictions.jsonl").read_text().splitlines()]
     # with capital letters, which only the passages have where the vocabulary is lower-cased
-    assert [prediction["prediction"] for prediction in predictions] == list(CITIES)
+    assert [prediction["prediction"] for prediction in predictions[:4]] == list(CITIES)
+    assert len(predictions) == 7
     assert "<mark>" in (read / "examples.html").read_text()
+
+
+def test_closed_book_it_learns_and_answers_from_questions_alone(folder: Path) -> None:
+    asked = [f"where is the {thing}?\t['{city}']" for thing, city in zip(THINGS, CITIES, strict=True)]
+    (folder / "train.qa.csv").write_text("\n".join(asked) + "\n")
+    (folder / "test.qa.csv").write_text("\n".join([*asked, "where is the title?\t[' ']"]) + "\n")
+    run, output = Run(folder, "t5"), folder / "closed-book"
+    words = ("--closed-book", "--hidden-dropout", 0, "--attention-dropout", 0)
+    log = succeed(_finetune(run, output, *words, data="train.qa.csv"))
+    assert "4 questions to learn from, 0 passages" in log
+    words = ("--load", output / "checkpoints", "--questions", folder / "test.qa.csv", "--closed-book")
+    log = succeed(command(*EVALUATE, *words, "--output-dir", output / "read"))
+    metrics = json.loads((output / "read" / "metrics.json").read_text())
+    assert (metrics["exact_match"], metrics["num_questions"], metrics["closed_book"]) == (4 / 5, 5, True)
+    assert (metrics["num_blank_answers"], metrics["num_questions_without_answers"]) == (1, 1)
+    assert metrics["num_questions_without_passages"] == 0
+    page = (output / "read" / "examples.html").read_text()
+    assert "<article" not in page
+    assert page.count("No passages were read.") == 5
 
 
 def test_killed_and_resumed_it_goes_on_bit_for_bit(trained: Run) -> None:

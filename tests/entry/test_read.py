@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from programs import command, refuse, succeed
+from programs import command, kill_at, losses, refuse, succeed
 
 from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
@@ -38,17 +38,22 @@ def _save(topology: ProcessTopology, folder: str, vocab: str) -> None:
     )
 
 
+def _finetune(folder: Path, run: str, *words: object) -> list[str]:
+    output = folder / run
+    settings = ["--pretrained-checkpoint", folder / "bert", "--train-data", folder / "reading.json"]
+    settings += ["--output-dir", output, "--save", output / "checkpoints", "--no-tensorboard"]
+    settings += ["--global-batch-size", 8, "--micro-batch-size", 8, "--num-train-passages", 4]
+    return command(*FINETUNE, *settings, "--lr", 3e-3, "--lr-decay-style", "constant", *words)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, an encoder to start from, and a reader trained on it for a few steps."""
     folder = tmp_path_factory.mktemp("reading")
     data, vocab = write_tiny_reading(folder)
     run_on_ranks(_save, 1, str(folder / "bert"), str(vocab))
-    words = [*FINETUNE, "--pretrained-checkpoint", folder / "bert", "--train-data", data, "--valid-data", data]
-    words += ["--output-dir", folder / "run", "--save", folder / "run" / "checkpoints", "--no-tensorboard"]
-    words += ["--train-iters", 30, "--global-batch-size", 8, "--lr", 3e-3, "--micro-batch-size", 8]
-    words += ["--hidden-dropout", 0, "--attention-dropout", 0, "--num-train-passages", 4, "--eval-interval", 10]
-    log = succeed(command(*words, "--lr-decay-style", "constant"))
+    valid = ("--valid-data", data, "--eval-interval", 10, "--train-iters", 30)
+    log = succeed(_finetune(folder, "run", *valid, "--hidden-dropout", 0, "--attention-dropout", 0))
     assert "the encoder is taken; the heads of the extractive-reader are new" in log
     assert "24 questions to learn from" in log
     return folder
@@ -62,27 +67,44 @@ def test_exact_match_rises_and_the_task_finds_the_same(folder: Path) -> None:
     assert curve[-1] > 0.9
 
     records = json.loads((folder / "reading.json").read_text())
-    wanting = [{**records[0], "answers": []}, {**records[1], "ctxs": []}]
+    wanting = [
+        {**records[0], "answers": []},
+        {**records[1], "ctxs": []},
+        {**records[2], "answers": ["", "the box " * 6]},
+    ]
     (folder / "more.json").write_text(json.dumps([*records, *wanting]))
     words = ["--load", folder / "run" / "checkpoints", "--questions", folder / "more.json", "--micro-batch-size", 16]
     log = succeed(command(*EVALUATE, *words, "--output-dir", folder / "read", "--num-examples", 5, num_processes=2))
     assert "1 questions without answers" in log
     assert "1 questions without passages" in log
+    assert "1 blank answers" in log
+    assert "1 long answers" in log
     metrics = json.loads((folder / "read" / "metrics.json").read_text())
-    assert metrics["num_questions"] == 26
-    assert metrics["exact_match"] == pytest.approx(curve[-1] * 24 / 26)
+    assert metrics["num_questions"] == 27
+    assert metrics["exact_match"] == pytest.approx(curve[-1] * 24 / 27)
     assert metrics["exact_match_ci95"][0] <= metrics["exact_match"] <= metrics["f1"]
     assert (metrics["num_questions_without_answers"], metrics["num_unanswered_questions"]) == (1, 1)
+    assert (metrics["num_questions_without_passages"], metrics["num_blank_answers"]) == (1, 1)
+    assert metrics["num_long_answers"] == 1
     assert (metrics["num_passages"], metrics["reader_seq_length"], metrics["max_answer_length"]) == (20, 40, 10)
     predictions = [json.loads(line) for line in (folder / "read" / "predictions.jsonl").read_text().splitlines()]
     assert [prediction["question"] for prediction in predictions] == [
         record["question"] for record in [*records, *wanting]
     ]
-    assert sum(prediction["exact_match"] for prediction in predictions) == pytest.approx(metrics["exact_match"] * 26)
+    assert sum(prediction["exact_match"] for prediction in predictions) == pytest.approx(metrics["exact_match"] * 27)
     page = (folder / "read" / "examples.html").read_text()
     assert page.count("<details") == 5
     assert "<mark>" in page
     assert (folder / "read" / "run_record.json").exists()
+
+
+def test_killed_and_resumed_it_goes_on_bit_for_bit(folder: Path) -> None:
+    words = ("--train-iters", 300, "--save-interval", 5)  # long enough to be interrupted
+    succeed(_finetune(folder, "whole", *words))
+    killed = folder / "killed"
+    kill_at(8, _finetune(folder, "killed", *words), killed)
+    succeed(_finetune(folder, "killed", *words, "--load", killed / "checkpoints"))
+    assert dict(losses(killed)) == dict(losses(folder / "whole"))
 
 
 BAD_INPUT = {

@@ -54,6 +54,7 @@ class _Oracle(nn.Module):
 
     def forward(self, passages: ReadPassages) -> SpanLogits:
         ids = passages.tokens.ids
+        assert len(ids)  # real models cannot read nothing
         points = _weights(ids, self.wanted)
         return SpanLogits(points, points, _weights(ids, self.preferred).sum(1))
 
@@ -108,6 +109,11 @@ def test_answers_are_cut_from_the_original_text(tokenizer: WordPieceTokenizer) -
     assert answerer(tokenizer, {"cafe": 5}, {"(": 3}).answer([asked("(CAFE\u0301)", "rome")])[0].text == "CAFE\u0301"
 
 
+def test_nothing_to_read_at_all(tokenizer: WordPieceTokenizer) -> None:
+    predictions = answerer(tokenizer, {}, {}).answer([asked(), asked()])
+    assert [(prediction.text, prediction.passage) for prediction in predictions] == [("", None)] * 2
+
+
 def test_choice_between_span_and_passage(tokenizer: WordPieceTokenizer) -> None:
     question = asked("the the rome the", "of of of of of of")
     wanted, preferred = {"rome": 9.0}, {"of": 0.1}
@@ -120,5 +126,6 @@ def test_length_limit(tokenizer: WordPieceTokenizer) -> None:
     question = asked("of the of of rome of")
     reader = answerer(tokenizer, wanted, {}, max_answer_length=3)
     assert reader.answer([question])[0].text in ("the", "rome")
+    assert reader.num_long(["of the rome", "of the cafés", "who who who who", ""]) == 2
     with pytest.raises(ConfigError, match="--max-answer-length"):
         ExtractiveAnswerConfig(max_answer_length=0)
