@@ -11,9 +11,9 @@ from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional as F
 
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.linear import linear
 from megatron_retrieval.models.sharding import mark_padded
 
 VOCAB_MULTIPLE = 128  # the same padded vocabulary at every usual tensor-parallel size
@@ -77,7 +77,8 @@ def vocab_parallel_logits(
         num_real: rows that have a token; the logits of the others are the lowest number.
     """
     # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
-    logits = F.linear(copy_to_tensor_model_parallel_region(states, group=groups.tp), matrix, bias).float()
+    states = copy_to_tensor_model_parallel_region(states, group=groups.tp)
+    logits = linear(states, matrix, bias, training=False).float()
     if num_real < logits.size(-1):
         logits[..., num_real:] = torch.finfo(logits.dtype).min
     return logits

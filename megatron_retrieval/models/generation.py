@@ -121,11 +121,12 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
 
 def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k greatest of each row and their columns, in descending order; of equal ones those with lower columns."""
-    greatest, columns = values.topk(k)
-    if bool(((values >= greatest[:, -1:]).sum(1) > k).any()):
-        # which of the equal ones stands on the border is left to chance by topk
-        columns = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return values.gather(1, columns), columns
-    columns = columns.sort(1).values
+    border = values.topk(k).values[:, -1:]
+    is_chosen = values >= border
+    if bool((is_chosen.sum(1) > k).any()):
+        # of several on the border, those with lower columns fill the places that greater ones leave
+        is_greater, is_equal = values > border, values == border
+        is_chosen = is_greater | is_equal & (is_equal.cumsum(1) <= k - is_greater.sum(1, keepdim=True))
+    columns = is_chosen.nonzero()[:, 1].view(-1, k)
     greatest, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return greatest, columns.gather(1, order)

@@ -1,0 +1,64 @@
+"""What inference on CPU computes with kernels of its own is what training computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_retrieval.models import attention
+from megatron_retrieval.models.attention import ScaledDotProductAttention, padding_bias
+from megatron_retrieval.models.linear import linear
+
+
+def _states(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+STATES = {
+    "contiguous": _states(5, 6, 32),
+    "transposed": _states(6, 5, 32).transpose(0, 1),
+    "a slice": _states(5, 7, 32)[:, -1],
+    "one row": _states(1, 32),
+    "none": _states(0, 32),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@torch.no_grad()
+def test_matrix_products(name: str, has_bias: bool) -> None:
+    weight, bias = _states(48, 32, seed=1), _states(48, seed=2) if has_bias else None
+    expected = F.linear(STATES[name], weight, bias)
+    torch.testing.assert_close(linear(STATES[name], weight, bias, training=False), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_keeps_its_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without gradients: passes that gradient caching repeats must agree."""
+    states, weight = _states(5, 32), _states(48, 32, seed=1).requires_grad_()
+    monkeypatch.setattr("megatron_retrieval.models.linear._ONEDNN_LINEAR", lambda *_: pytest.fail("not in training"))
+    product = linear(states, weight, training=False)
+    assert product.requires_grad
+    with torch.no_grad():
+        assert torch.equal(linear(states, weight, training=True), product)
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 300), (4, 300), (40, 40)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@torch.no_grad()
+def test_attention_of_short_sequences(
+    num_queries: int, num_keys: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=2)
+    core = ScaledDotProductAttention(config, 1, AttnMaskType.padding, "self", 0.0, softmax_scale=0.5).eval()
+    query, key, value = (
+        _states(length, 3, 2, 16, seed=seed).to(dtype) for seed, length in enumerate((num_queries, num_keys, num_keys))
+    )
+    bias = padding_bias(torch.tensor([num_keys, 7, 31]), num_keys, dtype)
+    found = core(query, key, value, bias)
+    monkeypatch.setattr(attention, "CPU_PLAIN_KEYS", 0)
+    monkeypatch.setattr(attention, "CPU_PLAIN_QUERIES", 0)
+    torch.testing.assert_close(found, core(query, key, value, bias), rtol=tolerance, atol=tolerance)
