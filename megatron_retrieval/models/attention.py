@@ -16,8 +16,8 @@ from torch.nn import functional as F
 #: up to so many keys the plain form is faster on CPU, in bf16 2.5 times for 128 keys in training, 1.5 times for 168 in
 #: inference; in inference in float32 it is not
 CPU_PLAIN_KEYS = 256
-#: up to so many queries it is faster in inference, whatever the keys: a decoder's one query to 1,656 keys takes a quarter
-#: to a tenth of the time in bf16, 0.8 in float32
+#: up to so many queries it is faster in inference, whatever the keys: a decoder's one query to 1,656 keys takes a
+#: quarter to a tenth of the time in bf16, 0.8 in float32
 CPU_PLAIN_QUERIES = 4
 
 
