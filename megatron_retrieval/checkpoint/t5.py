@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.checkpoint.description import ModelDescription
+from megatron_retrieval.checkpoint.description import ModelDescription, open_model, saved_settings
 from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.models.t5_config import T5Config
 
@@ -24,6 +24,16 @@ class T5Description(ModelDescription):
     def sentencepiece_file(self) -> Path:
         """The SentencePiece model that the T5 was trained with."""
         return self.folder / SENTENCEPIECE_NAME
+
+
+def describe_t5(path: str | Path) -> T5Description:
+    """Read a checkpoint's description without its weights.
+
+    Raises:
+        CheckpointError: no checkpoint here, or one of something else.
+    """
+    found = open_model(path, (KIND,), SENTENCEPIECE_NAME)
+    return T5Description(found.folder, found.manifest, saved_settings(T5Config, found))
 
 
 def t5_checkpoint_config(config: T5Config) -> dict[str, Any]:

@@ -59,19 +59,21 @@ class T5(nn.Module):
         initialise_normal(self, topology, std=lambda name: t5_initial_std(config, name), seed=seed)
         self.to(topology.device)
 
-    def forward(self, tokens: TokenBatch, decoder_ids: Tensor) -> Tensor:
-        """The logits of every next token.
+    def forward(self, tokens: TokenBatch, decoder_ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """The logits of next tokens.
 
         Args:
             tokens: B sources, padded to T.
             decoder_ids: [B * n, L] int64, n sequences for each source, side by side; see `shift_right`.
+            places: [M] int64, each row * L + column of `decoder_ids`: where logits are wanted; default: everywhere.
 
         Returns:
-            [B * n, L, V / tensor-parallel size] float32, as `logits`.
+            [M, V / tensor-parallel size] float32 (default: [B * n, L, V / tensor-parallel size]), as `logits`.
         """
-        states = self.encoder(tokens)
-        key_bias = padding_bias(tokens.lengths, tokens.ids.size(1), states.dtype)
-        return self.logits(self.decoder(decoder_ids, states, key_bias))
+        encoded = self.encoder(tokens)
+        key_bias = padding_bias(tokens.lengths, tokens.ids.size(1), encoded.dtype)
+        states = self.decoder(decoder_ids, encoded, key_bias)
+        return self.logits(states if places is None else states.flatten(0, 1)[places])
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] decoder states -> [..., V / tensor-parallel size] float32, this rank's part of the (padded)

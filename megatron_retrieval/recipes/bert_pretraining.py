@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 
 from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
 from megatron_retrieval.checkpoint.starting_point import StartingPoint
-from megatron_retrieval.data.blocks import split_documents
 from megatron_retrieval.data.masked_lm import MaskedLMDataConfig, MaskedLMDataset
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.corpus import open_corpus
+from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
 from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.masked_lm_step import MaskedLMConfig, MaskedLMStep
@@ -64,11 +64,8 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed = training.seed
     corpus = open_corpus(blocks.data_path, start)
-    documents, held_out_documents = split_documents(len(corpus), blocks.valid_fraction, seed)
-    examples = MaskedLMDataset(config.data, corpus, documents, seed)
-    held_out = None
-    if len(held_out_documents):
-        held_out = MaskedLMDataset(config.data, corpus, held_out_documents, seed)
+    dataset = partial(MaskedLMDataset, config.data, corpus, seed=seed)
+    examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
     shape = config.model
     if start is None:
         shape = dataclasses.replace(shape, vocab_size=corpus.tokenizer.vocab_size)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from megatron_retrieval.checkpoint.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.t5 import T5Description
+from megatron_retrieval.data.blocks import BlockConfig, split_documents
 from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.data.ragged import Rows
+from megatron_retrieval.data.vocabularies import Vocabulary
+from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
+
+Dataset = TypeVar("Dataset")
 
 
-def open_corpus(path: str, start: StartingPoint | None) -> CorpusStore:
+def open_corpus(path: str, start: StartingPoint | T5Description | None) -> CorpusStore:
     """The corpus to train on, which must have the starting point's vocabulary.
 
     Raises:
@@ -16,6 +25,23 @@ def open_corpus(path: str, start: StartingPoint | None) -> CorpusStore:
     """
     corpus = CorpusStore(path)
     if start is not None:
-        vocabulary = WordPieceTokenizer(start.vocab_file, start.lower_case)
-        corpus.require_vocabulary(vocabulary, f"the checkpoint {start.folder}")
+        corpus.require_vocabulary(_vocabulary(start), f"the checkpoint {start.folder}")
     return corpus
+
+
+def _vocabulary(start: StartingPoint | T5Description) -> Vocabulary:
+    if isinstance(start, T5Description):
+        return SentencePieceTokenizer(start.sentencepiece_file)
+    return WordPieceTokenizer(start.vocab_file, start.lower_case)
+
+
+def held_out_apart(
+    corpus: CorpusStore, config: BlockConfig, seed: int, dataset: Callable[[Rows], Dataset]
+) -> tuple[Dataset, Dataset | None]:
+    """The examples to train on, and those held out, if any document is.
+
+    Args:
+        dataset: makes examples of some documents.
+    """
+    documents, held_out = split_documents(len(corpus), config.valid_fraction, seed)
+    return dataset(documents), dataset(held_out) if len(held_out) else None

@@ -13,7 +13,14 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.manifest import LATEST_NAME
 from megatron_retrieval.config import parse_config
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes import bert_pretraining, ict_pretraining, retriever_finetune
+from megatron_retrieval.recipes import (
+    bert_pretraining,
+    fusion_finetune,
+    ict_pretraining,
+    reader_finetune,
+    retriever_finetune,
+    t5_pretraining,
+)
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.trainer import Trainer
 
@@ -27,7 +34,10 @@ class Recipe(NamedTuple):
 
 BERT = Recipe(bert_pretraining.BertPretrainingConfig, bert_pretraining.build)
 ICT = Recipe(ict_pretraining.IctPretrainingConfig, ict_pretraining.build)
+T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
+READER = Recipe(reader_finetune.ReaderFinetuneConfig, reader_finetune.build)
+FUSION = Recipe(fusion_finetune.FusionFinetuneConfig, fusion_finetune.build)
 
 #: ranks and tensor-parallel size; the rest of the ranks are data-parallel
 LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}

@@ -1,0 +1,96 @@
+"""T5's pretraining: spans taken out of the texts of a corpus are to be written (arXiv 1910.10683, section 3.1.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+
+from megatron_retrieval.checkpoint.reader import load_weights
+from megatron_retrieval.checkpoint.t5 import (
+    KIND,
+    T5Description,
+    describe_t5,
+    sentencepiece_asset,
+    t5_checkpoint_config,
+)
+from megatron_retrieval.data.corpus import CorpusStore
+from megatron_retrieval.data.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.t5 import T5
+from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
+from megatron_retrieval.training.trainer import Trainer
+
+
+@dataclass(kw_only=True, frozen=True)
+class T5PretrainingConfig:
+    """Pretrain a T5 by span corruption."""
+
+    pretrained_checkpoint: str | None = None
+    """Checkpoint of a T5 whose weights, shape and vocabulary training starts from; default: random weights, and as many
+    word embeddings as the corpus's vocabulary has entries."""
+    data: SpanCorruptionDataConfig
+    training: TrainingConfig
+    span_corruption: SpanCorruptionConfig = field(default_factory=SpanCorruptionConfig)
+    model: T5Config = field(default_factory=T5Config)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    def starting_point(self) -> T5Description | None:
+        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one."""
+        folder = self.training.save.resume_folder() or self.pretrained_checkpoint
+        return describe_t5(folder) if folder else None
+
+    def with_artefact_defaults(self) -> T5PretrainingConfig:
+        """The starting point's shape is the default of its flags; without one, the corpus has a vocabulary."""
+        start = self.starting_point()
+        if start is not None:
+            return dataclasses.replace(self, model=start.config)
+        vocab_size = CorpusStore(self.data.blocks.data_path).sentencepiece.vocab_size
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
+
+
+def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
+    """Open the corpus, build the model, and make the trainer.
+
+    Raises:
+        ConfigError: the vocabulary has more entries than the model has word embeddings.
+        DataError, CheckpointError: an input cannot be used.
+        MismatchError: the corpus has another vocabulary than the checkpoint to start from, or one of another kind.
+    """
+    training, blocks, start = config.training, config.data.blocks, config.starting_point()
+    seed, shape = training.seed, config.model
+    corpus = open_corpus(blocks.data_path, start)
+    tokenizer = corpus.sentencepiece
+    if shape.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"--vocab-size {shape.vocab_size} is less than the {tokenizer.vocab_size} entries of the vocabulary of "
+            f"{corpus.folder}; leave it out, or raise it."
+        )
+    dataset = partial(SpanCorruptionDataset, config.data, corpus, seed=seed)
+    examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
+    model = T5(shape, topology, training.precision.dtype, seed=seed)
+    if start is not None and training.save.resume_folder() is None:
+        load_weights(start.folder, start.manifest, model, topology)
+    return build_trainer(
+        training,
+        topology,
+        model=model,
+        step=SpanCorruptionStep(model, config.span_corruption, topology, seed),
+        examples=examples,
+        held_out=held_out,
+        saved=SavedModel(
+            KIND,
+            t5_checkpoint_config(shape),
+            sentencepiece_asset(tokenizer.model_file),
+            {"number of sequences": len(examples), "corpus": corpus.fingerprint},
+        ),
+    )
