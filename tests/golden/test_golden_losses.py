@@ -11,35 +11,36 @@ import math
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pytest
+from golden_inputs import Inputs, Source
 
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.testing import runs
-from megatron_retrieval.testing.encyclopedia.build import build_encyclopedia
-from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages
 
 RECORDS = Path(__file__).parent / "losses"
-RECIPES = {"pretrain_bert": runs.BERT, "pretrain_ict": runs.ICT}
 LAYOUTS = {"one process": (1, 1), "TP 2": (2, 2), "DP 2": (2, 1)}
 TOLERANCE = 1e-4
-NUM_PASSAGES = 200
 
 
-def write_corpus(folder: Path) -> Path:
-    """The first articles of the mini encyclopedia: documents of one to three passages."""
-    encyclopedia = build_encyclopedia()
-    write_passages(folder / "passages.tsv", encyclopedia.passages[:NUM_PASSAGES])
-    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary(encyclopedia)))
-    source, vocab = str(folder / "passages.tsv"), str(folder / "vocab.txt")
-    build_corpus(CorpusBuilderConfig(input=(source,), output=str(folder / "corpus"), vocab_file=vocab))
-    return folder / "corpus"
+class Job(NamedTuple):
+    """What is trained, and the attribute of `Inputs` that it is given."""
+
+    recipe: runs.Recipe
+    source: str
 
 
-def losses(name: str, flags: list[str], corpus: Path, output: Path, layout: str = "one process") -> list[float]:
-    words = [*flags, "--data-path", str(corpus), "--output-dir", str(output)]
-    runs.train(RECIPES[name], words, *LAYOUTS[layout])
+JOBS = {
+    "pretrain_bert": Job(runs.BERT, "wordpiece_corpus"),
+    "pretrain_ict": Job(runs.ICT, "wordpiece_corpus"),
+    "pretrain_t5": Job(runs.T5, "sentencepiece_corpus"),
+    "reader-finetune": Job(runs.READER, "questions_for_bert"),
+    "fusion-finetune": Job(runs.FUSION, "questions_for_t5"),
+}
+
+
+def losses(name: str, flags: list[str], source: Source, output: Path, layout: str = "one process") -> list[float]:
+    runs.train(JOBS[name].recipe, [*flags, *source.flags, "--output-dir", str(output)], *LAYOUTS[layout])
     return runs.curve(output)
 
 
@@ -52,21 +53,22 @@ def first_difference(expected: list[float], actual: list[float]) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return Inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", RECIPES)
-def test_losses_are_those_on_record(corpus: Path, tmp_path: Path, name: str, layout: str) -> None:
+@pytest.mark.parametrize("name", JOBS)
+def test_losses_are_those_on_record(inputs: Inputs, tmp_path: Path, name: str, layout: str) -> None:
     record = json.loads((RECORDS / f"{name}.json").read_text())
-    assert CorpusStore(corpus).fingerprint == record["corpus"], "the corpus has changed, and the losses with it"
-    actual = losses(name, record["flags"].split(), corpus, tmp_path / "run", layout)
+    source: Source = getattr(inputs, JOBS[name].source)
+    assert source.fingerprint == record["data"], "what is learned from has changed, and the losses with it"
+    actual = losses(name, record["flags"].split(), source, tmp_path / "run", layout)
     difference = first_difference(record["losses"], actual)
     assert difference is None, f"{name}, {layout}: {difference}"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", JOBS)
 def test_the_record_is_of_training(name: str) -> None:
     """Fifty losses, which fall."""
     recorded = json.loads((RECORDS / f"{name}.json").read_text())["losses"]
@@ -80,18 +82,19 @@ def test_the_first_difference_is_named() -> None:
     assert message == "step 2 is the first that differs: 1.001000, on record 1.000000 (+1.0e-03)"
 
 
-def record_anew() -> None:
+def record_anew(names: list[str]) -> None:
     """Losses of one process with the flags on record."""
     with TemporaryDirectory() as folder:
-        corpus = write_corpus(Path(folder))
-        for name in RECIPES:
+        inputs = Inputs(Path(folder))
+        for name in names or JOBS:
             path = RECORDS / f"{name}.json"
             flags = json.loads(path.read_text())["flags"]
-            values = losses(name, flags.split(), corpus, Path(folder) / name)
-            record = {"flags": flags, "corpus": CorpusStore(corpus).fingerprint, "losses": values}
+            source: Source = getattr(inputs, JOBS[name].source)
+            values = losses(name, flags.split(), source, Path(folder) / "runs" / name)
+            record = {"flags": flags, "data": source.fingerprint, "losses": values}
             path.write_text(json.dumps(record, indent=1) + "\n")
             sys.stdout.write(f"{path}: {values[0]:.3f} to {values[-1]:.3f}\n")
 
 
 if __name__ == "__main__":
-    record_anew()
+    record_anew(sys.argv[1:])

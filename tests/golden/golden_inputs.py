@@ -1,0 +1,104 @@
+"""What the jobs with losses on record learn from: articles of the mini encyclopedia, and questions about them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from megatron_retrieval.data.corpus import CorpusStore
+from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.testing import runs
+from megatron_retrieval.testing.encyclopedia.build import Ask, Encyclopedia, build_encyclopedia
+from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages
+from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
+from megatron_retrieval.types import Passage
+from megatron_retrieval.utils.files import file_fingerprint
+
+NUM_PASSAGES, NUM_QUESTIONS, NUM_PIECES = 200, 40, 400
+#: of what readers start from; a step at learning rate 0 leaves the weights of the first moment
+START = (
+    "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --hidden-dropout 0 --attention-dropout 0 --seed 3 "
+    "--train-iters 1 --lr 0 --global-batch-size 1 --valid-fraction 0 --no-tensorboard"
+).split()
+BERT_START = [*START, *"--max-position-embeddings 80 --seq-length 80 --init-method-std 0.12".split()]
+T5_START = [*START, *"--ffn-hidden-size 128 --gated-linear-unit --seq-length 80".split()]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one job is given.
+
+    Attributes:
+        flags: that name it.
+        fingerprint: of its contents.
+    """
+
+    flags: list[str]
+    fingerprint: str
+
+
+class Inputs:
+    """Everything is written when it is first asked for.
+
+    Args:
+        folder: an empty one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def wordpiece_corpus(self) -> Source:
+        """Documents of one to three passages."""
+        (self._folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary(self._encyclopedia)))
+        return self._corpus("corpus", vocab_file=str(self._folder / "vocab.txt"))
+
+    @cached_property
+    def sentencepiece_corpus(self) -> Source:
+        """The same documents for a T5."""
+        texts = [text for passage in self._passages for text in (passage.title, passage.text)]
+        settings = {"model_type": "bpe", "vocab_size": NUM_PIECES, "num_threads": 1}
+        model = write_sentencepiece(self._folder / "spiece.model", texts, **settings)
+        return self._corpus("corpus-t5", tokenizer_model=str(model))
+
+    @cached_property
+    def questions_for_bert(self) -> Source:
+        """Questions with three passages each, and a masked language model with random weights to start from."""
+        return self._questions(runs.BERT, "bert", BERT_START, self.wordpiece_corpus)
+
+    @cached_property
+    def questions_for_t5(self) -> Source:
+        """The same with a T5."""
+        return self._questions(runs.T5, "t5", T5_START, self.sentencepiece_corpus)
+
+    @cached_property
+    def _encyclopedia(self) -> Encyclopedia:
+        return build_encyclopedia()
+
+    @property
+    def _passages(self) -> tuple[Passage, ...]:
+        return self._encyclopedia.passages[:NUM_PASSAGES]
+
+    def _corpus(self, name: str, **tokenizer: str) -> Source:
+        source, output = self._folder / "passages.tsv", self._folder / name
+        write_passages(source, self._passages)
+        build_corpus(CorpusBuilderConfig(input=(str(source),), output=str(output), **tokenizer))  # type: ignore[arg-type]
+        return Source(["--data-path", str(output)], CorpusStore(output).fingerprint)
+
+    def _questions(self, recipe: runs.Recipe, name: str, shape: list[str], corpus: Source) -> Source:
+        data, start = self._folder / "questions.json", self._folder / name
+        asked = enumerate(self._encyclopedia.train[:NUM_QUESTIONS])
+        data.write_text(json.dumps([_record(ask, number) for number, ask in asked]))
+        runs.train(recipe, [*shape, *corpus.flags, "--save", str(start), "--output-dir", str(start / "run")])
+        flags = ["--train-data", str(data), "--pretrained-checkpoint", str(start)]
+        return Source(flags, f"{file_fingerprint(data)} {corpus.fingerprint}")
+
+
+def _record(ask: Ask, number: int) -> dict[str, object]:
+    """As a retriever's result; the passage with the answer stands first, second or third."""
+    passages = list(ask.distractors)
+    passages.insert(number % (1 + len(passages)), ask.gold)
+    contexts = [{"id": found.id, "title": found.title, "text": found.text, "score": "1"} for found in passages]
+    return {"question": ask.text, "answers": [ask.answer], "ctxs": contexts}
