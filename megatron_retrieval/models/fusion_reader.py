@@ -118,7 +118,15 @@ class FusionReader(nn.Module):
         return Memory(packed.view(num_questions, width, -1), totals, owner.view(num_questions, width))
 
     def score_each(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
-        """log p(answer | question, passage) of every passage for itself.
+        """log p(answer | question, passage) of every passage for itself: the sums of `score_tokens` over the answer.
+
+        Returns:
+            [B, K] float32; -inf for fillers.
+        """
+        return self.score_tokens(texts, is_real, labels).sum(2).masked_fill(~is_real, -torch.inf)
+
+    def score_tokens(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
+        """log p(token | tokens before it, question, passage) of every passage for itself.
 
         Args:
             texts: B * K rows; those of a question stand together.
@@ -126,10 +134,11 @@ class FusionReader(nn.Module):
             labels: [B, L] int64, each question's answer with its end token, -1 behind it.
 
         Returns:
-            [B, K] float32, the sum over the answer's tokens, equal on all tensor-parallel ranks; -inf for fillers.
+            [B, K, L] float32, equal on all tensor-parallel ranks; 0 behind the answer and for fillers.
         """
         decoder_ids = shift_right(labels, self.model.start_id)
-        scores = torch.full_like(is_real, -torch.inf, dtype=torch.float32).flatten()
+        num_labels = labels.size(1)
+        scores = torch.zeros(is_real.numel() * num_labels, device=labels.device)
         for rows, batch in self._encoder_batches(texts, is_real):
             questions = rows // is_real.size(1)
             states, own_labels = self.model.encoder(batch), labels[questions]
@@ -137,10 +146,9 @@ class FusionReader(nn.Module):
             decoded = self.model.decoder(decoder_ids[questions], states, key_bias)
             is_label = own_labels >= 0
             losses = vocab_parallel_cross_entropy(self.model.logits(decoded[is_label]), own_labels[is_label])
-            owners = is_label.nonzero()[:, 0]
-            sums = losses.new_zeros(len(rows)).index_add(0, owners, losses)
-            scores = scores.index_copy(0, rows, -sums)
-        return scores.view_as(is_real)
+            owners, columns = is_label.nonzero(as_tuple=True)
+            scores = scores.index_copy(0, rows[owners] * num_labels + columns, -losses)
+        return scores.view(*is_real.shape, num_labels)
 
     def _encoder_batches(self, texts: TokenBatch, is_real: Tensor) -> Iterator[tuple[Tensor, TokenBatch]]:
         """The rows of real texts, those of like length together, each batch only as wide as its longest."""
