@@ -1,0 +1,158 @@
+"""The losses by which a retriever and a reader learn together from questions and answers.
+
+The retriever gives every retrieved passage z of a question q a prior, p(z | q) = softmax of its scores over the K
+passages; a reader says how likely the answer a is with a passage, or with all of them together. Common to all:
+
+    scores: [n, K] s(q, z) / temperature, of the encoders as they are now.
+    is_real: [n, K] bool, False for fillers, be it a passage or a question with all of its passages.
+    num_questions: B, real questions in the global batch.
+
+A question whose answer no passage gives a likelihood above 0 teaches nothing: it adds nothing to the loss. What is
+returned is this rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
+`log_likelihood`: of the answer, under the model that the objective trains. `prior_entropy`: of p(z | q), in nats.
+`num_unread_questions`: how many taught nothing, a sum and no mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.types import LossOutput
+
+
+def individual_topk(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
+    """Individual Top-k: each passage is read for itself, and whole answers are summed over.
+
+        loss = -1/B * sum_i log sum_z p(a_i | q_i, z) p(z | q_i)
+
+    (Sachan et al., arXiv 2101.00408, eq. 5 and 6; RAG-Sequence, arXiv 2005.11401, section 2.1.)
+
+    Args:
+        log_likelihoods: [n, K] log p(a | q, z), the sum over the answer's tokens.
+    """
+    priors = log_priors(scores, is_real)
+    return _output(_sum_over_passages(priors + _wide(log_likelihoods), is_real), priors, num_questions)
+
+
+def rag_token(
+    scores: Tensor, is_real: Tensor, token_log_likelihoods: Tensor, is_token: Tensor, num_questions: float
+) -> LossOutput:
+    """RAG-Token: each token of the answer may come from another passage.
+
+        loss = -1/B * sum_i sum_l log sum_z p(z | q_i) p(a_il | a_i1 .. a_i(l-1), q_i, z)
+
+    (RAG, arXiv 2005.11401, section 2.1.)
+
+    Args:
+        token_log_likelihoods: [n, K, L] log p(a_l | a_1 .. a_(l-1), q, z).
+        is_token: [n, L] bool, False behind the answers.
+    """
+    priors = log_priors(scores, is_real)
+    tokens = _sum_over_passages(priors[:, :, None] + _wide(token_log_likelihoods), is_real[:, :, None])
+    return _output(tokens.masked_fill(~is_token, 0).sum(1), priors, num_questions)
+
+
+def joint_topk(token_log_likelihoods: Tensor, num_questions: float) -> LossOutput:
+    """Joint Top-k: the reader has all passages before it together, their priors as a bias of its attention.
+
+        loss = -1/B * sum_i sum_l log p(a_il | a_i1 .. a_i(l-1), q_i, z_1 .. z_K)
+
+    (Sachan et al., arXiv 2101.00408, eq. 7 and 8; without the bias, FiD, arXiv 2007.01282.) The retriever learns by way
+    of the bias, and so of the likelihoods.
+
+    Args:
+        token_log_likelihoods: [M], of all answers' tokens.
+
+    Returns:
+        See the module; of the metrics only `log_likelihood`.
+    """
+    loss = -_wide(token_log_likelihoods).sum() / num_questions
+    return LossOutput(loss, {"log_likelihood": -loss.detach()})
+
+
+def emdr2(
+    scores: Tensor,
+    is_real: Tensor,
+    log_likelihoods: Tensor,
+    token_log_likelihoods: Tensor,
+    num_questions: float,
+) -> LossOutput:
+    """EMDR2: the reader learns from all passages together, the retriever from what the reader makes of each.
+
+        loss = -1/B * sum_i [ log p(a_i | q_i, z_1 .. z_K)  +  log sum_z sg(p(a_i | q_i, z)) p(z | q_i) ]
+
+    sg: held fixed. (Sachan et al., arXiv 2106.05346, section 2.3.)
+
+    Args:
+        log_likelihoods: [n, K] as in `individual_topk`; no gradient goes there.
+        token_log_likelihoods: [M] as in `joint_topk`.
+
+    Returns:
+        See the module; `log_likelihood` is the reader's with all passages, `marginal_log_likelihood` the other part.
+    """
+    reader = joint_topk(token_log_likelihoods, num_questions)
+    retriever = individual_topk(scores, is_real, log_likelihoods.detach(), num_questions)
+    marginal = {"marginal_log_likelihood": retriever.metrics["log_likelihood"]}
+    return LossOutput(reader.loss + retriever.loss, {**retriever.metrics, **marginal, **reader.metrics})
+
+
+def distillation(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
+    """Perplexity distillation: the prior comes to be what the reader holds of the passages; the reader learns nothing.
+
+        loss = 1/B * sum_i sum_z r(z) log( r(z) / p(z | q_i) ),   r = softmax over z of sg(log p(a_i | q_i, z))
+
+    sg: held fixed. (Atlas, arXiv 2208.03299, section 2.2.)
+
+    Args:
+        log_likelihoods: [n, K] as in `individual_topk`; no gradient goes there.
+
+    Returns:
+        See the module; `log_likelihood` is that of `individual_topk`.
+    """
+    held_fixed = log_likelihoods.detach()
+    marginal = individual_topk(scores.detach(), is_real, held_fixed, num_questions)
+    is_possible = is_real & (held_fixed != -torch.inf)
+    reader = log_priors(held_fixed, is_possible)
+    share = reader.exp()
+    # where the reader sees no chance the prior is free: 0 * log(0 / p) = 0
+    distance = reader.masked_fill(~is_possible, 0) - log_priors(scores, is_real).masked_fill(~is_possible, 0)
+    return LossOutput((share * distance).sum() / num_questions, marginal.metrics)
+
+
+def log_priors(scores: Tensor, is_real: Tensor) -> Tensor:
+    """log p(z | q): [n, K] and [n, K] -> [n, K], float32 at least; -inf, without a gradient, for fillers."""
+    scores = _wide(scores)
+    # the lowest number and not -inf, of which a question without passages would make NaN on the gradient's way
+    candidates = scores.masked_fill(~is_real, torch.finfo(scores.dtype).min)
+    return candidates.log_softmax(1).masked_fill(~is_real, -torch.inf)
+
+
+def prior_entropy(log_priors: Tensor, num_questions: float) -> Tensor:
+    """This rank's part of the mean entropy of p(z | q), in nats, given `log_priors` [n, K]."""
+    return torch.special.entr(log_priors.detach().exp()).sum() / num_questions
+
+
+def _sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
+    """log sum_z p(a, z | q): [n, K, ...] -> [n, ...]; -inf, without a gradient, where no real passage has a chance."""
+    joint = joint.masked_fill(~is_real, -torch.inf)
+    is_hopeless = (joint == -torch.inf).all(1)
+    return joint.masked_fill(is_hopeless[:, None], 0).logsumexp(1).masked_fill(is_hopeless, -torch.inf)
+
+
+def _output(log_likelihoods: Tensor, log_priors: Tensor, num_questions: float) -> LossOutput:
+    """Of the answers' log-likelihoods [n], -inf where nothing is to be learned."""
+    is_unread = log_likelihoods == -torch.inf
+    is_asked = (log_priors > -torch.inf).any(1)
+    loss = -log_likelihoods.masked_fill(is_unread, 0).sum() / num_questions
+    metrics = {
+        "log_likelihood": -loss.detach(),
+        "prior_entropy": prior_entropy(log_priors, num_questions),
+        "num_unread_questions": (is_unread & is_asked).sum(),
+    }
+    return LossOutput(loss, metrics)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least in float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
