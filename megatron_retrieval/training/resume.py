@@ -6,9 +6,10 @@ seed are the whole of the data position and of the random state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -21,6 +22,9 @@ from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("checkpoint")
+
+#: where a manifest's training state keeps the states of `Resumable`s
+STATES_KEY = "states"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -65,14 +69,40 @@ class SavedModel:
     identity: dict[str, Any]
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """What has a state beyond weights, optimizer and position in the data."""
+
+    resume_name: str
+    """Names the state in the checkpoints' manifests."""
+
+    def state(self) -> dict[str, Any]:
+        """The state in JSON values, the same on every rank."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` gave; called before the first step, where a run is resumed."""
+        ...
+
+
 class RunCheckpoints:
-    """Writes a run's checkpoints and continues from one."""
+    """Writes a run's checkpoints and continues from one.
+
+    Args:
+        resumables: what keeps a state of its own in the checkpoints.
+    """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, saved: SavedModel, config: SaveConfig, topology: ProcessTopology
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        saved: SavedModel,
+        config: SaveConfig,
+        topology: ProcessTopology,
+        resumables: Sequence[Resumable] = (),
     ) -> None:
         self._model, self._optimizer, self._saved, self._config = model, optimizer, saved, config
-        self._topology = topology
+        self._topology, self._resumables = topology, resumables
 
     def save(self, iteration: int) -> None:
         """Write the state after `iteration` steps; all ranks together."""
@@ -91,6 +121,7 @@ class RunCheckpoints:
                 "identity": self._saved.identity,
                 "optimizer": self._optimizer.state_scalars(),
                 "consumed_batches": iteration,
+                STATES_KEY: {resumable.resume_name: resumable.state() for resumable in self._resumables},
             },
             keep_last=self._config.keep_last,
         )
@@ -122,5 +153,9 @@ class RunCheckpoints:
         weights = load_weights(folder, manifest, self._model, self._topology)
         self._optimizer.load_main_weights(weights)
         self._optimizer.load_state(load_moments(folder, manifest, self._model, self._topology), training["optimizer"])
+        states = training.get(STATES_KEY, {})
+        for resumable in self._resumables:
+            if resumable.resume_name in states:
+                resumable.restore(states[resumable.resume_name])
         log.info("resumed %s: %d steps taken", folder, manifest.iteration)
         return manifest.iteration

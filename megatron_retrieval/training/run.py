@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from megatron_retrieval.training.callbacks import (
     SaveCheckpoints,
 )
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
-from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
+from megatron_retrieval.training.resume import Resumable, RunCheckpoints, SaveConfig, SavedModel
 from megatron_retrieval.training.schedule import ScheduleConfig
 from megatron_retrieval.training.step import StepModule
 from megatron_retrieval.training.trainer import Callback, Trainer
@@ -71,6 +71,7 @@ def build_trainer(
     saved: SavedModel,
     bundles: Bundles | None = None,
     tasks: Sequence[MeasuredTask] = (),
+    further_callbacks: Callable[[Optimizer, MetricsLog], Sequence[Callback]] | None = None,
 ) -> Trainer:
     """Wrap the model, resume where `--load` says so, and hang the usual callbacks on the trainer.
 
@@ -80,17 +81,21 @@ def build_trainer(
         saved: what checkpoints hold beside tensors; seed and global batch size are added to its identity.
         bundles: see `EpochSampler`.
         tasks: what the model is put to during training.
+        further_callbacks: makes callbacks that run before evaluation and saving; checkpoints keep the state of those
+            that are `Resumable`.
     """
     seed, batch_size = config.seed, config.global_batch_size
     sampler = EpochSampler(len(examples), batch_size, seed, bundles=bundles)
     identity = {"--seed": seed, "--global-batch-size": batch_size, **saved.identity}
     data_parallel = DataParallelModel(model, topology)
     optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology)
-    checkpoints = RunCheckpoints(model, optimizer, replace(saved, identity=identity), config.save, topology)
-    resume_folder = config.save.resume_folder()
     train_iters = config.num_steps(len(examples))
     metrics_log = MetricsLog(config.log, batch_size, topology.is_main)
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [*further_callbacks(optimizer, metrics_log)] if further_callbacks else []
+    resumables = [callback for callback in callbacks if isinstance(callback, Resumable)]
+    saved = replace(saved, identity=identity)
+    checkpoints = RunCheckpoints(model, optimizer, saved, config.save, topology, resumables)
+    resume_folder = config.save.resume_folder()
     if held_out is not None:
         valid_batches = batches_in_order(
             held_out, batch_size, topology.dp_rank, topology.dp_size, config.evaluation.eval_iters
