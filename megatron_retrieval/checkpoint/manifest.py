@@ -5,6 +5,7 @@
     DIR/iter_0000500/model.tp0of2.safetensors       fp32 weights, one file per tensor-parallel rank
     DIR/iter_0000500/optimizer.tp0of2.safetensors   Adam's moments, sharded like the weights
     DIR/iter_0000500/vocab.txt                assets that the model cannot be used without
+    DIR/iter_0000500/NAME/                    of a model made of several, one of them: a checkpoint by itself
 
 megatron-core's own format keeps its metadata in unrestricted pickles, and its tensors cannot be read without it;
 safetensors files can be mapped into memory, opened by anybody, and joined at load, one tensor at a time.
@@ -37,6 +38,7 @@ class Manifest:
         layouts: how the shards of each parameter are joined.
         checksums: SHA-256 (16 digits) of every file, by name.
         training: state of the trainer beside the tensors (optimizer scalars, data position, seed); empty for an import.
+        parts: names of the models that this one is made of, whose weights stand in folders of these names.
     """
 
     kind: str
@@ -47,10 +49,12 @@ class Manifest:
     layouts: dict[str, ShardLayout]
     checksums: dict[str, str]
     training: dict[str, Any]
+    parts: tuple[str, ...] = ()
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The folder of one checkpoint: `path` itself, or the newest complete one inside it.
+    """The folder of one checkpoint: `path` itself, the newest complete one inside it, or, where `path` is DIR/NAME, the
+    part NAME of the newest one in DIR.
 
     Raises:
         CheckpointError: there is none.
@@ -58,6 +62,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if (path / "manifest.json").is_file():
         return path
+    if not path.exists() and (path.parent / LATEST_NAME).is_file():
+        return _existing_part(resolve_checkpoint(path.parent), path.name)
     try:
         iteration = int((path / LATEST_NAME).read_text())
     except OSError as error:
@@ -68,6 +74,14 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if not (folder / "manifest.json").is_file():
         raise CheckpointError(f"{folder}: named by {LATEST_NAME}, but it holds no manifest.json.")
     return folder
+
+
+def _existing_part(folder: Path, name: str) -> Path:
+    """A model that the checkpoint in `folder` is made of."""
+    if name not in (parts := read_manifest(folder).parts):
+        known = f"its parts are {', '.join(parts)}" if parts else "it is not made of several models"
+        raise CheckpointError(f"{folder}: has no part {name!r}; {known}.")
+    return folder / name
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -83,7 +97,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         if version != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format {version}; this version reads format {FORMAT_VERSION}.")
         layouts = {name: ShardLayout(**layout) for name, layout in fields.pop("layouts").items()}
-        return Manifest(layouts=layouts, **fields)
+        return Manifest(layouts=layouts, parts=tuple(fields.pop("parts", ())), **fields)
     except (DataError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the manifest of a checkpoint ({error}).") from error
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.manifest import Manifest, check_file
+from megatron_retrieval.checkpoint.manifest import Manifest, check_file, read_manifest
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.sharding import join_shards, shard_of
 from megatron_retrieval.parallel import ProcessTopology
@@ -31,12 +31,19 @@ class TensorReader:
             self._files = [safe_open(self.folder / name, framework="pt") for name in names]
         except SafetensorError as error:
             raise CheckpointError(f"{self.folder}: damaged {stem} file ({error}).") from error
+        with_parts = manifest.parts if stem == "model" else ()
+        self._parts = {part: TensorReader(self.folder / part, read_manifest(self.folder / part)) for part in with_parts}
 
     def names(self) -> set[str]:
-        return set(self._files[0].keys())
+        """Of all tensors, those of parts with the part's name before them."""
+        of_parts = {f"{part}.{name}" for part, reader in self._parts.items() for name in reader.names()}
+        return set(self._files[0].keys()) | of_parts
 
     def full(self, name: str, parameter: str | None = None) -> Tensor:
         """The full tensor `name`, laid out like `parameter` (default: itself)."""
+        part, _, rest = name.partition(".")
+        if part in self._parts:
+            return self._parts[part].full(rest)
         parts = [file.get_tensor(name) for file in self._files]
         return join_shards(parts, self.manifest.layouts[parameter or name])
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from megatron_retrieval.models.sharding import gather_full, layout_of
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.utils.files import atomic_file, file_fingerprint, write_json
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A model inside of another, saved as a checkpoint by itself under its attribute's name.
+
+    Attributes:
+        config: gives what is needed to build the part again, as it stands at the time of saving.
+        assets: contents of further files, by name.
+    """
+
+    kind: str
+    config: Callable[[], dict[str, Any]]
+    assets: Mapping[str, bytes]
 
 
 def save_checkpoint(
@@ -33,6 +48,7 @@ def save_checkpoint(
     optimizer_tensors: Mapping[str, Tensor] | None = None,
     training: dict[str, Any] | None = None,
     keep_last: int | None = None,
+    parts: Mapping[str, ModelPart] | None = None,
 ) -> Path:
     """Write one checkpoint; all ranks call this together.
 
@@ -42,6 +58,7 @@ def save_checkpoint(
         weight_of: gives the fp32 weights of a parameter where the model holds rounded ones.
         optimizer_tensors: moments named `<moment>.<parameter>`.
         keep_last: remove all but this many newest checkpoints; None keeps all.
+        parts: submodules of `model` by attribute, each saved as a checkpoint that can be used without the whole.
 
     Returns:
         The folder of this checkpoint; `latest_checkpointed_iteration.txt` names it only once it is whole.
@@ -53,33 +70,69 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     topology.barrier()
     weights = {name: (weight_of(name) if weight_of else p.detach()).float() for name, p in model.named_parameters()}
-    fingerprint = _fingerprint(model, weights, topology, kind, config, assets)
+    fingerprints = {}
+    for name, part in (parts or {}).items():
+        own = {key.removeprefix(f"{name}."): weights.pop(key) for key in list(weights) if key.startswith(f"{name}.")}
+        described = _Described(part.kind, part.config(), part.assets, iteration)
+        fingerprints[name] = _write_model(partial / name, model.get_submodule(name), own, described, topology)
+    described = _Described(kind, config, assets, iteration, training or {}, fingerprints)
+    _write_model(partial, model, weights, described, topology, optimizer_tensors)
+    if topology.is_main:
+        _publish(directory, partial, final, iteration, keep_last)
+    topology.barrier()
+    return final
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a manifest says beside what follows from the weights; `parts` with their fingerprints."""
+
+    kind: str
+    config: dict[str, Any]
+    assets: Mapping[str, bytes]
+    iteration: int
+    training: dict[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+def _write_model(
+    folder: Path,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    described: _Described,
+    topology: ProcessTopology,
+    optimizer_tensors: Mapping[str, Tensor] | None = None,
+) -> str:
+    """Write weights of `model` with their manifest; a collective that returns the fingerprint."""
+    if topology.is_main:
+        folder.mkdir(exist_ok=True)
+    topology.barrier()
+    fingerprint = _fingerprint(model, weights, topology, described)
     checksums = {}
     if topology.dp_rank == 0:
-        checksums = _write_shard(partial, "model", weights, topology)
+        checksums = _write_shard(folder, "model", weights, topology)
         if optimizer_tensors is not None:
-            checksums |= _write_shard(partial, "optimizer", optimizer_tensors, topology)
+            checksums |= _write_shard(folder, "optimizer", optimizer_tensors, topology)
     all_checksums = {
         name: value for part in gather_objects(checksums, topology.world_group) for name, value in part.items()
     }
     if topology.is_main:
-        for name, content in assets.items():
-            (partial / name).write_bytes(content)
-            all_checksums[name] = file_fingerprint(partial / name)
+        for name, content in described.assets.items():
+            (folder / name).write_bytes(content)
+            all_checksums[name] = file_fingerprint(folder / name)
         manifest = Manifest(
-            kind=kind,
-            iteration=iteration,
-            config=config,
+            kind=described.kind,
+            iteration=described.iteration,
+            config=described.config,
             fingerprint=fingerprint,
             tp_size=topology.tp_size,
             layouts={name: layout_of(p) for name, p in model.named_parameters()},
             checksums=all_checksums,
-            training=training or {},
+            training=described.training,
+            parts=tuple(described.parts),
         )
-        write_json(partial / "manifest.json", {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
-        _publish(directory, partial, final, iteration, keep_last)
-    topology.barrier()
-    return final
+        write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
+    return fingerprint
 
 
 def _write_shard(folder: Path, stem: str, tensors: Mapping[str, Tensor], topology: ProcessTopology) -> dict[str, str]:
@@ -89,20 +142,18 @@ def _write_shard(folder: Path, stem: str, tensors: Mapping[str, Tensor], topolog
 
 
 def _fingerprint(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    topology: ProcessTopology,
-    kind: str,
-    config: dict[str, Any],
-    assets: Mapping[str, bytes],
+    model: nn.Module, weights: Mapping[str, Tensor], topology: ProcessTopology, described: _Described
 ) -> str:
-    digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
-    for content in assets.values():
+    digest = hashlib.sha256(json.dumps([described.kind, described.config], sort_keys=True).encode())
+    for content in described.assets.values():
         digest.update(content)
-    for name, parameter in sorted(model.named_parameters()):
-        full = gather_full(parameter, topology, weights[name])
+    parameters = dict(model.named_parameters())
+    for name in sorted(weights):
+        full = gather_full(parameters[name], topology, weights[name])
         digest.update(name.encode())
         digest.update(full.cpu().contiguous().numpy().tobytes())
+    for fingerprint in described.parts.values():
+        digest.update(fingerprint.encode())
     return digest.hexdigest()[:16]
 
 

@@ -6,8 +6,9 @@ seed are the whole of the data position and of the random state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from megatron_retrieval.checkpoint.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
 from megatron_retrieval.checkpoint.reader import load_moments, load_weights
-from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.checkpoint.writer import ModelPart, save_checkpoint
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.optimizer import Optimizer
@@ -61,12 +62,14 @@ class SavedModel:
     Attributes:
         identity: settings that name the sequence of batches (seed, global batch size, number of examples); a run
             can only be resumed with the same.
+        parts: models that this one is made of and that are of use without it, see `save_checkpoint`.
     """
 
     kind: str
     config: dict[str, Any]
     assets: dict[str, bytes]
     identity: dict[str, Any]
+    parts: Mapping[str, ModelPart] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -77,7 +80,7 @@ class Resumable(Protocol):
     """Names the state in the checkpoints' manifests."""
 
     def state(self) -> dict[str, Any]:
-        """The state in JSON values, the same on every rank."""
+        """The state in JSON values; called on every rank, rank 0's is kept."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -124,6 +127,7 @@ class RunCheckpoints:
                 STATES_KEY: {resumable.resume_name: resumable.state() for resumable in self._resumables},
             },
             keep_last=self._config.keep_last,
+            parts=self._saved.parts,
         )
         log.info("saved %s", folder)
 
@@ -159,3 +163,12 @@ class RunCheckpoints:
                 resumable.restore(states[resumable.resume_name])
         log.info("resumed %s: %d steps taken", folder, manifest.iteration)
         return manifest.iteration
+
+
+def saved_states(directory: str | Path, resume_name: str) -> list[dict[str, Any]]:
+    """What a `Resumable` of this name left in the checkpoints of a folder; those that cannot be read have none."""
+    states = []
+    for path in sorted(Path(directory).glob("iter_*/manifest.json")):
+        with contextlib.suppress(CheckpointError):
+            states.append(read_manifest(path.parent).training.get(STATES_KEY, {}).get(resume_name))
+    return [state for state in states if state is not None]
