@@ -10,7 +10,7 @@ import numpy as np
 from megatron_retrieval.data.columns import ColumnFolder
 from megatron_retrieval.data.formatting import PassageFormat, format_passages
 from megatron_retrieval.data.id_table import IdTable
-from megatron_retrieval.data.ragged import Rows
+from megatron_retrieval.data.ragged import Ragged, Rows
 from megatron_retrieval.types import Passage, TokenBatch
 
 #: columns of UTF-8 text and columns of token ids; each is a file of values and a file of offsets
@@ -55,6 +55,11 @@ class EvidenceStore(ColumnFolder):
         rows = self._checked(rows)
         titles, texts = (column.take(rows, seq_length) for column in (self._title_tokens, self._text_tokens))
         return format_passages(titles, texts, self.special, seq_length=seq_length, passage_format=passage_format)
+
+    def token_columns(self, rows: Sequence[int] | Rows) -> tuple[Ragged, Ragged]:
+        """The token ids of the titles and of the texts of `rows`, whole and without special tokens."""
+        rows = self._checked(rows)
+        return self._title_tokens.take(rows), self._text_tokens.take(rows)
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
         """The row of each external id, -1 where the evidence has no such passage."""

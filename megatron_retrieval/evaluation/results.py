@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_retrieval.config import to_flat_dict
+from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderQuestion, question_to_read
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.evaluation.recall import Ranks, RetrievalRanks, average_rank, hits_at
@@ -130,6 +132,19 @@ def found_passages(
     found = retrieved.rows[number] >= 0
     passages = evidence.passages(retrieved.rows[number][found])
     return zip(passages, retrieved.scores[number][found], retrieved.has_answer[number][found].tolist(), strict=True)
+
+
+def questions_with_passages(
+    questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow, census: QuestionCensus, k: int
+) -> Iterator[ReaderQuestion]:
+    """Yield the questions with the `k` best of the passages that were retrieved for them, as readers take them."""
+    for number, question in enumerate(questions):
+        found = list(islice(found_passages(retrieved, number, evidence), k))
+        read, num_blank = question_to_read(
+            question, [passage for passage, _, _ in found], [float(score) for _, score, _ in found]
+        )
+        census.count(read, num_blank, closed_book=False)
+        yield read
 
 
 def _word(identifier: str) -> str:

@@ -66,6 +66,15 @@ def gather_objects(value: Value, group: dist.ProcessGroup) -> list[Value]:
     return values
 
 
+def broadcast_first(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The value of the group's first rank, on every rank; shapes and types must be equal."""
+    if group.size() == 1:
+        return value
+    value = value.contiguous()
+    dist.broadcast(value, dist.get_global_rank(group, 0), group=group)
+    return value
+
+
 def any_rank(flag: bool, group: dist.ProcessGroup, device: torch.device) -> bool:
     """True on every rank if it is True on one."""
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device), group).item())

@@ -18,7 +18,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -53,13 +53,23 @@ class StepResult:
 
 
 class Optimizer:
-    """Updates the parameters of `model` from its accumulated, reduced gradients."""
+    """Updates the parameters of `model` from its accumulated, reduced gradients; frozen ones stay as they are.
+
+    Args:
+        rate_multipliers: of the learning rate, by the beginning of the parameters' names; 1 for all others.
+    """
 
     def __init__(
-        self, model: DataParallelModel, config: OptimizerConfig, precision: PrecisionConfig, topology: ProcessTopology
+        self,
+        model: DataParallelModel,
+        config: OptimizerConfig,
+        precision: PrecisionConfig,
+        topology: ProcessTopology,
+        rate_multipliers: Mapping[str, float] | None = None,
     ) -> None:
         self._device, self._weight_decay = topology.device, config.weight_decay
-        self._parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+        self._all_parameters = dict(model.module.named_parameters())
+        self._parameters = {name: p for name, p in self._all_parameters.items() if p.requires_grad}
         megatron_config = MegatronOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -76,9 +86,16 @@ class Optimizer:
             loss_scale_window=precision.loss_scale_window,
             hysteresis=precision.hysteresis,
         )
+        overrides = get_standard_config_overrides(megatron_config)
+        for prefix, multiplier in (rate_multipliers or {}).items():
+            overrides[ParamKey(name=f"module.{prefix}*")] = {"lr_mult": multiplier}
         with optimizer_context(self._device):
             chained = get_megatron_optimizer(
-                megatron_config, [model.ddp], use_gloo_process_groups=False, pg_collection=topology.groups
+                megatron_config,
+                [model.ddp],
+                config_overrides=overrides,
+                use_gloo_process_groups=False,
+                pg_collection=topology.groups,
             )
         (self._inner,) = chained.chained_optimizers
 
@@ -90,7 +107,7 @@ class Optimizer:
     def step(self, lr: float) -> StepResult:
         """Clip, then update all weights with learning rate `lr`."""
         for group in self._inner.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_mult", 1.0)
             # megatron-core leaves it to its own scheduler to spare biases and norms
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
@@ -99,7 +116,7 @@ class Optimizer:
 
     def main_weight(self, name: str) -> Tensor:
         """The fp32 weights of the parameter `name`: the parameter itself, or its main copy."""
-        parameter = self._parameters[name]
+        parameter = self._all_parameters[name]
         return getattr(parameter, "main_param", parameter).detach()
 
     def state_tensors(self) -> dict[str, Tensor]:

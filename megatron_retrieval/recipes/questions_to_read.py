@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,14 @@ from megatron_retrieval.data.reader_questions import (
     PassagesToReadConfig,
     QuestionCensus,
     ReaderQuestion,
-    question_to_read,
     read_reader_questions,
 )
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.evaluation.results import (
-    PassagesByRow,
-    Retrieved,
-    found_passages,
-    recorded,
-    retrieval_metrics,
-)
+from megatron_retrieval.evaluation.results import questions_with_passages, recorded, retrieval_metrics
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.recipes.search import SearchConfig, open_search
 from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.types import Question
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -119,20 +111,9 @@ def open_questions(config: QuestionsToReadConfig, encode: EncodeConfig, topology
         "num_evidence_passages": len(session.evidence),
         **session.protocol(),
     }
-    return QuestionsToRead(partial(_with_passages, questions, retrieved, session.evidence), metrics)
+    found = partial(questions_with_passages, questions, retrieved, session.evidence, k=depth)
+    return QuestionsToRead(found, metrics)
 
 
 def _from_file(config: QuestionsToReadConfig, census: QuestionCensus) -> Iterator[ReaderQuestion]:
     return read_reader_questions(config.questions, config.reading, census, config.asked)
-
-
-def _with_passages(
-    questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow, census: QuestionCensus
-) -> Iterator[ReaderQuestion]:
-    for number, question in enumerate(questions):
-        found = list(found_passages(retrieved, number, evidence))
-        read, num_blank = question_to_read(
-            question, [passage for passage, _, _ in found], [float(score) for _, score, _ in found]
-        )
-        census.count(read, num_blank, closed_book=False)
-        yield read

@@ -7,7 +7,6 @@ gradient into the weights. The result is that of one pass over the whole batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
+from megatron_retrieval.training.scoring import ScoreScalingConfig
 from megatron_retrieval.training.step import distinct_texts, length_sorted_chunks, start_dropout
 from megatron_retrieval.types import ContrastiveBatch, LossOutput, TokenBatch
 
@@ -26,21 +26,13 @@ MOST_SCORES = 1 << 19
 
 
 @dataclass(kw_only=True, frozen=True)
-class ContrastiveConfig:
+class ContrastiveConfig(ScoreScalingConfig):
     """The contrastive loss and how its step is computed."""
 
-    retriever_score_scaling: bool = True
-    """Divide scores by the square root of the embedding size (Sachan et al. 2021)."""
-    temperature: float = 1.0
-    """Divide scores by this as well."""
     micro_batch_size: int = 8
     """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
     gradient_caching: bool = True
     """Encode twice so that memory grows with the micro-batch only; off: keep all activations, one forward pass less."""
-
-    def score_divisor(self, dimension: int) -> float:
-        """The number that scores of vectors of `dimension` are divided by."""
-        return self.temperature * (math.sqrt(dimension) if self.retriever_score_scaling else 1.0)
 
 
 class ContrastiveStep:

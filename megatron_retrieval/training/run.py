@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +72,7 @@ def build_trainer(
     bundles: Bundles | None = None,
     tasks: Sequence[MeasuredTask] = (),
     further_callbacks: Callable[[Optimizer, MetricsLog], Sequence[Callback]] | None = None,
+    rate_multipliers: Mapping[str, float] | None = None,
 ) -> Trainer:
     """Wrap the model, resume where `--load` says so, and hang the usual callbacks on the trainer.
 
@@ -83,12 +84,13 @@ def build_trainer(
         tasks: what the model is put to during training.
         further_callbacks: makes callbacks that run before evaluation and saving; checkpoints keep the state of those
             that are `Resumable`.
+        rate_multipliers: of the learning rate, by the beginning of the parameters' names.
     """
     seed, batch_size = config.seed, config.global_batch_size
     sampler = EpochSampler(len(examples), batch_size, seed, bundles=bundles)
     identity = {"--seed": seed, "--global-batch-size": batch_size, **saved.identity}
     data_parallel = DataParallelModel(model, topology)
-    optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology)
+    optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology, rate_multipliers)
     train_iters = config.num_steps(len(examples))
     metrics_log = MetricsLog(config.log, batch_size, topology.is_main)
     callbacks: list[Callback] = [*further_callbacks(optimizer, metrics_log)] if further_callbacks else []

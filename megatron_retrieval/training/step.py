@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -57,6 +57,13 @@ def length_sorted_chunks(texts: TokenBatch, micro_batch_size: int) -> Iterator[T
     Padding then costs little, and the result is the same because no text sees another.
     """
     yield from torch.argsort(texts.lengths, stable=True).split(micro_batch_size)
+
+
+def encode_texts(encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, micro_batch_size: int) -> Tensor:
+    """[n, D] vectors of the texts, in their order, encoded a length-sorted chunk at a time."""
+    chunks = list(length_sorted_chunks(texts, micro_batch_size))
+    vectors = torch.cat([encode(texts.rows(chunk)) for chunk in chunks])
+    return vectors[torch.argsort(torch.cat(chunks))]
 
 
 def distinct_texts(texts: TokenBatch) -> tuple[TokenBatch, Tensor]:

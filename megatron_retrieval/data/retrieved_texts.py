@@ -1,0 +1,69 @@
+"""What a fusion reader reads of passages that were found a moment ago, by their rows in the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.formatting import label_rows
+from megatron_retrieval.data.fusion import fuse_texts
+from megatron_retrieval.data.fusion_layout import FusionLayout
+from megatron_retrieval.data.ragged import Ragged, Rows, tokenize
+from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
+from megatron_retrieval.types import TokenBatch
+
+
+class RetrievedTexts:
+    """Questions together with rows of the evidence.
+
+    Where the reader's vocabulary is the evidence's, stored token ids are read; else the passages are tokenized.
+
+    Args:
+        max_answer_length: in tokens with the end token; longer answers are cut before it.
+    """
+
+    def __init__(
+        self,
+        evidence: EvidenceStore,
+        layout: FusionLayout,
+        tokenizer: SentencePieceTokenizer | WordPieceTokenizer,
+        *,
+        max_answer_length: int,
+    ) -> None:
+        self._evidence, self._layout, self._tokenizer = evidence, layout, tokenizer
+        self._max_answer_length = max_answer_length
+        self._is_stored = evidence.vocabulary.fingerprint == tokenizer.fingerprint
+
+    def texts(self, questions: Sequence[str], rows: Rows) -> tuple[TokenBatch, Tensor]:
+        """Lay out questions with their passages.
+
+        Args:
+            questions: n of them.
+            rows: [n, K], -1 behind a question's own ones; a question without any is read alone.
+
+        Returns:
+            n * K texts, and [n, K] bool, False for fillers.
+        """
+        distinct = np.unique(rows[rows >= 0])
+        lengths = (rows >= 0).sum(1)
+        offsets = np.concatenate([[0], lengths.cumsum()])
+        places = Ragged(np.searchsorted(distinct, rows[rows >= 0]), offsets)
+        asked = tokenize(self._tokenizer, questions)
+        return fuse_texts(self._layout, asked, places, self._columns(distinct), (len(questions), max(1, rows.shape[1])))
+
+    def labels(self, answers: Sequence[str]) -> Tensor:
+        """[n, L] int64, the answers with their end tokens, -1 behind them."""
+        ids = tokenize(self._tokenizer, answers)
+        cut = ids.take(np.arange(len(ids)), self._max_answer_length - 1)
+        return label_rows(cut, len(answers), self._layout.end_id)
+
+    def _columns(self, rows: Rows) -> tuple[Ragged, Ragged]:
+        """Titles and texts of some rows as token ids."""
+        if self._is_stored:
+            return self._evidence.token_columns(rows)
+        passages = self._evidence.passages(rows)
+        titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
+        return tokenize(self._tokenizer, titles), tokenize(self._tokenizer, texts)

@@ -1,0 +1,80 @@
+"""Retriever and reader as one model (Sachan et al. 2021, arXiv 2101.00408, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.t5 import T5
+
+
+@dataclass(kw_only=True, frozen=True)
+class FreezeConfig:
+    """What keeps the weights that it starts with; frozen encoders are run without dropout."""
+
+    freeze_query_encoder: bool = False
+    """Do not train the encoder of questions."""
+    freeze_passage_encoder: bool = False
+    """Do not train the encoder of passages; the index then never gets stale."""
+    freeze_reader: bool = False
+    """Do not train the reader."""
+
+    def __post_init__(self) -> None:
+        if self.freeze_query_encoder and self.freeze_passage_encoder and self.freeze_reader:
+            raise ConfigError("--freeze-query-encoder --freeze-passage-encoder --freeze-reader leave nothing to train.")
+
+
+class EndToEndModel(nn.Module):
+    """All parameters of end-to-end training; forward passes are those of the parts.
+
+    Attributes:
+        score_weight: [1] float32, lambda: how much log p(z | q) weighs in the decoder's cross-attention (eq. 7).
+
+    Args:
+        first_score_weight: lambda at the start.
+
+    Raises:
+        ConfigError: one of two towers is to be frozen where both are one.
+    """
+
+    def __init__(
+        self,
+        retriever: DualEncoder,
+        reader: T5 | BertSeq2Seq,
+        freeze: FreezeConfig,
+        *,
+        first_score_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.retriever, self.reader, self._freeze = retriever, reader, freeze
+        device = next(retriever.parameters()).device
+        self.score_weight = nn.Parameter(torch.full((1,), first_score_weight, device=device))
+        is_shared = retriever.config.biencoder_shared_query_context_model
+        if is_shared and freeze.freeze_query_encoder != freeze.freeze_passage_encoder:
+            raise ConfigError(
+                "questions and passages have one encoder: give both --freeze-query-encoder and "
+                "--freeze-passage-encoder, or neither."
+            )
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> EndToEndModel:
+        """As nn.Module's; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        freeze, towers = self._freeze, self.retriever.towers
+        names = {"query": freeze.freeze_query_encoder, "passage": freeze.freeze_passage_encoder}
+        frozen: list[nn.Module] = []
+        for name, is_frozen in names.items():
+            if is_frozen:
+                frozen.append(towers[name if name in towers else "shared"])
+        return [*frozen, self.reader] if freeze.freeze_reader else frozen

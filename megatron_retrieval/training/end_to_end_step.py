@@ -1,0 +1,153 @@
+"""The step of end-to-end training: retrieve, encode what was found anew, read it, and let retriever and reader learn
+from the answer (Sachan et al. 2021, arXiv 2101.00408, section 3)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.asked import AskedBatch
+from megatron_retrieval.data.retrieved_texts import RetrievedTexts
+from megatron_retrieval.models.end_to_end import EndToEndModel
+from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.training.answer_objectives import OBJECTIVES, ObjectiveName, Reading
+from megatron_retrieval.training.passage_search import PassageSearch
+from megatron_retrieval.training.scoring import ScoreScalingConfig
+from megatron_retrieval.training.step import encode_texts, start_dropout
+from megatron_retrieval.types import LossOutput
+from megatron_retrieval.utils.stopwatch import Stopwatch
+
+
+@dataclass(kw_only=True, frozen=True)
+class EndToEndStepConfig:
+    """The objective and how its step is computed."""
+
+    objective: ObjectiveName = "individual-topk"
+    """individual-topk, joint-topk: Sachan et al. 2021; rag-token: RAG; fid: Joint Top-k without scores in the reader,
+    which leaves the retriever as it is; emdr2: fid and, for the retriever, Individual Top-k with the reader held fixed;
+    distillation: fid and, for the retriever, the likelihoods that the reader gives the answer with each passage."""
+    score_weight: float = 1.0
+    """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned."""
+    scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
+    micro_batch_size: int = 1
+    """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
+    passage_batch_size: int = 32
+    """Passages that go through the retriever's encoder together; memory and speed depend on it, the result does not."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The questions of one forward pass.
+
+    Attributes:
+        places: [m] in the batch.
+        rows: [m, K] of the evidence, -1 for none, best first by the index.
+    """
+
+    batch: AskedBatch
+    places: Tensor
+    rows: Tensor
+
+
+class EndToEndStep:
+    """Losses are means over the questions of the global batch. Dropout depends on (seed, iteration, rank, chunk) only.
+
+    Args:
+        reader: over `model.reader`.
+        search: over the index of the moment.
+    """
+
+    def __init__(
+        self,
+        model: EndToEndModel,
+        reader: FusionReader,
+        search: PassageSearch,
+        texts: RetrievedTexts,
+        config: EndToEndStepConfig,
+        topology: ProcessTopology,
+        seed: int,
+    ) -> None:
+        self.model, self.search, self.config = model, search, config
+        self._reader, self._texts, self._topology, self._seed = reader, texts, topology, seed
+        self._divisor = config.scaling.score_divisor(model.retriever.dimension)
+
+    def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
+        `seconds_...`: of the parts of the step, means over ranks."""
+        watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
+        with watch("searching"):
+            chunks = list(self._chunks(batch))
+        self.model.train()
+        sums: dict[str, Tensor] = defaultdict(self._zero)
+        for number, chunk in enumerate(chunks):
+            start_dropout(self._seed, self._topology, iteration, number)
+            with watch("encoding"):
+                scores = self._fresh_scores(chunk)
+            with watch("reading"):
+                output = self._loss(chunk, scores)
+                (output.loss * (0 if batch.is_filler else loss_scale)).backward()
+            self._add(sums, chunk, output, scores)
+        num_copies = self._topology.dp_size
+        for name, seconds in watch.seconds.items():
+            sums[f"seconds_{name}"] += seconds / num_copies
+        sums["score_weight"] += self.model.score_weight.detach()[0] / num_copies
+        return sums
+
+    @torch.no_grad()
+    def evaluate(self, batch: AskedBatch) -> Mapping[str, Tensor]:
+        """See StepModule; beside it `log_likelihood_alone`, of the answers to questions that are read without any
+        passage."""
+        chunks = list(self._chunks(batch))
+        self.model.eval()
+        sums: dict[str, Tensor] = defaultdict(self._zero)
+        for chunk in chunks:
+            scores = self._fresh_scores(chunk)
+            self._add(sums, chunk, self._loss(chunk, scores), scores)
+            alone = self._reading(chunk, chunk.rows[:, :0]).together().sum()
+            sums["log_likelihood_alone"] += alone * (not batch.is_filler) / batch.num_questions
+        num_questions = self._zero() + len(batch) * (not batch.is_filler)
+        return {**sums, "num_examples": num_questions, "num_questions": num_questions}
+
+    def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
+        """The questions with what the index holds for them."""
+        rows = self.search.find(batch).rows
+        for places in torch.arange(len(batch)).split(self.config.micro_batch_size):
+            yield _Chunk(batch, places, rows[places.to(rows.device)])
+
+    def _fresh_scores(self, chunk: _Chunk) -> Tensor:
+        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now; each passage is encoded once,
+        however many questions found it."""
+        retriever = self.model.retriever
+        rows, place_of = torch.unique(chunk.rows.clamp(min=0), return_inverse=True)
+        # without scores in the reader, nothing that the retriever does bears on the loss
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.objective != "fid"):
+            queries = retriever.encode_queries(chunk.batch.queries.rows(chunk.places).to(self._topology.device))
+            tokens = self.search.tokens(rows)
+            passages = encode_texts(retriever.encode_passages, tokens, self.config.passage_batch_size)
+            return torch.einsum("nd,nkd->nk", queries, passages[place_of]) / self._divisor
+
+    def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
+        objective = OBJECTIVES[self.config.objective]
+        return objective(self._reading(chunk, chunk.rows), scores, self.model.score_weight, chunk.batch.num_questions)
+
+    def _reading(self, chunk: _Chunk, rows: Tensor) -> Reading:
+        batch, places, device = chunk.batch, chunk.places.tolist(), self._topology.device
+        texts, is_real = self._texts.texts([batch.questions[place].text for place in places], rows.cpu().numpy())
+        labels = self._texts.labels([batch.targets[place] for place in places])
+        return Reading(self._reader, texts.to(device), is_real.to(device), labels.to(device))
+
+    def _add(self, sums: dict[str, Tensor], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
+        """Add a chunk's numbers; those of fillers are nothing, but have the same names."""
+        weight, num_questions = float(not chunk.batch.is_filler), chunk.batch.num_questions
+        best = scores.detach().masked_fill(chunk.rows < 0, float("-inf")).argmax(1)
+        changed = (best > 0).sum() / num_questions
+        for name, value in {**output.metrics, "loss": output.loss.detach(), "best_passage_changed": changed}.items():
+            sums[name] += value * weight
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self._topology.device)
