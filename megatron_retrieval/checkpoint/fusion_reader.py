@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from megatron_retrieval.checkpoint.reader import load_weights
 from megatron_retrieval.checkpoint.starting_point import READER_STARTING_KINDS, describe_starting_point
 from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig
+from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel import ProcessTopology
 
 KIND = "fusion-reader"
@@ -45,11 +47,13 @@ class FusionReaderDescription(ModelDescription):
     Attributes:
         config: shape of the reader.
         layout: None where it has not been trained as a reader.
+        passage_scores: what it does with the scores of passages; nothing where it was trained without a retriever.
     """
 
     architecture: Architecture
     config: Shape
     layout: FusionFormatConfig | None = None
+    passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
 
     def tokenizer(self) -> ReaderTokenizer:
         """Open its vocabulary."""
@@ -60,10 +64,18 @@ class FusionReaderDescription(ModelDescription):
         name = self.architecture.vocabulary_name
         return {name: (self.folder / name).read_bytes()}
 
-    def reader_config(self, shape: Shape, layout: FusionFormatConfig) -> dict[str, Any]:
-        """What the manifest keeps of a reader of this architecture and vocabulary."""
+    def reader_config(
+        self, shape: Shape, layout: FusionFormatConfig, passage_scores: PassageScoreConfig | None = None
+    ) -> dict[str, Any]:
+        """What the manifest keeps of a reader of this architecture and vocabulary.
+
+        Args:
+            passage_scores: None where it was trained without a retriever.
+        """
         of_vocabulary = {key: self.manifest.config[key] for key in self.architecture.vocabulary_keys}
-        return {**to_flat_dict(shape), **to_flat_dict(layout), **of_vocabulary, KEY: self.architecture.name}
+        of_scores = {} if passage_scores is None else to_flat_dict(passage_scores)
+        settings = {**to_flat_dict(shape), **to_flat_dict(layout), **of_scores}
+        return {**settings, **of_vocabulary, KEY: self.architecture.name}
 
 
 def describe_fusion_reader(path: str | Path, kinds: Collection[str] = (KIND,)) -> FusionReaderDescription:
@@ -81,8 +93,23 @@ def describe_fusion_reader(path: str | Path, kinds: Collection[str] = (KIND,)) -
         )
     architecture = saved_architecture(manifest, folder)
     found = open_model(folder, kinds, architecture.vocabulary_name, architecture.vocabulary_keys)
+    shape = saved_settings(architecture.shape, found)
     layout = saved_settings(FusionFormatConfig, found) if found.kind == KIND else None
-    return FusionReaderDescription(folder, manifest, architecture, saved_settings(architecture.shape, found), layout)
+    return FusionReaderDescription(folder, manifest, architecture, shape, layout, _saved_passage_scores(found))
+
+
+def _saved_passage_scores(found: ModelDescription) -> PassageScoreConfig:
+    """Readers that were trained without a retriever say nothing of scores.
+
+    Raises:
+        CheckpointError: a setting is missing or out of range.
+    """
+    if not to_flat_dict(PassageScoreConfig()).keys() & found.manifest.config.keys():
+        return PassageScoreConfig()
+    try:
+        return saved_settings(PassageScoreConfig, found)
+    except ConfigError as error:
+        raise CheckpointError(f"{found.folder}/manifest.json: {error}") from error
 
 
 def load_fusion_reader(

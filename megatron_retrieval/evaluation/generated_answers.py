@@ -14,10 +14,11 @@ from megatron_retrieval.data.fusion_layout import FusionLayout
 from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets, tokenize
 from megatron_retrieval.data.reader_questions import ReaderQuestion
 from megatron_retrieval.evaluation.answer_forms import AnswerForms
+from megatron_retrieval.evaluation.answer_search import AnswerSearch, Written
 from megatron_retrieval.evaluation.reading_results import Prediction
-from megatron_retrieval.models.beams import Generated
 from megatron_retrieval.models.fusion_reader import FusionReader
-from megatron_retrieval.models.generation import GenerationConfig, generate
+from megatron_retrieval.models.generation import GenerationConfig
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
 from megatron_retrieval.types import TokenBatch, real_lengths, rows_of_groups
@@ -38,6 +39,8 @@ class FusionAnswerer:
     Args:
         reader: in evaluation mode.
         layout: of question and passage, as in training.
+        passage_scores: what is made of the passages' scores, as in training; default: nothing. Passages of questions
+            that have none count alike.
         micro_batch_size: texts (a question together with a passage) read at once, those of a question in any case.
     """
 
@@ -49,36 +52,39 @@ class FusionAnswerer:
         config: GenerationConfig,
         topology: ProcessTopology,
         *,
+        passage_scores: PassageScoreConfig | None = None,
         micro_batch_size: int = 128,
     ) -> None:
-        self._reader, self._tokenizer, self._layout, self._config = reader, tokenizer, layout, config
-        self._device, self._tp_group = topology.device, topology.groups.tp
-        self._micro_batch_size = micro_batch_size
+        self._tokenizer, self._layout, self._config = tokenizer, layout, config
+        self._search = AnswerSearch(reader, config, passage_scores or PassageScoreConfig(), topology.groups.tp)
+        self._device, self._micro_batch_size = topology.device, micro_batch_size
         self._forms = AnswerForms(tokenizer) if isinstance(tokenizer, WordPieceTokenizer) else None
 
-    @torch.no_grad()
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
-        """See Reader; the score is that of `GenerationConfig`'s search."""
+        """See Reader; the score is that of `GenerationConfig`'s search, or else the log of the sum over passages that
+        were each read for itself."""
         read = self._tokenize(questions)
         texts, is_real = self._lay_out(questions, read)
+        scores = _scores(questions, is_real.size(1))
         num_tokens = real_lengths(texts, is_real).sum(1)
         # questions with as many tokens to read stand together
         order = num_tokens.argsort(descending=True, stable=True)
         predictions = [Prediction("")] * len(questions)
         for index in order.split(max(1, self._micro_batch_size // is_real.size(1))):
-            found = self._generate(texts, is_real, index)
-            for place, ids, score in zip(index.tolist(), found.ids.tolist(), found.scores.tolist(), strict=True):
-                predictions[place] = Prediction(self._text(ids, questions[place], read, place), score)
+            own = texts.rows(rows_of_groups(index, is_real.size(1))).to(self._device)
+            found = self._search.find(own, is_real[index].to(self._device), scores[index].to(self._device))
+            for place, written in zip(index.tolist(), found, strict=True):
+                predictions[place] = self._prediction(written, questions[place], read, place)
         return predictions
 
     def num_long(self, answers: Sequence[str]) -> int:
         """See Reader; the end token needs a place as well."""
         return sum(len(ids) >= self._config.max_answer_length for ids in self._tokenizer.encode(answers))
 
-    def _generate(self, texts: TokenBatch, is_real: Tensor, index: Tensor) -> Generated:
-        rows = rows_of_groups(index, is_real.size(1))
-        memory = self._reader.encode(texts.rows(rows).to(self._device), is_real[index].to(self._device))
-        return generate(self._reader.model, memory.states, memory.key_bias(), self._config, self._tp_group)
+    def _prediction(self, written: Written, question: ReaderQuestion, read: _Read, place: int) -> Prediction:
+        text = self._text(written.ids, question, read, place)
+        # a question that was read alone has a text, but no passage
+        return Prediction(text, written.score, written.passage if question.passages else None)
 
     def _text(self, ids: Sequence[int], question: ReaderQuestion, read: _Read, place: int) -> str:
         if self._forms is None:
@@ -102,3 +108,11 @@ class FusionAnswerer:
             (read.titles, read.texts),
             shape=(len(questions), max(1, most)),
         )
+
+
+def _scores(questions: Sequence[ReaderQuestion], num_texts: int) -> Tensor:
+    """[B, K] float32, those of the passages, 0 where there are none."""
+    scores = torch.zeros(len(questions), num_texts)
+    for row, question in zip(scores, questions, strict=True):
+        row[: len(question.scores)] = torch.tensor(question.scores)
+    return scores

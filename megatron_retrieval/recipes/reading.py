@@ -113,9 +113,10 @@ def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
         FusionLayout(layout, tokenizer),
         answers,
         topology,
+        passage_scores=description.passage_scores,
         micro_batch_size=config.encode.micro_batch_size,
     )
-    return OpenReader(reader, _protocol(description, answers, layout))
+    return OpenReader(reader, _protocol(description, answers, layout, description.passage_scores))
 
 
 def _protocol(description: ModelDescription, *settings: Any) -> dict[str, Any]:
