@@ -98,7 +98,8 @@ class AnswerSearch:
     def _write(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> Generated:
         memory = self._reader.encode(texts, is_real)
         key_bias = memory.key_bias(passage_scores)
-        return generate(self._reader.model, memory.states, key_bias, self._config, self._tp_group)
+        form = self._reader.score_form
+        return generate(self._reader.model, memory.states, key_bias, self._config, self._tp_group, form)
 
 
 def likeliest(candidates: Iterable[Candidate]) -> Written:

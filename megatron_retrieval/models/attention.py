@@ -52,6 +52,7 @@ class ScaledDotProductAttention(MegatronModule):
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
         packed_seq_params: None = None,
+        is_explicit: bool = False,
     ) -> Tensor:
         """Attend.
 
@@ -61,21 +62,24 @@ class ScaledDotProductAttention(MegatronModule):
                 Float: added to the logits, and differentiable. None: all keys are visible, or the earlier ones where
                 the specification asks for causal attention.
             attention_bias: added to the logits as well.
+            is_explicit: take the plain form, and add the biases in their own precision.
 
         Returns:
             [T, B, heads * D]
         """
         q, k, v = (states.permute(1, 2, 0, 3) for states in (query, key, value))
         is_causal = self.is_causal and attention_mask is None
-        if is_causal and attention_bias is not None:
+        if is_causal and (attention_bias is not None or is_explicit):
             attention_mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).triu(1)
             is_causal = False
         bias = _sum_of_biases(attention_mask, attention_bias, q.dtype)
+        if bias is not None and not is_explicit:
+            bias = bias.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         # each rank drops weights of its own heads, hence from the stream that differs between tensor-parallel ranks
         stream = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
-            if not is_causal and q.device.type == "cpu" and self._is_short(q, k):
+            if is_explicit or (not is_causal and q.device.type == "cpu" and self._is_short(q, k)):
                 attended = _plain_attention(q, k, v, bias, dropout, self.scale)
             else:
                 attended = F.scaled_dot_product_attention(
@@ -96,6 +100,7 @@ def _plain_attention(
     """[B, heads, T, D] attention with its weights in memory."""
     logits = torch.matmul(query * (query.size(3) ** -0.5 if scale is None else scale), key.transpose(2, 3))
     weights = (logits if bias is None else logits + bias).softmax(3)
+    weights = weights.to(value.dtype)  # those of a bias in float32 are in float32
     return torch.matmul(F.dropout(weights, dropout) if dropout else weights, value)
 
 
@@ -119,8 +124,7 @@ def causal_bias(num_tokens: int, num_seen: int, dtype: torch.dtype, device: torc
 def _sum_of_biases(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is not None and mask.dtype == torch.bool:
         mask = _additive(mask, dtype)
-    total = bias if mask is None else mask if bias is None else mask + bias
-    return None if total is None else total.to(dtype)
+    return bias if mask is None else mask if bias is None else mask + bias
 
 
 def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from megatron_retrieval.models.attention import causal_bias
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits
 from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
 from megatron_retrieval.models.seq2seq_layers import PostNormDecoderLayer, run_layers
 from megatron_retrieval.models.sharding import mark_padded
@@ -104,6 +105,7 @@ class BertDecoder(nn.Module):
     def __init__(self, config: BertSeq2SeqConfig, encoder: BertEncoder, groups: ProcessGroupCollection) -> None:
         super().__init__()
         self.embedding, self._tp_group = encoder.embedding, groups.tp
+        self.head_width: int = encoder.config.kv_channels
         self.layers = nn.ModuleList(
             PostNormDecoderLayer(encoder.config, groups, number + 1, is_decoder=True)
             for number in range(config.num_decoder_layers)
@@ -111,7 +113,12 @@ class BertDecoder(nn.Module):
         self._recompute = config.recompute_granularity == "full"
 
     def forward(
-        self, ids: Tensor, states: Tensor | None, key_bias: Tensor | None = None, cache: DecoderCache | None = None
+        self,
+        ids: Tensor,
+        states: Tensor | None,
+        key_bias: Tensor | None = None,
+        cache: DecoderCache | None = None,
+        form: ScoreForm = "mask",
     ) -> Tensor:
         """[B * n, L] ids, n sequences for each of B sources -> [B * n, L, D]; see `T5Decoder`.
 
@@ -125,7 +132,7 @@ class BertDecoder(nn.Module):
             # each rank's heads ask something of the bias: its gradient is the sum over ranks
             key_bias = copy_to_tensor_model_parallel_region(key_bias, group=self._tp_group)
         recompute = self._recompute and self.training and cache is None
-        output = run_layers(self.layers, embedded, bias, states, key_bias, cache=cache, recompute=recompute)
+        output = run_layers(self.layers, embedded, bias, states, key_bias, cache=cache, form=form, recompute=recompute)
         return output.transpose(0, 1)
 
     def new_cache(self) -> DecoderCache:

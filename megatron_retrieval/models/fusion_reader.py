@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
@@ -18,10 +20,15 @@ from megatron_retrieval.types import WIDTH_STEP, TokenBatch, real_lengths
 
 @dataclass(kw_only=True, frozen=True)
 class FusionEncodeConfig:
-    """How a fusion reader's encoder is run."""
+    """How a fusion reader is run."""
 
     encode_batch_size: int = 8
     """Texts that go through the encoder of a fusion reader together, those of like length; memory and speed depend on
+    it, the result does not."""
+    score_attention: Literal["auto", "explicit", "mask", "feature"] = "auto"
+    """Form in which scores of passages, and what hides padding, enter the decoder's attention: as sums in plain steps
+    (explicit), as a mask of fused kernels (mask), or as features of the keys, for kernels that take no mask (feature).
+    auto: feature on CUDA where a flash kernel takes the model's dtype and heads, else mask. Speed and memory depend on
     it, the result does not."""
 
     def __post_init__(self) -> None:
@@ -45,17 +52,17 @@ class Memory:
 
     def key_bias(self, passage_scores: Tensor | None = None) -> Tensor | None:
         """[B, 1, 1, S] to add to cross-attention logits: the lowest number at padding, and on every token of a passage
-        its score.
+        its score, in the scores' own dtype: the form of attention decides how they are rounded.
 
         Args:
-            passage_scores: [B, K], differentiable; those of fillers mean nothing.
+            passage_scores: [B, K], differentiable, best in float32; those of fillers mean nothing.
         """
         dtype = self.states.dtype
         if passage_scores is None:
             return padding_bias(self.lengths, self.states.size(1), dtype)
         at_padding = passage_scores.new_full((len(passage_scores), 1), torch.finfo(dtype).min)
         bias = torch.cat([passage_scores, at_padding], 1).gather(1, self.text_of)
-        return bias[:, None, None, :].to(dtype)
+        return bias[:, None, None, :]
 
 
 class FusionReader(nn.Module):
@@ -63,13 +70,20 @@ class FusionReader(nn.Module):
 
     Args:
         model: it has all the parameters.
-        config: how its encoder is run.
+        config: how it is run.
+
+    Attributes:
+        score_form: the form of attention chosen for the model's device, dtype and heads, see `score_attention`.
     """
 
     def __init__(self, model: EncoderDecoder, config: FusionEncodeConfig | None = None) -> None:
         super().__init__()
         self.model: EncoderDecoder = model
         self.config = config or FusionEncodeConfig()
+        weight = next(self.parameters())
+        self.score_form: ScoreForm = choose_form(
+            self.config.score_attention, weight.device, weight.dtype, model.decoder.head_width
+        )
 
     def forward(
         self,
@@ -94,7 +108,8 @@ class FusionReader(nn.Module):
             `EncoderDecoder.logits`.
         """
         memory = self.encode(texts, is_real)
-        states = self.model.decoder(decoder_ids, memory.states, memory.key_bias(passage_scores))
+        key_bias = memory.key_bias(passage_scores)
+        states = self.model.decoder(decoder_ids, memory.states, key_bias, form=self.score_form)
         return self.model.logits(states if places is None else states.flatten(0, 1)[places])
 
     def encode(self, texts: TokenBatch, is_real: Tensor) -> Memory:
@@ -143,7 +158,7 @@ class FusionReader(nn.Module):
             questions = rows // is_real.size(1)
             states, own_labels = self.model.encoder(batch), labels[questions]
             key_bias = padding_bias(batch.lengths, batch.ids.size(1), states.dtype)
-            decoded = self.model.decoder(decoder_ids[questions], states, key_bias)
+            decoded = self.model.decoder(decoder_ids[questions], states, key_bias, form=self.score_form)
             is_label = own_labels >= 0
             losses = vocab_parallel_cross_entropy(self.model.logits(decoded[is_label]), own_labels[is_label])
             owners, columns = is_label.nonzero(as_tuple=True)

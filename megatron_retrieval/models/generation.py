@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.beams import Beams, BestTokens, Generated
+from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.parallel.collectives import gather_rows
 
@@ -55,6 +56,7 @@ def generate(
     key_bias: Tensor | None,
     config: GenerationConfig,
     tp_group: dist.ProcessGroup,
+    form: ScoreForm = "mask",
 ) -> Generated:
     """Write an answer for each of B sources.
 
@@ -66,6 +68,7 @@ def generate(
         states: [B, S, D] encoder states.
         key_bias: [B, 1, 1, S] added to the cross-attention logits, see `T5Decoder`.
         tp_group: the ranks that share the vocabulary; all of them call this together and get equal answers.
+        form: in which `key_bias` is added.
     """
     cache = model.decoder.new_cache()
     beams = Beams(
@@ -81,7 +84,7 @@ def generate(
     ids = torch.full((states.size(0), 1), model.start_id, device=states.device)
     memory: Tensor | None = states
     while len(ids):
-        logits = model.logits(model.decoder(ids, memory, key_bias, cache)[:, -1])
+        logits = model.logits(model.decoder(ids, memory, key_bias, cache, form)[:, -1])
         forbidden = model.end_id if beams.num_tokens < config.min_answer_length else None
         # twice as many as beams: each of them may end in one of its candidates
         survivors = beams.advance(best_tokens(logits, 2 * config.num_beams, tp_group, forbidden))

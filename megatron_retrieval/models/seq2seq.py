@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
 from megatron_retrieval.types import TokenBatch
 
@@ -19,10 +20,22 @@ class Encoder(Protocol):
 
 
 class Decoder(Protocol):
-    """Tokens so far and encoder states to hidden states that tell the next tokens."""
+    """Tokens so far and encoder states to hidden states that tell the next tokens.
+
+    Attributes:
+        head_width: of its attention.
+    """
+
+    @property
+    def head_width(self) -> int: ...
 
     def __call__(
-        self, ids: Tensor, states: Tensor | None, key_bias: Tensor | None = None, cache: DecoderCache | None = None
+        self,
+        ids: Tensor,
+        states: Tensor | None,
+        key_bias: Tensor | None = None,
+        cache: DecoderCache | None = None,
+        form: ScoreForm = "mask",
     ) -> Tensor:
         """[B * n, L] ids, n sequences for each of B sources -> [B * n, L, D]; see `T5Decoder`."""
         ...

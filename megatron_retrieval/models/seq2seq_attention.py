@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from megatron_retrieval.models.attention import ScaledDotProductAttention
 from megatron_retrieval.models.engine import leave_uninitialised
 from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
+from megatron_retrieval.models.score_attention import ScoreForm, add_key_features, add_query_features
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -95,38 +96,53 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection, layer_number: int) -> None:
         super().__init__()
-        self.head_width = _head_width(config)
+        self.head_width, self.scale = _head_width(config), _softmax_scale(config)
         self.linear_q = _column_parallel(config, groups, 1)
         self.linear_kv = _column_parallel(config, groups, 2)
         self.core_attention = _core_attention(config, layer_number)
         self.linear_proj = _projection(config, groups)
 
     def forward(
-        self, states: Tensor, memory: Tensor | None, bias: Tensor | None, cache: LayerCache | None = None
+        self,
+        states: Tensor,
+        memory: Tensor | None,
+        bias: Tensor | None,
+        cache: LayerCache | None = None,
+        form: ScoreForm = "mask",
     ) -> Tensor:
         """[L, R, D] -> [L, R, D].
 
         Args:
             states: of R = B * n sequences, n for each source (beams, answers), those of a source side by side.
             memory: [B, T, D] encoder states; not read where the cache has their keys and values.
-            bias: broadcastable to [B, heads of this rank, 1, T], added to the logits.
+            bias: [B, 1, 1, T], added to the logits.
+            form: in which it is added; where there is a cache, in all calls the same.
         """
-        key, value = self._keys_and_values(memory, cache)
+        has_features = form == "feature" and bias is not None
+        key, value = self._keys_and_values(memory, cache, bias if has_features else None)
         (query,) = _heads(self.linear_q(states)[0], self.head_width, 1)
         num_tokens, num_rows = query.shape[:2]
         # the sequences of one source are so many more queries: its keys and values are not copied for each
         query = query.unflatten(1, (key.size(1), -1)).transpose(1, 2).flatten(0, 1)
-        attended = self.core_attention(query, key, value, bias)
+        if has_features:
+            attended = self.core_attention(add_query_features(query), key, value, None)
+            attended = attended.unflatten(2, (query.size(2), -1))[..., : self.head_width].flatten(2)
+        else:
+            attended = self.core_attention(query, key, value, bias, is_explicit=form == "explicit")
         attended = attended.unflatten(0, (num_tokens, -1)).transpose(1, 2).reshape(num_tokens, num_rows, -1)
         output: Tensor = self.linear_proj(attended)[0]
         return output
 
-    def _keys_and_values(self, memory: Tensor | None, cache: LayerCache | None) -> KeysAndValues:
+    def _keys_and_values(
+        self, memory: Tensor | None, cache: LayerCache | None, bias_as_features: Tensor | None
+    ) -> KeysAndValues:
         if cache is not None and cache.memory is not None:
             return cache.memory
         if memory is None:
             raise ValueError("a decoder needs encoder states, or a cache that has seen them")
         key, value = (states.transpose(0, 1) for states in _heads(self.linear_kv(memory)[0], self.head_width, 2))
+        if bias_as_features is not None:
+            key, value = add_key_features(key, value, bias_as_features, self.scale)
         if cache is not None:
             # laid out as attention reads them, since every further token does
             key, value = (_by_head(states) for states in (key, value))
@@ -137,6 +153,11 @@ class CrossAttention(nn.Module):
 def _head_width(config: TransformerConfig) -> int:
     width: int = config.kv_channels
     return width
+
+
+def _softmax_scale(config: TransformerConfig) -> float:
+    scale: float = config.kv_channels**-0.5 if config.softmax_scale is None else config.softmax_scale
+    return scale
 
 
 def _column_parallel(config: TransformerConfig, groups: ProcessGroupCollection, num_parts: int) -> ColumnParallelLinear:
@@ -165,7 +186,7 @@ def _projection(config: TransformerConfig, groups: ProcessGroupCollection) -> Ro
 
 def _core_attention(config: TransformerConfig, layer_number: int) -> ScaledDotProductAttention:
     return ScaledDotProductAttention(
-        config, layer_number, AttnMaskType.padding, "self", softmax_scale=config.softmax_scale
+        config, layer_number, AttnMaskType.padding, "self", softmax_scale=_softmax_scale(config)
     )
 
 

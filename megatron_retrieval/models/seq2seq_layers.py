@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from megatron_retrieval.models.engine import leave_uninitialised
 from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
+from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq_attention import CrossAttention, DecoderCache, LayerCache, SelfAttention
 
 
@@ -98,13 +100,16 @@ class Seq2SeqLayer(nn.Module, ABC):
         memory: Tensor | None = None,
         memory_bias: Tensor | None = None,
         cache: LayerCache | None = None,
+        form: ScoreForm = "mask",
     ) -> Tensor:
         """[T, B, D] -> [T, B, D]; the other arguments are those of `SelfAttention` and `CrossAttention`."""
         attention, cross_attention = self.self_attention, self.cross_attention
         states = self._add(states, self.input_layernorm, lambda inner: attention(inner, bias, cache))
         if cross_attention is not None and self.pre_cross_attn_layernorm is not None:
             states = self._add(
-                states, self.pre_cross_attn_layernorm, lambda inner: cross_attention(inner, memory, memory_bias, cache)
+                states,
+                self.pre_cross_attn_layernorm,
+                lambda inner: cross_attention(inner, memory, memory_bias, cache, form),
             )
         return self._add(states, self.pre_mlp_layernorm, self.mlp)
 
@@ -147,6 +152,7 @@ def run_layers(
     memory_bias: Tensor | None = None,
     *,
     cache: DecoderCache | None = None,
+    form: ScoreForm = "mask",
     recompute: bool = False,
 ) -> Tensor:
     """One layer after the other; the tensors are those of `Seq2SeqLayer`.
@@ -158,8 +164,8 @@ def run_layers(
         for layer in layers:
             # all that needs a gradient goes through the arguments: what the function closes over would be
             # differentiated once for every layer
-            states = tensor_parallel.checkpoint(layer, False, states, bias, memory, memory_bias)
+            states = tensor_parallel.checkpoint(partial(layer, form=form), False, states, bias, memory, memory_bias)
         return states
     for number, layer in enumerate(layers):
-        states = layer(states, bias, memory, memory_bias, None if cache is None else cache.layers[number])
+        states = layer(states, bias, memory, memory_bias, None if cache is None else cache.layers[number], form)
     return states

@@ -16,6 +16,7 @@ from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.relative_bias import RelativeBias
+from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
 from megatron_retrieval.models.seq2seq_layers import PreNormLayer, norm, run_layers
 from megatron_retrieval.models.sharding import mark_padded
@@ -102,7 +103,7 @@ class _Stack(nn.Module):
         groups: ProcessGroupCollection,
     ) -> None:
         super().__init__()
-        self.embedding, self._tp_group = embedding, groups.tp
+        self.embedding, self._tp_group, self.head_width = embedding, groups.tp, config.head_width
         self.relative_bias = RelativeBias(
             num_buckets=config.relative_attention_num_buckets,
             max_distance=config.relative_attention_max_distance,
@@ -129,10 +130,11 @@ class _Stack(nn.Module):
         memory: Tensor | None = None,
         memory_bias: Tensor | None = None,
         cache: DecoderCache | None = None,
+        form: ScoreForm = "mask",
     ) -> Tensor:
         """[T, B, D] -> [B, T, D]."""
         recompute = self._recompute and self.training and cache is None
-        states = run_layers(self.layers, states, bias, memory, memory_bias, cache=cache, recompute=recompute)
+        states = run_layers(self.layers, states, bias, memory, memory_bias, cache=cache, form=form, recompute=recompute)
         output: Tensor = self.dropout(self.final_layernorm(states)).transpose(0, 1)
         return output
 
@@ -161,6 +163,7 @@ class T5Decoder(_Stack):
         states: Tensor | None,
         key_bias: Tensor | None = None,
         cache: DecoderCache | None = None,
+        form: ScoreForm = "mask",
     ) -> Tensor:
         """Decode.
 
@@ -172,6 +175,7 @@ class T5Decoder(_Stack):
                 number at padding (`padding_bias`), a score elsewhere; its gradient is right at any tensor-parallel
                 size. Given anew with every call.
             cache: see `new_cache`; filled in place.
+            form: in which `key_bias` is added, see `score_attention`; where there is a cache, in all calls the same.
 
         Returns:
             [B * n, L, D]
@@ -181,7 +185,7 @@ class T5Decoder(_Stack):
         if key_bias is not None:
             # each rank's heads ask something of the bias: its gradient is the sum over ranks
             key_bias = copy_to_tensor_model_parallel_region(key_bias, group=self._tp_group)
-        return self._run(self._embed(ids), bias, states, key_bias, cache)
+        return self._run(self._embed(ids), bias, states, key_bias, cache, form)
 
     def new_cache(self) -> DecoderCache:
         """An empty cache for generation: the first call takes the start token and the encoder states."""

@@ -107,8 +107,9 @@ def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
     layout = description.layout or FusionFormatConfig()
     require_reading_positions(description.config, layout, answers)
     tokenizer = description.tokenizer()
-    reader = FusionAnswerer(
-        FusionReader(load_fusion_reader(description, tokenizer, topology, config.encode.dtype), config.fusion),
+    reader = FusionReader(load_fusion_reader(description, tokenizer, topology, config.encode.dtype), config.fusion)
+    answerer = FusionAnswerer(
+        reader,
         tokenizer,
         FusionLayout(layout, tokenizer),
         answers,
@@ -116,7 +117,8 @@ def _open_fusion(config: ReaderConfig, topology: ProcessTopology) -> OpenReader:
         passage_scores=description.passage_scores,
         micro_batch_size=config.encode.micro_batch_size,
     )
-    return OpenReader(reader, _protocol(description, answers, layout, description.passage_scores))
+    protocol = _protocol(description, answers, layout, description.passage_scores)
+    return OpenReader(answerer, {**protocol, "score_attention": reader.score_form})
 
 
 def _protocol(description: ModelDescription, *settings: Any) -> dict[str, Any]:

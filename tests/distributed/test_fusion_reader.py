@@ -61,7 +61,7 @@ def _whole_batch(num_slots: int = NUM_QUESTIONS) -> FusionBatch:
     )
 
 
-def _reader(topology: ProcessTopology, shape: Shape, encode_batch_size: int = 3) -> FusionReader:
+def _reader(topology: ProcessTopology, shape: Shape, encode_batch_size: int = 3, form: str = "auto") -> FusionReader:
     if isinstance(shape, T5Config):
         model = T5(shape, topology, seed=3)
     else:
@@ -69,7 +69,7 @@ def _reader(topology: ProcessTopology, shape: Shape, encode_batch_size: int = 3)
     with torch.no_grad():  # what is read must matter
         for layer in model.decoder.layers:
             layer.cross_attention.linear_proj.weight.mul_(4)
-    return FusionReader(model, FusionEncodeConfig(encode_batch_size=encode_batch_size))
+    return FusionReader(model, FusionEncodeConfig(encode_batch_size=encode_batch_size, score_attention=form))
 
 
 def _gradients(reader: FusionReader, topology: ProcessTopology, attribute: str = "grad") -> dict[str, Tensor]:
@@ -152,9 +152,9 @@ def _of_layout(topology: ProcessTopology, shape: Shape, micro_batch_size: int, e
     return {"loss": {"loss": torch.tensor(trained["loss"])}, "gradients": _gradients(reader, topology, "main_grad")}
 
 
-def _scored(topology: ProcessTopology, shape: Shape) -> Result:
+def _scored(topology: ProcessTopology, shape: Shape, form: str) -> Result:
     """Every rank has the whole batch."""
-    batch, scores, reader = _whole_batch(), _scores(), _reader(topology, shape)
+    batch, scores, reader = _whole_batch(), _scores(), _reader(topology, shape, form=form)
     logits = reader(batch.texts, batch.is_real, shift_right(batch.labels, reader.model.start_id), scores)
     full = _joined(logits, topology)
     loss = F.cross_entropy(full.flatten(0, 1), batch.labels.flatten(), ignore_index=-1)
@@ -163,6 +163,14 @@ def _scored(topology: ProcessTopology, shape: Shape) -> Result:
     with torch.no_grad():
         result["each"] = {"each": reader.score_each(batch.texts, batch.is_real, batch.labels)}
     return result
+
+
+def _scored_in_each_form(topology: ProcessTopology, shape: Shape) -> list[Result]:
+    return [
+        _scored(topology, dataclasses.replace(shape, recompute_granularity=recompute), form)
+        for form in ("explicit", "mask", "feature")
+        for recompute in ("none", "full")
+    ]
 
 
 def _joined(logits: Tensor, topology: ProcessTopology) -> Tensor:
@@ -218,8 +226,9 @@ def test_step_equals_the_plain_reference(
 def test_scores_on_passages_and_answers_scored_one_by_one(
     references: dict[str, Result], name: str, tp_size: int
 ) -> None:
-    for result in run_on_ranks(_scored, tp_size, SHAPES[name], tensor_model_parallel_size=tp_size):
-        _check(result, references[name])
+    for results in run_on_ranks(_scored_in_each_form, tp_size, SHAPES[name], tensor_model_parallel_size=tp_size):
+        for result in results:
+            _check(result, references[name])
 
 
 def _one_text(topology: ProcessTopology, shape: Shape) -> bool:

@@ -129,9 +129,10 @@ def test_exact_match_rises_and_the_task_finds_the_same(trained: Run) -> None:
     (trained.folder / "more.json").write_text(json.dumps([*records, *wanting]))
     words = ["--load", checkpoints, "--questions", trained.folder / "more.json", "--num-beams", 2]
     words += ["--tensor-model-parallel-size", 2, "--num-passages", 2, "--output-dir", read, "--encode-batch-size", 3]
-    log = succeed(command(*EVALUATE, *words, num_processes=2))
+    log = succeed(command(*EVALUATE, *words, "--score-attention", "feature", num_processes=2))
     metrics = json.loads((read / "metrics.json").read_text())
     assert metrics["exact_match"] == curve[-1] * 4 / 7
+    assert metrics["score_attention"] == "feature"
     for fault in ("questions without answers", "questions without passages", "blank answers", "long answers"):
         assert f"more.json: 1 {fault}" in log
         assert metrics[f"num_{fault.replace(' ', '_')}"] == 1
