@@ -1,6 +1,7 @@
 """The engine's outside: process topology, collectives, data parallelism, optimizer. All that differs between one
 process, many, CPU and GPU is chosen here."""
 
+from megatron_retrieval.parallel import bootstrap  # noqa: F401  before anything else imports megatron-core
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 

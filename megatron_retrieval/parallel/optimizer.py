@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from torch import Tensor, nn
 
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.megatron_compat import optimizer_context
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-    from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 
 
 @dataclass(kw_only=True, frozen=True)

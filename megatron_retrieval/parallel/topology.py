@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch._C._distributed_c10d import HashStore
 
 from megatron_retrieval.errors import ConfigError
-
-with warnings.catch_warnings():
-    # megatron-core announces at import that Transformer Engine and apex are absent; the run record says so instead
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
-    from megatron.core.process_groups_config import ProcessGroupCollection
-
 from megatron_retrieval.parallel import megatron_compat
 
 
