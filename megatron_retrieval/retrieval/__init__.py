@@ -1,7 +1,18 @@
 """Between corpus and index: passages to stored vectors, questions to passages."""
 
 from megatron_retrieval.retrieval.batches import EncodeConfig
-from megatron_retrieval.retrieval.embedder import embed_evidence, embed_in_memory
-from megatron_retrieval.retrieval.retriever import Retriever, encode_questions
+from megatron_retrieval.retrieval.embedder import embed_evidence, embed_in_memory, embed_part
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
+from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, search_overlap
 
-__all__ = ["EncodeConfig", "Retriever", "embed_evidence", "embed_in_memory", "encode_questions"]
+__all__ = [
+    "EncodeConfig",
+    "IndexRequest",
+    "IndexVersions",
+    "Retriever",
+    "embed_evidence",
+    "embed_in_memory",
+    "embed_part",
+    "encode_questions",
+    "search_overlap",
+]

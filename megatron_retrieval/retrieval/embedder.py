@@ -100,6 +100,46 @@ def embed_evidence(
     return EmbeddingStore(output_dir)
 
 
+def embed_part(
+    evidence: TokenizedEvidence,
+    encode: Encode,
+    output_dir: str | Path,
+    topology: ProcessTopology,
+    *,
+    worker: int,
+    num_workers: int,
+    encoder_fingerprint: str,
+    text_format: TextFormatConfig,
+    embedding_dtype: StorageDtype = "float16",
+    micro_batch_size: int = 128,
+) -> bool:
+    """`embed_evidence` by processes that know each other by their files alone: this one encodes the shards
+    `worker`, `worker + num_workers`, ..., and the first of them seals the folder once no shard is missing.
+
+    Args:
+        topology: of this process alone.
+        worker: number of this process, from 0.
+
+    Returns:
+        True if the embeddings are finished; where shards of others are missing, the first worker is to call again.
+
+    Raises:
+        MismatchError: `output_dir` holds embeddings of another evidence or encoder, or of another type.
+    """
+    require_evaluation_mode(encode)
+    identity = StoreIdentity(evidence.fingerprint, encoder_fingerprint, len(evidence), embedding_dtype)
+    writer = EmbeddingWriter(output_dir, identity)
+    unfinished = writer.unfinished_shards()
+    if writer.is_finished:  # asked last: sealing removes what says that a shard is finished
+        return True
+    mine = [shard for shard in unfinished if shard % num_workers == worker]
+    for shard, vectors in _encode_shards(evidence, encode, writer, mine, topology, text_format, micro_batch_size):
+        writer.write(shard, vectors)
+    if worker == 0 and not writer.unfinished_shards():
+        writer.finish()
+    return writer.is_finished
+
+
 def embed_in_memory(
     evidence: TokenizedPassages,
     encode: Encode,

@@ -11,6 +11,8 @@ from torch import Tensor
 from megatron_retrieval.data.formatting import TextFormatConfig, format_questions
 from megatron_retrieval.data.ragged import Ragged
 from megatron_retrieval.index import SearchIndex
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import SearchResult, TokenBatch
@@ -58,3 +60,25 @@ def encode_questions(
     restored = torch.empty_like(vectors)
     restored[torch.cat(batches)] = vectors
     return restored
+
+
+def search_overlap(
+    before: SearchIndex, after: SearchIndex, queries: Tensor | None, k: int, topology: ProcessTopology
+) -> dict[str, float]:
+    """Of the k passages that one index finds, the share that another finds too, over the queries of all ranks; a
+    collective over them.
+
+    Args:
+        queries: [n, D] of this rank; None: none.
+
+    Returns:
+        The share as `index_overlap@<k>`, k being at most the number of rows; nothing where no rank has a query.
+    """
+    k = min(k, after.num_rows)
+    if queries is None:
+        queries = torch.empty(0, after.dimension, device=topology.device)
+    old, new = (index.search(queries, k).rows for index in (before, after))
+    shared = (old[:, :, None] == new[:, None, :]).sum()
+    counts = torch.stack([shared, shared.new_tensor(old.numel())]).to(topology.device)
+    num_shared, num_found = all_reduce_sum(counts, topology.world_group).tolist()
+    return {f"index_overlap@{k}": num_shared / num_found} if num_found else {}

@@ -1,0 +1,150 @@
+"""Versions of the evidence's embeddings on disk, and the requests for further ones; whoever trains and whoever embeds
+know each other by these files alone.
+
+    FOLDER/version-0000500/             embeddings by the encoder of iteration 500, an ordinary `EmbeddingStore`
+    FOLDER/snapshots/iter_0000500/      that encoder, an ordinary checkpoint of a dual encoder
+    FOLDER/request.json                 the version that is wanted next; there is one at a time
+    FOLDER/given-up.json                the request that no embedder is trying any more
+    FOLDER/worker-0.log                 what an embedder says
+
+Every file appears whole or not at all, so that each side can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_retrieval.errors import DataError, MismatchError
+from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StoreIdentity
+from megatron_retrieval.index.embedding_store import MANIFEST
+from megatron_retrieval.utils.files import read_json, write_json
+
+_VERSION, _REMOVED = "version-", ".removed-"
+_REQUEST, _GIVEN_UP = "request.json", "given-up.json"
+
+
+@dataclass(frozen=True)
+class IndexRequest:
+    """A version that is wanted.
+
+    Attributes:
+        iteration: training steps that the encoder has taken; names the version and the snapshot.
+        encoder_fingerprint: of the snapshot.
+        attempt: 1, or more where what was made before could not be used.
+    """
+
+    iteration: int
+    encoder_fingerprint: str
+    attempt: int = 1
+
+
+class IndexVersions:
+    """A folder of versions, each named by the iteration whose encoder made it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the encoders' checkpoints."""
+        return self.folder / "snapshots"
+
+    def snapshot(self, iteration: int) -> Path:
+        """The encoder that makes, or made, a version."""
+        return self.snapshots / f"iter_{iteration:07d}"
+
+    def path(self, iteration: int) -> Path:
+        """The folder of a version."""
+        return self.folder / f"{_VERSION}{iteration:07d}"
+
+    def worker_log(self, worker: int) -> Path:
+        """What an embedder says goes here."""
+        return self.folder / f"worker-{worker}.log"
+
+    def is_complete(self, iteration: int) -> bool:
+        """Whether a version is finished; costs a look at the folder, not at the vectors."""
+        return (self.path(iteration) / MANIFEST).exists()
+
+    def complete(self) -> list[int]:
+        """The finished versions, oldest first."""
+        return [iteration for iteration in _numbers(self.folder, _VERSION) if self.is_complete(iteration)]
+
+    def open_for(self, request: IndexRequest, evidence_fingerprint: str) -> EmbeddingStore:
+        """The finished version that was asked for.
+
+        Raises:
+            DataError: unfinished, or a shard is missing or cut off.
+            MismatchError: it is of another evidence, or by another encoder.
+        """
+        store = EmbeddingStore(self.path(request.iteration))
+        store.require(evidence_fingerprint=evidence_fingerprint, encoder_fingerprint=request.encoder_fingerprint)
+        return store
+
+    def make_room(self, iteration: int, identity: StoreIdentity) -> None:
+        """Remove what stands in a version's place, unless it is the same vectors, or a part of them."""
+        try:
+            if EmbeddingWriter(self.path(iteration), identity).is_finished:
+                EmbeddingStore(self.path(iteration))
+        except (DataError, MismatchError):
+            self.remove(iteration)
+
+    def remove(self, iteration: int) -> None:
+        """Take a version away, whole or unfinished, in one step for whoever looks."""
+        with contextlib.suppress(FileNotFoundError):
+            removed = self.folder / f"{_REMOVED}{iteration:07d}"
+            shutil.rmtree(removed, ignore_errors=True)
+            os.rename(self.path(iteration), removed)
+            shutil.rmtree(removed, ignore_errors=True)
+
+    def prune(self, kept: Collection[int]) -> None:
+        """Remove all versions and snapshots but those of these iterations, and what a killed process left."""
+        for left_over in self.folder.glob(f"{_REMOVED}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        for iteration in set(_numbers(self.folder, _VERSION)) - set(kept):
+            self.remove(iteration)
+        for iteration in set(_numbers(self.snapshots, "iter_")) - set(kept):
+            shutil.rmtree(self.snapshot(iteration), ignore_errors=True)
+
+    def request(self, wanted: IndexRequest) -> None:
+        """Ask for a version, in place of whatever was asked for before."""
+        write_json(self.folder / _REQUEST, vars(wanted))
+
+    def withdraw(self) -> None:
+        """Ask for nothing any more."""
+        (self.folder / _REQUEST).unlink(missing_ok=True)
+
+    def requested(self) -> IndexRequest | None:
+        """The version that is wanted now."""
+        return self._read(_REQUEST)
+
+    def give_up(self, request: IndexRequest) -> None:
+        """Say that no embedder is trying any more to fulfil a request."""
+        write_json(self.folder / _GIVEN_UP, vars(request))
+
+    def is_given_up(self, request: IndexRequest) -> bool:
+        """Whether an embedder said so."""
+        return self._read(_GIVEN_UP) == request
+
+    def num_finished_files(self, iteration: int) -> int:
+        """Grows as long as a version is being made."""
+        return sum(not path.name.startswith(".") for path in self.path(iteration).glob("*"))
+
+    def _read(self, name: str) -> IndexRequest | None:
+        path = self.folder / name
+        try:
+            return IndexRequest(**read_json(path)) if path.exists() else None
+        except DataError:
+            if not path.exists():  # withdrawn meanwhile
+                return None
+            raise
+
+
+def _numbers(folder: Path, prefix: str) -> list[int]:
+    """The iterations that the names of these folders end with, lowest first."""
+    numbers = (path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*"))
+    return sorted(int(number) for number in numbers if number.isdecimal())

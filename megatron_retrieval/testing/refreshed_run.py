@@ -1,0 +1,167 @@
+"""A training run with next to no step, to see what its index does; a program of its own where processes matter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.index import ShardedIndex
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
+from megatron_retrieval.training.index_encoder import IndexEncoder
+from megatron_retrieval.training.index_refresh import IndexRefresher
+from megatron_retrieval.training.index_refresh_config import IndexRefreshConfig
+from megatron_retrieval.training.metrics_log import MetricsLog
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.trainer import Callback, Trainer
+
+TEXT_FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=12)
+NUM_COMPARED = 5
+
+
+@dataclass(kw_only=True, frozen=True)
+class RefreshedRunConfig:
+    """A tiny dual encoder whose vectors shrink from step to step."""
+
+    evidence: Path
+    """Folder of the evidence; its vocabulary has at most 64 words."""
+    step_seconds: float = 0.0
+    """Each step takes at least so long."""
+    training: TrainingConfig
+    refresh: IndexRefreshConfig = field(default_factory=IndexRefreshConfig)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+
+class Examples:
+    """A share of a batch is its size."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def batch(self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int, dp_size: int) -> int:
+        return len(indices)
+
+
+class ShrinkingStep:
+    """The loss is the mean square of some texts' vectors, with dropout.
+
+    Attributes:
+        index: to be searched.
+        queries: the vectors of the last step.
+    """
+
+    def __init__(self, model: DualEncoder, topology: ProcessTopology, seconds: float) -> None:
+        self._model, self._topology, self._seconds = model, topology, seconds
+        self.index: ShardedIndex | None = None
+        self.queries: Tensor | None = None
+
+    def swap(self, index: ShardedIndex) -> None:
+        self.index = index
+
+    def forward_backward(self, batch: int, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        assert self.index is not None
+        time.sleep(self._seconds)
+        self._model.train()
+        texts = random_texts(8, 12, iteration * 64 + self._topology.dp_rank).to(self._topology.device)
+        queries, passages = self._model(texts, texts)
+        loss = (queries.square().mean() + passages.square().mean()) / self._topology.dp_size
+        (loss * loss_scale).backward()
+        self.queries = queries.detach()
+        return {"loss": loss}
+
+    def evaluate(self, batch: int) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        raise NotImplementedError("this run holds nothing out")
+
+
+@dataclass
+class RefreshedRun:
+    """A run and its parts."""
+
+    trainer: Trainer
+    step: ShrinkingStep
+    model: DualEncoder
+    refresher: IndexRefresher
+
+
+def build(
+    config: RefreshedRunConfig,
+    topology: ProcessTopology,
+    *,
+    more: Sequence[Callback] = (),
+    **settings: Any,
+) -> RefreshedRun:
+    """The trainer with its parts.
+
+    Args:
+        more: callbacks that run before the refresher.
+        settings: further arguments of `IndexRefresher`.
+    """
+    training = config.training
+    evidence = EvidenceStore(config.evidence)
+    model = DualEncoder(tiny_dual_encoder_config(dropout=0.1), topology, training.precision.dtype)
+    step = ShrinkingStep(model, topology, config.step_seconds)
+    saved = SavedModel(
+        KIND,
+        checkpoint_config(model.config, TEXT_FORMAT, evidence.tokenizer.lower_case),
+        {VOCAB_NAME: evidence.tokenizer.vocab_file.read_bytes()},
+        {},
+    )
+    made: list[IndexRefresher] = []
+
+    def callbacks(optimizer: Optimizer, metrics_log: MetricsLog) -> list[Callback]:
+        encoder = IndexEncoder(
+            model,
+            optimizer.main_weight,
+            config=saved.config,
+            assets=saved.assets,
+            evidence=evidence,
+            text_format=TEXT_FORMAT,
+            topology=topology,
+            embedding_dtype=config.refresh.embedding_dtype,
+            micro_batch_size=config.refresh.index_micro_batch_size,
+        )
+        made.append(
+            IndexRefresher(
+                config.refresh,
+                encoder,
+                topology,
+                index_dir=config.refresh.folder(training.log.output_dir),
+                swap=step.swap,
+                queries=lambda: step.queries,
+                num_compared=NUM_COMPARED,
+                metrics_log=metrics_log,
+                save_dir=training.save.save,
+                **settings,
+            )
+        )
+        return [*more, *made]
+
+    trainer = build_trainer(
+        training,
+        topology,
+        model=model,
+        step=step,
+        examples=Examples(),
+        held_out=None,
+        saved=saved,
+        further_callbacks=callbacks,
+    )
+    return RefreshedRun(trainer, step, model, made[0])

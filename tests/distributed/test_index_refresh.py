@@ -1,0 +1,246 @@
+"""The index follows the encoder: every rank changes to the same version after the same step, or none does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_retrieval.checkpoint.dual_encoder import describe_dual_encoder, load_dual_encoder
+from megatron_retrieval.checkpoint.manifest import read_manifest
+from megatron_retrieval.config import parse_config
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.errors import MegatronRetrievalError
+from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StoreIdentity
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.retrieval import IndexVersions, embed_evidence
+from megatron_retrieval.testing.refreshed_run import NUM_COMPARED, TEXT_FORMAT, RefreshedRunConfig, build
+from megatron_retrieval.testing.runs import curve
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import write_tiny_evidence
+from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
+
+DIMENSION = 32
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_evidence(tmp_path_factory.mktemp("evidence"))
+
+
+def _words(evidence: Path, output: Path, *flags: object) -> list[str]:
+    words = "--device cpu --global-batch-size 4 --no-tensorboard --log-interval 1 --lr 1e-2 --train-iters 6".split()
+    return [*words, "--evidence", str(evidence), "--output-dir", str(output), *map(str, flags)]
+
+
+class _Watch(Callback):
+    """Which version each step searched: as it is before the refresher has a look."""
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        self.versions.append(int(self.refresher.metrics()["index_version"]))  # type: ignore[attr-defined]
+
+
+class _Worker(Callback):
+    """Does on rank 0, between two steps, what a worker would do meanwhile.
+
+    Args:
+        deeds: (iteration after which something is done, what).
+    """
+
+    def __init__(self, index: Path, evidence: Path, deeds: Sequence[tuple[int, str]]) -> None:
+        self._versions, self._evidence, self._deeds = IndexVersions(index), EvidenceStore(evidence), dict(deeds)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        deed, request = self._deeds.get(report.iteration), self._versions.requested()
+        trainer.topology.barrier()
+        if not trainer.topology.is_main or deed is None:
+            return
+        assert request is not None
+        if deed == "give up":
+            self._versions.give_up(request)
+            return
+        path, num_rows = self._versions.path(request.iteration), len(self._evidence)
+        identity = StoreIdentity(self._evidence.fingerprint, request.encoder_fingerprint, num_rows, "float16")
+        writer = EmbeddingWriter(path, identity)
+        for shard in writer.unfinished_shards():
+            writer.write(shard, torch.rand(len(writer.rows(shard)), DIMENSION))
+        writer.finish()
+        if deed == "truncate":
+            shard_file = path / "shard-00001.bin"
+            shard_file.write_bytes(shard_file.read_bytes()[:-2])
+        elif deed == "foreign":
+            manifest = path / "manifest.json"
+            manifest.write_text(manifest.read_text().replace(request.encoder_fingerprint, "0123456789abcdef"))
+
+
+def _run(
+    topology: ProcessTopology, words: list[str], deeds: list[tuple[int, str]] | None = None, index: str = ""
+) -> list[Any]:
+    """The versions that the steps searched, and the state at the end; or what went wrong."""
+    config = parse_config(RefreshedRunConfig, words)
+    watch = _Watch()
+    more: list[Callback] = [watch]
+    folder = config.refresh.folder(config.training.log.output_dir)
+    if deeds is not None:
+        more.append(_Worker(folder, config.evidence, deeds))
+    try:
+        run = build(config, topology, more=more, has_embedding_ranks=deeds is not None)
+        watch.refresher = run.refresher  # type: ignore[attr-defined]
+        run.trainer.fit()
+    except MegatronRetrievalError as error:
+        return [type(error).__name__, str(error)]
+    assert run.step.index is not None
+    return [watch.versions, run.refresher.state(), run.step.index.num_rows]
+
+
+def _lines(output: Path) -> list[dict[str, float]]:
+    """What was logged of the index."""
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if "index_version" in record]
+
+
+@pytest.mark.parametrize(("num_ranks", "tensor_parallel"), [(1, 1), (2, 1), (2, 2)], ids=["single", "DP 2", "TP 2"])
+def test_in_place_all_ranks_change_at_once(
+    tmp_path: Path, evidence: Path, num_ranks: int, tensor_parallel: int
+) -> None:
+    words = _words(evidence, tmp_path, "--index-refresh-interval", 2)
+    ranks = run_on_ranks(_run, num_ranks, words, tensor_model_parallel_size=tensor_parallel)
+    for versions, state, num_rows in ranks:
+        assert versions == [0, 0, 2, 2, 4, 4]
+        assert (state["current"]["iteration"], state["pending"], num_rows) == (6, None, 1122)
+    lines = _lines(tmp_path)
+    assert [(line["iteration"], line["index_version"], line["index_staleness_steps"]) for line in lines] == [
+        (2, 2, 0), (4, 4, 0), (6, 6, 0)
+    ]  # fmt: skip
+    overlaps = [line[f"index_overlap@{NUM_COMPARED}"] for line in lines]
+    assert 0 < min(overlaps) <= max(overlaps) < 1
+    assert IndexVersions(tmp_path / "index").complete() == [4, 6]
+
+
+def _embed(topology: ProcessTopology, evidence: str, checkpoint: str, output: str) -> None:
+    encoder = load_dual_encoder(checkpoint, topology)
+    embed_evidence(
+        EvidenceStore(evidence),
+        encoder.model.encode_passages,
+        output,
+        topology,
+        encoder_fingerprint=encoder.description.fingerprint,
+        text_format=encoder.description.text_format,
+    )
+
+
+def test_a_version_is_what_its_snapshot_embeds(tmp_path: Path, evidence: Path) -> None:
+    """Although the model was in training mode, with dropout."""
+    run_on_ranks(_run, 1, _words(evidence, tmp_path, "--index-refresh-interval", 3))
+    versions = IndexVersions(tmp_path / "index")
+    assert describe_dual_encoder(versions.snapshot(6)).text_format == TEXT_FORMAT
+    run_on_ranks(_embed, 1, str(evidence), str(versions.snapshot(6)), str(tmp_path / "again"))
+    stores = [EmbeddingStore(folder) for folder in (versions.path(3), versions.path(6), tmp_path / "again")]
+    before, last, again = (store.vectors(0, len(store)) for store in stores)
+    assert torch.equal(last, again)
+    assert stores[1].manifest.identity == stores[2].manifest.identity
+    assert not torch.equal(before, last)
+
+
+def test_training_does_not_notice(tmp_path: Path, evidence: Path) -> None:
+    """The step does not learn from what it finds, so that its losses, with dropout, stay the same bit for bit."""
+    run_on_ranks(_run, 1, _words(evidence, tmp_path / "never"))
+    run_on_ranks(_run, 1, _words(evidence, tmp_path / "often", "--index-refresh-interval", 1))
+    assert curve(tmp_path / "never") == curve(tmp_path / "often")
+    assert _lines(tmp_path / "never") == []
+
+
+DEEDS = {
+    "a version that comes later": ([(4, "make")], [0, 0, 0, 0, 2, 2]),
+    "truncated": ([(3, "truncate"), (5, "make")], [0, 0, 0, 0, 0, 2]),
+    "of another encoder": ([(3, "foreign"), (5, "make")], [0, 0, 0, 0, 0, 2]),
+    "given up": ([(3, "give up"), (5, "make")], [0, 0, 0, 0, 0, 4]),
+    "useless again and again": ([(2 + n, "truncate") for n in (1, 2, 3)], [0, 0, 0, 0, 0, 0]),
+}
+
+
+def _run_cases(topology: ProcessTopology, words: dict[str, list[str]]) -> dict[str, list[Any]]:
+    return {case: _run(topology, words[case], deeds) for case, (deeds, _) in DEEDS.items()}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_all_ranks_change_to_what_others_made_after_the_same_step(
+    tmp_path: Path, evidence: Path, num_ranks: int
+) -> None:
+    words = {case: _words(evidence, tmp_path / case, "--index-refresh-interval", 2) for case in DEEDS}
+    for rank in run_on_ranks(_run_cases, num_ranks, words):
+        for case, (_, expected) in DEEDS.items():
+            versions, state, _ = rank[case]
+            assert versions == expected, case
+            assert state["current"]["iteration"] == expected[-1], case
+    for case, (_, expected) in DEEDS.items():
+        lines = _lines(tmp_path / case)
+        assert [line["index_version"] for line in lines] == sorted(set(expected) - {0}), case
+        for line in lines:
+            assert line["index_staleness_steps"] == line["iteration"] - line["index_version"]
+
+
+def _saving(folder: Path, *flags: object) -> list[object]:
+    return ["--save", folder, "--load", folder, "--save-interval", 1, "--index-refresh-interval", 3, *flags]
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2], ids=["DP 2", "TP 2"])
+def test_a_resumed_run_opens_the_version_that_it_had(tmp_path: Path, evidence: Path, tensor_parallel: int) -> None:
+    saved = _saving(tmp_path / "saved", "--index-dir", tmp_path / "index")
+    run_on_ranks(_run, 1, _words(evidence, tmp_path / "first", *saved, "--train-iters", 5))
+    manifest = (tmp_path / "index" / "version-0000003" / "manifest.json").stat()
+    words = _words(evidence, tmp_path / "second", *saved, "--train-iters", 8)
+    ranks = run_on_ranks(_run, 2, words, tensor_model_parallel_size=tensor_parallel)
+    assert [rank[0] for rank in ranks] == [[3, 6, 6]] * 2
+    assert (tmp_path / "index" / "version-0000003" / "manifest.json").stat().st_mtime_ns == manifest.st_mtime_ns
+    assert [record["iteration"] for record in _lines(tmp_path / "second")] == [6]
+
+
+def test_a_pending_request_is_taken_up_again(tmp_path: Path, evidence: Path) -> None:
+    saved = _saving(tmp_path / "saved", "--index-dir", tmp_path / "index")
+    first = run_on_ranks(_run, 1, _words(evidence, tmp_path / "first", *saved, "--train-iters", 5), [])
+    assert (first[0][0], first[0][1]["pending"]["iteration"]) == ([0] * 5, 3)
+    (tmp_path / "index" / "request.json").unlink()
+    second = run_on_ranks(_run, 2, _words(evidence, tmp_path / "second", *saved, "--train-iters", 8), [(7, "make")])
+    assert [rank[0] for rank in second] == [[0, 0, 3]] * 2
+    (line,) = _lines(tmp_path / "second")
+    assert (line["iteration"], line["index_version"], line["index_staleness_steps"]) == (7, 3, 4)
+
+
+def test_versions_that_checkpoints_name_are_kept(tmp_path: Path, evidence: Path) -> None:
+    saved = _saving(tmp_path / "saved", "--keep-last", 4)
+    run_on_ranks(_run, 1, _words(evidence, tmp_path, *saved, "--index-refresh-interval", 1))
+    states = [
+        read_manifest(path.parent).training["states"]["index"] for path in (tmp_path / "saved").glob("*/manifest.json")
+    ]
+    assert {state["current"]["iteration"] for state in states} == {3, 4, 5, 6}
+    # of the six that were made, at the last change of the index, before the last checkpoint
+    assert IndexVersions(tmp_path / "index").complete() == [2, 3, 4, 5, 6]
+
+
+def test_a_version_that_is_gone_is_asked_for_by_name(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, *_saving(tmp_path / "saved"))
+    run_on_ranks(_run, 1, words)
+    versions = IndexVersions(tmp_path / "index")
+    versions.remove(6)
+    ((kind, message),) = run_on_ranks(_run, 1, [*words, "--train-iters", "8"])
+    assert kind == "CheckpointError"
+    assert "index version 6" in message
+    assert f"tools/embed_evidence.py --load {versions.snapshot(6)} --output {versions.path(6)}" in message
+    run_on_ranks(_embed, 1, str(evidence), str(versions.snapshot(6)), str(versions.path(6)))
+    assert run_on_ranks(_run, 1, [*words, "--train-iters", "8"])[0][0] == [6, 6]
+
+
+def test_a_new_run_keeps_no_version_of_an_earlier_one(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, "--index-refresh-interval", 3)
+    run_on_ranks(_run, 1, words)
+    IndexVersions(tmp_path / "index").path(5).mkdir()
+    run_on_ranks(_run, 1, [*words, "--seed", "5", "--train-iters", "2"])
+    assert [path.name for path in (tmp_path / "index").glob("version-*")] == ["version-0000000"]
