@@ -2,7 +2,8 @@
 2021, arXiv 2101.00408, eq. 7): three forms of one computation, equal in what they give and in their gradients.
 
 - explicit: logits, bias, softmax, product, one after the other, with the weights in memory.
-- mask: PyTorch's fused kernels with the bias as additive mask. On CUDA no flash kernel takes a mask.
+- mask: PyTorch's fused kernels with the bias as additive mask. On CUDA no flash kernel takes a mask, on CPU none takes
+  a mask that needs a gradient: PyTorch then computes the weights one after the other as well.
 - feature: fused kernels without any mask. Keys get a few features more, which hold the bias, and queries as many
   constants: their product is the bias, within the same matrix product that makes the logits. It costs a copy of keys
   and values; values are widened as well, since flash kernels ask for equal widths.
@@ -31,7 +32,7 @@ def choose_form(
     wish: Literal["auto", "explicit", "mask", "feature"], device: torch.device, dtype: torch.dtype, head_width: int
 ) -> ScoreForm:
     """The form to compute in; for `auto` the feature form on CUDA where a flash kernel takes heads of this dtype and
-    width with the features, and else the mask, which CPUs take without loss."""
+    width with the features, and else the mask, which needs no copy of keys and values."""
     if wish != "auto":
         return wish
     if device.type == "cuda" and _flash_takes(device, dtype, width_with_features(head_width)):
