@@ -14,6 +14,7 @@ TASKS = {
     "retriever-evaluate": ("retriever_evaluate", "RetrieverEvaluateConfig"),
     "reader-finetune": ("reader_finetune", "ReaderFinetuneConfig"),
     "fusion-finetune": ("fusion_finetune", "FusionFinetuneConfig"),
+    "end-to-end-finetune": ("end_to_end_finetune", "EndToEndFinetuneConfig"),
     "qa-evaluate": ("qa_evaluate", "QaEvaluateConfig"),
 }
 

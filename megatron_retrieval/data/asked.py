@@ -72,6 +72,9 @@ class AskedQuestions:
         evidence: where the passages are found.
         seed: of the run.
 
+    Attributes:
+        questions: in the order of the files.
+
     Raises:
         DataError: a file is malformed, or no question has an answer.
     """
@@ -86,15 +89,15 @@ class AskedQuestions:
         seed: int,
     ) -> None:
         self._format, self._special, self._seed = text_format, tokenizer.special, seed
-        self._questions = _read(config)
-        self._tokens = tokenize(tokenizer, [question.text for question in self._questions])
+        self.questions = _read(config)
+        self._tokens = tokenize(tokenizer, [question.text for question in self.questions])
         self._excluded = [
             evidence.rows_of(question.gold_passage_ids) if config.exclude_gold_passages else np.empty(0, np.int64)
-            for question in self._questions
+            for question in self.questions
         ]
 
     def __len__(self) -> int:
-        return len(self._questions)
+        return len(self.questions)
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
@@ -102,7 +105,7 @@ class AskedQuestions:
         """This rank's share of a global batch; see `DprDataset.batch`."""
         share = Share.of(len(indices), dp_rank, dp_size)
         own = list(indices[share.own]) or list(indices[:1])
-        questions = tuple(self._questions[index] for index in own)
+        questions = tuple(self.questions[index] for index in own)
         targets = tuple(
             self._target(question, epoch, first_position + share.first + place)
             for place, question in enumerate(questions)
