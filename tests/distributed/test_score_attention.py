@@ -26,7 +26,7 @@ from megatron_retrieval.testing.tiny import random_texts
 FORMS = ("explicit", "mask", "feature")
 HIDDEN, NUM_HEADS, NUM_LABELS, NUM_SOURCES, NUM_SEQUENCES, NUM_TEXTS = 32, 4, 3, 4, 2, 5
 #: keys: few take the plain form on CPU, many the fused kernels; widths of heads: one wants more padding than features
-SIZES = [(40, 16, 1.0), (300, 16, 0.25), (300, 12, 0.5)]
+SIZES = [(40, 16, 0.5), (300, 16, 0.25), (300, 12, 0.5)]
 DTYPES = {"float32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 2e-2)}
 Values = dict[str, Tensor]
 
@@ -61,7 +61,8 @@ def _inputs(num_keys: int, head_width: int, dtype: torch.dtype) -> Values:
     of_texts = torch.randn(NUM_SOURCES, NUM_TEXTS, HIDDEN, generator=random)
     values["memory"] += of_texts.to(dtype).index_select(1, _text_of(num_keys))
     values["memory"][-1] = 0  # as `Memory` has it
-    return {**values, "scores": torch.randn(NUM_SOURCES, NUM_TEXTS, generator=random).mul(3)}
+    scores = torch.randn(NUM_SOURCES, NUM_TEXTS, generator=random).mul(2)
+    return {**values, "scores": scores, "score_weight": torch.tensor([1.5])}
 
 
 def _text_of(num_keys: int) -> Tensor:
@@ -86,7 +87,8 @@ def _expected(inputs: Values, head_width: int, scale: float) -> Values:
     query = (leaves["states"] @ leaves["linear_q"].t()).unflatten(2, (NUM_HEADS, head_width))
     both = (leaves["memory"] @ leaves["linear_kv"].t()).unflatten(2, (NUM_HEADS, 2, head_width))
     key, value = both[source].unbind(3)
-    bias = _key_bias(leaves["scores"], key.size(1), torch.finfo(torch.float64).min)[source]
+    weighted = leaves["score_weight"] * leaves["scores"]
+    bias = _key_bias(weighted, key.size(1), torch.finfo(torch.float64).min)[source]
     weights = (torch.einsum("lrhd,rthd->rhlt", query, key) * scale + bias).softmax(3)
     output = torch.einsum("rhlt,rthd->lrhd", weights, value).flatten(2) @ leaves["linear_proj"].t()
     (output * _probe(output)).sum().backward()
@@ -106,8 +108,9 @@ def _attention(topology: ProcessTopology, inputs: Values, head_width: int, scale
 
 def _found(topology: ProcessTopology, inputs: Values, head_width: int, scale: float, form: str) -> Values:
     attention = _attention(topology, inputs, head_width, scale)
-    leaves = {name: inputs[name].clone().requires_grad_() for name in ("states", "memory", "scores")}
-    bias = _key_bias(leaves["scores"], inputs["memory"].size(1), torch.finfo(inputs["memory"].dtype).min)
+    leaves = {name: inputs[name].clone().requires_grad_() for name in ("states", "memory", "scores", "score_weight")}
+    weighted = leaves["score_weight"] * leaves["scores"]
+    bias = _key_bias(weighted, inputs["memory"].size(1), torch.finfo(inputs["memory"].dtype).min)
     bias = copy_to_tensor_model_parallel_region(bias, group=topology.groups.tp)
     output = attention(leaves["states"], leaves["memory"], bias, form=form)
     (output * _probe(output)).sum().backward()
@@ -129,7 +132,11 @@ def _agree(topology: ProcessTopology, dtype_name: str) -> bool:
         expected = _expected(inputs, head_width, scale)
         assert expected["scores"][:-1].abs().max() > 0.1
         for form in FORMS:
-            for name, value in _found(topology, inputs, head_width, scale, form).items():
+            found = _found(topology, inputs, head_width, scale, form)
+            if dtype == torch.bfloat16:
+                # one number, of the scores' gradients times the scores: little is left of their sum but rounding
+                del found["score_weight"]
+            for name, value in found.items():
                 error = _error(value, expected[name])
                 assert error < tolerance, f"{form}, {num_keys} keys, heads of {head_width}, {name}: {error:.1e}"
     return True
@@ -174,7 +181,7 @@ def test_padding_has_no_weight_and_caches_hold_what_a_form_needs() -> None:
 def _errors_of_great_scores(topology: ProcessTopology) -> dict[str, float]:
     """Scores of -300 and thereabout, which bf16 rounds to even numbers."""
     inputs = _inputs(300, 16, torch.bfloat16)
-    inputs["scores"] = inputs["scores"] / 6 - 300
+    inputs["scores"], inputs["score_weight"] = inputs["scores"] / 4 - 300, torch.ones(1)
     with torch.enable_grad():
         expected = _expected(inputs, 16, 0.25)["output"]
     attention = _attention(topology, inputs, 16, 0.25)
