@@ -3,6 +3,6 @@ process, many, CPU and GPU is chosen here."""
 
 from megatron_retrieval.parallel import bootstrap  # noqa: F401  before anything else imports megatron-core
 from megatron_retrieval.parallel.launch import run_distributed
-from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.parallel.topology import EmbeddingRanksConfig, ParallelConfig, ProcessTopology, process_topology
 
-__all__ = ["ParallelConfig", "ProcessTopology", "process_topology", "run_distributed"]
+__all__ = ["EmbeddingRanksConfig", "ParallelConfig", "ProcessTopology", "process_topology", "run_distributed"]

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import megatron_compat
+from megatron_retrieval.parallel.job import Job
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -29,12 +30,38 @@ class ParallelConfig:
     device: str | None = None
     """cpu or cuda; default: cuda where it is available."""
 
+    @property
+    def num_side_ranks(self) -> int:
+        """Processes, the last ones of the job, that do something else beside the others' work."""
+        return 0
+
+
+@dataclass(kw_only=True, frozen=True)
+class EmbeddingRanksConfig(ParallelConfig):
+    """Processes and devices, some of which embed the evidence while the others train."""
+
+    num_embedding_ranks: int = 0
+    """The last so many processes embed the evidence for the next index while the others train."""
+
+    def __post_init__(self) -> None:
+        if self.num_embedding_ranks < 0:
+            raise ConfigError(f"--num-embedding-ranks {self.num_embedding_ranks}: must not be negative.")
+
+    @property
+    def num_side_ranks(self) -> int:
+        """See ParallelConfig."""
+        return self.num_embedding_ranks
+
 
 @dataclass(frozen=True)
 class ProcessTopology:
     """This process's place: ranks, sizes, device and process groups.
 
     Tensor-parallel ranks are neighbours; `dp_rank` numbers the copies of the model.
+
+    Attributes:
+        side_rank: number of a process that stands beside the others and is a world of its own; None for the others.
+        job: what processes beside the others know of these; None where there are none.
     """
 
     rank: int
@@ -45,11 +72,13 @@ class ProcessTopology:
     dp_size: int
     device: torch.device
     groups: ProcessGroupCollection
+    side_rank: int | None = None
+    job: Job | None = None
 
     @property
     def is_main(self) -> bool:
         """True on the one rank that writes shared files and speaks to the user."""
-        return self.rank == 0
+        return self.rank == 0 and self.side_rank is None
 
     @property
     def world_group(self) -> dist.ProcessGroup:
@@ -70,18 +99,20 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
         ConfigError: the number of processes is not a multiple of the tensor-parallel size, or no such device.
     """
     device = _choose_device(config.device)
-    world_size, tp_size = int(os.environ.get("WORLD_SIZE", "1")), config.tensor_model_parallel_size
-    if tp_size < 1 or world_size % tp_size:
-        raise ConfigError(
-            f"--tensor-model-parallel-size {tp_size} does not divide the number of processes ({world_size}); "
-            f"start with torchrun --nproc-per-node N where N is a multiple of {tp_size}."
-        )
-    _init_process_group(device, timedelta(minutes=config.distributed_timeout_minutes))
+    timeout = timedelta(minutes=config.distributed_timeout_minutes)
+    rank, tp_size = int(os.environ.get("RANK", "0")), config.tensor_model_parallel_size
+    world_size = _world_size(config)
+    job = Job.join(timeout) if config.num_side_ranks else None
+    side_rank = rank - world_size if rank >= world_size else None
+    if side_rank is not None:
+        rank, world_size, tp_size = 0, 1, 1
+    backend, store = "nccl" if device.type == "cuda" else "gloo", _choose_store(job, side_rank)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     megatron_compat.install(device)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp_size)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     topology = ProcessTopology(
-        rank=dist.get_rank(),
+        rank=rank,
         world_size=world_size,
         tp_rank=groups.tp.rank(),
         tp_size=tp_size,
@@ -89,13 +120,31 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
         dp_size=groups.dp.size(),
         device=device,
         groups=groups,
+        side_rank=side_rank,
+        job=job,
     )
     megatron_compat.seed_dropout(0, topology.tp_rank)
-    yield topology
-    # Reached on success only: after an error the other ranks may never come to a barrier.
-    topology.barrier()
+    training = contextlib.nullcontext() if job is None or side_rank is not None else job.training(rank)
+    with training:
+        yield topology
+        # Reached on success only: after an error the other ranks may never come to a barrier.
+        topology.barrier()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+
+
+def _world_size(config: ParallelConfig) -> int:
+    """Processes that work together."""
+    job_size, tp_size = int(os.environ.get("WORLD_SIZE", "1")), config.tensor_model_parallel_size
+    world_size = job_size - config.num_side_ranks
+    beside = f" beside {config.num_side_ranks} that embed" if config.num_side_ranks else ""
+    if world_size < 1 or tp_size < 1 or world_size % tp_size:
+        raise ConfigError(
+            f"--tensor-model-parallel-size {tp_size} does not divide the number of processes ({world_size}{beside}); "
+            f"start with torchrun --nproc-per-node N where N is a multiple of {tp_size}"
+            + (f", plus {config.num_side_ranks}." if beside else ".")
+        )
+    return world_size
 
 
 def _choose_device(name: str | None) -> torch.device:
@@ -110,9 +159,8 @@ def _choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _init_process_group(device: torch.device, timeout: timedelta) -> None:
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+def _choose_store(job: Job | None, side_rank: int | None) -> Store | None:
+    """Where the processes of one world find one another; None: where torchrun says."""
+    if job is not None and side_rank is None:
+        return job.store
+    return HashStore() if side_rank is not None or "RANK" not in os.environ else None

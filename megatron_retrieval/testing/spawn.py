@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from megatron_retrieval.parallel import ParallelConfig, process_topology
+from megatron_retrieval.parallel import EmbeddingRanksConfig, ParallelConfig, process_topology
 
 
 def run_on_ranks(
-    function: Callable[..., Any], num_ranks: int, *args: Any, tensor_model_parallel_size: int = 1
+    function: Callable[..., Any],
+    num_ranks: int,
+    *args: Any,
+    tensor_model_parallel_size: int = 1,
+    num_embedding_ranks: int = 0,
 ) -> list[Any]:
     """Call `function(topology, *args)` in `num_ranks` processes over gloo.
 
@@ -25,6 +29,7 @@ def run_on_ranks(
         function: importable at top level of its module; what it returns travels through `torch.save` and may hold
             tensors, numbers, strings, lists and dictionaries.
         num_ranks: processes; 1 also runs in a process of its own, so that tests cannot disturb one another.
+        num_embedding_ranks: of these processes, the last ones.
 
     Returns:
         What the ranks returned, in rank order.
@@ -36,7 +41,9 @@ def run_on_ranks(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        config = ParallelConfig(tensor_model_parallel_size=tensor_model_parallel_size, device="cpu")
+        config = EmbeddingRanksConfig(
+            tensor_model_parallel_size=tensor_model_parallel_size, num_embedding_ranks=num_embedding_ranks, device="cpu"
+        )
         # The fork server imports torch and megatron-core once for all tests, instead of once in every process.
         multiprocessing.get_context("forkserver").set_forkserver_preload(["megatron_retrieval.testing.preload"])
         start_processes(
