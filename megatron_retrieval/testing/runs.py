@@ -15,6 +15,8 @@ from megatron_retrieval.config import parse_config
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.recipes import (
     bert_pretraining,
+    end_to_end,
+    end_to_end_finetune,
     fusion_finetune,
     ict_pretraining,
     reader_finetune,
@@ -38,6 +40,7 @@ T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
 READER = Recipe(reader_finetune.ReaderFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(fusion_finetune.FusionFinetuneConfig, fusion_finetune.build)
+END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build)
 
 #: ranks and tensor-parallel size; the rest of the ranks are data-parallel
 LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from megatron_retrieval.data.corpus import CorpusStore
 from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.testing import runs
 from megatron_retrieval.testing.encyclopedia.build import Ask, Encyclopedia, build_encyclopedia
-from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages
+from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages, write_questions
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
 from megatron_retrieval.types import Passage
 from megatron_retrieval.utils.files import file_fingerprint
@@ -24,6 +26,9 @@ START = (
 ).split()
 BERT_START = [*START, *"--max-position-embeddings 80 --seq-length 80 --init-method-std 0.12".split()]
 T5_START = [*START, *"--ffn-hidden-size 128 --gated-linear-unit --seq-length 80".split()]
+STILL = "--train-iters 1 --lr 0 --global-batch-size 1 --seed 3 --no-tensorboard".split()
+TEXT_START = [*STILL, *"--query-seq-length 24 --retriever-seq-length 80 --valid-fraction 0".split()]
+READER_START = [*STILL, *"--question-seq-length 32 --reader-seq-length 80 --num-passages 2".split()]
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,23 @@ class Inputs:
     def questions_for_t5(self) -> Source:
         """The same with a T5."""
         return self._questions(runs.T5, "t5", T5_START, self.sentencepiece_corpus)
+
+    @cached_property
+    def asked_questions(self) -> Source:
+        """Questions without passages, the evidence to find some in, and a retriever and a reader to start from."""
+        data, evidence, start = (self._folder / name for name in ("asked.qa.csv", "evidence", "end-to-end"))
+        reading, encoder = self.questions_for_bert, self._folder / "bert"
+        write_questions(data, self._encyclopedia.train[:NUM_QUESTIONS])
+        settings = {"input": (str(self._folder / "passages.tsv"),), "vocab_file": str(self._folder / "vocab.txt")}
+        build_evidence(EvidenceBuilderConfig(output=str(evidence), **settings))  # type: ignore[arg-type]
+        fingerprint = f"{file_fingerprint(data)} {EvidenceStore(evidence).fingerprint}"
+        retriever, reader = start / "retriever", start / "reader"
+        ict = [*TEXT_START, *self.wordpiece_corpus.flags, "--pretrained-checkpoint", str(encoder)]
+        runs.train(runs.ICT, [*ict, "--save", str(retriever), "--output-dir", str(start / "ict")])
+        fusion = [*READER_START, *reading.flags, "--save", str(reader), "--output-dir", str(start / "fusion")]
+        runs.train(runs.FUSION, fusion)
+        flags = ["--train-data", str(data), "--evidence", str(evidence)]
+        return Source([*flags, "--retriever", str(retriever), "--reader", str(reader)], fingerprint)
 
     @cached_property
     def _encyclopedia(self) -> Encyclopedia:

@@ -1,0 +1,113 @@
+"""Questions for end-to-end training: the answer to learn, what is excluded, shares of ranks, texts of what is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_retrieval.data.asked import AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
+from megatron_retrieval.data.questions import AskedQuestionsConfig
+from megatron_retrieval.data.retrieved_texts import RetrievedTexts
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.testing.tiny import write_tiny_evidence
+from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
+from megatron_retrieval.tokenizers import SentencePieceTokenizer
+
+FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asked")
+    write_tiny_evidence(folder, num_distractors=30)
+    (folder / "train.qa.csv").write_text(
+        "where is key0\t['key1', 'key2', '  ']\nwhere is key3\t['']\nwhere is key4\t['room']\n"
+    )
+    return folder
+
+
+def _questions(folder: Path, name: str = "train.qa.csv", *, exclude: bool = False, seed: int = 1) -> AskedQuestions:
+    evidence = EvidenceStore(folder / "evidence")
+    config = AskedDataConfig(
+        train_data=(str(folder / name),), asked=AskedQuestionsConfig(), exclude_gold_passages=exclude
+    )
+    return AskedQuestions(config, FORMAT, evidence.tokenizer, evidence, seed=seed)
+
+
+def test_questions_without_an_answer_are_left_out_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        asked = _questions(folder)
+    assert [question.answers for question in asked.questions] == [("key1", "key2"), ("room",)]
+    assert "1 questions without answers are left out" in caplog.text
+    (folder / "none.qa.csv").write_text("where is key3\t['']\n")
+    with pytest.raises(DataError, match="no question has an answer to learn"):
+        _questions(folder, "none.qa.csv")
+
+
+def test_the_answer_is_drawn_by_seed_and_place_whatever_the_ranks(folder: Path) -> None:
+    asked = _questions(folder)
+    drawn = {asked.batch([0, 1], epoch, 0).targets[0] for epoch in range(20)}
+    assert drawn == {"key1", "key2"}
+    for epoch in range(4):
+        whole = asked.batch([1, 0], epoch, 6)
+        parts = [asked.batch([1, 0], epoch, 6, rank, 2) for rank in range(2)]
+        assert whole.targets == tuple(part.targets[0] for part in parts)
+        assert [part.num_questions for part in parts] == [2, 2]
+
+
+def test_a_rank_without_questions_has_a_filler(folder: Path) -> None:
+    share = _questions(folder).batch([1], 0, 0, 1, 2)
+    assert share.is_filler
+    assert (len(share), share.num_questions) == (1, 1)
+    assert not _questions(folder).batch([1], 0, 0, 0, 2).is_filler
+
+
+def test_the_passages_that_a_question_came_from_can_be_excluded(folder: Path) -> None:
+    asked = _questions(folder, "biencoder.json", exclude=True)
+    gold = json.loads((folder / "biencoder.json").read_text())[3]["positive_ctxs"][0]["passage_id"]
+    batch = asked.batch([3], 0, 0)
+    evidence = EvidenceStore(folder / "evidence")
+    assert [evidence.passage(row).id for row in batch.excluded_rows[0].tolist()] == [gold]
+    assert _questions(folder, "biencoder.json").batch([3], 0, 0).excluded_rows.shape == (1, 0)
+
+
+@pytest.mark.parametrize("vocabulary", ["evidence's", "another"])
+def test_texts_hold_question_title_and_passage(folder: Path, vocabulary: str) -> None:
+    """Read from stored token ids, or tokenized anew; a question that nothing was found for is read alone."""
+    evidence = EvidenceStore(folder / "evidence")
+    words = ["where is the box of key0123456789 stands in room corner title"]
+    tokenizer = (
+        evidence.tokenizer
+        if vocabulary == "evidence's"
+        else SentencePieceTokenizer(write_sentencepiece(folder / "spiece.model", words * 20, model_type="char"))
+    )
+    layout = FusionLayout(
+        FusionFormatConfig(question_prefix="where", title_prefix="the", passage_prefix="is"), tokenizer
+    )
+    texts = RetrievedTexts(evidence, layout, tokenizer, max_answer_length=4)
+    rows = np.array([[5, 0, 5], [7, -1, -1], [-1, -1, -1]])
+    batch, is_real = texts.texts(["where is key0", "room", "box"], rows)
+    assert is_real.tolist() == [[True] * 3, [True, False, False], [True, False, False]]
+
+    def read(row: int) -> str:
+        ids = batch.ids[row, : int(batch.lengths[row])].tolist()
+        return " ".join(tokenizer.decode([ids])[0].split())
+
+    def expected(question: str, row: int) -> str:
+        passage = evidence.passage(row)
+        return f"where {question} the {passage.title} is {passage.text}"
+
+    assert read(0) == read(2) == expected("where is key0", 5)
+    assert read(1) == expected("where is key0", 0)
+    assert read(3) == expected("room", 7)
+    assert read(6) == "where box"
+    labels = texts.labels(["room", "in the corner of the room"])
+    assert (labels >= 0).sum(1).tolist() == [len(tokenizer.encode(["room"])[0][:3]) + 1, 4]
+    assert torch.equal(labels[1, -1], torch.tensor(tokenizer.end_id))
