@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -112,6 +112,7 @@ def embed_part(
     text_format: TextFormatConfig,
     embedding_dtype: StorageDtype = "float16",
     micro_batch_size: int = 128,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> bool:
     """`embed_evidence` by processes that know each other by their files alone: this one encodes the shards
     `worker`, `worker + num_workers`, ..., and the first of them seals the folder once no shard is missing.
@@ -119,6 +120,7 @@ def embed_part(
     Args:
         topology: of this process alone.
         worker: number of this process, from 0.
+        is_wanted: asked after every shard; the rest is left where it says no.
 
     Returns:
         True if the embeddings are finished; where shards of others are missing, the first worker is to call again.
@@ -135,6 +137,8 @@ def embed_part(
     mine = [shard for shard in unfinished if shard % num_workers == worker]
     for shard, vectors in _encode_shards(evidence, encode, writer, mine, topology, text_format, micro_batch_size):
         writer.write(shard, vectors)
+        if not is_wanted():
+            return False
     if worker == 0 and not writer.unfinished_shards():
         writer.finish()
     return writer.is_finished

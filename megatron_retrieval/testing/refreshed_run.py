@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.description import VOCAB_NAME
@@ -16,8 +17,10 @@ from megatron_retrieval.data.evidence import EvidenceStore
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.index import ShardedIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel import EmbeddingRanksConfig, ProcessTopology, run_distributed
 from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.recipes.embedding_rank import supervise_worker
+from megatron_retrieval.recipes.index_worker import worker_command
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
 from megatron_retrieval.training.index_encoder import IndexEncoder
 from megatron_retrieval.training.index_refresh import IndexRefresher
@@ -25,10 +28,17 @@ from megatron_retrieval.training.index_refresh_config import IndexRefreshConfig
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
-from megatron_retrieval.training.trainer import Callback, Trainer
+from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 
 TEXT_FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=12)
 NUM_COMPARED = 5
+
+
+@dataclass(kw_only=True, frozen=True)
+class RefreshedTrainingConfig(TrainingConfig):
+    """Training beside which ranks may embed."""
+
+    parallel: EmbeddingRanksConfig = field(default_factory=EmbeddingRanksConfig)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -39,11 +49,13 @@ class RefreshedRunConfig:
     """Folder of the evidence; its vocabulary has at most 64 words."""
     step_seconds: float = 0.0
     """Each step takes at least so long."""
-    training: TrainingConfig
+    num_changes: int | None = None
+    """End after the index has changed so often."""
+    training: RefreshedTrainingConfig
     refresh: IndexRefreshConfig = field(default_factory=IndexRefreshConfig)
 
     @property
-    def parallel(self) -> ParallelConfig:
+    def parallel(self) -> EmbeddingRanksConfig:
         """For the launcher."""
         return self.training.parallel
 
@@ -64,15 +76,17 @@ class ShrinkingStep:
     Attributes:
         index: to be searched.
         queries: the vectors of the last step.
+        num_changes: of the index.
     """
 
     def __init__(self, model: DualEncoder, topology: ProcessTopology, seconds: float) -> None:
         self._model, self._topology, self._seconds = model, topology, seconds
         self.index: ShardedIndex | None = None
         self.queries: Tensor | None = None
+        self.num_changes = -1  # the first index is none
 
     def swap(self, index: ShardedIndex) -> None:
-        self.index = index
+        self.index, self.num_changes = index, self.num_changes + 1
 
     def forward_backward(self, batch: int, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
         """See StepModule."""
@@ -89,6 +103,17 @@ class ShrinkingStep:
     def evaluate(self, batch: int) -> Mapping[str, Tensor]:
         """See StepModule."""
         raise NotImplementedError("this run holds nothing out")
+
+
+class EndAfterChanges(Callback):
+    """Lets training end when the index has changed often enough."""
+
+    def __init__(self, step: ShrinkingStep, num_changes: int) -> None:
+        self._step, self._num_changes = step, num_changes
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if self._step.num_changes >= self._num_changes:
+            trainer.train_iters = report.iteration
 
 
 @dataclass
@@ -124,6 +149,11 @@ def build(
         {VOCAB_NAME: evidence.tokenizer.vocab_file.read_bytes()},
         {},
     )
+    settings = {
+        "worker_command": command(config, topology.device),
+        "has_embedding_ranks": config.parallel.num_embedding_ranks > 0,
+        **settings,
+    }
     made: list[IndexRefresher] = []
 
     def callbacks(optimizer: Optimizer, metrics_log: MetricsLog) -> list[Callback]:
@@ -152,7 +182,8 @@ def build(
                 **settings,
             )
         )
-        return [*more, *made]
+        ends = [] if config.num_changes is None else [EndAfterChanges(step, config.num_changes)]
+        return [*more, *made, *ends]
 
     trainer = build_trainer(
         training,
@@ -165,3 +196,27 @@ def build(
         further_callbacks=callbacks,
     )
     return RefreshedRun(trainer, step, model, made[0])
+
+
+def command(config: RefreshedRunConfig, device: torch.device) -> list[str]:
+    """Starts a worker."""
+    return worker_command(
+        config.refresh,
+        index_dir=config.refresh.folder(config.training.log.output_dir),
+        evidence=config.evidence,
+        precision=config.training.precision,
+        device=device,
+        num_workers=max(1, config.parallel.num_embedding_ranks),
+    )
+
+
+def main(config: RefreshedRunConfig, topology: ProcessTopology) -> None:
+    if topology.side_rank is None:
+        build(config, topology).trainer.fit()
+    else:
+        index_dir = config.refresh.folder(config.training.log.output_dir)
+        supervise_worker(command(config, topology.device), index_dir, topology)
+
+
+if __name__ == "__main__":
+    run_distributed(RefreshedRunConfig, main)

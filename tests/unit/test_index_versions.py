@@ -102,7 +102,7 @@ def test_there_is_one_request_at_a_time(tmp_path: Path) -> None:
     versions.withdraw()
     assert versions.requested() is None
     (tmp_path / "index" / "request.json").write_text("{")
-    with pytest.raises(DataError, match="request.json"):
+    with pytest.raises(DataError, match=r"request\.json"):
         versions.requested()
 
 
