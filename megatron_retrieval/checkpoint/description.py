@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_retrieval.checkpoint.manifest import Manifest, read_manifest, resolve_checkpoint
-from megatron_retrieval.config import from_flat_dict
-from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.config import from_flat_dict, to_flat_dict
+from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 
 VOCAB_NAME = "vocab.txt"
 LOWER_CASE_KEY = "lower-case"
@@ -95,3 +96,17 @@ def saved_settings(config_class: type[Config], description: ModelDescription) ->
         return from_flat_dict(config_class, description.manifest.config)
     except KeyError as error:
         raise CheckpointError(f"{description.folder}/manifest.json: the setting {error} is missing.") from error
+
+
+def saved_passage_scores(found: ModelDescription) -> PassageScoreConfig:
+    """What a reader does with the scores of passages; those that were trained without a retriever say nothing of it.
+
+    Raises:
+        CheckpointError: a setting is missing or out of range.
+    """
+    if not to_flat_dict(PassageScoreConfig()).keys() & found.manifest.config.keys():
+        return PassageScoreConfig()
+    try:
+        return saved_settings(PassageScoreConfig, found)
+    except ConfigError as error:
+        raise CheckpointError(f"{found.folder}/manifest.json: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from megatron_retrieval.checkpoint.description import (
     LOWER_CASE_KEY,
     CheckpointDescription,
     open_checkpoint,
+    saved_passage_scores,
     saved_settings,
 )
 from megatron_retrieval.checkpoint.reader import load_weights
 from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel import ProcessTopology
 
 KIND = "extractive-reader"
@@ -26,10 +29,15 @@ KIND = "extractive-reader"
 
 @dataclass(frozen=True)
 class ExtractiveReaderDescription(CheckpointDescription):
-    """All of a saved extractive reader but its weights."""
+    """All of a saved extractive reader but its weights.
+
+    Attributes:
+        passage_scores: what it does with the scores of passages; nothing where it was trained without a retriever.
+    """
 
     config: BertConfig
     layout: ReaderFormatConfig
+    passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,10 @@ def describe_extractive_reader(path: str | Path) -> ExtractiveReaderDescription:
     """
     found = open_checkpoint(path, (KIND,))
     config, layout = saved_settings(BertConfig, found), saved_settings(ReaderFormatConfig, found)
-    return ExtractiveReaderDescription(found.folder, found.manifest, config, layout)
+    scores = saved_passage_scores(found)
+    if scores.passage_score_use == "bias":
+        raise CheckpointError(f"{found.folder}/manifest.json: scores as a bias are for readers that write.")
+    return ExtractiveReaderDescription(found.folder, found.manifest, config, layout, scores)
 
 
 def load_extractive_reader(
@@ -62,7 +73,15 @@ def load_extractive_reader(
 
 
 def extractive_reader_checkpoint_config(
-    config: BertConfig, layout: ReaderFormatConfig, lower_case: bool
+    config: BertConfig,
+    layout: ReaderFormatConfig,
+    lower_case: bool,
+    passage_scores: PassageScoreConfig | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint's manifest keeps of an extractive reader."""
-    return {**to_flat_dict(config), **to_flat_dict(layout), LOWER_CASE_KEY: lower_case}
+    """What a checkpoint's manifest keeps of an extractive reader.
+
+    Args:
+        passage_scores: None where it was trained without a retriever.
+    """
+    of_scores = {} if passage_scores is None else to_flat_dict(passage_scores)
+    return {**to_flat_dict(config), **to_flat_dict(layout), **of_scores, LOWER_CASE_KEY: lower_case}

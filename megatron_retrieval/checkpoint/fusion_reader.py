@@ -22,13 +22,12 @@ from megatron_retrieval.checkpoint.architectures import (
     saved_architecture,
 )
 from megatron_retrieval.checkpoint.bert_seq2seq import start_from_bert
-from megatron_retrieval.checkpoint.description import ModelDescription, open_model, saved_settings
+from megatron_retrieval.checkpoint.description import ModelDescription, open_model, saved_passage_scores, saved_settings
 from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.checkpoint.reader import load_weights
 from megatron_retrieval.checkpoint.starting_point import READER_STARTING_KINDS, describe_starting_point
 from megatron_retrieval.config import to_flat_dict
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel import ProcessTopology
@@ -95,21 +94,7 @@ def describe_fusion_reader(path: str | Path, kinds: Collection[str] = (KIND,)) -
     found = open_model(folder, kinds, architecture.vocabulary_name, architecture.vocabulary_keys)
     shape = saved_settings(architecture.shape, found)
     layout = saved_settings(FusionFormatConfig, found) if found.kind == KIND else None
-    return FusionReaderDescription(folder, manifest, architecture, shape, layout, _saved_passage_scores(found))
-
-
-def _saved_passage_scores(found: ModelDescription) -> PassageScoreConfig:
-    """Readers that were trained without a retriever say nothing of scores.
-
-    Raises:
-        CheckpointError: a setting is missing or out of range.
-    """
-    if not to_flat_dict(PassageScoreConfig()).keys() & found.manifest.config.keys():
-        return PassageScoreConfig()
-    try:
-        return saved_settings(PassageScoreConfig, found)
-    except ConfigError as error:
-        raise CheckpointError(f"{found.folder}/manifest.json: {error}") from error
+    return FusionReaderDescription(folder, manifest, architecture, shape, layout, saved_passage_scores(found))
 
 
 def load_fusion_reader(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 
 class AnswerFinder:
@@ -42,6 +44,22 @@ class AnswerFinder:
     def _ends_word(self, text: bytes, stop: int) -> bool:
         following = np.frombuffer(text[stop : stop + self._dtype.itemsize], self._dtype)
         return not len(following) or not self._continues_word[int(following[0])]
+
+
+def span_columns(spans: Sequence[ArrayLike], text_starts: Sequence[int]) -> Tensor:
+    """[n, A, 2] int64 columns of occurrences in sequences whose texts begin at the n columns `text_starts`.
+
+    Args:
+        spans: (first, last) token of each occurrence in a text, for each sequence in turn; the last ones may have none.
+
+    Returns:
+        -1 where a sequence has fewer than A.
+    """
+    found = [np.asarray(own, np.int64).reshape(-1, 2) for own in spans]
+    columns = np.full((len(text_starts), max(map(len, found), default=1), 2), -1, np.int64)
+    for row, own in enumerate(found):
+        columns[row, : len(own)] = own + text_starts[row]
+    return torch.from_numpy(columns)
 
 
 def _places(text: bytes, wanted: bytes, width: int) -> Iterator[int]:

@@ -7,8 +7,8 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from megatron_retrieval.data.answer_spans import span_columns
 from megatron_retrieval.data.extractive_examples import ExampleCollector, ExtractiveDataConfig
 from megatron_retrieval.data.loader import Share
 from megatron_retrieval.data.ragged import Rows
@@ -84,10 +84,9 @@ class ExtractiveDataset:
         passages = self._layout.lay_out(
             self._questions.take(rows), self._titles.take(slots), self._texts.take(slots), self._special
         )
-        starts = passages.text_starts[::num_passages].numpy()
-        return ReadingBatch(
-            passages, torch.from_numpy(is_real), self._span_columns(positive_rows, starts), len(indices)
-        )
+        spans = [self._spans[row] for row in positive_rows.tolist()]
+        columns = span_columns(spans, passages.text_starts[::num_passages].tolist())
+        return ReadingBatch(passages, torch.from_numpy(is_real), columns, len(indices))
 
     def _draw(self, index: int, epoch: int, position: int) -> tuple[int, Rows]:
         """The row of the positive among all positives, and the numbers of the passages, the positive first."""
@@ -99,11 +98,3 @@ class ExtractiveDataset:
         chosen = negatives[order[: self._config.num_train_passages - 1]]
         numbers = np.concatenate([positives[place : place + 1], chosen]).astype(np.int64)
         return int(self._positives.offsets[index]) + place, numbers
-
-    def _span_columns(self, positive_rows: Rows, text_starts: Rows) -> Tensor:
-        """[n, A, 2] columns of the answers in the positives, -1 where there are fewer than A."""
-        found = [self._spans[row].reshape(-1, 2) for row in positive_rows.tolist()]
-        columns = np.full((len(text_starts), max((len(spans) for spans in found), default=1), 2), -1, np.int64)
-        for slot, spans in enumerate(found):
-            columns[slot, : len(spans)] = spans + text_starts[slot]
-        return torch.from_numpy(columns)

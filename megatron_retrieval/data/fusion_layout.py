@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_retrieval.data.formatting import join_segments
 from megatron_retrieval.data.ragged import Ragged, Tokenizer, token_dtype
+from megatron_retrieval.data.reading_layout import ReadingLengthsConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.types import TokenBatch
 
@@ -17,13 +18,9 @@ MIN_PASSAGE_TOKENS = 8
 
 
 @dataclass(kw_only=True, frozen=True)
-class FusionFormatConfig:
+class FusionFormatConfig(ReadingLengthsConfig):
     """Layout of a question together with a passage: question: ... title: ... context: ... (FiD)."""
 
-    question_seq_length: int = 64
-    """Longest question, in tokens; longer ones are cut."""
-    reader_seq_length: int = 256
-    """Longest sequence, in tokens with prefixes, question, title and end token; the text is cut."""
     question_prefix: str = "question:"
     """Stands before the question."""
     title_prefix: str = "title:"

@@ -15,16 +15,22 @@ from megatron_retrieval.types import ReadPassages
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderFormatConfig:
-    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
+class ReadingLengthsConfig:
+    """How long the sequences of any reader are."""
 
     question_seq_length: int = 64
     """Longest question, in tokens; longer ones are cut."""
     reader_seq_length: int = 256
-    """Longest sequence, in tokens with question, title and special tokens; the text is cut."""
+    """Longest sequence, in tokens with question, title and what frames them; the text is cut."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderFormatConfig(ReadingLengthsConfig):
+    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
+
     passage_segment: bool = True
     """Title and text get the second segment embedding, as the second of two texts does in BERT's pretraining; off: all
-    tokens get the first, as in DPR."""
+    tokens get the first, as in DPR. Of extractive readers."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.question_seq_length <= self.reader_seq_length - 8:

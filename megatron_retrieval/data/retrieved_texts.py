@@ -16,10 +16,27 @@ from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceToken
 from megatron_retrieval.types import TokenBatch
 
 
+class PassageColumns:
+    """Titles and texts of rows of the evidence, as token ids of a reader's vocabulary.
+
+    Where that is the evidence's own, stored ids are read; else the passages are tokenized.
+    """
+
+    def __init__(self, evidence: EvidenceStore, tokenizer: SentencePieceTokenizer | WordPieceTokenizer) -> None:
+        self._evidence, self._tokenizer = evidence, tokenizer
+        self._is_stored = evidence.vocabulary.fingerprint == tokenizer.fingerprint
+
+    def take(self, rows: Rows) -> tuple[Ragged, Ragged]:
+        """The titles and the texts of `rows`, whole."""
+        if self._is_stored:
+            return self._evidence.token_columns(rows)
+        passages = self._evidence.passages(rows)
+        titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
+        return tokenize(self._tokenizer, titles), tokenize(self._tokenizer, texts)
+
+
 class RetrievedTexts:
     """Questions together with rows of the evidence.
-
-    Where the reader's vocabulary is the evidence's, stored token ids are read; else the passages are tokenized.
 
     Args:
         max_answer_length: in tokens with the end token; longer answers are cut before it.
@@ -33,9 +50,8 @@ class RetrievedTexts:
         *,
         max_answer_length: int,
     ) -> None:
-        self._evidence, self._layout, self._tokenizer = evidence, layout, tokenizer
+        self._columns, self._layout, self._tokenizer = PassageColumns(evidence, tokenizer), layout, tokenizer
         self._max_answer_length = max_answer_length
-        self._is_stored = evidence.vocabulary.fingerprint == tokenizer.fingerprint
 
     def texts(self, questions: Sequence[str], rows: Rows) -> tuple[TokenBatch, Tensor]:
         """Lay out questions with their passages.
@@ -51,19 +67,11 @@ class RetrievedTexts:
         lengths = (rows >= 0).sum(1)
         offsets = np.concatenate([[0], lengths.cumsum()])
         places = Ragged(np.searchsorted(distinct, rows[rows >= 0]), offsets)
-        asked = tokenize(self._tokenizer, questions)
-        return fuse_texts(self._layout, asked, places, self._columns(distinct), (len(questions), max(1, rows.shape[1])))
+        asked, columns = tokenize(self._tokenizer, questions), self._columns.take(distinct)
+        return fuse_texts(self._layout, asked, places, columns, (len(questions), max(1, rows.shape[1])))
 
     def labels(self, answers: Sequence[str]) -> Tensor:
         """[n, L] int64, the answers with their end tokens, -1 behind them."""
         ids = tokenize(self._tokenizer, answers)
         cut = ids.take(np.arange(len(ids)), self._max_answer_length - 1)
         return label_rows(cut, len(answers), self._layout.end_id)
-
-    def _columns(self, rows: Rows) -> tuple[Ragged, Ragged]:
-        """Titles and texts of some rows as token ids."""
-        if self._is_stored:
-            return self._evidence.token_columns(rows)
-        passages = self._evidence.passages(rows)
-        titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
-        return tokenize(self._tokenizer, titles), tokenize(self._tokenizer, texts)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_retrieval.evaluation.agreement import likeliest_answer
 from megatron_retrieval.models.beams import Generated
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
@@ -102,16 +101,8 @@ class AnswerSearch:
         return generate(self._reader.model, memory.states, key_bias, self._config, self._tp_group, form)
 
 
-def likeliest(candidates: Iterable[Candidate]) -> Written:
-    """The answer of the greatest likelihood, equal ones added up; its score is the log of the sum. Of equally likely
-    answers, and of passages that say as much for it, the first."""
-    agreeing: defaultdict[tuple[int, ...], list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        agreeing[candidate.ids].append(candidate)
-    sums = {
-        ids: float(np.logaddexp.reduce([candidate.log_likelihood for candidate in same]))
-        for ids, same in agreeing.items()
-    }
-    best = max(sums, key=sums.__getitem__)
-    loudest = max(agreeing[best], key=lambda candidate: candidate.log_likelihood)
-    return Written(list(best), sums[best], loudest.passage)
+def likeliest(candidates: Sequence[Candidate]) -> Written:
+    """See `likeliest_answer`; its score is the log of the sum."""
+    ids, likelihoods = zip(*((candidate.ids, candidate.log_likelihood) for candidate in candidates), strict=True)
+    place, score = likeliest_answer(ids, likelihoods)
+    return Written(list(ids[place]), score, candidates[place].passage)

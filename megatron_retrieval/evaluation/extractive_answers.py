@@ -14,8 +14,11 @@ from megatron_retrieval.data.ragged import to_offsets, tokenize
 from megatron_retrieval.data.reader_questions import ReaderQuestion
 from megatron_retrieval.data.reading_layout import ReaderFormatConfig
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.agreement import likeliest_answer
+from megatron_retrieval.evaluation.exact_match import normalized_answer
 from megatron_retrieval.evaluation.reading_results import Prediction
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import ReadPassages, SpanLogits
 
@@ -25,8 +28,9 @@ class SpanChoiceConfig:
     """Which of the passages' best spans is the answer."""
 
     answer_choice: Literal["joint", "passage"] = "joint"
-    """joint: the span that is likeliest together with its passage; passage: the best span of the likeliest passage, as
-    DPR. Of extractive readers."""
+    """joint: the span that is likeliest together with its passage, spans that exact match takes for one answer added up
+    where the retriever weighs the passages; passage: the best span of the likeliest passage, as DPR. Of extractive
+    readers."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -64,6 +68,8 @@ class ExtractiveAnswerer:
     Args:
         model: in evaluation mode.
         layout: of question and passage, as in training.
+        passage_scores: marginal: passages weigh as the retriever says; default: as the reader itself says. Passages of
+            questions that have no scores count alike.
         micro_batch_size: passages read at once.
     """
 
@@ -75,15 +81,17 @@ class ExtractiveAnswerer:
         config: ExtractiveAnswerConfig,
         *,
         device: torch.device,
+        passage_scores: PassageScoreConfig | None = None,
         micro_batch_size: int = 128,
     ) -> None:
         self._model, self._tokenizer, self._layout, self._config = model, tokenizer, layout, config
+        self._scores = passage_scores or PassageScoreConfig()
         self._device, self._micro_batch_size = device, micro_batch_size
         self._continues_word = torch.from_numpy(tokenizer.continues_word()).to(device)
 
     @torch.no_grad()
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
-        """See Reader."""
+        """See Reader; the score is the log of p(z) P_start P_end, or of its sum over passages."""
         passages = self._lay_out(questions)
         best = self._best_spans(passages)
         offsets = to_offsets(np.array([len(question.passages) for question in questions], np.int64)).tolist()
@@ -125,16 +133,35 @@ class ExtractiveAnswerer:
         has_span = scores > float("-inf")
         if not bool(has_span.any()):
             return Prediction("")
-        selection = best.selection[rows].double().log_softmax(0)
-        total = scores + selection
-        preferred = total if self._config.answer_choice == "joint" else selection.masked_fill(~has_span, float("-inf"))
-        place = int(preferred.argmax())
-        row = rows.start + place
-        start = int(passages.text_starts[row])
-        text = question.passages[place].text
-        offsets = self._tokenizer.offsets(text)
+        weights = self._log_weights(question, best.selection[rows])
+        total = scores + weights
+        if self._config.answer_choice == "passage":
+            place = int(weights.masked_fill(~has_span, float("-inf")).argmax())
+        elif self._scores.passage_score_use == "marginal":
+            places = has_span.nonzero()[:, 0].tolist()
+            answers = [self._text(question, passages, best, rows.start, place) for place in places]
+            forms = [normalized_answer(answer) or answer for answer in answers]
+            which, score = likeliest_answer(forms, total[places].tolist())
+            return Prediction(answers[which], score, places[which])
+        else:
+            place = int(total.argmax())
+        return Prediction(self._text(question, passages, best, rows.start, place), float(total[place]), place)
+
+    def _log_weights(self, question: ReaderQuestion, selection: Tensor) -> Tensor:
+        """[K] float64 log p(z | q) of a question's passages, by the retriever or by the reader."""
+        if self._scores.passage_score_use != "marginal":
+            return selection.double().log_softmax(0)
+        scores = torch.tensor(question.scores or (0.0,) * len(question.passages), dtype=torch.float64)
+        return (scores / self._scores.passage_score_divisor).log_softmax(0)
+
+    def _text(
+        self, question: ReaderQuestion, passages: ReadPassages, best: BestSpans, first_row: int, place: int
+    ) -> str:
+        """The best span of a question's passage, as it stands there."""
+        row, text = first_row + place, question.passages[place].text
+        start, offsets = int(passages.text_starts[row]), self._tokenizer.offsets(text)
         first, last = int(best.first[row]) - start, int(best.last[row]) - start
-        return Prediction(text[offsets[first][0] : offsets[last][1]], float(total[place]), place)
+        return text[offsets[first][0] : offsets[last][1]]
 
 
 def best_spans(logits: SpanLogits, is_text: Tensor, continues: Tensor, max_length: int) -> BestSpans:

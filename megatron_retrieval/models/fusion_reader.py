@@ -23,8 +23,8 @@ class FusionEncodeConfig:
     """How a fusion reader is run."""
 
     encode_batch_size: int = 8
-    """Texts that go through the encoder of a fusion reader together, those of like length; memory and speed depend on
-    it, the result does not."""
+    """Texts that go through the encoder of a fusion reader, or in end-to-end training of any reader, together, those of
+    like length; memory and speed depend on it, the result does not."""
     score_attention: Literal["auto", "explicit", "mask", "feature"] = "auto"
     """Form in which scores of passages, and what hides padding, enter the decoder's attention: as sums in plain steps
     (explicit), as a mask of fused kernels (mask), or as features of the keys, for kernels that take no mask (feature).

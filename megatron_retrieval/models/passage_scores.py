@@ -18,8 +18,9 @@ class PassageScoreConfig:
     """
 
     passage_score_use: PassageScoreUse = "none"
-    """none: passages are read together and count alike; bias: so they are, with p(z | q) in the decoder's attention
-    (Joint Top-k); marginal: each is read for itself, and its answer weighs as much as p(z | q) (Individual Top-k)."""
+    """none: passages are read together and count alike, or as an extractive reader says; bias: they are read together,
+    with p(z | q) in the decoder's attention (Joint Top-k); marginal: each is read for itself, and its answer weighs as
+    much as p(z | q) (Individual Top-k)."""
     passage_score_weight: float = 1.0
     """What log p(z | q) is multiplied with in the decoder's attention."""
     passage_score_divisor: float = 1.0

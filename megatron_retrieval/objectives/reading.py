@@ -8,6 +8,27 @@ from torch import Tensor
 from megatron_retrieval.types import LossOutput, SpanLogits
 
 
+def answer_log_likelihoods(logits: SpanLogits, is_text: Tensor, spans: Tensor) -> Tensor:
+    """How likely an extractive reader finds the answer in each passage for itself.
+
+        log p(a | q, z) = log sum_{(s, e) in answers(z)} P_start(s | z) P_end(e | z)
+
+    P_start and P_end are softmaxes over the text of z alone. What the sum over retrieved passages is made of in ORQA
+    (arXiv 1906.00300, section 4) and REALM (arXiv 2002.08909, section 3.1), with DPR's likelihood of a span.
+
+    Args:
+        logits: of P passages.
+        is_text: [P, T] bool, where an answer may stand.
+        spans: [P, A, 2] int64, first and last column of each occurrence, at least one in every passage; -1 where there
+            are fewer than A.
+
+    Returns:
+        [P] float32.
+    """
+    starts, ends = (_log_softmax(values, is_text) for values in (logits.starts, logits.ends))
+    return occurrence_log_likelihoods(starts, ends, spans).logsumexp(1)
+
+
 def reading_loss(
     logits: SpanLogits,
     is_text: Tensor,

@@ -6,24 +6,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from megatron_retrieval.checkpoint import dual_encoder
 from megatron_retrieval.checkpoint.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config
-from megatron_retrieval.checkpoint.reader import load_weights
 from megatron_retrieval.checkpoint.starting_point import describe_starting_point, load_starting_weights
 from megatron_retrieval.checkpoint.writer import ModelPart
 from megatron_retrieval.data.asked import AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.fusion_layout import FusionLayout
-from megatron_retrieval.data.retrieved_texts import RetrievedTexts
-from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
+from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
-from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.optimizer import Optimizer
-from megatron_retrieval.recipes.end_to_end_finetune import KIND, PART_KINDS, READER, RETRIEVER, EndToEndFinetuneConfig
-from megatron_retrieval.recipes.lengths import require_positions, require_reading_positions
+from megatron_retrieval.recipes.end_to_end_finetune import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
+from megatron_retrieval.recipes.end_to_end_readers import reader_part
+from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.answer_objectives import ObjectiveName
@@ -52,28 +50,25 @@ class EndToEndRun:
     """The parts of a run, made once and handed to one another.
 
     Raises:
-        ConfigError: sequences longer than a model's positions.
+        ConfigError: sequences longer than a model's positions, or an objective that the reader cannot learn by.
         CheckpointError, DataError: an input cannot be used.
         MismatchError: the evidence was tokenized with another vocabulary than the retriever's.
     """
 
     def __init__(self, config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
         self.config, self.topology = config, topology
-        self.start_retriever, self.start_reader = config.starting_points()
-        lengths, shape = config.text_format, config.model.over(self.start_reader.config)
+        self.start_retriever, start_reader = config.starting_points()
+        lengths = config.text_format
         require_positions(
             self.start_retriever.config.bert,
             query_seq_length=lengths.query_seq_length,
             retriever_seq_length=lengths.retriever_seq_length,
         )
-        require_reading_positions(shape, config.layout, config.generation)
         self.evidence = EvidenceStore(config.evidence)
         self.tokenizer = WordPieceTokenizer(self.start_retriever.vocab_file, self.start_retriever.lower_case)
         self.evidence.require_vocabulary(self.tokenizer, f"the retriever {self.start_retriever.folder}")
-        self.reader_shape, self.reader_tokenizer = shape, self.start_reader.tokenizer()
-        self.layout = FusionLayout(config.layout, self.reader_tokenizer)
+        self.reader = reader_part(config, start_reader, topology)
         self.model = self._new_model()
-        self.reader = FusionReader(self.model.reader, config.encode)
         self.search = PassageSearch(
             config.search,
             self.model.retriever,
@@ -91,17 +86,12 @@ class EndToEndRun:
         if (held_out_data := config.data.held_out()) is not None:
             held_out = self._questions(held_out_data)
             tasks.append(self._task(held_out))
-        texts = RetrievedTexts(
-            self.evidence,
-            self.layout,
-            self.reader_tokenizer,
-            max_answer_length=config.generation.max_answer_length,
-        )
+        readings = self.reader.readings(self.evidence)
         return build_trainer(
             training,
             self.topology,
             model=self.model,
-            step=EndToEndStep(self.model, self.reader, self.search, texts, config.step, self.topology, training.seed),
+            step=EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed),
             examples=examples,
             held_out=held_out,
             saved=self._saved(len(examples)),
@@ -124,10 +114,7 @@ class EndToEndRun:
         config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
         retriever = DualEncoder(self._retriever_shape(), topology, dtype)
         load_starting_weights(describe_starting_point(self.start_retriever.folder), retriever, topology)
-        build = self.start_reader.architecture.build
-        reader = build(self.reader_shape, self.reader_tokenizer, topology, dtype)
-        load_weights(self.start_reader.folder, self.start_reader.manifest, reader, topology)
-        return EndToEndModel(retriever, reader, config.freeze, first_score_weight=config.step.score_weight)
+        return EndToEndModel(retriever, self.reader.model, config.freeze, first_score_weight=config.step.score_weight)
 
     def _retriever_shape(self) -> DualEncoderConfig:
         start = self.start_retriever.config
@@ -147,26 +134,14 @@ class EndToEndRun:
             self.config.answering, questions, tokens, self.model, self.search, self.evidence, self._answerer
         )
 
-    def _answerer(self) -> FusionAnswerer:
-        return FusionAnswerer(
-            self.reader,
-            self.reader_tokenizer,
-            self.layout,
-            self.config.generation,
-            self.topology,
-            passage_scores=self.passage_scores(),
-        )
+    def _answerer(self) -> Reader:
+        return self.reader.answerer(self.passage_scores())
 
     def _saved(self, num_questions: int) -> SavedModel:
         config = self.config
-        reader = self.start_reader
         parts = {
-            RETRIEVER: ModelPart(PART_KINDS[RETRIEVER], self._retriever_config, self._retriever_assets()),
-            READER: ModelPart(
-                PART_KINDS[READER],
-                lambda: reader.reader_config(self.reader_shape, config.layout, self.passage_scores()),
-                reader.assets(),
-            ),
+            RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self._retriever_assets()),
+            READER: self.reader.saved(self.passage_scores),
         }
         frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.freeze).items()}
         identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}

@@ -6,18 +6,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint import dual_encoder, fusion_reader
+from megatron_retrieval.checkpoint.any_reader import ReaderDescription, describe_reader
 from megatron_retrieval.checkpoint.dual_encoder import DualEncoderDescription, describe_dual_encoder
-from megatron_retrieval.checkpoint.fusion_reader import FusionReaderDescription, describe_fusion_reader
+from megatron_retrieval.config import from_flat_dict, to_flat_dict
 from megatron_retrieval.data.asked import AskedDataConfig
 from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
-from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.parallel import ParallelConfig
 from megatron_retrieval.recipes.lengths import within_positions
+from megatron_retrieval.recipes.reader_answers import AnyFormatConfig, ReaderAnswersConfig
 from megatron_retrieval.recipes.reader_training import ReaderModelConfig
 from megatron_retrieval.training.end_to_end_evaluation import AnsweringConfig
 from megatron_retrieval.training.end_to_end_step import EndToEndStepConfig
@@ -76,7 +75,8 @@ class EndToEndFinetuneConfig:
     retriever: Path
     """Checkpoint of the dual encoder that training starts from."""
     reader: Path
-    """Checkpoint of the reader that training starts from: a fusion reader or a T5."""
+    """Checkpoint of the reader that training starts from: a fusion reader, a T5, or an extractive reader, which learns
+    by --objective individual-topk."""
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py), with the retriever's vocabulary."""
     separate_encoders: bool = False
@@ -90,8 +90,8 @@ class EndToEndFinetuneConfig:
     rates: ModuleRatesConfig = field(default_factory=ModuleRatesConfig)
     model: ReaderModelConfig = field(default_factory=ReaderModelConfig)
     text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
-    layout: FusionFormatConfig = field(default_factory=FusionFormatConfig)
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    layout: AnyFormatConfig = field(default_factory=AnyFormatConfig)
+    answers: ReaderAnswersConfig = field(default_factory=ReaderAnswersConfig)
     encode: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
 
@@ -104,21 +104,19 @@ class EndToEndFinetuneConfig:
         """For the launcher."""
         return self.training.parallel
 
-    def starting_points(self) -> tuple[DualEncoderDescription, FusionReaderDescription]:
+    def starting_points(self) -> tuple[DualEncoderDescription, ReaderDescription]:
         """Retriever and reader that give shape, layout and vocabulary: the resumed ones, else those of the start."""
         if folder := self.training.save.resume_folder():
-            return describe_dual_encoder(folder / RETRIEVER), describe_fusion_reader(folder / READER)
-        return describe_dual_encoder(self.retriever), describe_fusion_reader(self.reader, fusion_reader.READABLE_KINDS)
+            return describe_dual_encoder(folder / RETRIEVER), describe_reader(folder / READER)
+        return describe_dual_encoder(self.retriever), describe_reader(self.reader)
 
     def with_artefact_defaults(self) -> EndToEndFinetuneConfig:
         """The layouts of retriever and reader are the defaults of their flags, and so is the weight of scores that a
         reader has learned."""
         retriever, reader = self.starting_points()
-        layout, step = within_positions(reader.layout or self.layout, reader.config), self.step
+        saved = {} if reader.layout is None else to_flat_dict(reader.layout)
+        layout = from_flat_dict(AnyFormatConfig, {**to_flat_dict(self.layout), **saved})
+        layout, step = within_positions(layout, reader.config), self.step
         if reader.passage_scores.passage_score_use == "bias":
             step = dataclasses.replace(step, score_weight=reader.passage_scores.passage_score_weight)
         return dataclasses.replace(self, layout=layout, text_format=retriever.text_format, step=step)
-
-
-#: for the run's checkpoints
-PART_KINDS = {RETRIEVER: dual_encoder.KIND, READER: fusion_reader.KIND}

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from megatron_retrieval.checkpoint.architectures import Shape
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.data.reading_layout import ReadingLengthsConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.generation import GenerationConfig
 
-Layout = TypeVar("Layout", bound=FusionFormatConfig | ReaderFormatConfig)
+Layout = TypeVar("Layout", bound=ReadingLengthsConfig)
 
 
 def require_positions(bert: BertConfig, **lengths: int) -> None:

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.data.asked import AskedBatch
-from megatron_retrieval.data.retrieved_texts import RetrievedTexts
 from megatron_retrieval.models.end_to_end import EndToEndModel
-from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.training.answer_objectives import OBJECTIVES, ObjectiveName, Reading
+from megatron_retrieval.training.answer_objectives import OBJECTIVES, ObjectiveName
 from megatron_retrieval.training.passage_search import PassageSearch
+from megatron_retrieval.training.readings import Reading, ReadingSide
 from megatron_retrieval.training.scoring import ScoreScalingConfig
 from megatron_retrieval.training.step import encode_texts, start_dropout
-from megatron_retrieval.types import LossOutput
+from megatron_retrieval.types import LossOutput, Question
 from megatron_retrieval.utils.stopwatch import Stopwatch
 
 
@@ -53,27 +52,35 @@ class _Chunk:
     places: Tensor
     rows: Tensor
 
+    @property
+    def questions(self) -> list[Question]:
+        return [self.batch.questions[place] for place in self.places.tolist()]
+
+    @property
+    def targets(self) -> list[str]:
+        """The answer to learn of each."""
+        return [self.batch.targets[place] for place in self.places.tolist()]
+
 
 class EndToEndStep:
     """Losses are means over the questions of the global batch. Dropout depends on (seed, iteration, rank, chunk) only.
 
     Args:
-        reader: over `model.reader`.
+        readings: over `model.reader`.
         search: over the index of the moment.
     """
 
     def __init__(
         self,
         model: EndToEndModel,
-        reader: FusionReader,
+        readings: ReadingSide,
         search: PassageSearch,
-        texts: RetrievedTexts,
         config: EndToEndStepConfig,
         topology: ProcessTopology,
         seed: int,
     ) -> None:
         self.model, self.search, self.config = model, search, config
-        self._reader, self._texts, self._topology, self._seed = reader, texts, topology, seed
+        self._readings, self._topology, self._seed = readings, topology, seed
         self._divisor = config.scaling.score_divisor(model.retriever.dimension)
 
     def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
@@ -90,7 +97,9 @@ class EndToEndStep:
                 scores = self._fresh_scores(chunk)
             with watch("reading"):
                 output = self._loss(chunk, scores)
-                (output.loss * (0 if batch.is_filler else loss_scale)).backward()
+                # with a frozen retriever, passages without an answer leave nothing to learn from
+                if output.loss.requires_grad:
+                    (output.loss * (0 if batch.is_filler else loss_scale)).backward()
             self._add(sums, chunk, output, scores)
         num_copies = self._topology.dp_size
         for name, seconds in watch.seconds.items():
@@ -100,16 +109,15 @@ class EndToEndStep:
 
     @torch.no_grad()
     def evaluate(self, batch: AskedBatch) -> Mapping[str, Tensor]:
-        """See StepModule; beside it `log_likelihood_alone`, of the answers to questions that are read without any
-        passage."""
+        """See StepModule; beside it what the reader makes of questions without any passage."""
         chunks = list(self._chunks(batch))
         self.model.eval()
         sums: dict[str, Tensor] = defaultdict(self._zero)
         for chunk in chunks:
             scores = self._fresh_scores(chunk)
             self._add(sums, chunk, self._loss(chunk, scores), scores)
-            alone = self._reading(chunk, chunk.rows[:, :0]).together().sum()
-            sums["log_likelihood_alone"] += alone * (not batch.is_filler) / batch.num_questions
+            for name, value in self._readings.without_passages(chunk.questions, chunk.targets).items():
+                sums[name] += value * (not batch.is_filler) / batch.num_questions
         num_questions = self._zero() + len(batch) * (not batch.is_filler)
         return {**sums, "num_examples": num_questions, "num_questions": num_questions}
 
@@ -133,13 +141,8 @@ class EndToEndStep:
 
     def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
         objective = OBJECTIVES[self.config.objective]
-        return objective(self._reading(chunk, chunk.rows), scores, self.model.score_weight, chunk.batch.num_questions)
-
-    def _reading(self, chunk: _Chunk, rows: Tensor) -> Reading:
-        batch, places, device = chunk.batch, chunk.places.tolist(), self._topology.device
-        texts, is_real = self._texts.texts([batch.questions[place].text for place in places], rows.cpu().numpy())
-        labels = self._texts.labels([batch.targets[place] for place in places])
-        return Reading(self._reader, texts.to(device), is_real.to(device), labels.to(device))
+        reading: Reading = self._readings.reading(chunk.questions, chunk.targets, chunk.rows)
+        return objective(reading, scores, self.model.score_weight, chunk.batch.num_questions)
 
     def _add(self, sums: dict[str, Tensor], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
         """Add a chunk's numbers; those of fillers are nothing, but have the same names."""

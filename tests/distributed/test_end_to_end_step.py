@@ -3,122 +3,56 @@ layout of ranks."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from end_to_end_setting import SHAPE, WORDS, Found, Setting, all_rows, write_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.data.asked import AskedBatch, AskedDataConfig, AskedQuestions
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.questions import AskedQuestionsConfig
 from megatron_retrieval.data.retrieved_texts import RetrievedTexts
-from megatron_retrieval.index import ShardedIndex
-from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
-from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
-from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.seq2seq import EncoderDecoder
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.answer_objectives import OBJECTIVES
-from megatron_retrieval.training.end_to_end_step import EndToEndStep, EndToEndStepConfig
-from megatron_retrieval.training.passage_search import PassageSearch, PassageSearchConfig
-from megatron_retrieval.training.trainer import reduce_metrics
+from megatron_retrieval.training.readings import FusionReadings
 from megatron_retrieval.types import TokenBatch
 
-NUM_PASSAGES, NUM_QUESTIONS = 6, 5
-WORDS = [f"w{number}" for number in range(40)]
-TEXT_FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=20)
+NUM_QUESTIONS = 5
 LAYOUT = FusionFormatConfig(
     question_seq_length=8, reader_seq_length=30, question_prefix="", title_prefix="", passage_prefix=""
 )
-Found = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Evidence and questions about the same words."""
-    folder = tmp_path_factory.mktemp("end_to_end")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    passages = [
-        {"id": f"p{n}", "title": WORDS[n], "text": " ".join(WORDS[n * 5 + i] for i in range(3 + n % 3))}
-        for n in range(NUM_PASSAGES)
-    ]
-    (folder / "passages.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
-    settings = EvidenceBuilderConfig(
-        input=(str(folder / "passages.jsonl"),), output=str(folder / "evidence"), vocab_file=str(folder / "vocab.txt")
-    )
-    build_evidence(settings)
-    lines = [f"{WORDS[n * 6]} {WORDS[n * 3 + 1]}\t['{WORDS[n * 5 + 2]} {WORDS[n + 9]}']" for n in range(NUM_QUESTIONS)]
-    (folder / "train.qa.csv").write_text("\n".join(lines) + "\n")
-    return folder
+    asked = {f"{WORDS[n * 6]} {WORDS[n * 3 + 1]}": [f"{WORDS[n * 5 + 2]} {WORDS[n + 9]}"] for n in range(NUM_QUESTIONS)}
+    return write_inputs(tmp_path_factory.mktemp("end_to_end"), asked)
 
 
-class Setting:
-    """Everything that a step needs, the same at any layout."""
+class FusionSetting(Setting):
+    """With a reader that writes."""
 
-    def __init__(self, topology: ProcessTopology, folder: Path, objective: str = "individual-topk", k: int = 4) -> None:
-        bert: dict[str, Any] = {
-            "num_layers": 1,
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "ffn_hidden_size": 32,
-            "vocab_size": 45,
-        }
-        bert |= {"max_position_embeddings": 32, "hidden_dropout": 0.0, "attention_dropout": 0.0, "init_method_std": 0.3}
-        retriever = DualEncoder(DualEncoderConfig(bert=BertConfig(**bert)), topology, seed=1)
-        reader = BertSeq2Seq(BertSeq2SeqConfig(**bert), topology, start_id=2, end_id=3, seed=2)
-        self.topology = topology
-        self.model = EndToEndModel(retriever, reader, FreezeConfig(), first_score_weight=0.7)
-        self.evidence = EvidenceStore(folder / "evidence")
-        tokenizer = self.evidence.tokenizer
-        layout = FusionLayout(LAYOUT, tokenizer)
-        self.texts = RetrievedTexts(self.evidence, layout, tokenizer, max_answer_length=6)
-        self.search = PassageSearch(
-            PassageSearchConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
-        )
-        with torch.no_grad():
-            self.search.index = ShardedIndex(
-                retriever.eval().encode_passages(self.search.tokens(_all_rows())), topology
-            )
-        self.reader = FusionReader(reader, FusionEncodeConfig(encode_batch_size=3))
-        config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4)  # type: ignore[arg-type]
-        self.step = EndToEndStep(self.model, self.reader, self.search, self.texts, config, topology, seed=3)
-        data = AskedDataConfig(train_data=(str(folder / "train.qa.csv"),), asked=AskedQuestionsConfig())
-        self.questions = AskedQuestions(data, TEXT_FORMAT, tokenizer, self.evidence, seed=4)
-
-    def batch(self) -> AskedBatch:
-        """This rank's share."""
-        return self.questions.batch(range(NUM_QUESTIONS), 0, 0, self.topology.dp_rank, self.topology.dp_size)
-
-
-def _all_rows() -> Tensor:
-    return torch.arange(NUM_PASSAGES)
+    def __init__(self, topology: ProcessTopology, folder: str, k: int) -> None:
+        reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
+        super().__init__(topology, Path(folder), reader, k)
+        layout = FusionLayout(LAYOUT, self.tokenizer)
+        self.texts = RetrievedTexts(self.evidence, layout, self.tokenizer, max_answer_length=6)
+        self.reader = reader
+        fusion = FusionReader(reader, FusionEncodeConfig(encode_batch_size=3))
+        self.readings = FusionReadings(fusion, self.texts, topology)
 
 
 def _step_gradients(topology: ProcessTopology, folder: str, k: int) -> Found:
-    """Of every objective: the gradients of all parameters, and the metrics."""
+    """Of every objective."""
     found: Found = {}
     for objective in OBJECTIVES:
-        setting = Setting(topology, Path(folder), objective, k)
-        parallel = DataParallelModel(setting.model, topology)
-        parallel.zero_gradients()
-        metrics = reduce_metrics(setting.step.forward_backward(setting.batch(), 0, 1.0), topology)
-        parallel.reduce_gradients()
-        named: Any = setting.model.named_parameters()
-        gradients = {name: gather_full(p, topology, p.main_grad).clone() for name, p in named}
-        evaluated = reduce_metrics(setting.step.evaluate(setting.batch()), topology)
-        found[objective] = {"gradients": gradients, "metrics": metrics, "evaluated": evaluated}
+        setting = FusionSetting(topology, folder, k)
+        found[objective] = setting.step(setting.readings, objective)
     return found
 
 
@@ -130,13 +64,12 @@ def _token_likelihoods(model: EncoderDecoder, states: Tensor, labels: Tensor, bi
     return model.logits(decoded)[0].log_softmax(1)[torch.arange(len(labels)), labels]
 
 
-def _dense_loss(setting: Setting, objective: str, k: int) -> Tensor:
+def _dense_loss(setting: FusionSetting, objective: str, k: int) -> Tensor:
     """The objective written down once more: one question and one passage at a time, every passage scored."""
-    retriever, reader = setting.model.retriever, setting.model.reader
-    batch = setting.questions.batch(range(NUM_QUESTIONS), 0, 0)
+    retriever, reader, batch = setting.model.retriever, setting.reader, setting.whole_batch()
     queries, passages = (
         retriever.encode_queries(batch.queries),
-        retriever.encode_passages(setting.search.tokens(_all_rows())),
+        retriever.encode_passages(setting.search.tokens(all_rows())),
     )
     losses = []
     for place, question in enumerate(batch.questions):
@@ -171,14 +104,9 @@ def _dense_loss(setting: Setting, objective: str, k: int) -> Tensor:
 def _dense_gradients(topology: ProcessTopology, folder: str, k: int) -> Found:
     found: Found = {}
     for objective in OBJECTIVES:
-        setting = Setting(topology, Path(folder), objective, k)
+        setting = FusionSetting(topology, folder, k)
         setting.model.train()
-        loss = _dense_loss(setting, objective, k)
-        loss.backward()
-        named = setting.model.named_parameters()
-        zeros = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named}
-        gradients = {name: gather_full(p, topology, zeros[name]) for name, p in setting.model.named_parameters()}
-        found[objective] = {"gradients": gradients, "loss": loss.item()}
+        found[objective] = setting.dense_step(_dense_loss(setting, objective, k))
     return found
 
 

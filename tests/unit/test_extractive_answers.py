@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from megatron_retrieval.data.reader_questions import ReaderQuestion
 from megatron_retrieval.data.reading_layout import ReaderFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer, best_spans
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import Passage, ReadPassages, SpanLogits
 
@@ -73,7 +76,11 @@ def tokenizer(tmp_path: Path) -> WordPieceTokenizer:
 
 
 def answerer(
-    tokenizer: WordPieceTokenizer, wanted: dict[str, float], preferred: dict[str, float], **config: object
+    tokenizer: WordPieceTokenizer,
+    wanted: dict[str, float],
+    preferred: dict[str, float],
+    passage_scores: PassageScoreConfig | None = None,
+    **config: object,
 ) -> ExtractiveAnswerer:
     weights = ({WORDS.index(word): weight for word, weight in table.items()} for table in (wanted, preferred))
     return ExtractiveAnswerer(
@@ -82,6 +89,7 @@ def answerer(
         ReaderFormatConfig(question_seq_length=4, reader_seq_length=24),
         ExtractiveAnswerConfig(**config),  # type: ignore[arg-type]
         device=torch.device("cpu"),
+        passage_scores=passage_scores,
         micro_batch_size=2,
     )
 
@@ -129,3 +137,47 @@ def test_length_limit(tokenizer: WordPieceTokenizer) -> None:
     assert reader.num_long(["of the rome", "of the cafés", "who who who who", ""]) == 2
     with pytest.raises(ConfigError, match="--max-answer-length"):
         ExtractiveAnswerConfig(max_answer_length=0)
+
+
+def _brute_force(question: ReaderQuestion, wanted: dict[str, float], divisor: float) -> tuple[str, float, int]:
+    """p(z | q) P_start P_end of the likeliest word of every passage, equal words added up."""
+    weights = [math.exp(score / divisor) for score in question.scores or (0.0,) * len(question.passages)]
+    sums: dict[str, float] = {}
+    loudest: dict[str, tuple[float, int, str]] = {}
+    for place, (passage, weight) in enumerate(zip(question.passages, weights, strict=True)):
+        words = passage.text.split()
+        points = [math.exp(wanted.get(word.lower(), 0.0)) for word in words]
+        if not words:
+            continue
+        best = max(range(len(words)), key=points.__getitem__)
+        share, word = weight / sum(weights) * (points[best] / sum(points)) ** 2, words[best].lower()
+        sums[word] = sums.get(word, 0.0) + share
+        if share > loudest.get(word, (0.0, 0, ""))[0]:
+            loudest[word] = (share, place, words[best])
+    answer = max(sums, key=sums.__getitem__)
+    return loudest[answer][2], math.log(sums[answer]), loudest[answer][1]
+
+
+def test_answers_weighed_by_the_retriever(tokenizer: WordPieceTokenizer) -> None:
+    """Without regard to what the reader itself makes of passages: it prefers those that hold "who"."""
+    wanted, divisor = {"rome": 4.0, "paris": 4.5, "cafe": 3.0}, 2.5
+    scores = PassageScoreConfig(passage_score_use="marginal", passage_score_divisor=divisor)
+    texts = ("of of Rome who", "Paris of", "of rome", "ROME of of of", "", "cafe of")
+    questions = [
+        dataclasses.replace(asked(*texts), scores=(1.0, 4.0, 2.5, 2.0, 9.0, 0.5)),
+        dataclasses.replace(asked(*texts), scores=(1.0, 4.0, -2.5, 1.0, 0.0, 0.5)),
+        dataclasses.replace(asked(*texts), scores=()),
+        dataclasses.replace(asked("who", texts[5]), scores=(-30.0, 4.0)),
+    ]
+    settings = {"passage_scores": scores, "max_answer_length": 1}
+    found = answerer(tokenizer, wanted, {"who": 9.0}, **settings).answer(questions)
+    expected = [_brute_force(question, wanted, divisor) for question in questions]
+    assert [(answer.text, answer.passage) for answer in found] == [(text, place) for text, _, place in expected]
+    assert [answer.score for answer in found] == pytest.approx([score for _, score, _ in expected], abs=1e-5)
+    # passages that agree win over a likelier one, and only then
+    assert [answer.text for answer in found] == ["rome", "Paris", "rome", "cafe"]
+
+    likeliest = answerer(tokenizer, wanted, {"who": 9.0}, answer_choice="passage", **settings).answer(questions)
+    assert [answer.passage for answer in likeliest] == [1, 1, 0, 1]
+    own = answerer(tokenizer, wanted, {"who": 9.0}, max_answer_length=1).answer(questions)
+    assert [answer.passage for answer in own] == [0, 0, 0, 0]

@@ -1,0 +1,120 @@
+"""What the tests of end-to-end steps share: evidence and questions about the same words, and tiny models over them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.asked import AskedBatch, AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.questions import AskedQuestionsConfig
+from megatron_retrieval.index import ShardedIndex
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
+from megatron_retrieval.models.sharding import gather_full
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.training.answer_objectives import ObjectiveName
+from megatron_retrieval.training.end_to_end_step import EndToEndStep, EndToEndStepConfig
+from megatron_retrieval.training.passage_search import PassageSearch, PassageSearchConfig
+from megatron_retrieval.training.readings import ReadingSide
+from megatron_retrieval.training.trainer import reduce_metrics
+
+NUM_PASSAGES = 6
+WORDS = [f"w{number}" for number in range(40)]
+TEXT_FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=20)
+SHAPE: dict[str, Any] = {
+    "num_layers": 1,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "ffn_hidden_size": 32,
+    "vocab_size": 45,
+    "max_position_embeddings": 32,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "init_method_std": 0.3,
+}
+Found = dict[str, dict[str, Any]]
+
+
+def write_inputs(folder: Path, questions: dict[str, list[str]]) -> Path:
+    """Evidence whose passage n has the title wn and a text of 3 to 5 words from w5n on, and questions with answers."""
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    passages = [
+        {"id": f"p{n}", "title": WORDS[n], "text": " ".join(WORDS[n * 5 + i] for i in range(3 + n % 3))}
+        for n in range(NUM_PASSAGES)
+    ]
+    (folder / "passages.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
+    settings = EvidenceBuilderConfig(
+        input=(str(folder / "passages.jsonl"),), output=str(folder / "evidence"), vocab_file=str(folder / "vocab.txt")
+    )
+    build_evidence(settings)
+    lines = [f"{question}\t{answers!r}" for question, answers in questions.items()]
+    (folder / "train.qa.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+class Setting:
+    """Retriever, reader, search and questions, the same at any layout.
+
+    Args:
+        reader: of `SHAPE`.
+        k: passages read for a question.
+    """
+
+    def __init__(
+        self, topology: ProcessTopology, folder: Path, reader: Any, k: int, freeze: FreezeConfig | None = None
+    ) -> None:
+        retriever = DualEncoder(DualEncoderConfig(bert=BertConfig(**SHAPE)), topology, seed=1)
+        self.topology = topology
+        self.model = EndToEndModel(retriever, reader, freeze or FreezeConfig(), first_score_weight=0.7)
+        self.evidence = EvidenceStore(folder / "evidence")
+        self.tokenizer = self.evidence.tokenizer
+        self.search = PassageSearch(
+            PassageSearchConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
+        )
+        with torch.no_grad():
+            self.search.index = ShardedIndex(retriever.eval().encode_passages(self.search.tokens(all_rows())), topology)
+        data = AskedDataConfig(train_data=(str(folder / "train.qa.csv"),), asked=AskedQuestionsConfig())
+        self.questions = AskedQuestions(data, TEXT_FORMAT, self.tokenizer, self.evidence, seed=4)
+
+    def batch(self) -> AskedBatch:
+        """This rank's share."""
+        return self.questions.batch(range(len(self.questions)), 0, 0, self.topology.dp_rank, self.topology.dp_size)
+
+    def whole_batch(self) -> AskedBatch:
+        """That of all ranks."""
+        return self.questions.batch(range(len(self.questions)), 0, 0)
+
+    def step(self, readings: ReadingSide, objective: ObjectiveName) -> dict[str, Any]:
+        """The gradients of all parameters, and the metrics of a step and of an evaluation."""
+        config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4)
+        step = EndToEndStep(self.model, readings, self.search, config, self.topology, seed=3)
+        parallel = DataParallelModel(self.model, self.topology)
+        parallel.zero_gradients()
+        metrics = reduce_metrics(step.forward_backward(self.batch(), 0, 1.0), self.topology)
+        parallel.reduce_gradients()
+        named: Any = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        gradients = {name: gather_full(p, self.topology, p.main_grad).clone() for name, p in named}
+        evaluated = reduce_metrics(step.evaluate(self.batch()), self.topology)
+        return {"gradients": gradients, "metrics": metrics, "evaluated": evaluated}
+
+    def dense_step(self, loss: Tensor) -> dict[str, Any]:
+        """The gradients of a loss that was computed plainly."""
+        loss.backward()
+        named = dict(self.model.named_parameters())
+        zeros = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named.items()}
+        gradients = {name: gather_full(p, self.topology, zeros[name]) for name, p in named.items()}
+        return {"gradients": gradients, "loss": loss.item()}
+
+
+def all_rows() -> Tensor:
+    """Of the evidence."""
+    return torch.arange(NUM_PASSAGES)

@@ -1,0 +1,148 @@
+"""End-to-end training with an extractive reader: gradients are those of a plain, dense computation over all passages,
+at any layout of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from end_to_end_setting import SHAPE, WORDS, Setting, all_rows, write_inputs
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.data.retrieved_answers import RetrievedAnswers
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.end_to_end import FreezeConfig
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.training.readings import ExtractiveReadings
+from megatron_retrieval.types import ReadPassages, TokenBatch
+
+K, MAX_ANSWER_LENGTH = 4, 2
+#: in passages of their own and of others, twice over, too long, cut off with the text (w29), and nowhere (w39)
+ANSWERS = {
+    "w1 w6": ["w1", "w1 w2", "w7", "W12", "w21"],
+    "w3": ["w6 w7", "w11 w12 w13", "w20", "w0"],
+    "w39 w2 w9": ["w39", "w11 w12 w13"],
+    "w20": ["w26", "w29", "w16 w15", "w27 w28"],
+    "w5 w5": ["w10 w11", "w11", "w12", "w3"],
+}
+LAYOUT = ReaderFormatConfig(question_seq_length=2, reader_seq_length=11)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("extractive"), ANSWERS)
+
+
+class ExtractiveSetting(Setting):
+    """With an extractive reader."""
+
+    def __init__(self, topology: ProcessTopology, folder: str, freeze: FreezeConfig | None = None) -> None:
+        self.reader = ExtractiveReader(BertConfig(**SHAPE), topology, seed=2)
+        super().__init__(topology, Path(folder), self.reader, K, freeze)
+        answers = RetrievedAnswers(self.evidence, LAYOUT, self.tokenizer, max_answer_length=MAX_ANSWER_LENGTH)
+        self.readings = ExtractiveReadings(self.reader, answers, topology, batch_size=3)
+
+
+def _step(topology: ProcessTopology, folder: str) -> dict[str, Any]:
+    setting = ExtractiveSetting(topology, folder)
+    return setting.step(setting.readings, "individual-topk")
+
+
+def _likelihood(setting: ExtractiveSetting, question: str, answers: tuple[str, ...], row: int) -> Tensor | None:
+    """p(a | q, z), of one passage, word by word; None where it holds no answer."""
+    passage = setting.evidence.passage(row)
+    words = question.split()[: LAYOUT.question_seq_length]
+    before = ["[CLS]", *words, "[SEP]", passage.title, "[SEP]"]
+    text = passage.text.split()[: LAYOUT.reader_seq_length - len(before) - 1]
+    wanted = {tuple(answer.lower().split()) for answer in answers}
+    spans = [
+        (first, last)
+        for first in range(len(text))
+        for last in range(first, min(len(text), first + MAX_ANSWER_LENGTH))
+        if tuple(text[first : last + 1]) in wanted
+    ]
+    if not spans:
+        return None
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    ids = torch.tensor([[vocabulary.index(word) for word in [*before, *text, "[SEP]"]]])
+    tokens = TokenBatch(ids, torch.tensor([ids.size(1)]))
+    passages = ReadPassages(tokens, torch.tensor([len(words) + 2]), torch.tensor([len(before)]))
+    logits = setting.reader(passages)
+    starts, ends = (
+        F.softmax(values[0, len(before) : len(before) + len(text)], 0) for values in (logits.starts, logits.ends)
+    )
+    return torch.stack([starts[first] * ends[last] for first, last in spans]).sum()
+
+
+def _dense(topology: ProcessTopology, folder: str) -> dict[str, Any]:
+    """Individual Top-k written down once more: every question and passage for itself, every passage scored."""
+    setting = ExtractiveSetting(topology, folder)
+    setting.model.train()
+    retriever, batch = setting.model.retriever, setting.whole_batch()
+    queries = retriever.encode_queries(batch.queries)
+    passages = retriever.encode_passages(setting.search.tokens(all_rows()))
+    losses, num_read = [], []
+    for place, question in enumerate(batch.questions):
+        scores = queries[place] @ passages.T
+        best = scores.topk(K).indices
+        priors = F.softmax(scores[best] / 16**0.5, 0)
+        likelihoods = [_likelihood(setting, question.text, question.answers, row) for row in best.tolist()]
+        shares = [prior * own for prior, own in zip(priors, likelihoods, strict=True) if own is not None]
+        num_read.append(len(shares))
+        if shares:
+            losses.append(-torch.stack(shares).sum().log())
+    return {**setting.dense_step(torch.stack(losses).sum() / len(batch)), "num_read": num_read}
+
+
+@pytest.fixture(scope="module")
+def dense(folder: Path) -> dict[str, Any]:
+    (result,) = run_on_ranks(_dense, 1, str(folder))
+    return result
+
+
+@pytest.mark.parametrize(("num_ranks", "tp_size"), [(1, 1), (2, 1), (2, 2), (3, 1)])
+def test_gradients_are_those_of_a_dense_computation(
+    folder: Path, dense: dict[str, Any], num_ranks: int, tp_size: int
+) -> None:
+    """With three ranks the last one has less to do than the others."""
+    found = run_on_ranks(_step, num_ranks, str(folder), tensor_model_parallel_size=tp_size)[0]
+    num_unread = dense["num_read"].count(0)
+    for metrics in (found["metrics"], found["evaluated"]):
+        assert metrics["loss"] == pytest.approx(dense["loss"], rel=1e-5)
+        assert metrics["num_unread_questions"] == num_unread
+    assert found["evaluated"]["num_examples"] == len(ANSWERS)
+    assert "log_likelihood_alone" not in found["evaluated"]
+    for name, gradient in dense["gradients"].items():
+        torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_reference_reads_and_learns(dense: dict[str, Any]) -> None:
+    """One question has no answer anywhere, others have some in several of their passages."""
+    assert 0 in dense["num_read"]
+    assert max(dense["num_read"]) > 1
+    learning = {name for name, gradient in dense["gradients"].items() if gradient.any()}
+    for part in ("retriever.towers.query", "retriever.towers.passage", "reader.bert", "reader.span"):
+        assert any(name.startswith(part) for name in learning)
+    assert not any(name.startswith(("reader.selection", "score_weight")) for name in learning)
+
+
+def _nothing_to_learn(topology: ProcessTopology, folder: str) -> bool:
+    freeze = FreezeConfig(freeze_query_encoder=True, freeze_passage_encoder=True)
+    setting = ExtractiveSetting(topology, folder, freeze)
+    found = setting.step(setting.readings, "individual-topk")
+    assert found["metrics"]["loss"] == 0
+    assert found["metrics"]["num_unread_questions"] == 1
+    assert not any(bool(gradient.any()) for gradient in found["gradients"].values())
+    return True
+
+
+def test_nothing_to_learn_from_is_no_error(tmp_path: Path) -> None:
+    """A frozen retriever leaves no gradient at all where no passage is read."""
+    folder = write_inputs(tmp_path, {"w1": ["w39"]})
+    assert run_on_ranks(_nothing_to_learn, 1, str(folder)) == [True]
