@@ -21,6 +21,7 @@ from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.recipes.end_to_end_finetune import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
 from megatron_retrieval.recipes.end_to_end_readers import reader_part
+from megatron_retrieval.recipes.index_worker import worker_command
 from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers import WordPieceTokenizer
@@ -177,7 +178,21 @@ class EndToEndRun:
             metrics_log=metrics_log,
             start_fingerprint=self.start_retriever.fingerprint,
             save_dir=training.save.save,
+            worker_command=embedding_command(config, self.topology),
+            has_embedding_ranks=config.parallel.num_embedding_ranks > 0,
         )
+
+
+def embedding_command(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> list[str]:
+    """What starts a process that embeds beside training; see `worker_command`."""
+    return worker_command(
+        config.index,
+        index_dir=config.index.folder(config.training.log.output_dir),
+        evidence=config.evidence,
+        precision=config.training.precision,
+        device=topology.device,
+        num_workers=max(1, config.parallel.num_embedding_ranks),
+    )
 
 
 def build(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> Trainer:

@@ -14,7 +14,7 @@ from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
-from megatron_retrieval.parallel import ParallelConfig
+from megatron_retrieval.parallel import EmbeddingRanksConfig
 from megatron_retrieval.recipes.lengths import within_positions
 from megatron_retrieval.recipes.reader_answers import AnyFormatConfig, ReaderAnswersConfig
 from megatron_retrieval.recipes.reader_training import ReaderModelConfig
@@ -69,6 +69,13 @@ class ModuleRatesConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
+class EndToEndTrainingConfig(TrainingConfig):
+    """How long, with what, and where to."""
+
+    parallel: EmbeddingRanksConfig = field(default_factory=EmbeddingRanksConfig)
+
+
+@dataclass(kw_only=True, frozen=True)
 class EndToEndFinetuneConfig:
     """Train a retriever and a reader together, from questions and answers alone."""
 
@@ -82,7 +89,7 @@ class EndToEndFinetuneConfig:
     separate_encoders: bool = False
     """Where the retriever has one encoder for questions and passages, train two that begin as copies of it."""
     data: AskedTrainingDataConfig
-    training: TrainingConfig
+    training: EndToEndTrainingConfig
     step: EndToEndStepConfig = field(default_factory=EndToEndStepConfig)
     search: PassageSearchConfig = field(default_factory=PassageSearchConfig)
     index: IndexRefreshConfig = field(default_factory=IndexRefreshConfig)
@@ -98,9 +105,14 @@ class EndToEndFinetuneConfig:
     def __post_init__(self) -> None:
         if self.step.objective == "fid" and self.freeze.freeze_reader:
             raise ConfigError("--objective fid teaches the reader alone, and --freeze-reader leaves nothing to train.")
+        interval = self.index.index_refresh_interval
+        if interval is None and self.parallel.num_embedding_ranks:
+            raise ConfigError("--num-embedding-ranks have nothing to do without --index-refresh-interval.")
+        if interval is not None and self.freeze.freeze_passage_encoder:
+            raise ConfigError("--freeze-passage-encoder keeps the index right: leave out --index-refresh-interval.")
 
     @property
-    def parallel(self) -> ParallelConfig:
+    def parallel(self) -> EmbeddingRanksConfig:
         """For the launcher."""
         return self.training.parallel
 

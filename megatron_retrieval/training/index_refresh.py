@@ -97,6 +97,8 @@ class IndexRefresher(Callback):
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self._iteration = report.iteration
+        if self._log.is_due(self._iteration):
+            self._log.write(self._iteration, self.staleness())
         if self._worker is not None:
             self._worker.look()
         if self._pending is not None:
@@ -141,12 +143,15 @@ class IndexRefresher(Callback):
         self._pending = VersionInUse.from_json(state["pending"], now) if state["pending"] else None
 
     def metrics(self) -> dict[str, float]:
-        """Which index is searched, and how far the encoder has gone since: steps and minutes."""
+        """Which index is searched, and its `staleness`."""
         assert self._current is not None, "no index has been opened yet"
-        iteration = self._current.request.iteration
+        return {"index_version": float(self._current.request.iteration), **self.staleness()}
+
+    def staleness(self) -> dict[str, float]:
+        """How far the encoder has gone since it made the index: steps and minutes."""
+        assert self._current is not None, "no index has been opened yet"
         return {
-            "index_version": float(iteration),
-            "index_staleness_steps": float(self._iteration - iteration),
+            "index_staleness_steps": float(self._iteration - self._current.request.iteration),
             "index_staleness_minutes": (self._clock() - self._current.made_at) / 60,
         }
 

@@ -54,9 +54,7 @@ class MetricsLog(Callback):
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self._seconds, self._num_steps = self._seconds + report.seconds, self._num_steps + 1
-        if not self._is_main or (
-            report.iteration % self._config.log_interval and report.iteration < trainer.train_iters
-        ):
+        if not self._is_main or not (self.is_due(report.iteration) or report.iteration >= trainer.train_iters):
             return
         rate = self._num_steps / max(self._seconds, 1e-9)
         self._seconds, self._num_steps = 0.0, 0
@@ -77,6 +75,10 @@ class MetricsLog(Callback):
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether this step is one of those that are logged."""
+        return iteration % self._config.log_interval == 0
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line; other callbacks (evaluation) use this as well."""
