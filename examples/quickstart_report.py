@@ -18,12 +18,14 @@ READER_MEASURES = ("exact_match", "f1")
 
 @dataclass(kw_only=True, frozen=True)
 class QuickstartReportConfig:
-    """Put the quickstart's evaluations side by side: random weights, ICT without labels, fine-tuned with a reader."""
+    """Put the quickstart's evaluations side by side: random weights, ICT, end to end, fine-tuned with a reader."""
 
     untrained: Path
-    """Output folder of the evaluation before training."""
+    """Output folder of a run that left the encoder as it was, with recall measured during training."""
     ict: Path
-    """Output folder of the evaluation after the Inverse Cloze Task."""
+    """Output folder of the run with the Inverse Cloze Task, likewise."""
+    end_to_end: Path
+    """Output folder of the run that trained the encoder of `ict` and the reader together, likewise."""
     finetuned: Path
     """Output folder of the evaluation after fine-tuning on questions."""
     reader: Path
@@ -35,19 +37,29 @@ class QuickstartReportConfig:
 
 
 def main(config: QuickstartReportConfig) -> None:
-    folders = {"untrained": config.untrained, "ict": config.ict, "finetuned": config.finetuned}
-    evaluations = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
-    metrics = {
-        f"{name}/{figure}": evaluations[name][figure] for name in folders for figure in _with_intervals(MEASURES)
+    sources = {
+        "untrained": (config.untrained, "valid_"),
+        "ict": (config.ict, "valid_"),
+        "end_to_end": (config.end_to_end, "valid_"),
+        "finetuned": (config.finetuned, ""),
     }
+    evaluations = {name: read_json(folder / "metrics.json") for name, (folder, _) in sources.items()}
+    metrics = {
+        f"{name}/{figure}": evaluations[name][prefix + figure]
+        for name, (_, prefix) in sources.items()
+        for figure in _with_intervals(MEASURES)
+    }
+    figures = _with_intervals(READER_MEASURES)
+    metrics |= {f"end_to_end/{figure}": evaluations["end_to_end"][f"valid_{figure}"] for figure in figures}
     answers = read_json(config.reader / "metrics.json")
-    metrics |= {f"reader/{figure}": answers[figure] for figure in _with_intervals(READER_MEASURES)}
+    metrics |= {f"reader/{figure}": answers[figure] for figure in figures}
     counts = {name: evaluations["finetuned"][name] for name in ("num_questions", "num_passages")}
     seconds = round(time.time()) - config.started
     write_json(config.output, {**metrics, **counts, "seconds": seconds})
-    rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in folders)] for measure in MEASURES]
-    rows += [[measure, "", "", percent(metrics[f"reader/{measure}"])] for measure in READER_MEASURES]
-    sys.stdout.write(text_table(["held-out questions, %", *folders], rows) + f"\n\n{seconds} s; {config.output}\n")
+    rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in sources)] for measure in MEASURES]
+    answering = ("end_to_end", "reader")
+    rows += [[m, "", "", *(percent(metrics[f"{name}/{m}"]) for name in answering)] for m in READER_MEASURES]
+    sys.stdout.write(text_table(["held-out questions, %", *sources], rows) + f"\n\n{seconds} s; {config.output}\n")
 
 
 def _with_intervals(measures: Sequence[str]) -> list[str]:
