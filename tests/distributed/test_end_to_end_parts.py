@@ -1,0 +1,175 @@
+"""What end-to-end training is made of: parts of checkpoints, frozen parts, rates of their own, re-ranked candidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from end_to_end_setting import SHAPE, TEXT_FORMAT, Setting, all_rows, write_inputs
+
+from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config, describe_dual_encoder, load_dual_encoder
+from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.reader import load_weights
+from megatron_retrieval.checkpoint.writer import ModelPart, save_checkpoint
+from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
+from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.training.passage_search import PassageSearch, PassageSearchConfig
+
+QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}"] for n in range(5)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("parts"), QUESTIONS)
+
+
+def _setting(topology: ProcessTopology, folder: str, freeze: FreezeConfig | None = None) -> Setting:
+    reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
+    return Setting(topology, Path(folder), reader, 3, freeze)
+
+
+def _save(topology: ProcessTopology, folder: str, output: str) -> dict[str, str]:
+    """A checkpoint of a model with a part; its fingerprints."""
+    setting = _setting(topology, folder)
+    vocabulary = setting.tokenizer.vocab_file.read_bytes()
+    config = checkpoint_config(setting.model.retriever.config, TEXT_FORMAT, lower_case=True)
+    parts = {"retriever": ModelPart(KIND, lambda: config, {"vocab.txt": vocabulary})}
+    path = save_checkpoint(
+        output, setting.model, topology, kind="whole", config={}, assets={}, iteration=7, parts=parts
+    )
+    return {"whole": read_manifest(path).fingerprint, "part": describe_dual_encoder(path / "retriever").fingerprint}
+
+
+def _load(topology: ProcessTopology, folder: str, output: str) -> dict[str, bool]:
+    """Whether the whole and the part come back as they were."""
+    setting = _setting(topology, folder)
+    wanted = {name: p.detach().clone() for name, p in setting.model.named_parameters()}
+    with torch.no_grad():
+        for parameter in setting.model.parameters():
+            parameter.zero_()
+    path = resolve_checkpoint(output)
+    load_weights(path, read_manifest(path), setting.model, topology)
+    part = load_dual_encoder(Path(output) / "retriever", topology).model
+    return {
+        "whole": all(torch.equal(p, wanted[name]) for name, p in setting.model.named_parameters()),
+        "part": all(torch.equal(p, wanted[f"retriever.{name}"]) for name, p in part.named_parameters()),
+    }
+
+
+def test_a_part_is_a_checkpoint_by_itself(folder: Path, tmp_path: Path) -> None:
+    """Saved at TP 2 and at one rank alike; found in the newest checkpoint by its name."""
+    output = tmp_path / "checkpoints"
+    sharded = run_on_ranks(_save, 2, str(folder), str(output), tensor_model_parallel_size=2)
+    single = run_on_ranks(_save, 1, str(folder), str(tmp_path / "single"))
+    assert sharded == [single[0], single[0]]
+    assert run_on_ranks(_load, 1, str(folder), str(output)) == [{"whole": True, "part": True}]
+    assert resolve_checkpoint(output / "retriever") == output / "iter_0000007" / "retriever"
+    with pytest.raises(CheckpointError, match=r"has no part 'reader'; its parts are retriever\."):
+        resolve_checkpoint(output / "reader")
+
+
+def _what_moves(topology: ProcessTopology, folder: str, freeze: dict[str, bool], rates: dict[str, float]) -> set[str]:
+    """The parts that a step changes; a parameter of each part is looked at."""
+    setting = _setting(topology, folder, FreezeConfig(**freeze))
+    model = DataParallelModel(setting.model, topology)
+    settings = OptimizerConfig(lr=0.1, weight_decay=0.1)
+    optimizer = Optimizer(model, settings, PrecisionConfig(), topology, rates)
+    before = {name: p.detach().clone() for name, p in setting.model.named_parameters()}
+    model.zero_gradients()
+    named: Any = [(name, p) for name, p in setting.model.named_parameters() if p.requires_grad]
+    for _, parameter in named:
+        parameter.main_grad.fill_(1.0)
+    model.reduce_gradients()
+    optimizer.step(0.1)
+    moved = {name for name, p in setting.model.named_parameters() if not torch.equal(p, before[name])}
+    return {"score_weight" if name == "score_weight" else ".".join(name.split(".")[:3]) for name in moved}
+
+
+QUERY, PASSAGE = "retriever.towers.query", "retriever.towers.passage"
+
+
+@pytest.mark.parametrize(
+    ("freeze", "rates", "still"),
+    [
+        ({}, {}, set()),
+        ({"freeze_query_encoder": True}, {}, {QUERY}),
+        ({"freeze_passage_encoder": True}, {}, {PASSAGE}),
+        ({"freeze_query_encoder": True, "freeze_passage_encoder": True}, {}, {QUERY, PASSAGE}),
+        ({"freeze_reader": True}, {}, {"reader"}),
+        ({}, {"retriever.": 0.0}, {QUERY, PASSAGE}),
+        ({}, {"reader.": 0.0}, {"reader"}),
+    ],
+)
+def test_what_is_frozen_or_has_no_rate_stays(
+    folder: Path, freeze: dict[str, bool], rates: dict[str, float], still: set[str]
+) -> None:
+    (moved,) = run_on_ranks(_moved, 1, str(folder), freeze, rates)
+    parts = {name if name.startswith(("retriever", "score")) else "reader" for name in moved}
+    assert parts == {QUERY, PASSAGE, "reader", "score_weight"} - still
+
+
+def _moved(topology: ProcessTopology, *args: Any) -> list[str]:
+    return sorted(_what_moves(topology, *args))
+
+
+def _shared(topology: ProcessTopology, folder: str) -> str:
+    """What is said where one of two towers is to be frozen that are one."""
+    setting = _setting(topology, folder)
+    model = setting.model.retriever
+    object.__setattr__(model.config, "biencoder_shared_query_context_model", True)
+    try:
+        EndToEndModel(model, setting.model.reader, FreezeConfig(freeze_query_encoder=True))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_half_of_a_shared_encoder_cannot_be_frozen(folder: Path) -> None:
+    (message,) = run_on_ranks(_shared, 1, str(folder))
+    assert "questions and passages have one encoder" in message
+
+
+def _found(topology: ProcessTopology, folder: str, num_candidates: int | None) -> dict[str, Any]:
+    """What is read where the index is stale: made with the passage encoder's first weights."""
+    setting = _setting(topology, folder)
+    model = setting.model.retriever
+    with torch.no_grad():
+        for parameter in model.towers["passage"].parameters():
+            parameter.mul_(1.5)
+        batch = setting.batch()
+        settings = PassageSearchConfig(num_passages=2, num_candidates=num_candidates)
+        search = PassageSearch(settings, model, setting.evidence, TEXT_FORMAT, topology, encode_batch_size=3)
+        search.index = setting.search.index
+        found = search.find(batch)
+        fresh = model.encode_queries(batch.queries) @ model.encode_passages(search.tokens(all_rows())).T
+        order = fresh.sort(dim=1, descending=True, stable=True)
+    return {"rows": found.rows, "scores": found.scores, "best": order.indices[:, :2], "fresh": order.values[:, :2]}
+
+
+def test_candidates_are_ranked_by_the_encoder_of_the_moment(folder: Path) -> None:
+    """All of the evidence as candidates: the best by fresh scores, whatever the index says."""
+    (found,) = run_on_ranks(_found, 1, str(folder), 6)
+    assert torch.equal(found["rows"], found["best"])
+    torch.testing.assert_close(found["scores"], found["fresh"])
+    (stale,) = run_on_ranks(_found, 1, str(folder), None)
+    assert not torch.equal(stale["rows"], stale["best"])
+
+
+def _ranks_find(topology: ProcessTopology, folder: str) -> list[list[int]]:
+    rows: list[list[int]] = _setting(topology, folder).search.find(_setting(topology, folder).batch()).rows.tolist()
+    return rows
+
+
+def test_tensor_parallel_neighbours_read_the_same(folder: Path) -> None:
+    (single,) = run_on_ranks(_ranks_find, 1, str(folder))
+    assert run_on_ranks(_ranks_find, 2, str(folder), tensor_model_parallel_size=2) == [single, single]
+    first, second = run_on_ranks(_ranks_find, 2, str(folder))
+    assert first + second == single
