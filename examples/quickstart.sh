@@ -20,14 +20,6 @@ step() { printf '\n== %s\n' "$1"; }
 settings=(--config examples/quickstart.yaml --log-interval 50 --no-tensorboard)
 train=("$python" -m torch.distributed.run --standalone --nproc-per-node "${RANKS:-2}") # any number of ranks trains the same model
 
-train_on_text() { # NAME [FLAGS]: leaves a checkpoint in $out/NAME/checkpoint, and held-out recall in $out/NAME/metrics.json
-  local name=$1
-  shift
-  "${train[@]}" pretrain_ict.py "${settings[@]}" --data-path "$out/corpus" --valid-fraction 0 \
-    --eval-questions "$out/data/biencoder-dev.json" --eval-evidence "$out/evidence" --eval-topk 1 5 20 \
-    --output-dir "$out/$name" --save "$out/$name/checkpoint" "$@"
-}
-
 ask() { # QUESTIONS FOLDER DEPTH...: finds passages for the questions of a file with the fine-tuned encoder
   local questions=$1 folder=$2
   shift 2
@@ -35,25 +27,24 @@ ask() { # QUESTIONS FOLDER DEPTH...: finds passages for the questions of a file 
     --load "$out/finetuned/checkpoint" --questions "$out/data/$questions" --output-dir "$out/finetuned/$folder" --topk "$@"
 }
 
-step "1/9 generate the encyclopedia"
+step "1/8 generate the encyclopedia"
 "$python" tools/make_encyclopedia.py --output "$out/data"
 
-step "2/9 build the evidence, and the corpus of its text"
+step "2/8 build the evidence, and the corpus of its text"
 "$python" tools/build_evidence.py --input "$out/data/psgs_w100.tsv" --output "$out/evidence" --vocab-file "$out/data/vocab.txt"
 "$python" tools/build_corpus.py --input "$out/data/psgs_w100.tsv" --output "$out/corpus" --vocab-file "$out/data/vocab.txt"
 
-step "3/9 the untrained encoder" # one step at learning rate 0 leaves the random weights as they are
-train_on_text untrained --train-iters 1 --lr 0
+step "3/8 train without labels" # the Inverse Cloze Task: which passage does this sentence come from?
+"${train[@]}" pretrain_ict.py "${settings[@]}" --data-path "$out/corpus" --valid-fraction 0 --train-iters 200 \
+  --eval-questions "$out/data/biencoder-dev.json" --eval-evidence "$out/evidence" --eval-topk 1 5 20 \
+  --output-dir "$out/ict" --save "$out/ict/checkpoint" # recall before the first step is that of random weights
 
-step "4/9 train without labels" # the Inverse Cloze Task: which passage does this sentence come from?
-train_on_text ict --train-iters 300
-
-step "5/9 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
+step "4/8 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
 "${train[@]}" tasks/main.py --task retriever-finetune "${settings[@]}" --pretrained-checkpoint "$out/ict/checkpoint" \
   --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 300 --lr 0.002 \
   --output-dir "$out/finetuned" --save "$out/finetuned/checkpoint"
 
-step "6/9 find passages"
+step "5/8 find passages"
 "$python" tools/embed_evidence.py --evidence "$out/evidence" --load "$out/finetuned/checkpoint" \
   --output "$out/finetuned/embeddings" --micro-batch-size 64
 ask biencoder-dev.json evaluation 1 5 20
@@ -62,7 +53,7 @@ printf '\nquestion: %s\n\n' "$question"
 "$python" -m megatron_retrieval search "$question" --evidence "$out/evidence" --embeddings "$out/finetuned/embeddings" \
   --load "$out/finetuned/checkpoint" --topk 2
 
-step "7/9 read" # a reader from the retriever's encoder learns to point to the answer in a passage that holds it
+step "6/8 read" # a reader from the retriever's encoder learns to point to the answer in a passage that holds it
 ask biencoder-train.json train-evaluation 1 5
 "${train[@]}" tasks/main.py --task reader-finetune --config examples/quickstart_reader.yaml --log-interval 50 --no-tensorboard \
   --pretrained-checkpoint "$out/finetuned/checkpoint" --train-data "$out/finetuned/train-evaluation/results.json" \
@@ -70,12 +61,12 @@ ask biencoder-train.json train-evaluation 1 5
 "$python" tasks/main.py --task qa-evaluate --load "$out/reader/checkpoint" --num-passages 1 \
   --questions "$out/finetuned/evaluation/results.json" --output-dir "$out/reader/evaluation"
 
-step "8/9 train end to end" # the retriever of step 4 learns from what the reader makes of its passages; no passage is labelled
+step "7/8 train end to end" # the retriever of step 3 learns from what the reader makes of its passages; no passage is labelled
 "${train[@]}" tasks/main.py --task end-to-end-finetune --config examples/quickstart_end_to_end.yaml --log-interval 20 --no-tensorboard \
   --retriever "$out/ict/checkpoint" --reader "$out/reader/checkpoint" --evidence "$out/evidence" \
   --train-data "$out/data/train.qa.csv" --valid-data "$out/data/dev.qa.csv" --eval-iters 1 \
   --output-dir "$out/end-to-end" --save "$out/end-to-end/checkpoint"
 
-step "9/9 before, between and after"
-"$python" examples/quickstart_report.py --untrained "$out/untrained" --ict "$out/ict" --end-to-end "$out/end-to-end" \
+step "8/8 before, between and after"
+"$python" examples/quickstart_report.py --ict "$out/ict" --end-to-end "$out/end-to-end" \
   --finetuned "$out/finetuned/evaluation" --reader "$out/reader/evaluation" --started "$started" --output "$out/metrics.json"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from megatron_retrieval.config import run_program
+from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.utils.files import read_json, write_json
 
@@ -20,12 +25,10 @@ READER_MEASURES = ("exact_match", "f1")
 class QuickstartReportConfig:
     """Put the quickstart's evaluations side by side: random weights, ICT, end to end, fine-tuned with a reader."""
 
-    untrained: Path
-    """Output folder of a run that left the encoder as it was, with recall measured during training."""
     ict: Path
-    """Output folder of the run with the Inverse Cloze Task, likewise."""
+    """Output folder of the run with the Inverse Cloze Task, with recall before the first step and in the end."""
     end_to_end: Path
-    """Output folder of the run that trained the encoder of `ict` and the reader together, likewise."""
+    """Output folder of the run that trained the encoder of `ict` and the reader together."""
     finetuned: Path
     """Output folder of the evaluation after fine-tuning on questions."""
     reader: Path
@@ -38,13 +41,14 @@ class QuickstartReportConfig:
 
 def main(config: QuickstartReportConfig) -> None:
     sources = {
-        "untrained": (config.untrained, "valid_"),
         "ict": (config.ict, "valid_"),
         "end_to_end": (config.end_to_end, "valid_"),
         "finetuned": (config.finetuned, ""),
     }
     evaluations = {name: read_json(folder / "metrics.json") for name, (folder, _) in sources.items()}
-    metrics = {
+    num_questions = evaluations["finetuned"]["num_questions"]
+    metrics = _untrained(config.ict / "metrics.jsonl", num_questions)
+    metrics |= {
         f"{name}/{figure}": evaluations[name][prefix + figure]
         for name, (_, prefix) in sources.items()
         for figure in _with_intervals(MEASURES)
@@ -56,10 +60,23 @@ def main(config: QuickstartReportConfig) -> None:
     counts = {name: evaluations["finetuned"][name] for name in ("num_questions", "num_passages")}
     seconds = round(time.time()) - config.started
     write_json(config.output, {**metrics, **counts, "seconds": seconds})
-    rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in sources)] for measure in MEASURES]
+    columns = ("untrained", *sources)
+    rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in columns)] for measure in MEASURES]
     answering = ("end_to_end", "reader")
     rows += [[m, "", "", *(percent(metrics[f"{name}/{m}"]) for name in answering)] for m in READER_MEASURES]
-    sys.stdout.write(text_table(["held-out questions, %", *sources], rows) + f"\n\n{seconds} s; {config.output}\n")
+    sys.stdout.write(text_table(["held-out questions, %", *columns], rows) + f"\n\n{seconds} s; {config.output}\n")
+
+
+def _untrained(log: Path, num_questions: int) -> dict[str, Any]:
+    """Recall before the first step, the first line of the log; its interval follows from the number of hits."""
+    with log.open(encoding="utf-8") as file:
+        first = json.loads(file.readline())
+    metrics: dict[str, Any] = {}
+    for measure in MEASURES:
+        recall = float(first[f"valid_{measure}"])
+        interval = mean_interval((np.arange(num_questions) < round(recall * num_questions)).astype(np.float64))
+        metrics |= {f"untrained/{measure}": recall, f"untrained/{measure}_ci95": [interval.low, interval.high]}
+    return metrics
 
 
 def _with_intervals(measures: Sequence[str]) -> list[str]:
