@@ -12,26 +12,36 @@ from end_to_end_setting import SHAPE, WORDS, Setting, all_rows, write_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.extractive_reader import (
+    KIND,
+    describe_extractive_reader,
+    extractive_reader_checkpoint_config,
+)
+from megatron_retrieval.checkpoint.writer import save_checkpoint
 from megatron_retrieval.data.reading_layout import ReaderFormatConfig
 from megatron_retrieval.data.retrieved_answers import RetrievedAnswers
+from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.readings import ExtractiveReadings
 from megatron_retrieval.types import ReadPassages, TokenBatch
 
 K, MAX_ANSWER_LENGTH = 4, 2
-#: in passages of their own and of others, twice over, too long, cut off with the text (w29), and nowhere (w39)
+#: in passages of their own and of others, twice over, too long, cut off with the text (w14, w29), and nowhere (w39)
 ANSWERS = {
-    "w1 w6": ["w1", "w1 w2", "w7", "W12", "w21"],
+    "w1 w6": ["w1", "w1 w2", "w7", "W12", "w21", "w14", "w29"],
     "w3": ["w6 w7", "w11 w12 w13", "w20", "w0"],
     "w39 w2 w9": ["w39", "w11 w12 w13"],
     "w20": ["w26", "w29", "w16 w15", "w27 w28"],
-    "w5 w5": ["w10 w11", "w11", "w12", "w3"],
+    "w5 w5": ["w10 w11", "w11", "w12", "w3", "w14", "w29"],
 }
 LAYOUT = ReaderFormatConfig(question_seq_length=2, reader_seq_length=11)
+SCORES = PassageScoreConfig(passage_score_use="marginal", passage_score_divisor=4.0)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +156,23 @@ def test_nothing_to_learn_from_is_no_error(tmp_path: Path) -> None:
     """A frozen retriever leaves no gradient at all where no passage is read."""
     folder = write_inputs(tmp_path, {"w1": ["w39"]})
     assert run_on_ranks(_nothing_to_learn, 1, str(folder)) == [True]
+
+
+def _save(topology: ProcessTopology, folder: str, vocabulary: str) -> None:
+    """Readers that were trained alone, and with a retriever."""
+    shape = BertConfig(**SHAPE)
+    assets = {VOCAB_NAME: Path(vocabulary).read_bytes()}
+    for name, scores in (("alone", None), ("together", SCORES)):
+        config = extractive_reader_checkpoint_config(shape, LAYOUT, True, scores)
+        model = ExtractiveReader(shape, topology)
+        save_checkpoint(f"{folder}/{name}", model, topology, kind=KIND, config=config, assets=assets)
+
+
+def test_a_checkpoint_says_what_to_do_with_scores(folder: Path, tmp_path: Path) -> None:
+    run_on_ranks(_save, 1, str(tmp_path), str(folder / "vocab.txt"))
+    assert describe_extractive_reader(tmp_path / "alone").passage_scores == PassageScoreConfig()
+    assert describe_extractive_reader(tmp_path / "together").passage_scores == SCORES
+    manifest = tmp_path / "together" / "iter_0000000" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"marginal"', '"bias"'))
+    with pytest.raises(CheckpointError, match="scores as a bias are for readers that write"):
+        describe_extractive_reader(tmp_path / "together")

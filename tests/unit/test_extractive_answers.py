@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_answers_weighed_by_the_retriever(tokenizer: WordPieceTokenizer) -> None
         dataclasses.replace(asked(*texts), scores=()),
         dataclasses.replace(asked("who", texts[5]), scores=(-30.0, 4.0)),
     ]
-    settings = {"passage_scores": scores, "max_answer_length": 1}
+    settings: dict[str, Any] = {"passage_scores": scores, "max_answer_length": 1}
     found = answerer(tokenizer, wanted, {"who": 9.0}, **settings).answer(questions)
     expected = [_brute_force(question, wanted, divisor) for question in questions]
     assert [(answer.text, answer.passage) for answer in found] == [(text, place) for text, _, place in expected]
