@@ -41,7 +41,7 @@ step "3/8 train without labels" # the Inverse Cloze Task: which passage does thi
 
 step "4/8 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
 "${train[@]}" tasks/main.py --task retriever-finetune "${settings[@]}" --pretrained-checkpoint "$out/ict/checkpoint" \
-  --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 300 --lr 0.002 \
+  --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 240 --lr 0.002 \
   --output-dir "$out/finetuned" --save "$out/finetuned/checkpoint"
 
 step "5/8 find passages"

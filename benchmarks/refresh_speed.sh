@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# What an index that follows the encoder costs those that train: the same end-to-end training on the mini encyclopedia without
+# refreshing, with a rank of its own that embeds all the time, and with a process in the background that does, in turns. A step's
+# time is that of 120 steps less that of 20, over 100: all that happens between steps counts, the start does not.
+#
+#   benchmarks/refresh_speed.sh QUICKSTART OUTPUT [ROUNDS]
+#
+# QUICKSTART is the output folder of examples/quickstart.sh. Training takes one core, embedding another.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+start=$1 out=$2 rounds=${3:-2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+train() { # NAME STEPS RANKS FLAGS...
+  local run=$out/$1-$2 steps=$2 ranks=$3
+  shift 3
+  torchrun --standalone --nproc-per-node "$ranks" tasks/main.py --task end-to-end-finetune \
+    --config examples/quickstart_end_to_end.yaml --evidence "$start/evidence" --retriever "$start/ict/checkpoint" \
+    --reader "$start/reader/checkpoint" --train-data "$start/data/train.qa.csv" --train-iters "$steps" \
+    --lr-decay-style constant --no-tensorboard --output-dir "$run" "$@"
+}
+
+measure() { # NAME RANKS FLAGS...
+  train "$1" 20 "${@:2}"
+  train "$1" 120 "${@:2}"
+  python - "$out/$1-20/run_record.json" "$out/$1-120/run_record.json" <<'PYTHON'
+import json, sys
+short, long = (json.load(open(path, encoding="utf-8"))["seconds"] for path in sys.argv[1:])
+print(f"{(long - short) / 100:.4f} seconds a step")
+PYTHON
+}
+
+for round in $(seq "$rounds"); do
+  # an interval beyond the end: no version is asked for, and nothing else differs
+  for arm in "never 1 --index-refresh-interval 1000" "ranks 2 --index-refresh-interval 5 --num-embedding-ranks 1" \
+    "background 1 --index-refresh-interval 5 --index-refresh-mode background"; do
+    read -ra words <<<"$arm"
+    printf '%s, round %s: ' "${words[0]}" "$round"
+    measure "${words[0]}-$round" "${words[@]:1}" 2>>"$out/log"
+  done
+done
