@@ -144,5 +144,5 @@ def _read(config: AskedDataConfig) -> list[Question]:
         log.info("%s: %s questions without answers are left out", ", ".join(config.train_data), f"{num_without:,}")
     if not questions:
         raise DataError(config.train_data[0], "no question has an answer to learn")
-    log.info("%s questions to learn from", f"{len(questions):,}")
+    log.info("%s: %s questions with answers", ", ".join(config.train_data), f"{len(questions):,}")
     return questions

@@ -115,7 +115,7 @@ class EndToEndRun:
         config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
         retriever = DualEncoder(self._retriever_shape(), topology, dtype)
         load_starting_weights(describe_starting_point(self.start_retriever.folder), retriever, topology)
-        return EndToEndModel(retriever, self.reader.model, config.freeze, first_score_weight=config.step.score_weight)
+        return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)
 
     def _retriever_shape(self) -> DualEncoderConfig:
         start = self.start_retriever.config
@@ -144,7 +144,7 @@ class EndToEndRun:
             RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self._retriever_assets()),
             READER: self.reader.saved(self.passage_scores),
         }
-        frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.freeze).items()}
+        frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
         identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}
         return SavedModel(KIND, {}, {}, identity, parts)
 

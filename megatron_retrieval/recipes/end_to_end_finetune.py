@@ -112,6 +112,13 @@ class EndToEndFinetuneConfig:
             raise ConfigError("--freeze-passage-encoder keeps the index right: leave out --index-refresh-interval.")
 
     @property
+    def frozen(self) -> FreezeConfig:
+        """What keeps its weights; of `fid` the retriever does, which without a gradient would only decay."""
+        if self.step.objective != "fid":
+            return self.freeze
+        return dataclasses.replace(self.freeze, freeze_query_encoder=True, freeze_passage_encoder=True)
+
+    @property
     def parallel(self) -> EmbeddingRanksConfig:
         """For the launcher."""
         return self.training.parallel

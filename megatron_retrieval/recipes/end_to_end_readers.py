@@ -33,6 +33,9 @@ from megatron_retrieval.recipes.lengths import require_positions, require_readin
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.training.answer_objectives import PASSAGE_OBJECTIVES
 from megatron_retrieval.training.readings import ExtractiveReadings, FusionReadings, ReadingSide
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("train")
 
 
 class ReaderPart(Protocol):
@@ -78,6 +81,7 @@ class FusionPart:
         self.model: ReaderModel = build(self._shape, self._tokenizer, topology, config.training.precision.dtype)
         load_weights(start.folder, start.manifest, self.model, topology)
         self._reader = FusionReader(self.model, config.encode)
+        log.info("reader: scores enter the decoder's attention in the form %r", self._reader.score_form)
 
     def readings(self, evidence: EvidenceStore) -> FusionReadings:
         """See ReaderPart."""
