@@ -69,3 +69,9 @@ def test_a_wrong_flag_would_be_found() -> None:
     ]
     assert unknown_flags("python tools/no_such_tool.py --input x")
     assert not unknown_flags("python tools/build_evidence.py --input x --output y --workers 2 | tee --append log")
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """They are imported as modules of no package, of which two of one name would be the same."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert names == sorted(set(names))
