@@ -35,13 +35,13 @@ step "2/8 build the evidence, and the corpus of its text"
 "$python" tools/build_corpus.py --input "$out/data/psgs_w100.tsv" --output "$out/corpus" --vocab-file "$out/data/vocab.txt"
 
 step "3/8 train without labels" # the Inverse Cloze Task: which passage does this sentence come from?
-"${train[@]}" pretrain_ict.py "${settings[@]}" --data-path "$out/corpus" --valid-fraction 0 --train-iters 200 \
+"${train[@]}" pretrain_ict.py "${settings[@]}" --data-path "$out/corpus" --valid-fraction 0 --train-iters 120 \
   --eval-questions "$out/data/biencoder-dev.json" --eval-evidence "$out/evidence" --eval-topk 1 5 20 \
   --output-dir "$out/ict" --save "$out/ict/checkpoint" # recall before the first step is that of random weights
 
 step "4/8 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
 "${train[@]}" tasks/main.py --task retriever-finetune "${settings[@]}" --pretrained-checkpoint "$out/ict/checkpoint" \
-  --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 240 --lr 0.002 \
+  --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 160 --lr 0.002 \
   --output-dir "$out/finetuned" --save "$out/finetuned/checkpoint"
 
 step "5/8 find passages"
