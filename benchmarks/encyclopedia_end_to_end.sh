@@ -23,9 +23,9 @@ train() { # NAME SEED FLAGS...
 }
 
 for seed in "${seeds[@]}"; do
-  train frozen "$seed" --freeze-query-encoder --freeze-passage-encoder
-  train query-encoder "$seed" --freeze-passage-encoder
-  train both-never-refreshed "$seed"
+  train frozen "$seed" --freeze-query-encoder --freeze-passage-encoder --index-refresh-interval None
+  train query-encoder "$seed" --freeze-passage-encoder --index-refresh-interval None
+  train both-never-refreshed "$seed" --index-refresh-interval None
   train both-refreshed "$seed" --index-refresh-interval 25
 done
 names=(frozen query-encoder both-never-refreshed both-refreshed)

@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 start=$1 out=$2 rounds=${3:-2}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p "$out"
 
 train() { # NAME STEPS RANKS FLAGS...
   local run=$out/$1-$2 steps=$2 ranks=$3
