@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from megatron_retrieval.data.formatting import TextFormatConfig, format_question
 from megatron_retrieval.data.loader import Share
 from megatron_retrieval.data.questions import AskedQuestionsConfig, read_questions
 from megatron_retrieval.data.ragged import tokenize
+from megatron_retrieval.data.reader_questions import not_blank
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import Question, TokenBatch
@@ -136,10 +137,10 @@ def _read(config: AskedDataConfig) -> list[Question]:
     num_without = 0
     for path in config.train_data:
         for question in read_questions(path, config.asked):
-            answers = tuple(answer for answer in question.answers if answer.strip())
+            answers = not_blank(question.answers)
             num_without += not answers
             if answers:
-                questions.append(Question(question.id, question.text, answers, question.gold_passage_ids))
+                questions.append(replace(question, answers=answers))
     if num_without:
         log.info("%s: %s questions without answers are left out", ", ".join(config.train_data), f"{num_without:,}")
     if not questions:

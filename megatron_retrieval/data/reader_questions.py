@@ -169,7 +169,7 @@ def question_to_read(
     question: Question, passages: Sequence[Passage] = (), scores: Sequence[float] = ()
 ) -> tuple[ReaderQuestion, int]:
     """A question together with what there is to read about it, and how many blank answers it had."""
-    answers = _not_blank(question.answers)
+    answers = not_blank(question.answers)
     read = ReaderQuestion(question.id, question.text, answers, tuple(passages), tuple(scores))
     return read, len(question.answers) - len(answers)
 
@@ -189,7 +189,7 @@ def _question(record: Record, number: int, config: PassagesToReadConfig) -> tupl
         if "ctxs" not in record.values:
             raise record.error("there is no 'ctxs'", "Give a file with passages, or --closed-book.")
         contexts = record.records("ctxs")[: config.num_passages]
-    answers = _not_blank(given)
+    answers = not_blank(given)
     question = ReaderQuestion(
         record.identifier("id") or str(number),
         record.text("question"),
@@ -213,5 +213,6 @@ def _score(context: Record) -> float:
     return score
 
 
-def _not_blank(answers: tuple[str, ...]) -> tuple[str, ...]:
+def not_blank(answers: tuple[str, ...]) -> tuple[str, ...]:
+    """The answers that are more than white space."""
     return tuple(answer for answer in answers if answer.strip())

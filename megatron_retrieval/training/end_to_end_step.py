@@ -17,7 +17,7 @@ from megatron_retrieval.training.answer_objectives import OBJECTIVES, ObjectiveN
 from megatron_retrieval.training.passage_search import PassageSearch
 from megatron_retrieval.training.readings import Reading, ReadingSide
 from megatron_retrieval.training.scoring import ScoreScalingConfig
-from megatron_retrieval.training.step import encode_texts, start_dropout
+from megatron_retrieval.training.step import start_dropout
 from megatron_retrieval.types import LossOutput, Question
 from megatron_retrieval.utils.stopwatch import Stopwatch
 
@@ -128,16 +128,12 @@ class EndToEndStep:
             yield _Chunk(batch, places, rows[places.to(rows.device)])
 
     def _fresh_scores(self, chunk: _Chunk) -> Tensor:
-        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now; each passage is encoded once,
-        however many questions found it."""
-        retriever = self.model.retriever
-        rows, place_of = torch.unique(chunk.rows.clamp(min=0), return_inverse=True)
+        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now."""
         # without scores in the reader, nothing that the retriever does bears on the loss
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.objective != "fid"):
-            queries = retriever.encode_queries(chunk.batch.queries.rows(chunk.places).to(self._topology.device))
-            tokens = self.search.tokens(rows)
-            passages = encode_texts(retriever.encode_passages, tokens, self.config.passage_batch_size)
-            return torch.einsum("nd,nkd->nk", queries, passages[place_of]) / self._divisor
+            texts = chunk.batch.queries.rows(chunk.places).to(self._topology.device)
+            queries = self.model.retriever.encode_queries(texts)
+            return self.search.fresh_scores(queries, chunk.rows) / self._divisor
 
     def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
         objective = OBJECTIVES[self.config.objective]

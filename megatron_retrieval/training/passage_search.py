@@ -48,7 +48,7 @@ class PassageSearch:
         last_queries: [n, D] the query vectors of this rank's last search.
 
     Args:
-        encode_batch_size: passages encoded at once where candidates are re-ranked.
+        encode_batch_size: passages encoded at once.
     """
 
     def __init__(
@@ -99,11 +99,16 @@ class PassageSearch:
 
     def _rerank(self, vectors: Tensor, found: SearchResult) -> SearchResult:
         """The best of the candidates by the passage encoder of the moment; equal scores keep their order."""
-        rows, place_of = torch.unique(found.rows.clamp(min=0), return_inverse=True)
-        passages = encode_texts(self._model.encode_passages, self.tokens(rows), self._encode_batch_size)
-        scores = torch.einsum("nd,nkd->nk", vectors, passages[place_of]).masked_fill(found.rows < 0, float("-inf"))
+        scores = self.fresh_scores(vectors, found.rows).masked_fill(found.rows < 0, float("-inf"))
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_passages]
         return SearchResult(scores.gather(1, order), found.rows.gather(1, order))
+
+    def fresh_scores(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """s(q, z) of [n, D] query vectors with [n, K] rows by the passage encoder as it is: [n, K], differentiable;
+        those of fillers mean nothing. Each passage is encoded once, however many questions found it."""
+        distinct, place_of = torch.unique(rows.clamp(min=0), return_inverse=True)
+        passages = encode_texts(self._model.encode_passages, self.tokens(distinct), self._encode_batch_size)
+        return torch.einsum("nd,nkd->nk", vectors, passages[place_of])
 
     def tokens(self, rows: Tensor) -> TokenBatch:
         """Passages by row, as the retriever reads them, on this rank's device."""
