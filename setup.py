@@ -20,7 +20,10 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_retrieval", "megatron_retrieval.*"]),
-    package_data={"megatron_retrieval.testing.encyclopedia": ["patterns/*.yaml", "facts/*.tsv"]},
+    package_data={
+        "megatron_retrieval.data": ["resources.yaml"],
+        "megatron_retrieval.testing.encyclopedia": ["patterns/*.yaml", "facts/*.tsv"],
+    },
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.1",

@@ -21,7 +21,8 @@ from megatron_retrieval.errors import DataError
 GZIP_MAGIC = b"\x1f\x8b"
 #: a longer line is no record of any format that the project reads, but a file that lost its line ends
 MAX_LINE_BYTES = 1 << 26
-_BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+#: what reading a gzip file raises that is cut off or damaged
+BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @contextlib.contextmanager
@@ -106,7 +107,7 @@ def read_lines(path: str | Path, *, allow_empty: bool = False, max_line_bytes: i
     except UnicodeDecodeError as error:
         problem = f"byte {error.start + 1} of the line is not UTF-8"
         raise DataError(path, problem, line=number, hint="Convert the file, for instance with iconv.") from error
-    except _BROKEN_GZIP as error:
+    except BROKEN_GZIP as error:
         raise DataError(path, f"broken gzip after line {number}", hint="Fetch the file again.") from error
     if number == 0 and not allow_empty:
         raise DataError(path, "the file is empty")
@@ -129,7 +130,7 @@ def read_chunks(path: str | Path, chunk_bytes: int = 1 << 22) -> Iterator[str]:
     except UnicodeDecodeError as error:
         line += error.object[: error.start].count(b"\n")
         raise DataError(path, "not UTF-8", line=line, hint="Convert the file, for instance with iconv.") from error
-    except _BROKEN_GZIP as error:
+    except BROKEN_GZIP as error:
         raise DataError(path, f"broken gzip after line {line}", hint="Fetch the file again.") from error
     if is_empty:
         raise DataError(path, "the file is empty")
