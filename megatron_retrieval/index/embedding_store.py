@@ -119,6 +119,17 @@ class EmbeddingStore:
         empty = torch.empty(0, self.dimension, dtype=torch_dtype(self.manifest.identity.dtype))
         return torch.cat(parts) if parts else empty
 
+    def vectors_of(self, rows: Tensor) -> Tensor:
+        """[n, D] of the rows [n] int64, in the stored type; each shard is looked into once."""
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(f"rows {int(rows.min())}..{int(rows.max())} of {len(self)}")
+        size, values = self.manifest.rows_per_shard, self.vectors(0, 0).new_empty(len(rows), self.dimension)
+        shards = rows // size
+        for number in shards.unique().tolist():
+            places = (shards == number).nonzero().squeeze(1)
+            values[places] = self._shard(number)[rows[places] - number * size]
+        return values
+
     def require(self, *, evidence_fingerprint: str | None = None, encoder_fingerprint: str | None = None) -> None:
         """Refuse vectors of another evidence or another encoder.
 

@@ -1,0 +1,26 @@
+"""Build an approximate index of embeddings, for searches that do not compare a question with every passage."""
+
+from __future__ import annotations
+
+from megatron_retrieval.config import run_program, write_config
+from megatron_retrieval.index.approximate_builder import IndexBuilderConfig, build_index
+from megatron_retrieval.reports.run_record import RunRecord
+from megatron_retrieval.utils.logging import get_logger
+
+
+def main(config: IndexBuilderConfig) -> None:
+    record = RunRecord(config)
+    manifest = build_index(config)
+    write_config(config, config.output / "config.yaml")
+    record.write(config.output, index_bytes=manifest.index_bytes, num_passages=manifest.vectors.num_rows)
+    get_logger().info(
+        "%s vectors as %s in %s, %s bytes each",
+        f"{manifest.vectors.num_rows:,}",
+        manifest.index_factory,
+        config.output,
+        f"{manifest.index_bytes / manifest.vectors.num_rows:.1f}",
+    )
+
+
+if __name__ == "__main__":
+    run_program(IndexBuilderConfig, main)
