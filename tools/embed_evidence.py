@@ -29,7 +29,7 @@ class EmbedEvidenceConfig:
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored; scores are computed in float32 from what is stored."""
     rows_per_shard: int | None = None
-    """Passages per file, the unit of work and of restart; default: a 64th of the evidence, from 512 to 65,536."""
+    """Passages per file, the unit of work; default: a 64th of the evidence, from 512 to 65,536."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """How the encoder is run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -1,10 +1,11 @@
-"""Fills a folder with embeddings so that a stop at any moment costs at most the shards in work."""
+"""Fills a folder with embeddings so that a stop at any moment costs at most the batches in work."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from megatron_retrieval.index.embedding_store import (
     shard_ranges,
     torch_dtype,
 )
+from megatron_retrieval.index.partial_shard import PartialShard, num_rows_in
 from megatron_retrieval.utils.files import atomic_file, read_json, write_json
 
 PLAN = "plan.json"
@@ -36,7 +38,7 @@ def default_rows_per_shard(num_rows: int) -> int:
     return max(MIN_ROWS_PER_SHARD, min(MAX_ROWS_PER_SHARD, math.ceil(num_rows / 64)))
 
 
-def stored_vectors(vectors: Tensor, rows: range, dtype: StorageDtype) -> Tensor:
+def stored_vectors(vectors: Tensor, rows: Sequence[int], dtype: StorageDtype) -> Tensor:
     """The vectors [n, D] of `rows` as they are kept: contiguous, on the CPU, in `dtype`.
 
     Raises:
@@ -58,9 +60,9 @@ def stored_vectors(vectors: Tensor, rows: range, dtype: StorageDtype) -> Tensor:
 class EmbeddingWriter:
     """Writes shards in any order, from any number of processes; `finish` on one of them seals the folder.
 
-    Every shard has a neighbour `shard-N.json` with its checksum, written after it: the two together mean that the
-    shard is done. `plan.json` keeps the identity of what is written, so that a restart with another encoder is
-    refused rather than mixed.
+    A shard in work grows batch by batch in `shard-N.part`. A finished one has a neighbour `shard-N.json` with its
+    checksum, written after it: the two together mean that the shard is done. `plan.json` keeps the identity of what is
+    written, so that a restart with another encoder is refused rather than mixed.
 
     Args:
         directory: created if missing; may hold an earlier, unfinished attempt.
@@ -95,8 +97,20 @@ class EmbeddingWriter:
         first, count = self._ranges[shard]
         return range(first, first + count)
 
+    def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard:
+        """The shard in the making, with the batches that an earlier attempt finished."""
+        return PartialShard(self._part(shard), batch_sizes, torch_dtype(self.identity.dtype))
+
+    def num_rows_written(self) -> int:
+        """Rows on disk, by whichever process; costs a look at the sizes of the files."""
+        itemsize = torch_dtype(self.identity.dtype).itemsize
+        return sum(
+            len(self.rows(number)) if self._path(number).exists() else num_rows_in(self._part(number), itemsize)
+            for number in range(len(self._ranges))
+        )
+
     def write(self, shard: int, vectors: Tensor) -> None:
-        """Store the vectors [n, D] of one shard.
+        """Store the vectors [n, D] of one shard, which is not in the making any more then.
 
         Raises:
             MegatronRetrievalError: a vector holds NaN or infinity, or does not fit the type.
@@ -113,6 +127,7 @@ class EmbeddingWriter:
             "checksum": hashlib.sha256(content).hexdigest()[:16],
         }
         write_json(self._path(shard).with_suffix(".json"), finished)
+        self._part(shard).unlink(missing_ok=True)
 
     def finish(self) -> EmbeddingStore:
         """Write the manifest, remove what only a restart needs, and open the store; for one process, after all
@@ -168,10 +183,14 @@ class EmbeddingWriter:
     def _path(self, number: int) -> Path:
         return self.directory / f"shard-{number:05d}.bin"
 
+    def _part(self, number: int) -> Path:
+        return self._path(number).with_suffix(".part")
+
     def _clean_up(self) -> None:
         """Remove the plan, the shards' neighbours and temporary files that a killed process left."""
         for number in range(len(self._ranges)):
             self._path(number).with_suffix(".json").unlink(missing_ok=True)
+            self._part(number).unlink(missing_ok=True)
         for left_over in self.directory.glob(".shard-*"):
             left_over.unlink(missing_ok=True)
         (self.directory / PLAN).unlink(missing_ok=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from megatron_retrieval.index.api import TensorVectors
 from megatron_retrieval.index.embedding_store import StorageDtype, shard_ranges, torch_dtype
 from megatron_retrieval.index.embedding_writer import default_rows_per_shard, stored_vectors
+from megatron_retrieval.index.partial_shard import PartialShard
 from megatron_retrieval.index.sharded import ShardedIndex, rank_rows
 from megatron_retrieval.parallel import ProcessTopology
 
@@ -34,6 +37,10 @@ class MemoryWriter:
         """The rows of the evidence in this shard."""
         first, count = self._ranges[shard]
         return range(first, first + count)
+
+    def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard:
+        """The shard in the making."""
+        return PartialShard(None, batch_sizes, torch_dtype(self._dtype))
 
     def write(self, shard: int, vectors: Tensor) -> None:
         """Keep this rank's part of the vectors [n, D] of one shard.

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.index_worker import POLL_SECONDS
 from megatron_retrieval.retrieval import IndexVersions
 from megatron_retrieval.training.signals import StopSignal
 from megatron_retrieval.training.worker_supervisor import WorkerSupervisor
+
+#: between two looks at the worker, which notices by itself when this process ends
+LOOK_SECONDS = 1.0
 
 
 def supervise_worker(command: Sequence[str], index_dir: str | Path, topology: ProcessTopology) -> None:
@@ -27,6 +29,6 @@ def supervise_worker(command: Sequence[str], index_dir: str | Path, topology: Pr
         try:
             while not topology.job.has_ended():
                 supervisor.look()
-                time.sleep(POLL_SECONDS)
+                time.sleep(LOOK_SECONDS)
         finally:
             supervisor.stop()

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
-
-from megatron_retrieval.data.formatting import PassageFormat, TextFormatConfig
+from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.index import (
     EmbeddingStore,
     EmbeddingWriter,
@@ -24,20 +18,11 @@ from megatron_retrieval.index import (
 )
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects
-from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.retrieval.batches import Encode, require_evaluation_mode
+from megatron_retrieval.retrieval.shard_encoding import Progress, ShardEncoder, TokenizedPassages
 from megatron_retrieval.utils.logging import get_logger
-from megatron_retrieval.utils.progress import progress_bar
 
 log = get_logger("embed")
-
-
-class TokenizedPassages(Protocol):
-    """Passages by row, as an `EvidenceStore` or an `EvidenceSample` has them."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch: ...
 
 
 class TokenizedEvidence(TokenizedPassages, Protocol):
@@ -45,12 +30,6 @@ class TokenizedEvidence(TokenizedPassages, Protocol):
 
     @property
     def fingerprint(self) -> str: ...
-
-
-class _ShardCut(Protocol):
-    """Says which rows a shard holds."""
-
-    def rows(self, shard: int) -> range: ...
 
 
 def embed_evidence(
@@ -67,8 +46,9 @@ def embed_evidence(
 ) -> EmbeddingStore:
     """Encode every passage once and store the vectors; a collective over all ranks.
 
-    The copies of the model (data-parallel ranks) take shards in turn; unfinished shards of an earlier attempt are
-    continued with. Batches are cut within a shard, so the bytes do not depend on the number of copies.
+    The copies of the model (data-parallel ranks) take shards in turn; an earlier attempt is continued with, after the
+    last batch that each of its copies finished. Batches are cut within a shard, so the bytes do not depend on the
+    number of copies.
 
     Args:
         encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
@@ -89,11 +69,13 @@ def embed_evidence(
         log.info("%s is complete already", output_dir)
         return EmbeddingStore(output_dir)
     mine = unfinished[topology.dp_rank :: topology.dp_size]
-    _log_start(writer, unfinished, len(evidence))
-    for shard, vectors in _encode_shards(evidence, encode, writer, mine, topology, text_format, micro_batch_size):
-        if topology.tp_rank == 0:
-            writer.write(shard, vectors)
-    topology.barrier()
+    _log_start(writer, len(evidence))
+    encoder = ShardEncoder(evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype)
+    with Progress(
+        "embedding", len(evidence), is_visible=topology.is_main, num_done=writer.num_rows_written
+    ) as progress:
+        deque(encoder.run(mine, progress), maxlen=0)
+        topology.barrier()
     if topology.is_main:
         writer.finish()
     topology.barrier()
@@ -135,10 +117,11 @@ def embed_part(
     if writer.is_finished:  # asked last: sealing removes what says that a shard is finished
         return True
     mine = [shard for shard in unfinished if shard % num_workers == worker]
-    for shard, vectors in _encode_shards(evidence, encode, writer, mine, topology, text_format, micro_batch_size):
-        writer.write(shard, vectors)
-        if not is_wanted():
-            return False
+    encoder = ShardEncoder(evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype)
+    with Progress("embedding", sum(len(writer.rows(shard)) for shard in mine), is_visible=True) as progress:
+        for _ in encoder.run(mine, progress):
+            if not is_wanted():
+                return False
     if worker == 0 and not writer.unfinished_shards():
         writer.finish()
     return writer.is_finished
@@ -164,60 +147,16 @@ def embed_in_memory(
     """
     require_evaluation_mode(encode)
     writer = MemoryWriter(len(evidence), dimension, embedding_dtype, topology)
-    shards = writer.shards
-    for shard, vectors in _encode_shards(evidence, encode, writer, shards, topology, text_format, micro_batch_size):
-        writer.write(shard, vectors)
+    encoder = ShardEncoder(
+        evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype, writes_all=True
+    )
+    label = f"embedding (rank 0 of {topology.dp_size} copies)" if topology.dp_size > 1 else "embedding"
+    num_rows = sum(len(writer.rows(shard)) for shard in writer.shards)
+    with Progress(label, num_rows, is_visible=topology.is_main) as progress:
+        deque(encoder.run(writer.shards, progress), maxlen=0)
     return writer.index()
 
 
-def _encode_shards(
-    evidence: TokenizedPassages,
-    encode: Encode,
-    cut: _ShardCut,
-    shards: list[int],
-    topology: ProcessTopology,
-    text_format: TextFormatConfig,
-    micro_batch_size: int,
-) -> Iterator[tuple[int, Tensor]]:
-    """Each shard with its vectors [n, D] in the order of its rows; progress is shown."""
-    with _progress(sum(len(cut.rows(shard)) for shard in shards), topology) as progress:
-        for shard, tokens in _shard_tokens(evidence, text_format, cut, shards):
-            batches = length_sorted_batches(tokens.lengths, micro_batch_size)
-            vectors = torch.cat([_encode_one(tokens, batch, encode, topology, progress) for batch in batches])
-            restored = torch.empty_like(vectors)
-            restored[torch.cat(batches)] = vectors
-            yield shard, restored
-
-
-def _encode_one(tokens: TokenBatch, batch: Tensor, encode: Encode, topology: ProcessTopology, progress: tqdm) -> Tensor:
-    vectors = encode_batches(tokens, [batch], encode, topology.device)
-    progress.update(len(batch))
-    return vectors
-
-
-def _shard_tokens(
-    evidence: TokenizedPassages, text_format: TextFormatConfig, cut: _ShardCut, shards: list[int]
-) -> Iterator[tuple[int, TokenBatch]]:
-    """Each shard with its tokens, read in the background while the one before is encoded."""
-
-    def read(shard: int) -> TokenBatch:
-        rows = np.asarray(cut.rows(shard), dtype=np.int64)
-        return evidence.tokens(rows, text_format.retriever_seq_length, text_format.passage_format)
-
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(read, shard) for shard in shards[:1]]
-        for number, shard in enumerate(shards):
-            tokens = pending.pop().result()
-            pending += [pool.submit(read, after) for after in shards[number + 1 : number + 2]]
-            yield shard, tokens
-
-
-def _log_start(writer: EmbeddingWriter, unfinished: list[int], num_passages: int) -> None:
-    left = sum(len(writer.rows(shard)) for shard in unfinished)
-    if left < num_passages:
-        log.info("continuing: %s of %s passages are embedded already", f"{num_passages - left:,}", f"{num_passages:,}")
-
-
-def _progress(total: int, topology: ProcessTopology) -> tqdm:
-    share = f" (rank 0 of {topology.dp_size} copies)" if topology.dp_size > 1 else ""
-    return progress_bar(f"embedding{share}", "passages", total, visible=topology.is_main)
+def _log_start(writer: EmbeddingWriter, num_passages: int) -> None:
+    if num_done := writer.num_rows_written():
+        log.info("continuing: %s of %s passages are embedded already", f"{num_done:,}", f"{num_passages:,}")

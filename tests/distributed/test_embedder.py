@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,38 @@ def test_restart_encodes_only_what_is_missing(tmp_path: Path) -> None:
     assert [rank[:2] for rank in ranks] == [[5, 0], [5, 0]]
     assert all("encoder" in rank[2] and "another encoder" in rank[2] for rank in ranks)
     assert torch.equal(EmbeddingStore(tmp_path).vectors(0, NUM_ROWS)[:, 0], torch.arange(NUM_ROWS) * 2.0)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _embed_until_killed(topology: ProcessTopology, directory: str, batches: int) -> int:
+    """Stop before the batch after so many, then start again; how many passages the second start encodes."""
+    encoder, count = _Encoder().eval(), 0
+
+    def encode(batch: TokenBatch) -> torch.Tensor:
+        nonlocal count
+        if count == batches:
+            raise _KilledError
+        count += 1
+        return encoder.encode_passages(batch)
+
+    settings = {"encoder_fingerprint": "encoder", "text_format": FORMAT, "embedding_dtype": "float32"}
+    cut = {"micro_batch_size": 3, "rows_per_shard": 5}
+    with contextlib.suppress(_KilledError):
+        embed_evidence(_Evidence(), encode, directory, topology, **settings, **cut)
+    return _embed(topology, directory)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 8])
+def test_killed_embedding_repeats_no_finished_batch(tmp_path: Path, batches: int) -> None:
+    sizes = [3, 2, 3, 2, 3, 2, 3, 2, 3]  # shards of five rows, the last of three, in batches of three
+    (num_encoded,) = run_on_ranks(_embed_until_killed, 1, str(tmp_path), batches)
+    assert num_encoded == sum(sizes[batches:])
+    vectors, rows = EmbeddingStore(tmp_path).vectors(0, NUM_ROWS), torch.arange(NUM_ROWS)
+    assert torch.equal(vectors[:, 0], rows * 2.0)
+    assert vectors[:, 2].long().bincount().tolist() == [0, 0, 0, 0, 8, 0, 15]
 
 
 def _embed_in_training_mode(topology: ProcessTopology, directory: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from megatron_retrieval.errors import DataError, MegatronRetrievalError, MismatchError
 from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, FlatIndex, StorageDtype, StoreIdentity
 from megatron_retrieval.index.embedding_writer import default_rows_per_shard
+from megatron_retrieval.index.partial_shard import PartialShard
 
 
 def _identity(dtype: StorageDtype = "float32", num_rows: int = 10) -> StoreIdentity:
@@ -44,12 +45,55 @@ def test_vectors_come_back_in_their_type(tmp_path: Path, dtype: StorageDtype) ->
     assert torch.equal(found.scores, expected.scores)
 
 
+def _begun(directory: Path, batch_sizes: tuple[int, ...] = (3, 3, 1)) -> PartialShard:
+    return EmbeddingWriter(directory, _identity("float16"), 7).begin(0, batch_sizes)
+
+
+def test_shard_in_the_making_keeps_whole_batches(tmp_path: Path) -> None:
+    batches = _vectors().half()[:7].split([3, 3, 1])
+    part, path = _begun(tmp_path), tmp_path / "shard-00000.part"
+    assert part.num_batches == 0
+    for batch in batches[:2]:
+        part.append(batch)
+    with pytest.raises(ValueError, match="2 of 3 batches"):
+        part.vectors()
+    whole = path.read_bytes()
+    assert EmbeddingWriter(tmp_path, _identity("float16"), 7).num_rows_written() == 6
+
+    for torn in (whole + b"\x00" * 5, whole + b"\x00" * 100, whole + whole[:30]):  # killed while appending
+        path.write_bytes(torn)
+        again = _begun(tmp_path)
+        assert again.num_batches == 2
+        assert path.read_bytes() == whole
+    again.append(batches[2])
+    assert torch.equal(again.vectors(), torch.cat(batches))
+    assert torch.equal(_begun(tmp_path).vectors(), torch.cat(batches))
+
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert _begun(tmp_path).num_batches == 1
+    assert _begun(tmp_path, (4, 3)).num_batches == 0  # cut in other batches: made anew
+    assert path.read_bytes() == b""
+
+
+def test_finished_shard_is_no_more_in_the_making(tmp_path: Path) -> None:
+    writer = EmbeddingWriter(tmp_path, _identity(), 10)
+    part = writer.begin(0, [10])
+    part.append(_vectors())
+    writer.write(0, part.vectors())
+    assert writer.num_rows_written() == 10
+    writer.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "shard-00000.bin"]
+
+
 def test_restart_writes_only_what_is_missing(tmp_path: Path) -> None:
     writer = EmbeddingWriter(tmp_path, _identity(), 4)
     writer.write(0, _vectors()[0:4])
     writer.write(1, _vectors()[4:8])
     (tmp_path / "shard-00001.bin").write_bytes(b"cut off")
     (tmp_path / "shard-00002.bin").write_bytes(bytes(2 * 6 * 4))  # appeared, but its checksum did not
+    (tmp_path / "shard-00002.part").write_bytes(b"cut off")
     (tmp_path / ".shard-00002.bin.abc").write_bytes(b"left by a killed process")
     with pytest.raises(DataError, match="no finished embeddings"):
         EmbeddingStore(tmp_path)

@@ -1,0 +1,136 @@
+"""Passages to vectors, shard by shard and batch by batch, with what an earlier attempt left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_retrieval.data.formatting import PassageFormat, TextFormatConfig
+from megatron_retrieval.index import StorageDtype
+from megatron_retrieval.index.embedding_writer import stored_vectors
+from megatron_retrieval.index.partial_shard import PartialShard
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches
+from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.utils.progress import progress_bar
+
+#: between two looks at what all processes have done
+_LOOK_SECONDS = 2.0
+
+
+class TokenizedPassages(Protocol):
+    """Passages by row, as an `EvidenceStore` or an `EvidenceSample` has them."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch: ...
+
+
+class ShardWriter(Protocol):
+    """Takes shards, batch by batch and then whole: `EmbeddingWriter` onto disk, `MemoryWriter` into memory."""
+
+    def rows(self, shard: int) -> range: ...
+
+    def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard: ...
+
+    def write(self, shard: int, vectors: Tensor) -> None: ...
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """A bar of the passages encoded.
+
+    Args:
+        total: of all passages.
+        num_done: counts, from time to time, what is done by all processes; None: this one counts what it does itself.
+    """
+
+    def __init__(self, label: str, total: int, *, is_visible: bool, num_done: Callable[[], int] | None = None) -> None:
+        self._num_done, self._looked_at = (num_done if is_visible else None), 0.0
+        self._before = self._num_done() if self._num_done else 0
+        self._bar = progress_bar(label, "passages", total - self._before, visible=is_visible)
+
+    def advance(self, num_rows: int) -> None:
+        """Say that this process has encoded so many more."""
+        if self._num_done is None:
+            self._bar.update(num_rows)
+        elif time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._bar.update(self._num_done() - self._before - self._bar.n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._num_done is not None:
+            self._bar.update(self._num_done() - self._before - self._bar.n)
+        self._bar.close()
+
+
+@dataclass(frozen=True)
+class ShardEncoder:
+    """Encodes shards of the evidence; tensor-parallel ranks do so together.
+
+    Args:
+        encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
+        writes_all: every tensor-parallel rank writes; otherwise the first one of each copy alone.
+    """
+
+    evidence: TokenizedPassages
+    encode: Encode
+    writer: ShardWriter
+    topology: ProcessTopology
+    text_format: TextFormatConfig
+    micro_batch_size: int
+    embedding_dtype: StorageDtype
+    writes_all: bool = False
+
+    def run(self, shards: list[int], progress: Progress) -> Iterator[int]:
+        """Encode and write these shards; yields the number of each when it is written."""
+        for shard, tokens in self._shard_tokens(shards):
+            batches = length_sorted_batches(tokens.lengths, self.micro_batch_size)
+            vectors = self._encode(shard, tokens, batches, progress)
+            if vectors is not None:
+                restored = torch.empty_like(vectors)
+                restored[torch.cat(batches)] = vectors
+                self.writer.write(shard, restored)
+            yield shard
+
+    def _encode(self, shard: int, tokens: TokenBatch, batches: list[Tensor], progress: Progress) -> Tensor | None:
+        """The vectors [n, D] of all batches; None on a rank that does not write."""
+        writes = self.writes_all or self.topology.tp_rank == 0
+        part = self.writer.begin(shard, [len(batch) for batch in batches]) if writes else None
+        # what the first of the tensor-parallel ranks finds done, all of them leave out
+        num_done = gather_objects(part.num_batches if part else 0, self.topology.groups.tp)[0]
+        progress.advance(sum(len(batch) for batch in batches[:num_done]))
+        first_row = self.writer.rows(shard).start
+        for batch in batches[num_done:]:
+            vectors = encode_batches(tokens, [batch], self.encode, self.topology.device)
+            if part is not None:
+                rows = [first_row + place for place in batch.tolist()]
+                part.append(stored_vectors(vectors, rows, self.embedding_dtype))
+            progress.advance(len(batch))
+        return part.vectors() if part is not None else None
+
+    def _shard_tokens(self, shards: list[int]) -> Iterator[tuple[int, TokenBatch]]:
+        """Each shard with its tokens, read in the background while the one before is encoded."""
+
+        def read(shard: int) -> TokenBatch:
+            rows = np.asarray(self.writer.rows(shard), dtype=np.int64)
+            return self.evidence.tokens(rows, self.text_format.retriever_seq_length, self.text_format.passage_format)
+
+        with ThreadPoolExecutor(1) as pool:
+            pending = [pool.submit(read, shard) for shard in shards[:1]]
+            for number, shard in enumerate(shards):
+                tokens = pending.pop().result()
+                pending += [pool.submit(read, after) for after in shards[number + 1 : number + 2]]
+                yield shard, tokens
