@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from megatron_retrieval.data.conversion import convert_dataset
+from megatron_retrieval.data.converted import DatasetConverterConfig
 from megatron_retrieval.data.questions import read_biencoder, read_questions
 from megatron_retrieval.data.sources import read_passages
-from megatron_retrieval.data.squad import DatasetConverterConfig, convert_squad
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.utils.answer_text import normalized
 
@@ -49,7 +50,7 @@ def _convert(folder: Path, *documents: tuple[str, dict[str, Any]], **settings: A
     for name, document in documents:
         (folder / name).write_bytes(gzip.compress(json.dumps(document).encode()))
     inputs = tuple(str(folder / name) for name, _ in documents)
-    convert_squad(DatasetConverterConfig(format="squad", input=inputs, output=str(folder / "out"), **settings))
+    convert_dataset(DatasetConverterConfig(format="squad", input=inputs, output=str(folder / "out"), **settings))
     return folder / "out"
 
 
@@ -119,6 +120,7 @@ def test_squad_itself(tmp_path: Path) -> None:
     inputs = tuple(str(DATA / "squad" / f"{split}-v1.1.json.gz") for split in ("train", "dev"))
     if not all(Path(path).exists() for path in inputs):
         pytest.skip(f"no SQuAD in {DATA}")
-    convert_squad(DatasetConverterConfig(format="squad", input=inputs, output=str(tmp_path / "out"), question_stride=5))
+    out = str(tmp_path / "out")
+    convert_dataset(DatasetConverterConfig(format="squad", input=inputs, output=out, question_stride=5))
     assert sum(1 for _ in read_passages(tmp_path / "out" / "psgs_w100.tsv")) == 34_627
     assert len(read_questions(tmp_path / "out" / "dev-v1.1.qa.csv")) == 2_114
