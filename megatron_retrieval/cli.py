@@ -5,22 +5,28 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import tyro
 
+from megatron_retrieval.config import run_program
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
+from megatron_retrieval.recipes.plan import PLAN, make_plan
+from megatron_retrieval.recipes.plan_config import PlanConfig
 from megatron_retrieval.recipes.search import SearchConfig, open_search
 from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
+from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.utils.files import write_json
 
 PROGRAM = "megatron-retrieval"
 USAGE = f"""usage: {PROGRAM} COMMAND [flags]
 
 commands:
   search "QUESTION"   print the passages nearest to a question
+  plan                say what a run takes on disk, in memory and in hours, and what does not fit
 
 {PROGRAM} COMMAND --help lists the flags of a command.
 """
@@ -63,10 +69,24 @@ def search(config: SearchCommandConfig, topology: ProcessTopology) -> None:
         sys.stdout.write(f"{rank}. {title}  (score {score:.4f}, id {passage.id})\n   {text}\n\n")
 
 
+def plan(config: PlanConfig) -> None:
+    """Print what a run takes, and what does not fit."""
+    made = make_plan(config)
+    if config.output_dir is not None:
+        write_json(config.output_dir / PLAN, made.to_json())
+    faults = "\n".join(f"Does not fit. {problem}" for problem in made.problems) or "Everything fits."
+    table = text_table(["", "takes", "where"], made.rows())
+    basis = "\n".join(made.basis())
+    sys.stdout.write(f"{config.passages:,} passages\n\n{table}\n\n{faults}\n\n{basis}\n")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command that the first word names."""
     words = list(sys.argv[1:] if args is None else args)
-    commands = {"search": (SearchCommandConfig, search)}
+    commands: dict[str, Callable[[list[str], str], None]] = {
+        "search": lambda given, prog: run_distributed(SearchCommandConfig, search, given, prog=prog),
+        "plan": lambda given, prog: run_program(PlanConfig, plan, given, prog=prog),
+    }
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
         return
@@ -74,8 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
         nearest = difflib.get_close_matches(words[0], commands, n=1)
         hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
         sys.exit(f"error: {words[0]!r} is no command.{hint}\n\n{USAGE}")
-    config_class, command = commands[words[0]]
-    run_distributed(config_class, command, words[1:], prog=f"{PROGRAM} {words[0]}")
+    commands[words[0]](words[1:], f"{PROGRAM} {words[0]}")
 
 
 if __name__ == "__main__":

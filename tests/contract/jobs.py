@@ -15,6 +15,7 @@ from types import ModuleType
 
 from megatron_retrieval import cli
 from megatron_retrieval.config import field_flags
+from megatron_retrieval.recipes.plan_config import PlanConfig
 
 ROOT = Path(__file__).parents[2]
 SURFACE = Path(__file__).parent / "surface"
@@ -54,6 +55,7 @@ def all_jobs() -> tuple[Job, ...]:
         for name, (module, config) in tasks.items()
     ]
     jobs.append(Job("search", ("megatron-retrieval", "search"), cli.SearchCommandConfig))
+    jobs.append(Job("plan", ("megatron-retrieval", "plan"), PlanConfig))
     for path in program_files():
         config = config_name(path)
         if config is not None:

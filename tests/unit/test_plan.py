@@ -1,0 +1,212 @@
+"""What a plan says is what can be computed by hand, what models have, and what files are long."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_retrieval.config import parse_config
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.t5 import T5
+from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes import plan_costs as costs
+from megatron_retrieval.recipes.plan import duration, make_plan, size
+from megatron_retrieval.recipes.plan_config import PlanConfig
+from megatron_retrieval.recipes.plan_rates import _line
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+
+WIKIPEDIA = 21_015_324
+#: nothing of the machine that the test runs on is in these
+HARDWARE = ("--host-memory-gb", "512", "--disk-gb", "1000", "--workers", "16")
+
+
+def _plan(*words: object, passages: int = WIKIPEDIA) -> Any:
+    return make_plan(parse_config(PlanConfig, ["--passages", str(passages), *HARDWARE, *map(str, words)]))
+
+
+def test_wikipedia_by_hand() -> None:
+    found = _plan("--gpus", 16, "--nodes", 2).estimate
+    assert found.version_bytes == 21_015_324 * 768 * 2 == 32_279_537_664
+    assert size(found.version_bytes) == "32.3 GB"
+    assert found.rank_index_bytes == 1_313_458 * 768 * 2  # 1,313,457.75 rows on each
+    # 660 bytes of text, 140 tokens of 2 bytes, 5 offsets and 2 entries of the table of ids of 8 bytes
+    assert found.evidence_bytes == 21_015_324 * (660 + 280 + 40 + 16)
+    assert found.disk_bytes(3) == found.evidence_bytes + 3 * found.version_bytes
+    single = _plan("--embedding-dtype", "float32").estimate
+    assert single.version_bytes == single.rank_index_bytes == 2 * found.version_bytes
+
+
+def test_hours_follow_from_rates() -> None:
+    rates = ("--encode-passages-per-second", 1000, "--build-passages-per-second", 2000)
+    plan = _plan(*rates, "--search-rows-per-second", 10**8, "--gpus", 8, "--disk-megabytes-per-second", 500)
+    assert plan.estimate.embed_seconds == pytest.approx(21_015_324 / 8000)
+    assert plan.estimate.build_seconds == pytest.approx(21_015_324 / (2000 * 16))
+    assert plan.estimate.search_seconds == pytest.approx(2_626_916 / 1e8)
+    assert plan.estimate.streamed_seconds == pytest.approx(32_279_537_664 / 5e8)
+    assert [duration(seconds) for seconds in (5400, 90, 2.5, 0.0263)] == [
+        "1.5 hours",
+        "1.5 minutes",
+        "2.5 s",
+        "26.3 ms",
+    ]
+    assert {rate.origin for name, rate in vars(plan.rates).items() if "seconds" not in name} == {"given"}
+
+
+def test_assumed_rates_follow_from_operations() -> None:
+    rates = ("--peak-teraflops", 100, "--utilisation", 0.5, "--fp32-teraflops", 10, "--memory-gb-per-second", 1000)
+    plan = _plan(*rates, "--mean-tokens", 97, "--num-queries", 2)
+    # a layer has 12 x 768^2 weights; attention's two products take 4 x 100 x 768 for each of 100 tokens
+    operations = 12 * 100 * (2 * 12 * 768**2 + 4 * 100 * 768)
+    assert plan.rates.encode.value == pytest.approx(5e13 / operations)
+    assert plan.rates.search.value == pytest.approx(1e12 / (768 * 10))  # limited by memory: 2 bytes, then 4 twice
+    many = _plan(*rates, "--num-queries", 4000)
+    assert many.rates.search.value == pytest.approx(1e13 / (2 * 4000 * 768))
+
+
+def _count_parameters(
+    topology: ProcessTopology, encoders: list[DualEncoderConfig], readers: list[T5Config]
+) -> list[int]:
+    models = [DualEncoder(encoder, topology) for encoder in encoders] + [T5(reader, topology) for reader in readers]
+    return [sum(parameter.numel() for parameter in model.parameters()) for model in models]
+
+
+def test_parameters_are_those_of_the_models() -> None:
+    gated = T5Config(
+        num_layers=2,
+        decoder_num_layers=3,
+        hidden_size=32,
+        num_attention_heads=4,
+        kv_channels=6,
+        ffn_hidden_size=48,
+        gated_linear_unit=True,
+        untie_embeddings_and_output_weights=True,
+        vocab_size=70,
+    )
+    plain = T5Config(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=64, vocab_size=70)
+    projected = replace(tiny_dual_encoder_config(), biencoder_projection_dim=8)
+    encoders, readers = [projected, tiny_dual_encoder_config(shared=True)], [gated, plain]
+    (counted,) = run_on_ranks(_count_parameters, 1, encoders, readers)
+    computed = [costs.dual_encoder_parameters(encoder) for encoder in encoders]
+    assert counted == computed + [costs.t5_parameters(reader) for reader in readers]
+    assert costs.bert_parameters(BertConfig()) == 108_891_648 + 70 * 768  # 30,522 words become 30,592
+    assert costs.t5_parameters(T5Config()) == 222_903_552
+
+
+def test_training_memory_by_hand() -> None:
+    assert costs.training_state_bytes(1000, half_precision=True) == 18_000
+    assert costs.training_state_bytes(1000, half_precision=False) == 16_000
+    stack = {"num_layers": 3, "width": 8, "tokens_at_once": 5}
+    kept = costs.stack_activation_bytes(10, half_precision=True, recompute=False, **stack)
+    assert kept == 3 * 10 * 8 * 34
+    assert costs.stack_activation_bytes(10, half_precision=False, recompute=False, **stack) == 3 * 10 * 8 * 66
+    # 16-bit inputs of three layers, and one layer of five tokens
+    assert costs.stack_activation_bytes(10, half_precision=True, recompute=True, **stack) == 10 * 3 * 8 * 2 + 5 * 8 * 34
+
+
+def test_an_evidence_folder_is_as_long_as_foretold(tmp_path: Path) -> None:
+    store = EvidenceStore(write_tiny_evidence(tmp_path))
+    passages = store.passages(range(len(store)))
+    text_bytes = sum(len(f"{passage.id}{passage.title}{passage.text}".encode()) for passage in passages) / len(store)
+    tokens = sum(len(column.values) for column in store.token_columns(range(len(store)))) / len(store)
+    files = [path for path in store.folder.iterdir() if path.name not in ("manifest.json", "vocab.txt")]
+    foretold = costs.evidence_bytes(len(store), text_bytes, tokens, 99)
+    assert sum(path.stat().st_size for path in files) == foretold + 5 * 8  # each column of offsets begins with a zero
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            ("--disk-gb", 100, "--bf16", "--gpus", 4),
+            r"Disk: 117\.8 GB are needed, 100\.0 GB are free; without refreshing .* 53\.2 GB",
+        ),
+        (
+            ("--disk-gb", 150, "--embedding-dtype", "float32", "--bf16", "--gpus", 4),
+            r"Disk: 214\.6 GB .*--embedding-dtype float16 needs 117\.8 GB, which fits",
+        ),
+        (("--gpu-memory-gb", 40, "--bf16"), r"GPU memory: .* of 40\.0 GB; --gpus 4 spread the vectors thinly enough;"),
+        (
+            ("--gpu-memory-gb", 24, "--gpus", 64),
+            r"GPU memory: .*--bf16 needs 22\.\d GB, which fits",
+        ),
+        (
+            ("--gpu-memory-gb", 20, "--gpus", 64, "--bf16"),
+            r"GPU memory: 22\.\d GB .*--recompute-granularity full needs 1\d\.\d GB, which fits",
+        ),
+        (
+            ("--gpu-memory-gb", 16, "--reader", "none"),
+            r'GPU memory: 32\.5 GB .*--gpus 3 .*--index-factory "IVF65536,SQ8" needs 16\.5 GB on the host',
+        ),
+        (
+            ("--gpus", 0, "--host-memory-gb", 16, "--reader", "none"),
+            r'Host memory: .* a search takes about 32 s; --nodes 3 hold them; --index-factory "OPQ96,IVF65536,PQ96"',
+        ),
+    ],
+)
+def test_what_does_not_fit_and_what_would(words: tuple[object, ...], problem: str) -> None:
+    found = _plan(*words).problems
+    assert len(found) == 1
+    assert re.search(problem, found[0]), found[0]
+
+
+def test_what_is_advised_fits() -> None:
+    assert not _plan("--gpu-memory-gb", 40, "--bf16", "--gpus", 4).problems
+    assert _plan("--gpu-memory-gb", 40, "--bf16", "--gpus", 3).problems
+    assert not _plan("--gpus", 0, "--nodes", 3, "--host-memory-gb", 16, "--reader", "none").problems
+
+
+def test_an_approximate_index_is_counted() -> None:
+    found = _plan("--index-factory", "OPQ48_192,IVF4096,PQ48", "--reader", "none").estimate
+    # 48 bytes of code and 8 of row; a rotation, 4096 centroids of 192 dimensions and 256 codes in float32
+    assert found.index_bytes == 21_015_324 * 56 + 4 * (768 * 192 + 4096 * 192 + 192 * 256)
+    with pytest.raises(ConfigError, match="--index-factory IVF: faiss makes no such index"):
+        _plan("--index-factory", "IVF")
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--gpus 3 and --nodes 2: every node needs equally many"):
+        _plan("--gpus", 3, "--nodes", 2)
+    with pytest.raises(ConfigError, match="--measure needs passages: give --input"):
+        _plan("--measure")
+    with pytest.raises(ConfigError, match="--measure needs a vocabulary: give --vocab-file, or --load"):
+        _plan("--measure", "--input", "psgs.tsv")
+    with pytest.raises(ConfigError, match="--passages 0: must be at least 1"):
+        _plan(passages=0)
+
+
+def test_a_line_through_two_measurements() -> None:
+    assert _line(100, 3.0, 300, 5.0) == (100.0, 2.0)
+    assert _line(100, 1.0, 300, 1.0) == (300.0, 0.0)  # noise
+    assert _line(100, 1.0, 300, 6.0) == (50.0, 0.0)  # nothing takes less than no time
+
+
+def test_rates_are_measured_as_a_user_asks_for_them(tmp_path: Path) -> None:
+    write_tiny_evidence(tmp_path, num_distractors=2500)
+    shape = (
+        "--num-layers 1 --hidden-size 32 --num-attention-heads 2 --max-position-embeddings 32 --retriever-seq-length 32"
+    )
+    words = [
+        *("--passages", 100_000, "--measure", "--input", tmp_path / "passages.jsonl"),
+        *("--vocab-file", tmp_path / "vocab.txt", "--gpus", 0, "--output-dir", tmp_path / "plan", "--reader", "none"),
+    ]
+    command = [sys.executable, "-m", "megatron_retrieval", "plan", *map(str, words), *shape.split()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "encoding: " in result.stdout
+    assert result.stdout.count("(measured here)") == 4
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert plan["settings"]["mean-tokens"] == pytest.approx(6, abs=0.5)
+    assert plan["estimate"]["version_bytes"] == 100_000 * 32 * 2
+    assert all(rate["value"] > 0 for name, rate in plan["rates"].items() if "seconds" not in name)
