@@ -14,11 +14,12 @@ from torch import Tensor
 from megatron_retrieval.evaluation.answers import AnswerMatcher
 from megatron_retrieval.evaluation.recall import UNKNOWN, RetrievalRanks, first_hit_ranks
 from megatron_retrieval.evaluation.results import PassagesByRow, Retrieved
+from megatron_retrieval.index.candidates import empty_result
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.retrieval import Retriever
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
-from megatron_retrieval.types import Question, TokenBatch
+from megatron_retrieval.types import Question, SearchResult, TokenBatch
 
 #: micro-batches of questions that search the index together; fewer searches, each over all of it
 _BATCHES_PER_SEARCH = 8
@@ -31,8 +32,21 @@ class SearchedEvidence(PassagesByRow, Protocol):
 
 
 @dataclass(frozen=True)
+class Found:
+    """What one rank retrieved for its share of the questions.
+
+    Attributes:
+        positions: [n] int64, of the questions among all.
+        result: [n, depth], on the CPU.
+    """
+
+    positions: Tensor
+    result: SearchResult
+
+
+@dataclass(frozen=True)
 class _Share:
-    """What one rank found for some of the questions."""
+    """What one rank found for some of the questions, judged."""
 
     positions: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -53,27 +67,59 @@ def evaluate_retriever(
     depth: int,
     micro_batch_size: int = 128,
 ) -> Retrieved:
-    """Retrieve `depth` passages for every question and look for answers and gold passages in them.
+    """Retrieve `depth` passages for every question and look for answers and gold passages in them: `retrieve_share`,
+    then `judge_shares`. A collective over all ranks; every rank gets the whole result."""
+    found = retrieve_share(tokens, encode, retriever, topology, depth=depth, micro_batch_size=micro_batch_size)
+    return judge_shares(questions, found, evidence, matcher, topology)
 
-    A collective over all ranks; every rank gets the whole result. Batches are cut over all questions before they are
-    shared, so a question's vector does not depend on how many copies of the model there are.
+
+def retrieve_share(
+    tokens: TokenBatch,
+    encode: Encode,
+    retriever: Retriever,
+    topology: ProcessTopology,
+    *,
+    depth: int,
+    micro_batch_size: int = 128,
+) -> Found:
+    """Retrieve `depth` passages for this rank's share of the questions; a collective over all ranks.
+
+    Batches are cut over all questions before they are shared, so a question's vector does not depend on how many
+    copies of the model there are.
 
     Args:
-        tokens: the questions, laid out for `encode`.
+        tokens: all questions, laid out for `encode`.
         retriever: over an index that all ranks search together, or that every rank holds.
     """
     require_evaluation_mode(encode)
     batches = length_sorted_batches(tokens.lengths, micro_batch_size)
     shares = [batches[rank :: topology.dp_size] for rank in range(topology.dp_size)]
     rounds = -(-max(map(len, shares)) // _BATCHES_PER_SEARCH) if batches else 0
-    found = []
+    nothing = empty_result(0, depth, torch.device("cpu"))
+    found = [(torch.empty(0, dtype=torch.int64), nothing.rows, nothing.scores)]
     for number in range(rounds):
         window = slice(number * _BATCHES_PER_SEARCH, (number + 1) * _BATCHES_PER_SEARCH)
         mine = shares[topology.dp_rank][window]
         found.append(_retrieve(mine, tokens, encode, retriever, topology, depth))
-    share = _judge(questions, evidence, matcher, found, depth)
+    positions, rows, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Found(positions, SearchResult(scores=scores, rows=rows))
+
+
+def judge_shares(
+    questions: Sequence[Question],
+    found: Found,
+    evidence: SearchedEvidence,
+    matcher: AnswerMatcher,
+    topology: ProcessTopology,
+) -> Retrieved:
+    """Look for answers and gold passages in what all ranks found; a collective, every rank gets the whole result.
+
+    Args:
+        found: this rank's; every question is in that of one rank.
+    """
+    share = _judge(questions, evidence, matcher, found)
     matcher.num_bad_patterns = sum(gather_objects(matcher.num_bad_patterns, topology.world_group))
-    return _join(gather_objects(vars(share), topology.world_group), len(questions), depth)
+    return _join(gather_objects(vars(share), topology.world_group), len(questions))
 
 
 def _retrieve(
@@ -97,16 +143,9 @@ def _retrieve(
     return positions, result.rows.cpu(), result.scores.cpu()
 
 
-def _judge(
-    questions: Sequence[Question],
-    evidence: SearchedEvidence,
-    matcher: AnswerMatcher,
-    found: list[tuple[Tensor, Tensor, Tensor]],
-    depth: int,
-) -> _Share:
+def _judge(questions: Sequence[Question], evidence: SearchedEvidence, matcher: AnswerMatcher, found: Found) -> _Share:
     """Look for answers and gold in what this rank retrieved."""
-    empty = (torch.empty(0, dtype=torch.int64), torch.empty(0, depth, dtype=torch.int64), torch.empty(0, depth))
-    positions, rows, scores = (torch.cat(parts).numpy() for parts in zip(empty, *found, strict=True))
+    positions, rows, scores = (part.numpy() for part in (found.positions, found.result.rows, found.result.scores))
     has_answer = np.zeros(rows.shape, np.bool_)
     gold = np.full(len(rows), UNKNOWN, np.int64)
     for number, position in enumerate(positions.tolist()):
@@ -125,7 +164,7 @@ def _gold_rank(question: Question, rows: NDArray[np.int64], evidence: SearchedEv
     return int(first_hit_ranks(np.isin(rows, gold)[None])[0]) if len(gold) else UNKNOWN
 
 
-def _join(shares: list[dict[str, NDArray]], num_questions: int, depth: int) -> Retrieved:
+def _join(shares: list[dict[str, NDArray]], num_questions: int) -> Retrieved:
     """All ranks' shares in the order of the questions."""
     joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
     order = np.argsort(joined["positions"])

@@ -1,56 +1,92 @@
-"""Evidence, its embeddings and the encoder that made them, opened together and refused unless they belong together."""
+"""Evidence and what finds passages in it (an encoder with its embeddings, a BM25 index, or both), opened together and
+refused unless they belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_retrieval.checkpoint.dual_encoder import LoadedDualEncoder, load_dual_encoder
 from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation import AnswerMatcher
-from megatron_retrieval.evaluation.results import Retrieved
-from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
+from megatron_retrieval.evaluation.results import Retrieved, recorded
+from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
 from megatron_retrieval.index import EmbeddingStore, ShardedIndex
+from megatron_retrieval.index.lexical import LexicalIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import EncodeConfig, Retriever, encode_questions
+from megatron_retrieval.retrieval.fusion import FusionConfig, fuse, fused_depth
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import Passage, Question
+from megatron_retrieval.types import Passage, Question, SearchResult
 
 
 @dataclass(kw_only=True, frozen=True)
 class SearchConfig:
-    """What is searched, and by which encoder."""
+    """What is searched, and how: by an encoder, by words (BM25), or by both."""
 
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
-    embeddings: Path
-    """Folder of the evidence's embeddings (tools/embed_evidence.py)."""
-    load: Path
+    embeddings: Path | None = None
+    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --load."""
+    load: Path | None = None
     """Checkpoint of the dual encoder that made the embeddings."""
+    bm25_index: Path | None = None
+    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --embeddings and --load: both are searched."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """How two lists of passages become one."""
     verify_embeddings: bool = False
     """Read all embeddings once and compare their checksums before they are searched."""
 
+    def __post_init__(self) -> None:
+        if (self.embeddings is None) != (self.load is None):
+            raise ConfigError("--embeddings and --load belong together: give both, or --bm25-index alone.")
+        if self.load is None and self.bm25_index is None:
+            raise ConfigError("Nothing to search with: give --embeddings and --load, --bm25-index, or all three.")
+
 
 @dataclass(frozen=True)
-class SearchSession:
-    """Everything that answers "which passages are nearest to this question?"."""
+class DenseSearch:
+    """An encoder of questions and the vectors that it is compared with."""
 
     encoder: LoadedDualEncoder
-    evidence: EvidenceStore
     embeddings: EmbeddingStore
     tokenizer: WordPieceTokenizer
     retriever: Retriever
     device: torch.device
 
+    def search(self, questions: Sequence[str], k: int) -> SearchResult:
+        """The k best rows for each question, on the CPU; a collective where several ranks hold the index."""
+        encode, text_format = self.encoder.model.encode_queries, self.encoder.description.text_format
+        vectors = encode_questions(questions, self.tokenizer, text_format, encode, device=self.device)
+        result = self.retriever.retrieve(vectors.to(self.device), k)
+        return SearchResult(scores=result.scores.cpu(), rows=result.rows.cpu())
+
+    def share(self, questions: Sequence[str], topology: ProcessTopology, *, depth: int, micro_batch_size: int) -> Found:
+        """See `retrieve_share`."""
+        tokens = tokenize_questions(questions, self.tokenizer, self.encoder.description.text_format)
+        encode = self.encoder.model.encode_queries
+        return retrieve_share(tokens, encode, self.retriever, topology, depth=depth, micro_batch_size=micro_batch_size)
+
+
+@dataclass(frozen=True)
+class SearchSession:
+    """Everything that answers "which passages are nearest to this question?"; at least one of dense and lexical."""
+
+    evidence: EvidenceStore
+    dense: DenseSearch | None
+    lexical: LexicalIndex | None
+    fusion: FusionConfig
+
     def search(self, questions: Sequence[str], k: int) -> list[list[tuple[Passage, float]]]:
         """For each question the k best (passage, score); a collective where several ranks hold the index."""
-        result = self.retriever.retrieve(self._encode(questions).to(self.device), k)
+        dense = self.dense.search(questions, self._depth(k)) if self.dense else None
+        result = self._beside_words(questions, dense, k)
         return [
             [(self.evidence.passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
             for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True)
@@ -65,50 +101,71 @@ class SearchSession:
         depth: int,
         micro_batch_size: int,
     ) -> Retrieved:
-        """The `depth` best passages for each question, and which of them hold an answer; see `evaluate_retriever`."""
-        text_format = self.encoder.description.text_format
-        return evaluate_retriever(
-            questions,
-            tokenize_questions([question.text for question in questions], self.tokenizer, text_format),
-            self.encoder.model.encode_queries,
-            self.retriever,
-            self.evidence,
-            matcher,
-            topology,
-            depth=depth,
-            micro_batch_size=micro_batch_size,
-        )
+        """The `depth` best passages for each question, and which of them hold an answer; see `judge_shares`."""
+        texts, dense = [question.text for question in questions], None
+        # without an encoder the ranks are all alike
+        positions = torch.arange(topology.rank, len(texts), topology.world_size)
+        if self.dense:
+            found = self.dense.share(texts, topology, depth=self._depth(depth), micro_batch_size=micro_batch_size)
+            positions, dense = found.positions, found.result
+        result = self._beside_words([texts[position] for position in positions.tolist()], dense, depth)
+        return judge_shares(questions, Found(positions, result), self.evidence, matcher, topology)
 
     def protocol(self) -> dict[str, Any]:
         """What the passages that are found depend on, for the record."""
-        return {
-            "evidence_fingerprint": self.evidence.fingerprint,
-            "encoder_fingerprint": self.encoder.description.fingerprint,
-            "embedding_dtype": self.embeddings.manifest.identity.dtype,
-        }
+        parts: dict[str, Any] = {"evidence_fingerprint": self.evidence.fingerprint}
+        if self.dense:
+            parts["encoder_fingerprint"] = self.dense.encoder.description.fingerprint
+            parts["embedding_dtype"] = self.dense.embeddings.manifest.identity.dtype
+        if self.lexical:
+            parts |= recorded(self.lexical.config)
+        if self.dense and self.lexical:
+            parts |= recorded(self.fusion)
+        return parts
 
-    def _encode(self, questions: Sequence[str]) -> Tensor:
-        text_format = self.encoder.description.text_format
-        return encode_questions(
-            questions, self.tokenizer, text_format, self.encoder.model.encode_queries, device=self.device
-        )
+    def _depth(self, k: int) -> int:
+        """Passages that either search has to find for a list of k."""
+        return fused_depth(self.fusion, k) if self.dense and self.lexical else k
+
+    def _beside_words(self, questions: Sequence[str], dense: SearchResult | None, k: int) -> SearchResult:
+        """The list of `dense`, that of the questions' words, or the two in one."""
+        if self.lexical is None:
+            assert dense is not None
+            return dense
+        lexical = self.lexical.search(questions, self._depth(k))
+        return lexical if dense is None else fuse(dense, lexical, self.fusion, k)
 
 
 def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTopology) -> SearchSession:
-    """Open all three and check that they belong together; the index is spread over all ranks.
+    """Open all parts and check that they belong together; embeddings are spread over all ranks.
 
     Raises:
         MismatchError: naming the two that do not.
     """
     evidence = EvidenceStore(config.evidence)
-    embeddings = EmbeddingStore(config.embeddings)
-    embeddings.require(evidence_fingerprint=evidence.fingerprint)
-    encoder = load_encoder_for(evidence, config.load, topology, encode.dtype)
-    embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
-    if config.verify_embeddings and topology.is_main:
-        embeddings.verify()
-    retriever = Retriever(ShardedIndex(embeddings, topology))
-    return SearchSession(encoder, evidence, embeddings, evidence.tokenizer, retriever, topology.device)
+    lexical = None if config.bm25_index is None else open_lexical(config.bm25_index, evidence)
+    dense = None
+    if config.embeddings is not None and config.load is not None:
+        embeddings = EmbeddingStore(config.embeddings)
+        embeddings.require(evidence_fingerprint=evidence.fingerprint)
+        encoder = load_encoder_for(evidence, config.load, topology, encode.dtype)
+        embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
+        if config.verify_embeddings and topology.is_main:
+            embeddings.verify()
+        retriever = Retriever(ShardedIndex(embeddings, topology))
+        dense = DenseSearch(encoder, embeddings, evidence.tokenizer, retriever, topology.device)
+    return SearchSession(evidence, dense, lexical, config.fusion)
+
+
+def open_lexical(folder: Path, evidence: EvidenceStore) -> LexicalIndex:
+    """The BM25 index in `folder`.
+
+    Raises:
+        MismatchError: it is of another evidence.
+    """
+    index = LexicalIndex(folder)
+    index.require(evidence.fingerprint)
+    return index
 
 
 def load_encoder_for(
