@@ -1,16 +1,22 @@
-"""Give the questions of a biencoder file hard negatives out of a retriever's results."""
+"""Give questions hard negatives, and positives if need be, out of what BM25 or another retriever finds for them."""
 
 from __future__ import annotations
 
 from megatron_retrieval.config import run_program
-from megatron_retrieval.data.biencoder import MineNegativesConfig, mine_negatives
+from megatron_retrieval.recipes.mining import MineNegativesConfig, mine_negatives
 from megatron_retrieval.utils.logging import get_logger
 
 
 def main(config: MineNegativesConfig) -> None:
-    num_questions, num_without = mine_negatives(config)
+    census = mine_negatives(config)
     get_logger().info(
-        "%s questions in %s, %s of them without hard negative", f"{num_questions:,}", config.output, f"{num_without:,}"
+        "%s questions in %s with %s mined hard negatives; %s of them without any hard negative; "
+        "%s left out for want of a positive",
+        f"{census.written:,}",
+        config.output,
+        f"{census.mined_negatives:,}",
+        f"{census.without_hard_negative:,}",
+        f"{census.without_positive:,}",
     )
 
 

@@ -1,0 +1,187 @@
+"""Training data out of what a retriever finds: hard negatives (DPR, arXiv 2004.04906; ANCE, 2007.00808), and positives
+where none are known (distant supervision, DPR section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.data.biencoder import biencoder_context, write_json_list
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.json_records import Record, read_json_list
+from megatron_retrieval.data.questions import read_passage, read_questions
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.recipes.mining_rules import Hit, MiningRulesConfig, hard_negatives
+from megatron_retrieval.recipes.search import open_lexical
+from megatron_retrieval.types import Passage
+from megatron_retrieval.utils.progress import progress_bar
+
+#: finds the passages for the text of a question, best first
+Find = Callable[[str], Sequence[Hit]]
+
+
+@dataclass(kw_only=True, frozen=True)
+class MineNegativesConfig:
+    """Give questions hard negatives: passages that a retriever ranks high and that hold no answer."""
+
+    train_data: Path
+    """DPR biencoder JSON to give hard negatives to; with --distant-supervision any file of questions with answers."""
+    results: Path | None = None
+    """results.json of retriever-evaluate over the same questions; or give --bm25-index."""
+    bm25_index: Path | None = None
+    """BM25 index (tools/build_bm25.py) that finds the passages instead of --results."""
+    evidence: Path | None = None
+    """Folder of the evidence that --bm25-index is of."""
+    output: Path
+    """The biencoder JSON to write."""
+    rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
+    """Which of the passages found become hard negatives."""
+    distant_supervision: int | None = None
+    """The best-ranked passage with an answer among so many first becomes the positive, in place of any in the file;
+    questions without one are left out."""
+    matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
+    """When a passage holds an answer."""
+
+    def __post_init__(self) -> None:
+        if (self.results is None) == (self.bm25_index is None):
+            raise ConfigError("Give one of --results and --bm25-index: what found the passages.")
+        if (self.bm25_index is None) != (self.evidence is None):
+            raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
+        if self.distant_supervision is not None and self.distant_supervision < 1:
+            raise ConfigError(f"--distant-supervision {self.distant_supervision}: it must be at least 1.")
+
+
+@dataclass
+class MiningCensus:
+    """What became of the questions."""
+
+    written: int = 0
+    mined_negatives: int = 0
+    without_hard_negative: int = 0
+    #: left out, for no passage among the first holds an answer
+    without_positive: int = 0
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A question to mine for.
+
+    Attributes:
+        values: the record as it will be written, but for what is mined.
+        kept: its hard negatives so far.
+    """
+
+    values: dict[str, Any]
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[Passage, ...]
+    kept: tuple[Passage, ...]
+
+
+def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
+    """Write `config.output`.
+
+    Raises:
+        ConfigError: the results are of other questions.
+        MismatchError: the BM25 index is of another evidence.
+        DataError: a file is malformed, or no question is left.
+    """
+    census, find, matcher = MiningCensus(), _finder(config), AnswerMatcher(config.matching)
+
+    def records() -> Iterator[dict[str, Any]]:
+        with progress_bar("Mining", "questions") as bar:
+            for example in _examples(config):
+                record = _mined(example, find(example.question), matcher, config, census)
+                if record is not None:
+                    yield record
+                bar.update()
+        if not census.written:
+            raise DataError(config.train_data, "no question of the file has an answer in the passages found for it")
+
+    write_json_list(config.output, records())
+    return census
+
+
+def _examples(config: MineNegativesConfig) -> Iterator[_Example]:
+    if config.distant_supervision is not None:
+        for question in read_questions(config.train_data):
+            values = {"question": question.text, "answers": list(question.answers), "negative_ctxs": []}
+            yield _Example(values, question.text, question.answers, (), ())
+        return
+    for record in read_json_list(config.train_data):
+        positives, negatives = record.records("positive_ctxs"), record.records("hard_negative_ctxs", required=False)
+        yield _Example(
+            record.values,
+            record.text("question"),
+            record.strings("answers", "answer"),
+            tuple(map(read_passage, positives)),
+            tuple(map(read_passage, negatives)),
+        )
+
+
+def _mined(
+    example: _Example, hits: Sequence[Hit], matcher: AnswerMatcher, config: MineNegativesConfig, census: MiningCensus
+) -> dict[str, Any] | None:
+    """The record to write; None where a positive is wanted and not found."""
+    holds_answer = matcher.for_answers(example.answers)
+    values, positives = example.values, example.positives
+    if config.distant_supervision is not None:
+        positive = next((hit for hit in hits[: config.distant_supervision] if holds_answer(hit.passage)), None)
+        if positive is None:
+            census.without_positive += 1
+            return None
+        positives = (positive.passage,)
+        values = {**values, "positive_ctxs": [biencoder_context(positive.passage, positive.score)]}
+    kept = example.kept if config.rules.keep_hard_negatives else ()
+    mined = hard_negatives(hits, positives, kept, holds_answer, config.rules)
+    contexts = [biencoder_context(hit.passage, hit.score) for hit in mined]
+    if kept:
+        contexts = [*values.get("hard_negative_ctxs", []), *contexts]
+    census.written += 1
+    census.mined_negatives += len(mined)
+    census.without_hard_negative += not contexts
+    return {**values, "hard_negative_ctxs": contexts}
+
+
+def _finder(config: MineNegativesConfig) -> Find:
+    if config.results is not None:
+        return _from_results(config.results, config)
+    assert config.bm25_index is not None
+    assert config.evidence is not None
+    evidence = EvidenceStore(config.evidence)
+    index = open_lexical(config.bm25_index, evidence)
+    depth = max(config.rules.max_rank, config.distant_supervision or 0)
+
+    def find(question: str) -> Sequence[Hit]:
+        result = index.search([question], depth)
+        rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
+        return [Hit(evidence.passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+
+    return find
+
+
+def _from_results(path: Path, config: MineNegativesConfig) -> Find:
+    """Goes through the results, which hold the questions in the order in which they are asked for."""
+    results = read_json_list(path)
+
+    def find(question: str) -> Sequence[Hit]:
+        found = next(results, None)
+        if found is None or found.text("question") != question:
+            raise ConfigError(
+                f"{path} does not hold the questions of {config.train_data} in their order; it parts from them at "
+                f"{question!r}. Evaluate that file, without stride or limit."
+            )
+        return [_hit(context) for context in found.records("ctxs")]
+
+    return find
+
+
+def _hit(context: Record) -> Hit:
+    score = context.values.get("score", 0)
+    try:
+        return Hit(read_passage(context), float(score), bool(context.values.get("has_answer")))
+    except (TypeError, ValueError) as error:
+        raise context.error(f"{score!r} is no score") from error

@@ -1,0 +1,133 @@
+"""BM25 as a user starts it: index, evaluate by words and by both, mine; on one and on two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import command, succeed
+
+from megatron_retrieval.checkpoint import dual_encoder
+from megatron_retrieval.checkpoint.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
+from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.recipes.mining import MineNegativesConfig, mine_negatives
+from megatron_retrieval.recipes.mining_rules import MiningRulesConfig
+from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+
+EVALUATE = ("tasks/main.py", "--task", "retriever-evaluate", "--topk", 1, 5, 20, "--device", "cpu")
+TINY = tiny_dual_encoder_config()
+
+
+def _embed(topology: ProcessTopology, folder: str) -> None:
+    """A random encoder and the embeddings of the evidence."""
+    root, text_format = Path(folder), text_format_within(TextFormatConfig(), TINY.bert)
+    config, assets = checkpoint_config(TINY, text_format, True), {VOCAB_NAME: (root / "vocab.txt").read_bytes()}
+    model = DualEncoder(TINY, topology, seed=1)
+    save_checkpoint(root / "encoder", model, topology, kind=dual_encoder.KIND, config=config, assets=assets)
+    encoder = load_dual_encoder(root / "encoder", topology)
+    embed_evidence(
+        EvidenceStore(root / "evidence"),
+        encoder.model.encode_passages,
+        root / "embeddings",
+        topology,
+        encoder_fingerprint=encoder.description.fingerprint,
+        text_format=text_format,
+        embedding_dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evidence, its BM25 index, a random encoder with embeddings, and what one process finds by words."""
+    folder = tmp_path_factory.mktemp("lexical")
+    write_tiny_evidence(folder, num_distractors=60)
+    records = json.loads((folder / "biencoder.json").read_text())
+    for record in records:  # words of other passages, which become hard negatives
+        record["question"] += " and which box of that corner"
+    (folder / "questions.json").write_text(json.dumps(records))
+    run_on_ranks(_embed, 1, str(folder))
+    succeed(command("tools/build_bm25.py", "--evidence", folder / "evidence", "--output", folder / "bm25"))
+    succeed(_evaluate(folder, "words"))
+    return folder
+
+
+def _evaluate(folder: Path, name: str, *words: object, num_processes: int = 1) -> list[str]:
+    places = ["--evidence", folder / "evidence", "--bm25-index", folder / "bm25"]
+    places += ["--questions", folder / "questions.json", "--output-dir", folder / name]
+    return command(*EVALUATE, *places, *words, num_processes=num_processes)
+
+
+def _metrics(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name / "metrics.json").read_text())
+
+
+def test_words_find_what_an_untrained_encoder_does_not(folder: Path) -> None:
+    metrics = _metrics(folder, "words")
+    assert metrics["recall@1"] == 1.0  # no other passage has the question's key
+    assert (metrics["bm25_k1"], metrics["stemmer"], metrics["index_titles"]) == (0.9, "porter", True)
+    assert "encoder_fingerprint" not in metrics
+    assert "fusion" not in metrics
+
+
+@pytest.mark.parametrize(("num_processes", "tensor_parallel"), [(2, 1), (2, 2)], ids=["DP 2", "TP 2"])
+def test_both_searches_at_any_layout(folder: Path, num_processes: int, tensor_parallel: int) -> None:
+    both = ["--embeddings", folder / "embeddings", "--load", folder / "encoder", "--fusion-depth", "30"]
+    if not (folder / "both").exists():
+        succeed(_evaluate(folder, "both", *both))
+    name = f"both-tp{tensor_parallel}"
+    layout = ["--tensor-model-parallel-size", tensor_parallel]
+    succeed(_evaluate(folder, name, *both, *layout, num_processes=num_processes))
+    names = ("metrics.json", "ranks.jsonl") + (("results.json", "run.trec") if tensor_parallel == 1 else ())
+    for file in names:  # under tensor parallelism sums round otherwise
+        assert (folder / name / file).read_text() == (folder / "both" / file).read_text()
+    metrics = _metrics(folder, name)
+    assert (metrics["fusion"], metrics["dense_weight"], metrics["fusion_depth"]) == ("weighted", 0.5, 30)
+    assert metrics["encoder_fingerprint"]
+
+
+def test_words_on_two_processes(folder: Path) -> None:
+    succeed(_evaluate(folder, "words2", num_processes=2))
+    for file in ("metrics.json", "ranks.jsonl", "results.json", "run.trec"):
+        assert (folder / "words2" / file).read_text() == (folder / "words" / file).read_text()
+
+
+def test_mining_with_bm25_is_mining_from_its_results(folder: Path) -> None:
+    places = ["--bm25-index", folder / "bm25", "--evidence", folder / "evidence", "--output", folder / "direct.json"]
+    rules = ["--num-mined", 3, "--max-rank", 20]
+    log = succeed(command("tools/mine_negatives.py", "--train-data", folder / "questions.json", *places, *rules))
+    assert "66 mined hard negatives; 0 of them without any hard negative; 0 left out" in " ".join(log.split())
+    settings = MineNegativesConfig(
+        train_data=folder / "questions.json",
+        results=folder / "words" / "results.json",
+        output=folder / "from-results.json",
+        rules=MiningRulesConfig(num_mined=3, max_rank=20),
+    )
+    mine_negatives(settings)
+    direct, from_results = (json.loads((folder / name).read_text()) for name in ("direct.json", "from-results.json"))
+    for record in (*direct, *from_results):  # the results' scores were written in decimals
+        for context in record["hard_negative_ctxs"]:
+            context["score"] = round(context["score"], 4)
+    assert direct == from_results
+
+
+def test_evidence_that_is_not_the_indexs(folder: Path, tmp_path: Path) -> None:
+    other = write_tiny_evidence(tmp_path, num_distractors=3)
+    settings = MineNegativesConfig(
+        train_data=folder / "questions.json",
+        bm25_index=folder / "bm25",
+        evidence=other,
+        output=tmp_path / "mined.json",
+    )
+    with pytest.raises(MismatchError, match=r"index this evidence with tools/build_bm25\.py"):
+        mine_negatives(settings)
+    assert not (tmp_path / "mined.json").exists()
