@@ -1,0 +1,136 @@
+"""Passages embedded a second, against sentence-transformers with the same weights and texts.
+
+sentence-transformers computes in float32, as it does by itself, and in bfloat16. It gets the texts; the project takes
+the tokens that the evidence keeps. The three take turns, and a round's ratio is that of neighbours: what other jobs
+take from the machine meets all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_retrieval.checkpoint.dual_encoder import LoadedDualEncoder
+from megatron_retrieval.config import run_program
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.parallel import ParallelConfig, process_topology
+from megatron_retrieval.recipes.search import load_encoder_for
+from megatron_retrieval.reports.tables import text_table
+from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.retrieval.batches import encode_batches, length_sorted_batches
+
+#: cosine of a passage's two vectors, below which they are not those of one model
+LEAST_COSINE = 0.999
+
+
+@dataclass(kw_only=True, frozen=True)
+class EmbeddingSpeedConfig:
+    """Compare the speed of embedding with sentence-transformers, round by round."""
+
+    evidence: Path
+    """Folder of the evidence (tools/build_evidence.py)."""
+    load: Path
+    """Checkpoint imported from the model (tools/import_checkpoint.py --format sentence-transformers)."""
+    model: Path
+    """Folder of the model as sentence-transformers reads it."""
+    num_passages: int = 1024
+    """Passages embedded in a round, spread over the evidence."""
+    num_rounds: int = 5
+    """Rounds that are timed."""
+    num_threads: int = 2
+    """Threads of each, on CPU."""
+    encode: EncodeConfig = field(default_factory=lambda: EncodeConfig(bf16=True))
+    """How the project's encoder is run."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_passages, self.num_rounds, self.num_threads) < 1:
+            raise ConfigError("--num-passages, --num-rounds and --num-threads must be at least 1.")
+
+
+def main(config: EmbeddingSpeedConfig) -> None:
+    torch.set_num_threads(config.num_threads)
+    with process_topology(ParallelConfig()) as topology:
+        evidence = EvidenceStore(config.evidence)
+        rows = np.linspace(0, len(evidence) - 1, config.num_passages).astype(np.int64)
+        texts = [f"{passage.title} {passage.text}" for passage in evidence.passages(rows)]
+        encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype)
+        device = topology.device
+        reference = SentenceTransformer(str(config.model), device=device.type)
+        half = SentenceTransformer(str(config.model), device=device.type).bfloat16()
+        arms = {
+            "megatron-retrieval": partial(_embed, evidence, encoder, rows, config.encode.micro_batch_size, device),
+            "sentence-transformers, float32": partial(_encode, reference, texts),
+            "sentence-transformers, bfloat16": partial(_encode, half, texts),
+        }
+        vectors = {name: embed() for name, embed in arms.items()}  # warms up
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for _ in range(config.num_rounds):
+            for name, embed in arms.items():
+                seconds[name].append(_seconds(embed))
+    _report(config.num_passages, vectors, seconds)
+
+
+def _embed(
+    evidence: EvidenceStore, encoder: LoadedDualEncoder, rows: np.ndarray, micro_batch_size: int, device: torch.device
+) -> Tensor:
+    form = encoder.description.text_format
+    tokens = evidence.tokens(rows, form.retriever_seq_length, form.passage_format)
+    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
+    vectors = encode_batches(tokens, batches, encoder.model.encode_passages, device)
+    restored = torch.empty_like(vectors)
+    restored[torch.cat(batches)] = vectors
+    return restored
+
+
+def _encode(model: SentenceTransformer, texts: list[str]) -> Tensor:
+    vectors: Tensor = model.encode(texts, convert_to_tensor=True)
+    return vectors.float().cpu()
+
+
+def _seconds(embed: Callable[[], Tensor]) -> float:
+    started = time.perf_counter()
+    embed()  # ends with vectors on the CPU
+    return time.perf_counter() - started
+
+
+def _least_cosine(some: Tensor, others: Tensor) -> float:
+    return float(F.cosine_similarity(some, others).min())
+
+
+def _report(num_passages: int, vectors: dict[str, Tensor], seconds: dict[str, list[float]]) -> None:
+    ours, reference, _ = vectors
+    cosines = {name: _least_cosine(part, vectors[reference]) for name, part in vectors.items()}
+    if cosines[ours] < LEAST_COSINE:
+        raise MismatchError(
+            f"--load and --model give vectors with a cosine of {cosines[ours]:.4f}: are they one model?"
+        )
+    rows = []
+    for name, taken in seconds.items():
+        ratios = [theirs / own for own, theirs in zip(seconds[ours], taken, strict=True)]
+        rows.append(
+            [
+                name,
+                f"{num_passages / statistics.median(taken):.0f}",
+                f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f} to {max(ratios):.2f}",
+                f"{cosines[name]:.6f}",
+            ]
+        )
+    header = ["", "passages/s, median", "ratio", "rounds", "least cosine with float32"]
+    sys.stdout.write(text_table(header, rows) + "\n")
+
+
+if __name__ == "__main__":
+    run_program(EmbeddingSpeedConfig, main)
