@@ -17,6 +17,8 @@ from megatron_retrieval.index.candidates import best_of_pairs, empty_result, pai
 from megatron_retrieval.index.embedding_store import EmbeddingStore
 from megatron_retrieval.index.faiss_index import FaissIndex, use_threads
 from megatron_retrieval.index.flat import checked_queries
+from megatron_retrieval.index.sharded import ShardedIndex
+from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.types import SearchResult
 
 #: candidates whose stored vectors are held at once for exact scores
@@ -142,3 +144,11 @@ class ApproximateIndex:
 def _in_parts(queries: Tensor, excluded: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     at_once = max(1, _CANDIDATES_AT_ONCE // width)
     return zip(queries.split(at_once), excluded.split(at_once), strict=True)
+
+
+def open_index(
+    config: ApproximateSearchConfig, embeddings: EmbeddingStore, topology: ProcessTopology
+) -> ShardedIndex | ApproximateIndex:
+    """What searches the embeddings: all ranks together and exactly, or every rank by an approximate index of its own;
+    see `ApproximateIndex` for what is refused."""
+    return ShardedIndex(embeddings, topology) if config.index is None else ApproximateIndex(config, embeddings)

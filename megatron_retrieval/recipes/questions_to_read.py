@@ -18,6 +18,7 @@ from megatron_retrieval.data.reader_questions import (
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import questions_with_passages, recorded, retrieval_metrics
+from megatron_retrieval.index.approximate import ApproximateSearchConfig
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.recipes.search import SearchConfig, open_search
 from megatron_retrieval.retrieval import EncodeConfig
@@ -33,8 +34,10 @@ class PassageSearchConfig:
     """Folder of the evidence that the retriever searches (tools/build_evidence.py)."""
     embeddings: Path | None = None
     """Folder of the embeddings that the retriever made of the evidence (tools/embed_evidence.py)."""
+    approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
+    """Whether all embeddings are compared with a question, or a part of them."""
     verify_embeddings: bool = False
-    """Read all embeddings once and compare their checksums before they are searched."""
+    """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
     """When a retrieved passage holds an answer."""
 
@@ -42,6 +45,8 @@ class PassageSearchConfig:
         places = (self.retriever, self.evidence, self.embeddings)
         if None in places and any(places):
             raise ConfigError("--retriever, --evidence and --embeddings belong together: give all three, or none.")
+        if self.retriever is None and self.approximate.index is not None:
+            raise ConfigError("--index is what a retriever searches: give --retriever as well.")
 
     def what(self) -> SearchConfig | None:
         """What is searched; None where nothing is."""
@@ -51,6 +56,7 @@ class PassageSearchConfig:
             evidence=self.evidence,
             embeddings=self.embeddings,
             load=self.retriever,
+            approximate=self.approximate,
             verify_embeddings=self.verify_embeddings,
         )
 

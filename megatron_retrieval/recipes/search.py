@@ -16,7 +16,8 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation import AnswerMatcher
 from megatron_retrieval.evaluation.results import Retrieved, recorded
 from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
-from megatron_retrieval.index import EmbeddingStore, ShardedIndex
+from megatron_retrieval.index import EmbeddingStore
+from megatron_retrieval.index.approximate import ApproximateIndex, ApproximateSearchConfig, open_index
 from megatron_retrieval.index.lexical import LexicalIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import EncodeConfig, Retriever, encode_questions
@@ -40,14 +41,18 @@ class SearchConfig:
     """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --embeddings and --load: both are searched."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """How two lists of passages become one."""
+    approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
+    """Whether all embeddings are compared with a question, or a part of them."""
     verify_embeddings: bool = False
-    """Read all embeddings once and compare their checksums before they are searched."""
+    """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
 
     def __post_init__(self) -> None:
         if (self.embeddings is None) != (self.load is None):
             raise ConfigError("--embeddings and --load belong together: give both, or --bm25-index alone.")
         if self.load is None and self.bm25_index is None:
             raise ConfigError("Nothing to search with: give --embeddings and --load, --bm25-index, or all three.")
+        if self.embeddings is None and self.approximate.index is not None:
+            raise ConfigError("--index is of embeddings: give --embeddings and --load as well.")
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ class SearchSession:
         if self.dense:
             parts["encoder_fingerprint"] = self.dense.encoder.description.fingerprint
             parts["embedding_dtype"] = self.dense.embeddings.manifest.identity.dtype
+            if isinstance(self.dense.retriever.index, ApproximateIndex):
+                parts |= self.dense.retriever.index.protocol()
         if self.lexical:
             parts |= recorded(self.lexical.config)
         if self.dense and self.lexical:
@@ -152,7 +159,10 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
         embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
         if config.verify_embeddings and topology.is_main:
             embeddings.verify()
-        retriever = Retriever(ShardedIndex(embeddings, topology))
+        index = open_index(config.approximate, embeddings, topology)
+        if config.verify_embeddings and topology.is_main and isinstance(index, ApproximateIndex):
+            index.verify()
+        retriever = Retriever(index)
         dense = DenseSearch(encoder, embeddings, evidence.tokenizer, retriever, topology.device)
     return SearchSession(evidence, dense, lexical, config.fusion)
 

@@ -8,7 +8,9 @@ import pytest
 
 from megatron_retrieval.data.reader_questions import PassagesToReadConfig
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.index.approximate import ApproximateSearchConfig
 from megatron_retrieval.recipes.questions_to_read import PassageSearchConfig, QuestionsToReadConfig
+from megatron_retrieval.recipes.search import SearchConfig
 
 PLACES = {"retriever": Path("r"), "evidence": Path("e"), "embeddings": Path("m")}
 
@@ -24,6 +26,17 @@ def test_what_is_searched() -> None:
     what = PassageSearchConfig(**PLACES, verify_embeddings=True).what()
     assert what is not None
     assert (what.load, what.evidence, what.embeddings, what.verify_embeddings) == (*PLACES.values(), True)
+
+
+def test_an_index_reaches_the_search() -> None:
+    approximate = ApproximateSearchConfig(index=Path("i"), nprobe=3)
+    what = PassageSearchConfig(**PLACES, approximate=approximate).what()
+    assert what is not None
+    assert what.approximate == approximate
+    with pytest.raises(ConfigError, match="--index is what a retriever searches: give --retriever"):
+        PassageSearchConfig(approximate=approximate)
+    with pytest.raises(ConfigError, match="--index is of embeddings: give --embeddings and --load"):
+        SearchConfig(evidence=Path("e"), bm25_index=Path("b"), approximate=approximate)
 
 
 def test_passages_are_not_searched_to_be_left_unread() -> None:
