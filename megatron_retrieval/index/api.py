@@ -49,6 +49,12 @@ class VectorSource(Protocol):
     def vectors(self, start: int, stop: int) -> Tensor:
         """[stop - start, D] in the type that they are kept in."""
 
+    def read(self, start: int, stop: int) -> Tensor:
+        """The same, as memory that can be given back: nothing stays mapped."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The vectors [m, D] of chosen rows [m]."""
+
 
 @dataclass(frozen=True)
 class TensorVectors:
@@ -65,6 +71,12 @@ class TensorVectors:
 
     def vectors(self, start: int, stop: int) -> Tensor:
         return self.values[start:stop]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.values[start:stop]
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.values.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -84,3 +96,9 @@ class VectorSlice:
 
     def vectors(self, start: int, stop: int) -> Tensor:
         return self.source.vectors(self.start + start, self.start + stop)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.source.read(self.start + start, self.start + stop)
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.source.take(rows + self.start)

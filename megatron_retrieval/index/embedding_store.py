@@ -3,6 +3,7 @@ come from."""
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,31 @@ class EmbeddingStore:
             values[places] = self._shard(number)[rows[places] - number * size]
         return values
 
+    def read(self, start: int, stop: int) -> Tensor:
+        """The same as a copy: no page of the file is mapped, to count as this process's memory from then on."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start}..{stop} of {len(self)}")
+        target = torch.empty(stop - start, self.dimension, dtype=torch_dtype(self.manifest.identity.dtype))
+        size, done, row_bytes = self.manifest.rows_per_shard, 0, self.dimension * target.element_size()
+        content = target.view(torch.uint8).view(-1).numpy().data
+        while start + done < stop:
+            number, first = divmod(start + done, size)
+            rows = min(size - first, stop - start - done)
+            with (self.directory / self.manifest.shards[number].file).open("rb", buffering=0) as file:
+                file.seek(first * row_bytes)
+                self._fill(file, content[done * row_bytes : (done + rows) * row_bytes])
+            done += rows
+        return target
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The vectors [m, D] of chosen rows [m]."""
+        number, first = rows // self.manifest.rows_per_shard, rows % self.manifest.rows_per_shard
+        target = torch.empty(len(rows), self.dimension, dtype=torch_dtype(self.manifest.identity.dtype))
+        for shard in number.unique().tolist():
+            places = (number == shard).nonzero()[:, 0]
+            target[places] = self._shard(shard).index_select(0, first[places])
+        return target
+
     def require(self, *, evidence_fingerprint: str | None = None, encoder_fingerprint: str | None = None) -> None:
         """Refuse vectors of another evidence or another encoder.
 
@@ -159,6 +185,15 @@ class EmbeddingStore:
             path = self.directory / shard.file
             if file_fingerprint(path) != shard.checksum:
                 raise DataError(path, "the checksum differs from the manifest's", hint="Embed the evidence again.")
+
+    @staticmethod
+    def _fill(file: io.FileIO, target: memoryview) -> None:
+        """One read of a file may return less than was asked for."""
+        while target:
+            count = file.readinto(target)
+            if not count:
+                raise DataError(Path(str(file.name)), "the shard ends early", hint="Embed the evidence again.")
+            target = target[count:]
 
     def _shard(self, number: int) -> Tensor:
         if number not in self._mapped:

@@ -1,41 +1,56 @@
-"""Exact search by inner product, block by block, on any device that torch knows."""
+"""Exact search by inner product, on any device that torch knows."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
+from megatron_retrieval.index import codes
 from megatron_retrieval.index.api import TensorVectors, VectorSource
-from megatron_retrieval.index.candidates import best_of_pairs, empty_result, found_pairs, pair_scores
+from megatron_retrieval.index.candidates import empty_result
+from megatron_retrieval.index.placement import Placement, fits_in_memory, read_ahead
+from megatron_retrieval.index.rough import RoughVectors, of_block, product_dtype
+from megatron_retrieval.index.sieve import Piece, Sieve, TooRoughError
 from megatron_retrieval.types import SearchResult
+from megatron_retrieval.utils.logging import get_logger
 
-#: largest matrix of approximate scores held at once (64 MiB)
-_SCORES_AT_ONCE = 1 << 24
-#: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
-_PAIRS_AT_ONCE = 1 << 20
+log = get_logger("index")
+
+#: size, in float32, of the blocks in which the CPU reads vectors that it has no copy of
+_BLOCK_BYTES = 1 << 26
+_ROWS_MEASURED_AT_ONCE = 1 << 14
 _QUERIES_AT_ONCE = 512
+#: rows from which a copy in 8 bits pays
+_ROWS_FOR_CODES = 16_384
 
 
 class FlatIndex:
     """Compares every query with every row; obeys the contract of `SearchIndex`.
 
-    A matrix product finds candidates: rows whose approximate score lies within its rounding error of the k-th best.
-    Their scores are then computed again in one canonical way, so that no bit of the answer depends on how the
-    matrix product was cut or ordered.
+    A fast matrix product finds candidates: rows whose rough score lies within its error of the k-th best. Their scores
+    are then computed again in one canonical way, so that no bit of the answer depends on the type, the blocks or the
+    order of the matrix product. On a CPU with instructions for it the product is of 8-bit integers, of which a copy is
+    made at the first search; elsewhere, for few rows, or from disk, it is of the vectors as they are kept.
 
     Args:
         vectors: an `EmbeddingStore`, another source, or a tensor [N, D].
         first_row: row of the evidence that the first vector belongs to.
         device: where to search. On a GPU the vectors are copied there once, in their stored type; on the CPU they
             stay where they are (memory-mapped, for a store).
+        placement: whether the CPU may keep the copy in memory, or reads all vectors for each search.
     """
 
     def __init__(
-        self, vectors: VectorSource | Tensor, first_row: int = 0, device: torch.device | str | None = None
+        self,
+        vectors: VectorSource | Tensor,
+        first_row: int = 0,
+        device: torch.device | str | None = None,
+        placement: Placement = "auto",
     ) -> None:
         source = TensorVectors(vectors.detach()) if isinstance(vectors, Tensor) else vectors
         if device is None:
@@ -47,6 +62,9 @@ class FlatIndex:
         self._first_row = first_row
         # first row of a block -> length of its longest vector, known after the first search
         self._longest: dict[int, float] = {}
+        self._codes: RoughVectors | None = None
+        self._wants_codes = self._device.type == "cpu" and len(source) >= _ROWS_FOR_CODES and placement != "disk"
+        self._placement = placement
 
     @property
     def num_rows(self) -> int:
@@ -69,26 +87,54 @@ class FlatIndex:
         if len(queries) == 0:
             return empty_result(0, k, asked_on)
         excluded = None if exclude_rows is None else exclude_rows.to(self._device)
-        parts = [empty_result(len(part), k, self._device) for part in queries.split(_QUERIES_AT_ONCE)]
-        block_rows = max(1, _SCORES_AT_ONCE // _QUERIES_AT_ONCE)
         with _full_precision(self._device):
-            for start in range(0, self.num_rows, block_rows):
-                block = self._source.vectors(start, min(start + block_rows, self.num_rows)).float()
-                longest = self._longest_vector(block, start)
-                for number, part in enumerate(queries.split(_QUERIES_AT_ONCE)):
-                    first = number * _QUERIES_AT_ONCE
-                    hidden = None if excluded is None else excluded[first : first + len(part)]
-                    search = _BlockSearch(part, block, start + self._first_row, longest)
-                    parts[number] = search.improve(parts[number], hidden)
-        return SearchResult(
-            torch.cat([part.scores for part in parts]).to(asked_on),
-            torch.cat([part.rows for part in parts]).to(asked_on),
-        )
+            found = self._search_codes(queries, k, excluded) or self._search_blocks(queries, k, excluded)
+        return SearchResult(found.scores.to(asked_on), found.rows.to(asked_on))
+
+    def _search_codes(self, queries: Tensor, k: int, excluded: Tensor | None) -> SearchResult | None:
+        """None where there are no codes, or they tell too few rows apart."""
+        if self._wants_codes:
+            self._wants_codes = False
+            self._codes = self._make_codes()
+        if self._codes is None:
+            return None
+        piece = Piece(self._codes, self._source.take, self._first_row)
+        try:
+            return _improved(piece, queries, empty_result(len(queries), k, self._device), excluded, patient=False)
+        except TooRoughError:
+            log.info(
+                "index: 8 bits tell too few of these vectors apart; exact search goes on with the vectors themselves"
+            )
+            self._codes = None
+            return None
+
+    def _make_codes(self) -> RoughVectors | None:
+        if not codes.codes_are_fast() or not fits_in_memory(self.num_rows * self.dimension, self._placement):
+            return None
+        start = time.monotonic()
+        made = codes.encode(self._source.read, self.num_rows)
+        if made is not None:
+            log.info(
+                "index: exact search by 8-bit codes, %.1f MB, made in %.1f s",
+                made.matrix.nbytes / 1e6,
+                time.monotonic() - start,
+            )
+        return made
+
+    def _search_blocks(self, queries: Tensor, k: int, excluded: Tensor | None) -> SearchResult:
+        best = empty_result(len(queries), k, self._device)
+        block_rows = max(1, _BLOCK_BYTES // (4 * max(1, self.dimension)))
+        for start, block in read_ahead(self._source, block_rows if self._device.type == "cpu" else self.num_rows):
+            rough = of_block(block, self._longest_vector(block, start), product_dtype(block))
+            piece = Piece(rough, block.__getitem__, start + self._first_row)
+            best = _improved(piece, queries, best, excluded)
+        return best
 
     def _longest_vector(self, block: Tensor, start: int) -> float:
         """Euclidean length of the block's longest vector; refuses vectors that are no numbers."""
         if start not in self._longest:
-            lengths = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
+            parts = block.split(_ROWS_MEASURED_AT_ONCE)
+            lengths = torch.cat([torch.linalg.vector_norm(part.float(), dim=1, dtype=torch.float64) for part in parts])
             if not torch.isfinite(lengths).all():
                 row = int((~torch.isfinite(lengths)).nonzero()[0]) + start + self._first_row
                 raise MegatronRetrievalError(
@@ -98,69 +144,22 @@ class FlatIndex:
         return self._longest[start]
 
 
-class _BlockSearch:
-    """Some queries against one block of rows."""
-
-    def __init__(self, queries: Tensor, block: Tensor, first_row: int, longest: float) -> None:
-        self._queries, self._block, self._first_row = queries, block, first_row
-        dimension = queries.size(1)
-        lengths = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64)
-        largest = float(lengths.max()) * longest
-        if largest > torch.finfo(torch.float32).max / 2:
-            raise MegatronRetrievalError(
-                f"Scores up to {largest:.1e} do not fit into float32; normalise or scale the embeddings."
-            )
-        # Bound of |matrix product - canonical score|, whatever the order of the additions, with fused multiply-add or
-        # without, plus the rounding of the canonical score and products below the smallest normal number.
-        self._error = (dimension + 8) * (2.0**-24 * 1.01 * lengths * longest + 2.0**-125)
-
-    def improve(self, best: SearchResult, hidden: Tensor | None) -> SearchResult:
-        """`best` with the block's rows taken into account; rows of earlier blocks are lower and win ties."""
-        k = best.rows.size(1)
-        approximate = self._queries @ self._block.t()
-        if hidden is not None:
-            self._hide(approximate, hidden)
-        query_index, vector_index = self._candidates(approximate, best.scores[:, -1], k)
-        del approximate
-        for queries_of, vectors_of in zip(
-            query_index.split(_PAIRS_AT_ONCE), vector_index.split(_PAIRS_AT_ONCE), strict=True
-        ):
-            if len(queries_of) == 0:
-                continue
-            scores = pair_scores(self._queries, self._block, queries_of, vectors_of)
-            known_query, known_scores, known_rows = found_pairs(best)
-            best = best_of_pairs(
-                torch.cat([known_query, queries_of]),
-                torch.cat([known_scores, scores]),
-                torch.cat([known_rows, vectors_of + self._first_row]),
-                len(self._queries),
-                k,
-            )
-        return best
-
-    def _hide(self, approximate: Tensor, hidden: Tensor) -> None:
-        columns = hidden - self._first_row  # negative for rows of earlier blocks and for -1, which hides nothing
-        query_index, place = ((columns >= 0) & (columns < len(self._block))).nonzero(as_tuple=True)
-        approximate[query_index, columns[query_index, place]] = -torch.inf
-
-    def _candidates(self, approximate: Tensor, worst_kept: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(query, column) of all rows that may belong to the k best, given the k-th best score so far."""
-        lowest = torch.finfo(torch.float32).min  # below every real score, above those of hidden rows
-        limit = (worst_kept.double() - self._error).clamp(min=lowest)
-        above = approximate >= _round_down(limit)[:, None]
-        if int(above.sum()) > 4 * k * len(approximate):
-            kth = approximate.topk(min(k, approximate.size(1))).values[:, -1].double()
-            limit = torch.maximum(limit, kth - 2 * self._error)
-            above = approximate >= _round_down(limit)[:, None]
-        query_index, column = above.nonzero(as_tuple=True)
-        return query_index, column
-
-
-def _round_down(limit: Tensor) -> Tensor:
-    """float64 -> the next lower float32, never below the lowest finite one."""
-    lowest = torch.finfo(torch.float32).min
-    below = torch.nextafter(limit.float(), torch.tensor(-torch.inf, device=limit.device))
-    return below.clamp(min=lowest)
+def _improved(
+    piece: Piece, queries: Tensor, best: SearchResult, excluded: Tensor | None, patient: bool = True
+) -> SearchResult:
+    """`best` with the rows of one piece taken into account, some queries after the other."""
+    largest = float(torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64).max()) * piece.rough.reach
+    if largest > torch.finfo(torch.float32).max / 2:
+        raise MegatronRetrievalError(
+            f"Scores up to {largest:.1e} do not fit into float32; normalise or scale the embeddings."
+        )
+    parts = []
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        some = slice(start, start + _QUERIES_AT_ONCE)
+        known = SearchResult(best.scores[some], best.rows[some])
+        hidden = None if excluded is None else excluded[some]
+        parts.append(Sieve(piece, queries[some], known, hidden).search(patient))
+    return SearchResult(torch.cat([part.scores for part in parts]), torch.cat([part.rows for part in parts]))
 
 
 def checked_queries(queries: Tensor, k: int, dimension: int) -> Tensor:
@@ -189,7 +188,7 @@ def _copy_to_device(source: VectorSource, device: torch.device, step: int = 1 <<
     target = torch.empty(len(source), source.dimension, dtype=source.vectors(0, 1).dtype, device=device)
     for start in range(0, len(source), step):
         stop = min(start + step, len(source))
-        target[start:stop] = source.vectors(start, stop).to(device)
+        target[start:stop] = source.read(start, stop).to(device)
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
-from megatron_retrieval.index import FlatIndex, SearchIndex, flat
-from megatron_retrieval.index.api import TensorVectors
+from megatron_retrieval.index import FlatIndex, SearchIndex, flat, sieve
 from megatron_retrieval.types import SearchResult
 
 
@@ -50,7 +48,7 @@ def _with_near_ties(seed: int, num_rows: int, dimension: int, scale: float, copi
     return rows
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     num_rows=st.integers(1, 60),
@@ -60,18 +58,33 @@ def _with_near_ties(seed: int, num_rows: int, dimension: int, scale: float, copi
     scale=st.sampled_from([1.0, 1e-6, 1e-30, 1e12]),
     copies=st.sampled_from([0.0, 0.5, 0.95]),
     block=st.sampled_from([1, 7, 64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    in_codes=st.booleans(),
 )
 def test_equals_brute_force(
-    seed: int, num_rows: int, dimension: int, num_queries: int, k: int, scale: float, copies: float, block: int
+    seed: int,
+    num_rows: int,
+    dimension: int,
+    num_queries: int,
+    k: int,
+    scale: float,
+    copies: float,
+    block: int,
+    dtype: torch.dtype,
+    in_codes: bool,
 ) -> None:
-    vectors = _with_near_ties(seed, num_rows, dimension, scale, copies)
+    if dtype == torch.float16:
+        scale = min(scale, 1e3)
+    vectors = _with_near_ties(seed, num_rows, dimension, scale, copies).to(dtype)
     queries = _with_near_ties(seed + 1, num_queries, dimension, scale, 0.0)
     excluded = torch.randint(-1, num_rows, (num_queries, 3), generator=torch.Generator().manual_seed(seed))
     hidden = [set(row.tolist()) for row in excluded]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else 1 << 20)
         patch.setattr(flat, "_QUERIES_AT_ONCE", 2)
-        patch.setattr(flat, "_SCORES_AT_ONCE", 2 * block)
-        patch.setattr(flat, "_PAIRS_AT_ONCE", 5)
+        patch.setattr(flat, "_BLOCK_BYTES", 4 * dimension * block)
+        patch.setattr(sieve, "SCORES_AT_ONCE", 2 * block)
+        patch.setattr(sieve, "_PAIRS_AT_ONCE", 5)
         _assert_same(FlatIndex(vectors).search(queries, k), _brute_force(vectors, queries, k))
         found = FlatIndex(vectors).search(queries, k, excluded)
     _assert_same(found, _brute_force(vectors, queries, k, hidden))
@@ -94,7 +107,7 @@ def test_ties_that_the_matrix_product_does_not_see() -> None:
 
 
 def test_better_rows_of_later_blocks_that_the_matrix_product_ranks_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat, "_SCORES_AT_ONCE", flat._QUERIES_AT_ONCE * 50)
+    monkeypatch.setattr(flat, "_BLOCK_BYTES", 4 * 1024 * 50)
     vectors, query = _permutations(400), torch.ones(1, 1024)
     vectors[300:, 7] += 1e-5
     _assert_same(FlatIndex(vectors).search(query, 100), _brute_force(vectors, query, 100))
@@ -122,22 +135,19 @@ def test_short_types_are_searched_as_stored(dtype: torch.dtype) -> None:
     _assert_same(FlatIndex(vectors).search(queries, 7), _brute_force(vectors.float(), queries, 7))
 
 
-class _Spy(TensorVectors):
-    """Vectors that note under which settings the search reads them."""
+def test_caller_settings_for_matrix_products_are_ignored_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
 
-    seen: ClassVar[list[tuple[str, bool]]] = []
+    def product(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return rows @ queries
 
-    def vectors(self, start: int, stop: int) -> torch.Tensor:
-        self.seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
-        return super().vectors(start, stop)
-
-
-def test_caller_settings_for_matrix_products_are_ignored_and_kept() -> None:
+    monkeypatch.setattr(sieve, "product", product)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            FlatIndex(_Spy(torch.ones(3, 2))).search(torch.ones(1, 2), 1)
-            assert _Spy.seen == [("highest", False)]
+            FlatIndex(torch.ones(3, 2)).search(torch.ones(1, 2), 1)
+            assert seen == [("highest", False)]
             assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -1,0 +1,122 @@
+"""Matrix products that are fast and only nearly right, with a bound of what they miss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: rows that share one maximum, and one bound
+GROUP_ROWS = 16
+#: magnitudes between which no float32 arithmetic here comes near to overflow or to subnormal numbers
+SMALLEST, LARGEST = 2.0**-50, 2.0**50
+#: a little more than 1: what the bounds' own arithmetic may lose
+_MARGIN = 1 + 2.0**-12
+
+
+@dataclass(frozen=True)
+class RoughQueries:
+    """Queries as a matrix product takes them: score = product * unit + offset.
+
+    Attributes:
+        matrix: [D, B] in the type of the rows.
+        unit, offset: [B] float32.
+        lengths: [B] float32, at least the length of what is multiplied.
+        residuals: [B] float32, at least the length of what is left out.
+        slack: [B] float32, at least what rounding adds, whatever the order of additions; infinite for queries whose
+            magnitude (or that of the rows) float32 could not stand; the rest of these is zero.
+    """
+
+    matrix: Tensor
+    unit: Tensor
+    offset: Tensor
+    lengths: Tensor
+    residuals: Tensor
+    slack: Tensor
+
+
+@dataclass(frozen=True)
+class RoughVectors:
+    """Rows as a matrix product takes them: row = centre + step * matrix row + residual.
+
+    Attributes:
+        matrix: [n, D] int8, bfloat16, float16 or float32.
+        longest: [n / GROUP_ROWS] or [1] float32, at least the length of any row of the group, seen from the centre.
+        residuals: likewise, of the residual.
+        step: what 1 in the matrix stands for.
+        centre: [D] float32; None stands for zero.
+    """
+
+    matrix: Tensor
+    longest: Tensor
+    residuals: Tensor
+    step: float = 1.0
+    centre: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def reach(self) -> float:
+        """At least the length of the longest row."""
+        centre = 0.0 if self.centre is None else float(self.centre.double().norm())
+        return (float(self.longest.max()) + centre) * _MARGIN
+
+    def queries(self, queries: Tensor) -> RoughQueries:
+        """[B, D] float32, turned into the type of the rows."""
+        exact = queries.double()
+        lengths, reach = exact.norm(dim=1), self.reach
+        strange = (lengths > 0) & ((lengths < SMALLEST) | (lengths > LARGEST))
+        if reach > 0 and not SMALLEST < reach < LARGEST:
+            strange = torch.ones_like(strange)
+        exact = exact.masked_fill(strange[:, None], 0)
+        if self.matrix.dtype == torch.int8:
+            query_step = (exact.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float64).tiny)
+            short = (exact / query_step[:, None]).round().to(torch.int8)
+            kept = short.double() * query_step[:, None]
+        else:
+            query_step = exact.new_ones(len(exact))
+            short = exact.to(self.matrix.dtype)
+            kept = short.double()
+        centre = exact.new_zeros(exact.size(1)) if self.centre is None else self.centre.double()
+        slack = (exact.size(1) + 8) * 2.0**-22 * lengths * reach
+        return RoughQueries(
+            matrix=short.t(),
+            unit=(query_step * self.step).float(),
+            offset=(exact @ centre).float(),
+            lengths=(kept.norm(dim=1) * _MARGIN).float(),
+            residuals=((exact - kept).norm(dim=1) * _MARGIN).float(),
+            slack=torch.where(strange, torch.inf, slack).float(),
+        )
+
+
+def product(rows: Tensor, queries: Tensor) -> Tensor:
+    """[n, D] @ [D, B] -> [n, B]: int32 without error for int8; on CUDA float32; else the type of the rows."""
+    if rows.dtype == torch.int8:
+        return torch._int_mm(rows, queries)
+    if rows.is_cuda and rows.dtype != torch.float32:
+        return torch.mm(rows, queries, out_dtype=torch.float32)
+    return rows @ queries
+
+
+def rounding(scores: Tensor) -> float:
+    """Largest relative error with which a product was rounded to the type that it came in, beyond its slack."""
+    return torch.finfo(scores.dtype).eps if scores.dtype in (torch.bfloat16, torch.float16) else 0.0
+
+
+def of_block(block: Tensor, longest: float, dtype: torch.dtype) -> RoughVectors:
+    """A block [n, D] for a product in `dtype`: its own type, or bfloat16 for float16, which CPUs do not multiply."""
+    bounds = torch.tensor([longest], dtype=torch.float64, device=block.device) * _MARGIN
+    # each coordinate is off by half a unit in its last place, or lies among the subnormal numbers
+    share = torch.finfo(dtype).eps / 2 if block.dtype != dtype else 0.0
+    residuals = bounds * share + (2.0**-126 * block.size(1) if share else 0.0)
+    return RoughVectors(block.to(dtype), bounds.float(), residuals.float())
+
+
+def product_dtype(block: Tensor) -> torch.dtype:
+    """The type in which rows kept in this one are multiplied fastest on their device."""
+    if block.is_cuda or block.dtype == torch.float32:
+        return block.dtype
+    # Without instructions for bfloat16 a product in it is slower than one in float32, and its rounding is not known.
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -1,0 +1,246 @@
+"""Which rows may be among the k best, told from rough scores; what it lets through is scored again and kept or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.index.candidates import best_of_pairs, found_pairs, pair_scores
+from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, product, rounding
+from megatron_retrieval.types import SearchResult
+
+#: rough scores that are computed at once (8 MiB at most)
+SCORES_AT_ONCE = 1 << 21
+#: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
+_PAIRS_AT_ONCE = 1 << 20
+#: where a larger share of the groups reaches the floor, the bounds are too wide to be of use; unless they are few
+_USEFUL_SHARE = 1 / 4
+_ALWAYS_USEFUL = 4096
+
+
+class TooRoughError(Exception):
+    """The rough scores tell too few rows apart."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows that are searched together.
+
+    Attributes:
+        rough: the rows for the rough product.
+        take: rows of the piece [m] -> their vectors [m, D] as they are kept.
+        first_row: row of the evidence that the first belongs to.
+    """
+
+    rough: RoughVectors
+    take: Callable[[Tensor], Tensor]
+    first_row: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rough scores [n, B] of some rows, n a multiple of GROUP_ROWS, the maxima of the groups [groups, B] and what the
+    rough rows of each group leave out [groups]."""
+
+    first: int
+    scores: Tensor
+    maxima: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """(query, row of the piece) with bounds of the score; all [m]."""
+
+    query: Tensor
+    row: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def kept(self, mask: Tensor) -> _Pairs:
+        return _Pairs(self.query[mask], self.row[mask], self.low[mask], self.high[mask])
+
+
+class Sieve:
+    """Some queries against one piece.
+
+    The k-th greatest lower bound so far is the floor: a row whose upper bound is lower is none of the k best. Groups of
+    rows are told by their maximum first; of the others, nothing is looked at but that.
+
+    Args:
+        queries: [B, D] float32.
+        best: the best rows of earlier pieces.
+        hidden: [B, E] rows of the evidence that are no candidates, or None.
+    """
+
+    def __init__(self, piece: Piece, queries: Tensor, best: SearchResult, hidden: Tensor | None) -> None:
+        self._piece, self._queries, self._best = piece, queries, best
+        self._rough: RoughQueries = piece.rough.queries(queries)
+        self._k = best.rows.size(1)
+        self._hidden = None if hidden is None else hidden - piece.first_row
+        self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
+        self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
+        self._waiting: list[_Tile] = []
+        self._fresh: list[_Pairs] = []
+        self._pool = _no_pairs(queries.device)
+
+    def search(self, patient: bool = True) -> SearchResult:
+        """The best of earlier pieces and this one.
+
+        Raises:
+            TooRoughError: unless `patient`, where the bounds are too wide to be of use.
+        """
+        num_rows, num_queries = len(self._piece.rough), len(self._queries)
+        step = max(1, SCORES_AT_ONCE // num_queries // GROUP_ROWS) * GROUP_ROWS
+        for start in range(0, num_rows, step):
+            self._waiting.append(self._tile(start, min(start + step, num_rows)))
+            enough = sum(len(tile.maxima) for tile in self._waiting) >= self._k or start + step >= num_rows
+            if enough or bool((self._floor > torch.finfo(torch.float32).min).all()):
+                self._sift_waiting(patient)
+        self._tighten()
+        self._settle()
+        return self._best
+
+    def _tile(self, start: int, stop: int) -> _Tile:
+        rough, queries = self._piece.rough, self._rough
+        scores = product(rough.matrix[start:stop], queries.matrix)
+        missing = -len(scores) % GROUP_ROWS
+        if missing:
+            scores = torch.cat([scores, scores.new_full((missing, scores.size(1)), _nothing(scores))])
+        if self._hidden is not None:
+            columns = self._hidden - start
+            query, place = ((columns >= 0) & (columns < stop - start)).nonzero(as_tuple=True)
+            scores[columns[query, place], query] = _nothing(scores)
+        maxima = scores.view(-1, GROUP_ROWS, scores.size(1)).amax(1)
+        first = start // GROUP_ROWS
+        residuals = rough.residuals if len(rough.residuals) == 1 else rough.residuals[first : first + len(maxima)]
+        return _Tile(start, scores, maxima, residuals.expand(len(maxima)))
+
+    def _sift_waiting(self, patient: bool) -> None:
+        """Put the rows that reach the floor into the pool; the maxima of the groups give a first floor."""
+        tiles, self._waiting = self._waiting, []
+        if self._unlimited():
+            self._floor = torch.maximum(self._floor, self._floor_of_maxima(tiles))
+        rough = self._rough
+        for tile in tiles:
+            high = _rounded_up(tile.maxima * rough.unit, rounding(tile.scores))
+            high = torch.addr(high, tile.residuals, rough.lengths)
+            group, query = (high >= self._limit()).nonzero(as_tuple=True)
+            if not patient and len(group) > max(_USEFUL_SHARE * tile.maxima.numel(), _ALWAYS_USEFUL):
+                raise TooRoughError
+            groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
+            for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
+                self._sift_groups(tile, some_groups, some_queries)
+
+    def _unlimited(self) -> bool:
+        return bool((self._floor == torch.finfo(torch.float32).min).any())
+
+    def _limit(self) -> Tensor:
+        """[B] what a rough score and the residual of its row must reach together."""
+        return self._floor - self._rough.offset - self._base
+
+    def _floor_of_maxima(self, tiles: list[_Tile]) -> Tensor:
+        """[B] the k-th greatest lower bound among the groups' maxima, which are scores of k rows at least."""
+        everyone = slice(None)
+        lows = [self._bounds(tile.maxima, tile.residuals[:, None], everyone)[0] for tile in tiles]
+        low = torch.cat(lows).t()
+        return low.topk(self._k).values[:, -1] if low.size(1) >= self._k else torch.full_like(low[:, 0], -torch.inf)
+
+    def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of the canonical scores behind rough ones of the given queries."""
+        rough = self._rough
+        values = scores * rough.unit[queries]
+        errors = residuals * rough.lengths[queries] + self._base[queries] + values.abs() * rounding(scores)
+        values = (values + rough.offset[queries]).masked_fill_(scores == _nothing(scores), -torch.inf)
+        return values - errors, values + errors
+
+    def _sift_groups(self, tile: _Tile, group: Tensor, query: Tensor) -> None:
+        """Put the rows of one group for each query into the pool, where they reach the floor."""
+        rough = self._rough
+        width = tile.scores.size(1)
+        places = torch.arange(0, GROUP_ROWS * width, width, device=group.device)[:, None]
+        places = places + (group * (GROUP_ROWS * width) + query)
+        scores = tile.scores.view(-1).index_select(0, places.view(-1)).view_as(places)
+        high = _rounded_up(scores * rough.unit[query], rounding(scores))
+        limit = self._limit()[query] - tile.residuals[group] * rough.lengths[query]
+        place, pair = ((high >= limit) & (scores != _nothing(scores))).nonzero(as_tuple=True)
+        scores, group, query = scores[place, pair], group[pair], query[pair]
+        low, high = self._bounds(scores, tile.residuals[group], query)
+        self._fresh.append(_Pairs(query, tile.first + group * GROUP_ROWS + place, low, high))
+        if sum(map(len, self._fresh)) > max(4 * len(self._queries) * self._k, len(self._pool)):
+            self._tighten()
+        if len(self._pool) > _PAIRS_AT_ONCE:
+            self._settle()
+
+    def _tighten(self) -> None:
+        """Raise the floor to the k-th greatest lower bound in the pool, and drop what lies below."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = _joined(self._fresh), []
+        if self._piece.rough.matrix.dtype == torch.int8:
+            fresh = self._seen_closer(fresh)
+        pairs = _joined([self._pool, fresh.kept(fresh.high >= self._floor[fresh.query])])
+        order = pairs.low.argsort(descending=True)
+        order = order[pairs.query[order].argsort(stable=True)]
+        counts = pairs.query.bincount(minlength=len(self._queries))
+        enough = (counts >= self._k).nonzero()[:, 0]
+        kth = (counts.cumsum(0) - counts + self._k - 1)[enough]
+        self._floor[enough] = torch.maximum(self._floor[enough], pairs.low[order[kth]])
+        self._pool = pairs.kept(pairs.high >= self._floor[pairs.query])
+
+    def _seen_closer(self, pairs: _Pairs) -> _Pairs:
+        """With bounds from products in float32, query by query."""
+        order = pairs.query.argsort(stable=True)
+        query, row = pairs.query[order], pairs.row[order]
+        counts = query.bincount(minlength=len(self._queries)).tolist()
+        scores = [
+            self._piece.take(rows).float() @ vector
+            for vector, rows in zip(self._queries, row.split(counts), strict=True)
+        ]
+        errors = self._rough.slack[query]
+        values = torch.cat(scores).masked_fill_(errors.isinf(), 0)
+        return _Pairs(query, row, values - errors, values + errors)
+
+    def _settle(self) -> None:
+        """Score the pool in the canonical way and keep the best."""
+        if not len(self._pool):
+            return
+        pairs, best = self._pool, self._best
+        for query, row in zip(pairs.query.split(_PAIRS_AT_ONCE), pairs.row.split(_PAIRS_AT_ONCE), strict=True):
+            rows, vector = row.unique(return_inverse=True)
+            scores = pair_scores(self._queries, self._piece.take(rows).float(), query, vector)
+            known_query, known_scores, known_rows = found_pairs(best)
+            best = best_of_pairs(
+                torch.cat([known_query, query]),
+                torch.cat([known_scores, scores]),
+                torch.cat([known_rows, row + self._piece.first_row]),
+                len(self._queries),
+                self._k,
+            )
+        self._best, self._pool = best, _no_pairs(row.device)
+        self._floor = torch.maximum(self._floor, best.scores[:, -1])
+
+
+def _rounded_up(values: Tensor, relative_error: float) -> Tensor:
+    return values + values.abs() * relative_error if relative_error else values
+
+
+def _joined(parts: list[_Pairs]) -> _Pairs:
+    columns = zip(*((part.query, part.row, part.low, part.high) for part in parts), strict=True)
+    return _Pairs(*(torch.cat(column) for column in columns))
+
+
+def _no_pairs(device: torch.device) -> _Pairs:
+    none, bound = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
+    return _Pairs(none, none, bound, bound)
+
+
+def _nothing(scores: Tensor) -> float | int:
+    """A score below that of every row, for rows that are none."""
+    return torch.iinfo(scores.dtype).min if scores.dtype == torch.int32 else -torch.inf

@@ -1,0 +1,111 @@
+"""What the fast products leave out is within their bounds, and never costs a row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_retrieval.index import FlatIndex, codes, flat, rough, sieve
+from megatron_retrieval.index.candidates import best_of_pairs, pair_scores
+from megatron_retrieval.types import SearchResult
+
+NUM_ROWS, DIMENSION, K = 3000, 96, 20
+
+needs_codes = pytest.mark.skipif(not codes.codes_are_fast(), reason="this CPU has no fast 8-bit product (AVX-512 VNNI)")
+
+
+def _gaussian(random: torch.Generator) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(NUM_ROWS, DIMENSION, generator=random), dim=1)
+
+
+def _crowded(random: torch.Generator) -> torch.Tensor:
+    """Rows so near to one another that their scores differ in the last bits of bfloat16, if at all."""
+    return torch.randn(DIMENSION, generator=random) + 1e-3 * torch.randn(NUM_ROWS, DIMENSION, generator=random)
+
+
+def _cancelling(random: torch.Generator) -> torch.Tensor:
+    """Scores near zero, as differences of large products."""
+    half = 100 * torch.randn(NUM_ROWS, DIMENSION // 2, generator=random)
+    return torch.cat([half, -half], 1) + 0.1 * torch.randn(NUM_ROWS, DIMENSION, generator=random)
+
+
+def _uneven(random: torch.Generator) -> torch.Tensor:
+    """Few huge coordinates, many tiny ones (some below the smallest normal number of float16), rows of zeros."""
+    rows = torch.randn(NUM_ROWS, DIMENSION, generator=random)
+    rows[:, 10] *= 5e2
+    rows[:, 20:60] *= 1e-6
+    rows[::7] *= 10
+    rows[::11] = 0
+    return rows
+
+
+def _queries(random: torch.Generator) -> torch.Tensor:
+    queries = torch.randn(7, DIMENSION, generator=random)
+    queries[1] = 1.0  # makes differences of the cancelling rows
+    queries[2] = 0.0
+    queries[3] *= 1e-9
+    queries[4, 5:] = 0.0
+    return queries
+
+
+def _all_pairs(vectors: torch.Tensor, queries: torch.Tensor) -> SearchResult:
+    query = torch.arange(len(queries)).repeat_interleave(len(vectors))
+    row = torch.arange(len(vectors)).repeat(len(queries))
+    return best_of_pairs(query, pair_scores(queries, vectors.float(), query, row), row, len(queries), K)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [_gaussian, _crowded, _cancelling, _uneven])
+@pytest.mark.parametrize("in_codes", [False, pytest.param(True, marks=needs_codes)])
+def test_rows_are_those_of_all_pairs(
+    monkeypatch: pytest.MonkeyPatch, make: object, dtype: torch.dtype, in_codes: bool
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    assert callable(make)
+    vectors, queries = make(random).to(dtype), _queries(random)
+    monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else NUM_ROWS + 1)
+    monkeypatch.setattr(sieve, "SCORES_AT_ONCE", len(queries) * 500)
+    index = FlatIndex(vectors)
+    found, expected = index.search(queries, K), _all_pairs(vectors, queries)
+    assert (index._codes is not None) == in_codes
+    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("make", [_gaussian, _crowded, _cancelling, _uneven])
+@pytest.mark.parametrize("form", ["bfloat16", "float16 in bfloat16", pytest.param("codes", marks=needs_codes)])
+def test_products_are_within_their_bounds(make: object, form: str) -> None:
+    random = torch.Generator().manual_seed(1)
+    assert callable(make)
+    vectors, queries = make(random).to(torch.float16 if "float16 " in form else torch.bfloat16), _queries(random)
+    if form == "codes":
+        rows = codes.encode(lambda start, stop: vectors[start:stop], NUM_ROWS)
+        assert rows is not None
+    else:
+        rows = rough.of_block(vectors, float(vectors.double().norm(dim=1).max()), torch.bfloat16)
+    taken = rows.queries(queries)
+    scores = rough.product(rows.matrix, taken.matrix)
+    longest, residuals = (
+        bound.repeat_interleave(rough.GROUP_ROWS)[:NUM_ROWS, None] if len(bound) > 1 else bound
+        for bound in (rows.longest, rows.residuals)
+    )
+    values = scores.double() * taken.unit
+    bounds = longest * taken.residuals + residuals * taken.lengths + taken.slack + values.abs() * rough.rounding(scores)
+    errors = (values + taken.offset - vectors.double() @ queries.double().t()).abs()
+    assert (errors <= bounds).all()
+    assert (errors > 0).any()
+
+
+@needs_codes
+def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One huge coordinate that is no constant leaves 8 bits nothing for the others."""
+    random = torch.Generator().manual_seed(2)
+    vectors = torch.randn(40_000, 32, generator=random)
+    vectors[:, 0] *= 1e4
+    queries = torch.randn(3, 32, generator=random)
+    queries[:, 0] = 0
+    index = FlatIndex(vectors)
+    found = index.search(queries, K)
+    assert index._codes is None
+    monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1 << 30)
+    assert torch.equal(found.rows, FlatIndex(vectors).search(queries, K).rows)
