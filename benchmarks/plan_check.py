@@ -1,0 +1,181 @@
+"""What a plan foretells against what happens: evidence is built, embedded and searched at several sizes.
+
+Passages of a file are repeated under ids of their own until there are enough. For each size the rates are measured
+first, as `megatron-retrieval plan --measure` does it, then the work itself is done by the functions behind
+tools/build_evidence.py, tools/embed_evidence.py and exact search. The encoder is random and tiny, so that a size ends
+in minutes; on a machine that other jobs share, times say as much about these as about the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from megatron_retrieval.config import run_program
+from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.index import EmbeddingStore, FlatIndex
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.parallel import ParallelConfig, process_topology
+from megatron_retrieval.recipes.plan import Plan, make_plan
+from megatron_retrieval.recipes.plan_config import HardwareConfig, PlanConfig, PlannedTrainingConfig, RatesConfig
+from megatron_retrieval.reports.tables import text_table
+from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.utils.files import atomic_file
+
+_SEARCHES = 3
+
+
+@dataclass(kw_only=True, frozen=True)
+class PlanCheckConfig:
+    """Compare plans with what happens."""
+
+    input: str
+    """Passage file whose passages are repeated: psgs_w100.tsv or JSONL."""
+    vocab_file: Path
+    """WordPiece vocabulary."""
+    passages: tuple[int, ...] = (100_000, 300_000)
+    """Sizes, one after the other."""
+    num_layers: int = 1
+    """Layers of the encoder."""
+    hidden_size: int = 64
+    """Width of the encoder and of the vectors."""
+    num_attention_heads: int = 2
+    """Attention heads."""
+    num_queries: int = 64
+    """Questions that are searched at once."""
+    topk: int = 100
+    """Passages that are found for each."""
+    num_threads: int = 1
+    """Threads."""
+    folder: Path | None = None
+    """Where evidence and embeddings are written, and removed again; default: the system's folder for such files."""
+
+    def __post_init__(self) -> None:
+        if not self.passages or min(self.passages) < 1:
+            raise ConfigError("--passages: give sizes of at least 1.")
+
+
+@dataclass(frozen=True)
+class Real:
+    """What happened; bytes and seconds."""
+
+    evidence_bytes: int
+    embeddings_bytes: int
+    memory_bytes: int
+    build_seconds: float
+    embed_seconds: float
+    search_seconds: float
+
+
+def main(config: PlanCheckConfig) -> None:
+    torch.set_num_threads(config.num_threads)
+    for num_passages in config.passages:
+        with TemporaryDirectory(dir=config.folder) as name:
+            source = Path(name) / "passages.jsonl"
+            _write_passages(config, num_passages, source)
+            settings = _settings(config, num_passages, source)
+            plan = make_plan(settings)
+            real = _work(settings, source, Path(name))
+        sys.stdout.write(f"{num_passages:,} passages\n\n{_table(plan, real)}\n\n")
+        sys.stdout.flush()
+
+
+def _write_passages(config: PlanCheckConfig, num_passages: int, path: Path) -> None:
+    passages = [passage for _, passage in read_passages(config.input)]
+    with atomic_file(path) as file:
+        for number, passage in enumerate(islice(cycle(passages), num_passages), 1):
+            file.write(json.dumps({"id": str(number), "title": passage.title, "text": passage.text}) + "\n")
+
+
+def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanConfig:
+    bert = BertConfig(
+        num_layers=config.num_layers, hidden_size=config.hidden_size, num_attention_heads=config.num_attention_heads
+    )
+    return PlanConfig(
+        passages=num_passages,
+        encoder=DualEncoderConfig(bert=bert, biencoder_shared_query_context_model=True),
+        hardware=HardwareConfig(gpus=0, workers=1),
+        training=PlannedTrainingConfig(reader="none"),
+        rates=RatesConfig(measure=True, input=(str(source),), vocab_file=config.vocab_file),
+        num_queries=config.num_queries,
+        topk=config.topk,
+    )
+
+
+def _work(settings: PlanConfig, source: Path, folder: Path) -> Real:
+    """Build, embed and search all of it."""
+    vocab_file = str(settings.rates.vocab_file)
+    evidence, embeddings = folder / "evidence", folder / "embeddings"
+    builder = EvidenceBuilderConfig(input=(str(source),), output=str(evidence), vocab_file=vocab_file)
+    build_seconds = _seconds(lambda: build_evidence(builder))
+    embed_seconds = _seconds(lambda: _embed(settings, evidence, embeddings))
+    held = psutil.Process().memory_info().rss
+    store = EmbeddingStore(embeddings)
+    index = FlatIndex(store)
+    queries = torch.randn(settings.num_queries, store.dimension, generator=torch.Generator().manual_seed(0))
+    index.search(queries, settings.topk)  # the length of every vector is looked at once
+    seconds = statistics.median(_seconds(lambda: index.search(queries, settings.topk)) for _ in range(_SEARCHES))
+    return Real(
+        evidence_bytes=_folder_bytes(evidence),
+        embeddings_bytes=_folder_bytes(embeddings),
+        memory_bytes=psutil.Process().memory_info().rss - held,
+        build_seconds=build_seconds,
+        embed_seconds=embed_seconds,
+        search_seconds=seconds,
+    )
+
+
+def _embed(settings: PlanConfig, evidence: Path, output: Path) -> None:
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        embed_evidence(
+            EvidenceStore(evidence),
+            DualEncoder(settings.encoder, topology).eval().encode_passages,
+            output,
+            topology,
+            encoder_fingerprint="random",
+            text_format=settings.text_format,
+            embedding_dtype=settings.embedding_dtype,
+            micro_batch_size=settings.encode.micro_batch_size,
+        )
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _table(plan: Plan, real: Real) -> str:
+    found = plan.estimate
+    pairs = [
+        ("evidence on disk, MB", found.evidence_bytes / 1e6, real.evidence_bytes / 1e6),
+        ("embeddings on disk, MB", found.version_bytes / 1e6, real.embeddings_bytes / 1e6),
+        ("memory of search, MB", (found.rank_index_bytes + found.search_buffer_bytes) / 1e6, real.memory_bytes / 1e6),
+        ("building, s", found.build_seconds, real.build_seconds),
+        ("embedding, s", found.embed_seconds, real.embed_seconds),
+        ("a search, s", found.search_seconds, real.search_seconds),
+    ]
+    rows = [[name, f"{said:.3g}", f"{was:.3g}", f"{said / was - 1:+.1%}"] for name, said, was in pairs]
+    return text_table(["", "planned", "real", "difference"], rows)
+
+
+if __name__ == "__main__":
+    run_program(PlanCheckConfig, main)
