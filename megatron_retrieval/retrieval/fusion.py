@@ -25,7 +25,7 @@ class FusionConfig:
     """Weight of the dense search, from 0 to 1; BM25 has the rest. For both kinds of fusion."""
     rrf_k: float = 60.0
     """The k of reciprocal rank fusion: the greater, the less the first ranks count."""
-    fusion_depth: int = 100
+    fusion_depth: int = 200
     """Passages of either list that are put together; at least as many as are asked for."""
 
     def __post_init__(self) -> None:
