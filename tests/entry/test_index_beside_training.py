@@ -65,13 +65,15 @@ class _Run:
         goal = len(self.changes()) + number
         self.wait_for(lambda: len(self.changes()) >= goal)
 
-    def worker(self) -> psutil.Process:
-        """The process that embeds."""
+    def worker(self, number: int = 0) -> psutil.Process:
+        """A process that embeds."""
         found: list[psutil.Process] = []
 
         def is_there() -> bool:
             children = psutil.Process(self.process.pid).children(recursive=True)
-            found[:] = [child for child in children if "index_worker" in " ".join(child.cmdline())]
+            lines = {child: " ".join(child.cmdline()) for child in children}
+            words = ("index_worker", f"--worker {number} ")
+            found[:] = [child for child, line in lines.items() if all(word in line for word in words)]
             return len(found) == 1
 
         self.wait_for(is_there)
@@ -165,10 +167,11 @@ def test_a_worker_in_the_background(tmp_path: Path, evidence: Path, start: Calla
     _checked(again, evidence, tmp_path / "again")
 
 
-def test_one_rank_trains_and_one_embeds(tmp_path: Path, evidence: Path, start: Callable[..., _Run]) -> None:
-    run = start(tmp_path / "run", "--num-embedding-ranks", 1, "--num-changes", 3, num_processes=2)
+def test_one_rank_trains_and_two_embed(tmp_path: Path, evidence: Path, start: Callable[..., _Run]) -> None:
+    run = start(tmp_path / "run", "--num-embedding-ranks", 2, "--num-changes", 3, num_processes=3)
     run.wait_for_changes(1)
-    run.worker().kill()
+    assert run.worker(1).is_running()
+    run.worker(0).kill()
     assert run.wait_for_end() == 0, run.stderr()
     assert "[rank 1] embedding worker 0 ended with status -9; it is started again" in run.stderr()
     assert len(run.changes()) == 3
