@@ -108,7 +108,7 @@ def _disk(plan: Plan) -> list[tuple[str, str, str]]:
 
 def _memory(plan: Plan) -> list[tuple[str, str, str]]:
     config, found = plan.config, plan.estimate
-    where = f"GPU memory, each of {config.hardware.gpus}" if config.hardware.gpus else "memory of each node"
+    where = f"GPU memory, each of {config.num_training_ranks}" if config.hardware.gpus else "memory of each node"
     rows = [
         ("vectors of exact search", size(found.rank_index_bytes), where),
         ("work space of exact search", size(found.search_buffer_bytes), where),
@@ -127,15 +127,25 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
 
 def _times(plan: Plan) -> list[tuple[str, str, str]]:
     config, found = plan.config, plan.estimate
-    ranks = f"{config.hardware.num_ranks} {_rank(config)}{'s' if config.hardware.num_ranks > 1 else ''}"
+    ranks, training = _ranks(config, config.hardware.num_ranks), _ranks(config, config.num_training_ranks)
     rows = [
-        ("building the evidence", duration(found.build_seconds), f"{config.hardware.num_workers} processes"),
-        ("embedding, and each refresh", duration(found.embed_seconds), ranks),
-        (f"an exact search, {config.num_queries} questions", duration(found.search_seconds), ranks),
+        ("building the evidence", duration(found.build_seconds), f"--workers {config.hardware.num_workers}"),
+        ("embedding", duration(found.embed_seconds), ranks),
+        (f"an exact search, {config.num_queries} questions", duration(found.search_seconds), training),
     ]
+    if config.training.reader != "none":
+        beside = _ranks(config, config.training.num_embedding_ranks) + " beside training"
+        waiting = f"{ranks}, training waits"
+        where = beside if config.training.num_embedding_ranks else waiting
+        rows.insert(2, ("a refresh of the index", duration(found.refresh_seconds), where))
     if not config.hardware.gpus:
         rows.append(("an exact search from the disk", duration(found.streamed_seconds), ranks))
     return rows
+
+
+def _ranks(config: PlanConfig, number: int) -> str:
+    plural = "" if number == 1 else "es" if _rank(config).endswith("s") else "s"
+    return f"{number} {_rank(config)}{plural}"
 
 
 def _rank(config: PlanConfig) -> str:

@@ -107,6 +107,8 @@ class PlannedTrainingConfig:
     """Tokens of a question with a passage, for the reader."""
     max_answer_length: int = 32
     """Tokens of an answer."""
+    num_embedding_ranks: int = 0
+    """So many of the GPUs embed for the next index while the others train; 0: all of them, and training waits."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -118,6 +120,8 @@ class PlannedTrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
+        if self.num_embedding_ranks < 0:
+            raise ConfigError(f"--num-embedding-ranks {self.num_embedding_ranks}: must not be negative.")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -195,8 +199,16 @@ class PlanConfig:
         for name in ("passages", "num_queries", "topk"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
+        if self.training.num_embedding_ranks >= self.hardware.num_ranks:
+            number = f"{self.training.num_embedding_ranks} of {self.hardware.num_ranks} processes"
+            raise ConfigError(f"--num-embedding-ranks {number} leave none that trains.")
         if self.rates.measure and self.rates.vocab_file is None and self.load is None:
             raise ConfigError("--measure needs a vocabulary: give --vocab-file, or --load.")
+
+    @property
+    def num_training_ranks(self) -> int:
+        """Processes that train, and hold the vectors that are searched."""
+        return self.hardware.num_ranks - self.training.num_embedding_ranks
 
     def with_artefact_defaults(self) -> PlanConfig:
         """The shape and the layout of --load."""

@@ -67,6 +67,7 @@ class Estimate:
     activation_bytes: int
     build_seconds: float
     embed_seconds: float
+    refresh_seconds: float
     search_seconds: float
     streamed_seconds: float
 
@@ -113,7 +114,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
     """Everything that the plan says, out of counts and rates."""
     hardware, dimension = config.hardware, config.encoder.dimension
     value_bytes = torch_dtype(config.embedding_dtype).itemsize
-    rank_rows = math.ceil(config.passages / hardware.num_ranks)
+    rank_rows = math.ceil(config.passages / config.num_training_ranks)
     version_bytes = costs.vectors_bytes(config.passages, dimension, value_bytes)
     state, activations = _training_bytes(config)
     return Estimate(
@@ -128,6 +129,8 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         activation_bytes=activations,
         build_seconds=rates.build_start_seconds + config.passages / (rates.build.value * hardware.num_workers),
         embed_seconds=config.passages / (rates.encode.value * hardware.num_ranks),
+        refresh_seconds=config.passages
+        / (rates.encode.value * (config.training.num_embedding_ranks or hardware.num_ranks)),
         search_seconds=rates.search_start_seconds + rank_rows / rates.search.value,
         streamed_seconds=version_bytes / hardware.nodes / rates.disk.value,
     )

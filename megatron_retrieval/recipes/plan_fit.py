@@ -61,6 +61,7 @@ def _device(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
         ways.append(f"--embedding-dtype float16 needs {_gb(halved)}{_judged(halved, there)}")
     ranks = costs.ranks_needed(copies * found.version_bytes, others, there)
     if ranks is not None:
+        ranks += config.training.num_embedding_ranks
         ways.append(f"--gpus {ranks} spread the vectors thinly enough")
     if trains:
         ways += _lighter_training(config, rates, there)
@@ -94,6 +95,9 @@ def _lighter_training(config: PlanConfig, rates: Rates, there: int) -> Iterator[
 
 def _host(config: PlanConfig, found: Estimate) -> Iterator[str]:
     there, needed = config.hardware.host_bytes, host_index_bytes(config, found)
+    if not config.hardware.gpus and found.state_bytes > 0 and found.device_bytes > there:
+        yield f"Host memory: training needs {_gb(found.device_bytes)} of {_gb(there)} on a node; train on GPUs."
+        return
     if needed <= there:
         return
     if found.index_bytes is None:

@@ -61,6 +61,10 @@ def test_hours_follow_from_rates() -> None:
         "2.5 s",
         "26.3 ms",
     ]
+    assert plan.estimate.refresh_seconds == plan.estimate.embed_seconds
+    beside = _plan(*rates, "--gpus", 8, "--num-embedding-ranks", 2).estimate
+    assert beside.refresh_seconds == pytest.approx(21_015_324 / 2000)
+    assert beside.rank_index_bytes == 3_502_554 * 768 * 2  # on the six that train
     assert {rate.origin for name, rate in vars(plan.rates).items() if "seconds" not in name} == {"given"}
 
 
@@ -150,6 +154,10 @@ def test_an_evidence_folder_is_as_long_as_foretold(tmp_path: Path) -> None:
             r'GPU memory: 32\.5 GB .*--gpus 3 .*--index-factory "IVF65536,SQ8" needs 16\.5 GB on the host',
         ),
         (
+            ("--gpus", 0, "--host-memory-gb", 64),
+            r"Host memory: training needs 97\.1 GB of 64\.0 GB .*; train on GPUs\.",
+        ),
+        (
             ("--gpus", 0, "--host-memory-gb", 16, "--reader", "none"),
             r'Host memory: .* a search takes about 32 s; --nodes 3 hold them; --index-factory "OPQ96,IVF65536,PQ96"',
         ),
@@ -178,6 +186,8 @@ def test_an_approximate_index_is_counted() -> None:
 def test_contradictions_are_refused() -> None:
     with pytest.raises(ConfigError, match="--gpus 3 and --nodes 2: every node needs equally many"):
         _plan("--gpus", 3, "--nodes", 2)
+    with pytest.raises(ConfigError, match="--num-embedding-ranks 2 of 2 processes leave none that trains"):
+        _plan("--gpus", 2, "--num-embedding-ranks", 2)
     with pytest.raises(ConfigError, match="--measure needs passages: give --input"):
         _plan("--measure")
     with pytest.raises(ConfigError, match="--measure needs a vocabulary: give --vocab-file, or --load"):
