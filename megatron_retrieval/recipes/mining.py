@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from megatron_retrieval.recipes.search import open_lexical
 from megatron_retrieval.types import Passage
 from megatron_retrieval.utils.progress import progress_bar
 
+#: passages kept; frequent ones are found for many questions
+_CACHED_PASSAGES = 1 << 16
 #: finds the passages for the text of a question, best first
 Find = Callable[[str], Sequence[Hit]]
 
@@ -154,11 +157,12 @@ def _finder(config: MineNegativesConfig) -> Find:
     evidence = EvidenceStore(config.evidence)
     index = open_lexical(config.bm25_index, evidence)
     depth = max(config.rules.max_rank, config.distant_supervision or 0)
+    passage = lru_cache(_CACHED_PASSAGES)(evidence.passage)
 
     def find(question: str) -> Sequence[Hit]:
         result = index.search([question], depth)
         rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
-        return [Hit(evidence.passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+        return [Hit(passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
 
     return find
 
