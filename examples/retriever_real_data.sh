@@ -43,6 +43,14 @@ measure() { # NAME CHECKPOINT EVIDENCE QUESTIONS FLAGS...
     --topk 1 5 20 100 --output-dir "$out/results/$name" "$@"
 }
 
+measure_words() { # NAME EVIDENCE QUESTIONS FLAGS...: BM25, or fused with the encoder that the flags name
+  local name=$1 evidence=$2 questions=$3
+  shift 3
+  once "$evidence-bm25" python tools/build_bm25.py --evidence "$evidence" --output "$evidence-bm25"
+  once "$out/results/$name" "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$evidence" \
+    --bm25-index "$evidence-bm25" --questions "$questions" --topk 1 5 20 100 --output-dir "$out/results/$name" "$@"
+}
+
 once "$out/minilm" python tools/import_checkpoint.py --format sentence-transformers --input "$model" --output "$out/minilm"
 vocab=$out/minilm/iter_0000000/vocab.txt
 
@@ -70,3 +78,9 @@ finetune squad-run --train-data "$out/squad/biencoder-train-v1.1.json" --num-har
   --same-title-questions 32 --global-batch-size 256 --hidden-dropout 0.1 --lr 1e-4
 measure squad-tuned "$out/squad-run/checkpoints" "$out/squad-evidence" "${dev[@]}"
 python tools/compare_runs.py --baseline "$out/results/squad-zero" --candidate "$out/results/squad-tuned"
+
+# SQuAD by words, and by words and vectors together
+measure_words squad-bm25 "$out/squad-evidence" "${dev[@]}"
+measure_words squad-hybrid "$out/squad-evidence" "${dev[@]}" --embeddings "$out/embeddings/squad-tuned" \
+  --load "$out/squad-run/checkpoints" --bf16
+python tools/compare_runs.py --baseline "$out/results/squad-tuned" --candidate "$out/results/squad-hybrid"
