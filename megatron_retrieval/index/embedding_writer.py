@@ -150,7 +150,7 @@ class EmbeddingWriter:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         write_json(self.directory / MANIFEST, manifest.to_json())
-        self._clean_up()
+        self.clean_up()
         return EmbeddingStore(self.directory)
 
     def _existing_plan(self) -> dict[str, Any] | None:
@@ -186,8 +186,8 @@ class EmbeddingWriter:
     def _part(self, number: int) -> Path:
         return self._path(number).with_suffix(".part")
 
-    def _clean_up(self) -> None:
-        """Remove the plan, the shards' neighbours and temporary files that a killed process left."""
+    def clean_up(self) -> None:
+        """Remove what only a restart needs, and temporary files that a killed process left."""
         for number in range(len(self._ranges)):
             self._path(number).with_suffix(".json").unlink(missing_ok=True)
             self._part(number).unlink(missing_ok=True)

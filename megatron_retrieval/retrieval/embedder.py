@@ -67,6 +67,8 @@ def embed_evidence(
     finished = gather_objects(writer.is_finished, topology.world_group)[0]
     if finished:
         log.info("%s is complete already", output_dir)
+        if topology.is_main:
+            writer.clean_up()  # the process that finished it may have been killed before it could
         return EmbeddingStore(output_dir)
     mine = unfinished[topology.dp_rank :: topology.dp_size]
     _log_start(writer, len(evidence))
