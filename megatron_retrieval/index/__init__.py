@@ -5,6 +5,7 @@ from megatron_retrieval.index.embedding_store import EmbeddingStore, StorageDtyp
 from megatron_retrieval.index.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.flat import FlatIndex
 from megatron_retrieval.index.memory import MemoryWriter
+from megatron_retrieval.index.placement import Placement
 from megatron_retrieval.index.sharded import ShardedIndex
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EmbeddingWriter",
     "FlatIndex",
     "MemoryWriter",
+    "Placement",
     "SearchIndex",
     "ShardedIndex",
     "StorageDtype",

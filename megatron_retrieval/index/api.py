@@ -52,8 +52,8 @@ class VectorSource(Protocol):
     def read(self, start: int, stop: int) -> Tensor:
         """The same, as memory that can be given back: nothing stays mapped."""
 
-    def take(self, rows: Tensor) -> Tensor:
-        """The vectors [m, D] of chosen rows [m]."""
+    def vectors_of(self, rows: Tensor) -> Tensor:
+        """[n, D] of the rows [n] int64, in the stored type."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TensorVectors:
     def read(self, start: int, stop: int) -> Tensor:
         return self.values[start:stop]
 
-    def take(self, rows: Tensor) -> Tensor:
+    def vectors_of(self, rows: Tensor) -> Tensor:
         return self.values.index_select(0, rows)
 
 
@@ -100,5 +100,5 @@ class VectorSlice:
     def read(self, start: int, stop: int) -> Tensor:
         return self.source.read(self.start + start, self.start + stop)
 
-    def take(self, rows: Tensor) -> Tensor:
-        return self.source.take(rows + self.start)
+    def vectors_of(self, rows: Tensor) -> Tensor:
+        return self.source.vectors_of(rows + self.start)

@@ -17,6 +17,7 @@ from megatron_retrieval.index.candidates import best_of_pairs, empty_result, pai
 from megatron_retrieval.index.embedding_store import EmbeddingStore
 from megatron_retrieval.index.faiss_index import FaissIndex, use_threads
 from megatron_retrieval.index.flat import checked_queries
+from megatron_retrieval.index.placement import Placement
 from megatron_retrieval.index.sharded import ShardedIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.types import SearchResult
@@ -147,8 +148,13 @@ def _in_parts(queries: Tensor, excluded: Tensor, width: int) -> Iterator[tuple[T
 
 
 def open_index(
-    config: ApproximateSearchConfig, embeddings: EmbeddingStore, topology: ProcessTopology
+    config: ApproximateSearchConfig,
+    embeddings: EmbeddingStore,
+    topology: ProcessTopology,
+    placement: Placement = "auto",
 ) -> ShardedIndex | ApproximateIndex:
     """What searches the embeddings: all ranks together and exactly, or every rank by an approximate index of its own;
     see `ApproximateIndex` for what is refused."""
-    return ShardedIndex(embeddings, topology) if config.index is None else ApproximateIndex(config, embeddings)
+    if config.index is None:
+        return ShardedIndex(embeddings, topology, placement)
+    return ApproximateIndex(config, embeddings)

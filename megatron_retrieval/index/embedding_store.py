@@ -128,7 +128,7 @@ class EmbeddingStore:
         shards = rows // size
         for number in shards.unique().tolist():
             places = (shards == number).nonzero().squeeze(1)
-            values[places] = self._shard(number)[rows[places] - number * size]
+            values[places] = self._shard(number).index_select(0, rows[places] - number * size)
         return values
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -145,15 +145,6 @@ class EmbeddingStore:
                 file.seek(first * row_bytes)
                 self._fill(file, content[done * row_bytes : (done + rows) * row_bytes])
             done += rows
-        return target
-
-    def take(self, rows: Tensor) -> Tensor:
-        """The vectors [m, D] of chosen rows [m]."""
-        number, first = rows // self.manifest.rows_per_shard, rows % self.manifest.rows_per_shard
-        target = torch.empty(len(rows), self.dimension, dtype=torch_dtype(self.manifest.identity.dtype))
-        for shard in number.unique().tolist():
-            places = (number == shard).nonzero()[:, 0]
-            target[places] = self._shard(shard).index_select(0, first[places])
         return target
 
     def require(self, *, evidence_fingerprint: str | None = None, encoder_fingerprint: str | None = None) -> None:

@@ -98,7 +98,7 @@ class FlatIndex:
             self._codes = self._make_codes()
         if self._codes is None:
             return None
-        piece = Piece(self._codes, self._source.take, self._first_row)
+        piece = Piece(self._codes, self._source.vectors_of, self._first_row)
         try:
             return _improved(piece, queries, empty_result(len(queries), k, self._device), excluded, patient=False)
         except TooRoughError:
@@ -109,7 +109,9 @@ class FlatIndex:
             return None
 
     def _make_codes(self) -> RoughVectors | None:
-        if not codes.codes_are_fast() or not fits_in_memory(self.num_rows * self.dimension, self._placement):
+        if not codes.codes_are_fast(self.dimension) or not fits_in_memory(
+            self.num_rows * self.dimension, self._placement
+        ):
             return None
         start = time.monotonic()
         made = codes.encode(self._source.read, self.num_rows)

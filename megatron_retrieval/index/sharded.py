@@ -9,6 +9,7 @@ from torch import Tensor
 from megatron_retrieval.index.api import TensorVectors, VectorSlice, VectorSource
 from megatron_retrieval.index.candidates import best_of_pairs, found_pairs
 from megatron_retrieval.index.flat import FlatIndex, checked_queries
+from megatron_retrieval.index.placement import Placement
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects, gather_rows
 from megatron_retrieval.types import SearchResult
@@ -24,12 +25,15 @@ class ShardedIndex:
     Args:
         vectors: the whole evidence (a memory-mapped store costs nothing for rows that other ranks hold).
         topology: the ranks; all of them take part, tensor-parallel neighbours as well.
+        placement: see `FlatIndex`.
     """
 
-    def __init__(self, vectors: VectorSource | Tensor, topology: ProcessTopology) -> None:
+    def __init__(
+        self, vectors: VectorSource | Tensor, topology: ProcessTopology, placement: Placement = "auto"
+    ) -> None:
         source = TensorVectors(vectors) if isinstance(vectors, Tensor) else vectors
         start, stop = rank_rows(len(source), topology.rank, topology.world_size)
-        self._hold(VectorSlice(source, start, stop), start, len(source), topology)
+        self._hold(VectorSlice(source, start, stop), start, len(source), topology, placement)
 
     @classmethod
     def of_parts(cls, part: VectorSource, first_row: int, num_rows: int, topology: ProcessTopology) -> ShardedIndex:
@@ -43,9 +47,16 @@ class ShardedIndex:
         index._hold(part, first_row, num_rows, topology)
         return index
 
-    def _hold(self, part: VectorSource, first_row: int, num_rows: int, topology: ProcessTopology) -> None:
+    def _hold(
+        self,
+        part: VectorSource,
+        first_row: int,
+        num_rows: int,
+        topology: ProcessTopology,
+        placement: Placement = "auto",
+    ) -> None:
         self._topology, self._num_rows = topology, num_rows
-        self._local = FlatIndex(part, first_row=first_row, device=topology.device)
+        self._local = FlatIndex(part, first_row=first_row, device=topology.device, placement=placement)
 
     @property
     def num_rows(self) -> int:

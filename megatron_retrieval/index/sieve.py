@@ -16,6 +16,8 @@ from megatron_retrieval.types import SearchResult
 SCORES_AT_ONCE = 1 << 21
 #: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
 _PAIRS_AT_ONCE = 1 << 20
+#: vectors that are read from their source at once to bound scores anew
+_ROWS_SEEN_AT_ONCE = 1 << 14
 #: where a larger share of the groups reaches the floor, the bounds are too wide to be of use; unless they are few
 _USEFUL_SHARE = 1 / 4
 _ALWAYS_USEFUL = 4096
@@ -180,7 +182,8 @@ class Sieve:
 
     def _tighten(self) -> None:
         """Raise the floor to the k-th greatest lower bound in the pool, and drop what lies below."""
-        if not self._fresh:
+        if not any(map(len, self._fresh)):
+            self._fresh = []
             return
         fresh, self._fresh = _joined(self._fresh), []
         if self._piece.rough.matrix.dtype == torch.int8:
@@ -198,11 +201,11 @@ class Sieve:
         """With bounds from products in float32, query by query."""
         order = pairs.query.argsort(stable=True)
         query, row = pairs.query[order], pairs.row[order]
-        counts = query.bincount(minlength=len(self._queries)).tolist()
-        scores = [
-            self._piece.take(rows).float() @ vector
-            for vector, rows in zip(self._queries, row.split(counts), strict=True)
-        ]
+        scores = []
+        for some_queries, some_rows in zip(query.split(_ROWS_SEEN_AT_ONCE), row.split(_ROWS_SEEN_AT_ONCE), strict=True):
+            counts = some_queries.bincount(minlength=len(self._queries)).tolist()
+            parts = zip(self._queries, self._piece.take(some_rows).split(counts), strict=True)
+            scores += [vectors.float() @ vector for vector, vectors in parts if len(vectors)]
         errors = self._rough.slack[query]
         values = torch.cat(scores).masked_fill_(errors.isinf(), 0)
         return _Pairs(query, row, values - errors, values + errors)

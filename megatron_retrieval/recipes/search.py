@@ -16,7 +16,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation import AnswerMatcher
 from megatron_retrieval.evaluation.results import Retrieved, recorded
 from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
-from megatron_retrieval.index import EmbeddingStore
+from megatron_retrieval.index import EmbeddingStore, Placement
 from megatron_retrieval.index.approximate import ApproximateIndex, ApproximateSearchConfig, open_index
 from megatron_retrieval.index.lexical import LexicalIndex
 from megatron_retrieval.parallel import ProcessTopology
@@ -43,6 +43,10 @@ class SearchConfig:
     """How two lists of passages become one."""
     approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
     """Whether all embeddings are compared with a question, or a part of them."""
+    index_placement: Placement = "auto"
+    """Exact search on CPU: memory (a copy of the embeddings in 8 bits is kept), disk (all are read for every search,
+    within little memory), or auto (memory where the copy takes at most half of what is free). No bit of a result
+    depends on it."""
     verify_embeddings: bool = False
     """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
 
@@ -159,7 +163,7 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
         embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
         if config.verify_embeddings and topology.is_main:
             embeddings.verify()
-        index = open_index(config.approximate, embeddings, topology)
+        index = open_index(config.approximate, embeddings, topology, config.index_placement)
         if config.verify_embeddings and topology.is_main and isinstance(index, ApproximateIndex):
             index.verify()
         retriever = Retriever(index)

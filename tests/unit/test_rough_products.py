@@ -11,7 +11,9 @@ from megatron_retrieval.types import SearchResult
 
 NUM_ROWS, DIMENSION, K = 3000, 96, 20
 
-needs_codes = pytest.mark.skipif(not codes.codes_are_fast(), reason="this CPU has no fast 8-bit product (AVX-512 VNNI)")
+needs_codes = pytest.mark.skipif(
+    not codes.codes_are_fast(DIMENSION), reason="this CPU has no fast 8-bit product (AVX-512 VNNI)"
+)
 
 
 def _gaussian(random: torch.Generator) -> torch.Tensor:
@@ -109,3 +111,10 @@ def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.Mon
     assert index._codes is None
     monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1 << 30)
     assert torch.equal(found.rows, FlatIndex(vectors).search(queries, K).rows)
+
+
+@needs_codes
+def test_codes_are_not_used_where_their_product_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(codes.codes_are_fast(dimension) for dimension in (16, 384, 768))
+    monkeypatch.setattr(torch, "_int_mm", lambda rows, queries: (rows.long() @ queries.long() + 1).int())
+    assert not codes.codes_are_fast(16)

@@ -1,0 +1,131 @@
+"""Time of exact search on CPU against faiss's, on the same vectors, with rows compared.
+
+The vectors have random directions, alone or in clusters; faiss holds them in float32, this project as they are stored.
+The two take turns, and a ratio is that of neighbours. Rows count as the same where they are equal, or where the scores
+in float64 at that place differ by less than float32 can tell: faiss orders such rows by its own rounding.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import faiss
+import torch
+from torch import Tensor
+
+from megatron_retrieval.config import run_program
+from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.index import FlatIndex, StorageDtype
+from megatron_retrieval.index.embedding_store import torch_dtype
+from megatron_retrieval.reports.tables import text_table
+
+
+@dataclass(kw_only=True, frozen=True)
+class SearchSpeedConfig:
+    """Compare the speed of exact search with faiss's IndexFlatIP, round by round."""
+
+    num_rows: int = 400_000
+    """Vectors searched."""
+    dimension: int = 384
+    """Their dimension."""
+    num_clusters: int = 0
+    """Clusters that the vectors, and the queries, lie in; 0: directions have nothing in common."""
+    embedding_dtype: StorageDtype = "float16"
+    """Type in which vectors are stored."""
+    num_queries: tuple[int, ...] = (1, 16, 64)
+    """Queries asked at once, several numbers one after the other."""
+    k: int = 100
+    """Rows wanted."""
+    num_rounds: int = 9
+    """Searches of each that are timed."""
+    num_threads: int = 2
+    """Threads of each."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_rows, self.dimension, self.k, self.num_rounds, self.num_threads, *self.num_queries) < 1:
+            raise ConfigError("All numbers but --num-clusters must be at least 1.")
+        if self.k > self.num_rows:
+            raise ConfigError(f"-k {self.k} rows are more than --num-rows {self.num_rows}.")
+
+
+def main(config: SearchSpeedConfig) -> None:
+    torch.set_num_threads(config.num_threads)
+    faiss.omp_set_num_threads(config.num_threads)
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(max(1, config.num_clusters), config.dimension, generator=random) * (config.num_clusters > 0)
+    vectors = _directions(centres, config.num_rows, random).to(torch_dtype(config.embedding_dtype))
+    ours, theirs = FlatIndex(vectors), faiss.IndexFlatIP(config.dimension)
+    theirs.add(vectors.float().numpy())
+    rows = []
+    for count in config.num_queries:
+        queries = _directions(centres, count, random)
+        searches: list[Callable[[], Tensor]] = [
+            partial(_found, ours, queries, config.k),
+            partial(_found_by_faiss, theirs, queries, config.k),
+        ]
+        num_equal = _require_same(vectors, queries, *(search() for search in searches))
+        rows.append(_row(count, _seconds(searches, config.num_rounds), num_equal / (count * config.k)))
+    header = ["queries", "ms, median", "faiss", "ratio", "rounds", "equal rows"]
+    sys.stdout.write(f"{text_table(header, rows)}\n")
+
+
+def _found(index: FlatIndex, queries: Tensor, k: int) -> Tensor:
+    return index.search(queries, k).rows
+
+
+def _found_by_faiss(index: faiss.IndexFlatIP, queries: Tensor, k: int) -> Tensor:
+    return torch.from_numpy(index.search(queries.numpy(), k)[1])
+
+
+def _directions(centres: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """[count, D] of length 1 around centres [C, D]."""
+    chosen = torch.randint(0, len(centres), (count,), generator=random)
+    rows = centres[chosen] + torch.randn(count, centres.size(1), generator=random)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _require_same(vectors: Tensor, queries: Tensor, ours: Tensor, theirs: Tensor) -> int:
+    """Number of equal rows.
+
+    Raises:
+        MismatchError: rows differ whose scores float32 tells apart.
+    """
+    query, place = (ours != theirs).nonzero(as_tuple=True)
+    scores = [(vectors[rows[query, place]].double() * queries[query].double()).sum(1) for rows in (ours, theirs)]
+    # vectors have length 1, so that this bounds what a sum in float32 may be off by, in any order
+    if len(query) and float((scores[0] - scores[1]).abs().max()) > 2 * vectors.size(1) * 2.0**-24:
+        raise MismatchError("faiss finds other rows; speeds mean nothing.")
+    return ours.numel() - len(query)
+
+
+def _seconds(searches: list[Callable[[], Tensor]], num_rounds: int) -> list[list[float]]:
+    """What each took in every round."""
+    taken: list[list[float]] = [[] for _ in searches]
+    for _ in range(num_rounds):
+        for search, seconds in zip(searches, taken, strict=True):
+            started = time.perf_counter()
+            search()
+            seconds.append(time.perf_counter() - started)
+    return taken
+
+
+def _row(num_queries: int, seconds: list[list[float]], equal: float) -> list[str]:
+    ours, theirs = seconds
+    ratios = [other / own for own, other in zip(ours, theirs, strict=True)]
+    return [
+        str(num_queries),
+        f"{1000 * statistics.median(ours):.1f}",
+        f"{1000 * statistics.median(theirs):.1f}",
+        f"{statistics.median(ratios):.1f}",
+        f"{min(ratios):.1f} to {max(ratios):.1f}",
+        f"{100 * equal:.2f} %",
+    ]
+
+
+if __name__ == "__main__":
+    run_program(SearchSpeedConfig, main)
