@@ -1,9 +1,10 @@
 """What a plan foretells against what happens: evidence is built, embedded and searched at several sizes.
 
-Passages of a file are repeated under ids of their own until there are enough. For each size the rates are measured
-first, as `megatron-retrieval plan --measure` does it, then the work itself is done by the functions behind
-tools/build_evidence.py, tools/embed_evidence.py and exact search. The encoder is random and tiny, so that a size ends
-in minutes; on a machine that other jobs share, times say as much about these as about the plan.
+Passages of a file are repeated, under ids of their own and with their words turned round, until there are enough. For
+each size the rates are measured first, as `megatron-retrieval plan --measure` does it, then the work itself is done by
+the functions behind tools/build_evidence.py, tools/embed_evidence.py and exact search. The encoder is random and tiny,
+so that a size ends in minutes. On a machine that other jobs share, hours say as much about these as about the plan:
+--clock cpu compares the seconds that the process spends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -32,6 +34,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.parallel import ParallelConfig, process_topology
 from megatron_retrieval.recipes.plan import Plan, make_plan
 from megatron_retrieval.recipes.plan_config import HardwareConfig, PlanConfig, PlannedTrainingConfig, RatesConfig
+from megatron_retrieval.recipes.plan_rates import seconds_of
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval import embed_evidence
 from megatron_retrieval.utils.files import atomic_file
@@ -61,12 +64,23 @@ class PlanCheckConfig:
     """Passages that are found for each."""
     num_threads: int = 1
     """Threads."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Seconds on the wall, or those that the process spends, which other jobs change less."""
     folder: Path | None = None
     """Where evidence and embeddings are written, and removed again; default: the system's folder for such files."""
 
     def __post_init__(self) -> None:
         if not self.passages or min(self.passages) < 1:
             raise ConfigError("--passages: give sizes of at least 1.")
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """What `work` takes."""
+        return seconds_of(work, self.clock_function)
+
+    @property
+    def clock_function(self) -> Callable[[], float]:
+        """What --clock names."""
+        return time.perf_counter if self.clock == "wall" else time.process_time
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,8 @@ def main(config: PlanCheckConfig) -> None:
             source = Path(name) / "passages.jsonl"
             _write_passages(config, num_passages, source)
             settings = _settings(config, num_passages, source)
-            plan = make_plan(settings)
-            real = _work(settings, source, Path(name))
+            plan = make_plan(settings, config.clock_function)
+            real = _work(config, settings, source, Path(name))
         sys.stdout.write(f"{num_passages:,} passages\n\n{_table(plan, real)}\n\n")
         sys.stdout.flush()
 
@@ -97,8 +111,10 @@ def main(config: PlanCheckConfig) -> None:
 def _write_passages(config: PlanCheckConfig, num_passages: int, path: Path) -> None:
     passages = [passage for _, passage in read_passages(config.input)]
     with atomic_file(path) as file:
-        for number, passage in enumerate(islice(cycle(passages), num_passages), 1):
-            file.write(json.dumps({"id": str(number), "title": passage.title, "text": passage.text}) + "\n")
+        for number, passage in enumerate(islice(cycle(passages), num_passages)):
+            words, turned = passage.text.split(), number // len(passages)  # no two texts are the same
+            text = " ".join([*words[turned:], *words[:turned]])
+            file.write(json.dumps({"id": str(number + 1), "title": passage.title, "text": text}) + "\n")
 
 
 def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanConfig:
@@ -107,7 +123,8 @@ def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanC
     )
     return PlanConfig(
         passages=num_passages,
-        encoder=DualEncoderConfig(bert=bert, biencoder_shared_query_context_model=True),
+        # [CLS] of random weights is all but the same for all texts, which no search is made for
+        encoder=DualEncoderConfig(bert=bert, pooling="mean", biencoder_shared_query_context_model=True),
         hardware=HardwareConfig(gpus=0, workers=1),
         training=PlannedTrainingConfig(reader="none"),
         rates=RatesConfig(measure=True, input=(str(source),), vocab_file=config.vocab_file),
@@ -116,19 +133,19 @@ def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanC
     )
 
 
-def _work(settings: PlanConfig, source: Path, folder: Path) -> Real:
+def _work(config: PlanCheckConfig, settings: PlanConfig, source: Path, folder: Path) -> Real:
     """Build, embed and search all of it."""
     vocab_file = str(settings.rates.vocab_file)
     evidence, embeddings = folder / "evidence", folder / "embeddings"
     builder = EvidenceBuilderConfig(input=(str(source),), output=str(evidence), vocab_file=vocab_file)
-    build_seconds = _seconds(lambda: build_evidence(builder))
-    embed_seconds = _seconds(lambda: _embed(settings, evidence, embeddings))
+    build_seconds = config.seconds(lambda: build_evidence(builder))
+    embed_seconds = config.seconds(lambda: _embed(settings, evidence, embeddings))
     held = psutil.Process().memory_info().rss
     store = EmbeddingStore(embeddings)
     index = FlatIndex(store)
     queries = torch.randn(settings.num_queries, store.dimension, generator=torch.Generator().manual_seed(0))
     index.search(queries, settings.topk)  # the length of every vector is looked at once
-    seconds = statistics.median(_seconds(lambda: index.search(queries, settings.topk)) for _ in range(_SEARCHES))
+    seconds = statistics.median(config.seconds(lambda: index.search(queries, settings.topk)) for _ in range(_SEARCHES))
     return Real(
         evidence_bytes=_folder_bytes(evidence),
         embeddings_bytes=_folder_bytes(embeddings),
@@ -155,12 +172,6 @@ def _embed(settings: PlanConfig, evidence: Path, output: Path) -> None:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _table(plan: Plan, real: Real) -> str:

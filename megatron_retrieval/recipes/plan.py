@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,8 +62,11 @@ class Plan:
         }
 
 
-def make_plan(config: PlanConfig) -> Plan:
+def make_plan(config: PlanConfig, clock: Callable[[], float] = time.perf_counter) -> Plan:
     """Measure, where that is asked for, and compute the rest.
+
+    Args:
+        clock: see `Calibration`.
 
     Raises:
         ConfigError: settings that contradict, or an index that faiss does not make.
@@ -69,14 +74,14 @@ def make_plan(config: PlanConfig) -> Plan:
     """
     measured = None
     if config.rates.measure:
-        measured = _measure(config)
+        measured = _measure(config, clock)
         sizes = replace(config.sizes, mean_text_bytes=measured.text_bytes, mean_tokens=measured.text_tokens)
         config = replace(config, sizes=sizes)
     rates = known_rates(config, measured)
     return Plan(config, rates, estimate(config, rates), problems(config, rates))
 
 
-def _measure(config: PlanConfig) -> MeasuredRates:
+def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
     assert config.rates.vocab_file is not None
     calibration = Calibration(
         inputs=config.rates.input,
@@ -89,6 +94,7 @@ def _measure(config: PlanConfig) -> MeasuredRates:
         num_passages=config.passages,
         num_queries=config.num_queries,
         topk=config.topk,
+        clock=clock,
     )
     with process_topology(ParallelConfig(device=None if config.hardware.gpus else "cpu")) as topology:
         return calibration.measure(topology)

@@ -170,9 +170,10 @@ def search_seconds(
     return max(products, traffic)
 
 
-def search_buffer_bytes(dimension: int) -> int:
-    """Memory that exact search works in, whatever the number of rows: a block of vectors and its scores in float32."""
-    return 4 * _BLOCK_ROWS * dimension + 5 * _BLOCK_ROWS * _BLOCK_QUERIES
+def search_buffer_bytes(num_rows: int, dimension: int, num_queries: int) -> int:
+    """Memory that exact search works in: a block of vectors and its scores in float32."""
+    rows, queries = min(num_rows, _BLOCK_ROWS), min(num_queries, _BLOCK_QUERIES)
+    return 4 * rows * dimension + 5 * rows * queries
 
 
 def ranks_needed(divided_bytes: float, whole_bytes: float, rank_bytes: float) -> int | None:

@@ -124,7 +124,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         version_bytes=version_bytes,
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
         rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, value_bytes),
-        search_buffer_bytes=costs.search_buffer_bytes(dimension),
+        search_buffer_bytes=costs.search_buffer_bytes(rank_rows, dimension, config.num_queries),
         state_bytes=state,
         activation_bytes=activations,
         build_seconds=rates.build_start_seconds + config.passages / (rates.build.value * hardware.num_workers),

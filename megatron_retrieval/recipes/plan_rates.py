@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from megatron_retrieval.data.columns import values_file
 from megatron_retrieval.data.evidence import TEXT_COLUMNS, EvidenceStore
@@ -20,7 +21,7 @@ from megatron_retrieval.data.evidence_sample import EvidenceSample
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.data.sources import read_passages
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index import FlatIndex, StorageDtype
+from megatron_retrieval.index import EmbeddingStore, FlatIndex, StorageDtype
 from megatron_retrieval.index.embedding_store import torch_dtype
 from megatron_retrieval.index.embedding_writer import default_rows_per_shard
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -66,6 +67,7 @@ class Calibration:
         inputs: passage files; their first passages are built and encoded.
         num_passages: of the whole evidence, which decides how it is cut into shards.
         num_queries: questions that are searched at once.
+        clock: seconds; those of the process, on one thread, say what a machine takes that others do not share.
     """
 
     inputs: tuple[str, ...]
@@ -78,6 +80,7 @@ class Calibration:
     num_passages: int
     num_queries: int
     topk: int
+    clock: Callable[[], float] = time.perf_counter
 
     def measure(self, topology: ProcessTopology) -> MeasuredRates:
         """Build, encode, search and write for about a minute.
@@ -88,19 +91,23 @@ class Calibration:
         with TemporaryDirectory() as name:
             folder = Path(name)
             start, build_rate, evidence = self._build(folder)
-            search_start, search_rate = self._search(topology.device)
+            encode_rate, embedded = self._encode(evidence, folder, topology)
+            search_start, search_rate = self._search(embedded, topology.device)
             text_bytes = sum((evidence.folder / values_file(column)).stat().st_size for column in TEXT_COLUMNS)
             columns = evidence.token_columns(range(len(evidence)))
             return MeasuredRates(
                 build_passages_per_second=build_rate,
                 build_start_seconds=start,
-                encode_passages_per_second=self._encode(evidence, folder, topology),
+                encode_passages_per_second=encode_rate,
                 search_rows_per_second=search_rate,
                 search_start_seconds=search_start,
-                disk_bytes_per_second=_WRITTEN_BYTES / _seconds(lambda: _write(folder / "written")),
+                disk_bytes_per_second=_WRITTEN_BYTES / self._seconds(lambda: _write(folder / "written")),
                 text_bytes=text_bytes / len(evidence),
                 text_tokens=sum(len(column.values) for column in columns) / len(evidence),
             )
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        return seconds_of(work, self.clock)
 
     def _build(self, folder: Path) -> tuple[float, float, EvidenceStore]:
         """(seconds before the first passage, passages a second, the evidence)."""
@@ -123,26 +130,27 @@ class Calibration:
         config = EvidenceBuilderConfig(
             input=(str(source),), output=str(output), vocab_file=str(self.vocab_file), lower_case=self.lower_case
         )
-        return _seconds(lambda: build_evidence(config))
+        return self._seconds(lambda: build_evidence(config))
 
     def _passages(self) -> Iterator[Passage]:
         for path in self.inputs:
             for _, passage in read_passages(path):
                 yield passage
 
-    def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> float:
-        """Passages a second, by random weights, which take as long as others."""
+    def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> tuple[float, Tensor]:
+        """(passages a second, vectors of some of them) by random weights, which take as long as others."""
         model = DualEncoder(self.encoder, topology, self.encode.dtype).eval()
         few = min(_FEW_ENCODED, len(evidence))
         self._encode_some(evidence, few, folder / "warm-up", model, topology)
         seconds = self._encode_some(evidence, few, folder / "few-vectors", model, topology)
         many = min(len(evidence), max(few, round(few * _PART_SECONDS / seconds)))
-        return many / self._encode_some(evidence, many, folder / "vectors", model, topology)
+        seconds = self._encode_some(evidence, many, folder / "vectors", model, topology)
+        return many / seconds, EmbeddingStore(folder / "vectors").vectors(0, many).float()
 
     def _encode_some(
         self, evidence: EvidenceStore, num_passages: int, output: Path, model: DualEncoder, topology: ProcessTopology
     ) -> float:
-        return _seconds(
+        return self._seconds(
             lambda: embed_evidence(
                 _NamedSample(evidence, num_passages),
                 model.encode_passages,
@@ -156,10 +164,10 @@ class Calibration:
             )
         )
 
-    def _search(self, device: torch.device) -> tuple[float, float]:
-        """(seconds of any search, rows a second), by random vectors."""
+    def _search(self, embedded: Tensor, device: torch.device) -> tuple[float, float]:
+        """(seconds of any search, rows a second), by random vectors as unlike one another as the embedded ones."""
         dtype, random = torch_dtype(self.embedding_dtype), torch.Generator().manual_seed(0)
-        vectors = torch.randn(_MANY_ROWS, self.encoder.dimension, generator=random, dtype=torch.float32).to(dtype)
+        vectors = _like(embedded, _MANY_ROWS, random).to(dtype)
         queries = torch.randn(self.num_queries, self.encoder.dimension, generator=random).to(device)
         seconds = []
         for num_rows in (_FEW_ROWS, _MANY_ROWS):
@@ -169,13 +177,24 @@ class Calibration:
                 index.search(queries, self.topk).rows.cpu()  # waits for the device
 
             search()
-            seconds.append(statistics.median(_seconds(search) for _ in range(_SEARCHES)))
+            seconds.append(statistics.median(self._seconds(search) for _ in range(_SEARCHES)))
         rate, start = _line(_FEW_ROWS, seconds[0], _MANY_ROWS, seconds[1])
         return start, rate
 
 
 class _NamedSample(EvidenceSample):
     fingerprint = "sample"
+
+
+def _like(vectors: Tensor, num_rows: int, random: torch.Generator) -> Tensor:
+    """[num_rows, D] random vectors with the mean and the covariance of [n, D]: each mixes three of them."""
+    mean = vectors.mean(0)
+    chosen = torch.randint(len(vectors), (num_rows, 3), generator=random)
+    weights = torch.randn(num_rows, 3, generator=random) * 3**-0.5
+    values = mean.repeat(num_rows, 1)
+    for column in range(3):
+        values += (vectors - mean)[chosen[:, column]] * weights[:, column, None]
+    return values
 
 
 def _line(few: int, few_seconds: float, many: int, many_seconds: float) -> tuple[float, float]:
@@ -187,10 +206,11 @@ def _line(few: int, few_seconds: float, many: int, many_seconds: float) -> tuple
     return (rate, start) if start > 0 else (many / many_seconds, 0.0)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds_of(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """What `work` takes by this clock."""
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _write(path: Path) -> None:

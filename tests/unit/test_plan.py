@@ -43,6 +43,8 @@ def test_wikipedia_by_hand() -> None:
     assert found.rank_index_bytes == 1_313_458 * 768 * 2  # 1,313,457.75 rows on each
     # 660 bytes of text, 140 tokens of 2 bytes, 5 offsets and 2 entries of the table of ids of 8 bytes
     assert found.evidence_bytes == 21_015_324 * (660 + 280 + 40 + 16)
+    # 32,768 vectors, their scores for 64 questions, and a byte beside each score
+    assert found.search_buffer_bytes == 32_768 * (768 * 4 + 64 * 5)
     assert found.disk_bytes(3) == found.evidence_bytes + 3 * found.version_bytes
     single = _plan("--embedding-dtype", "float32").estimate
     assert single.version_bytes == single.rank_index_bytes == 2 * found.version_bytes
@@ -151,11 +153,11 @@ def test_an_evidence_folder_is_as_long_as_foretold(tmp_path: Path) -> None:
         ),
         (
             ("--gpu-memory-gb", 16, "--reader", "none"),
-            r'GPU memory: 32\.5 GB .*--gpus 3 .*--index-factory "IVF65536,SQ8" needs 16\.5 GB on the host',
+            r'GPU memory: 32\.4 GB .*--gpus 3 .*--index-factory "IVF65536,SQ8" needs 16\.5 GB on the host',
         ),
         (
             ("--gpus", 0, "--host-memory-gb", 64),
-            r"Host memory: training needs 97\.1 GB of 64\.0 GB .*; train on GPUs\.",
+            r"Host memory: training needs 97\.0 GB of 64\.0 GB .*; train on GPUs\.",
         ),
         (
             ("--gpus", 0, "--host-memory-gb", 16, "--reader", "none"),
