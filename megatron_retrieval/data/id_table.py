@@ -15,8 +15,9 @@ from megatron_retrieval.data.ragged import Ragged, Rows
 
 Hashes = NDArray[np.uint64]
 
-#: rows held in memory at a time while the table is sorted
-BLOCK_ROWS = 1 << 20
+#: rows held in memory at a time while the table is sorted; about forty bytes each, so that a large evidence needs no
+#: more memory than a small one
+BLOCK_ROWS = 1 << 17
 
 
 def hash_ids(ids: Iterable[bytes]) -> Hashes:
