@@ -204,7 +204,7 @@ class OffsetsWriter:
 
     def sync(self) -> dict[str, int]:
         """Bring the file to the disk; returns its name and size."""
-        return _sync(self._file)
+        return sync_file(self._file)
 
 
 class ColumnWriter:
@@ -226,10 +226,11 @@ class ColumnWriter:
 
     def sync(self) -> dict[str, int]:
         """Bring the files to the disk; returns their names and sizes."""
-        return {**_sync(self._values), **self._offsets.sync()}
+        return {**sync_file(self._values), **self._offsets.sync()}
 
 
-def _sync(file: IO[bytes]) -> dict[str, int]:
+def sync_file(file: IO[bytes]) -> dict[str, int]:
+    """Bring a file to the disk; returns its name and size."""
     file.flush()
     os.fsync(file.fileno())
     return {Path(file.name).name: file.tell()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -22,13 +21,12 @@ from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
 from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.logging import get_logger
-from megatron_retrieval.utils.partial_folder import PartialFolder, partial_folder
+from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
 
 #: documents that travel together; cut by these numbers alone, so that a restart finds the same ones
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 1 << 18
-JOURNAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +117,14 @@ def build_corpus(config: CorpusBuilderConfig) -> int:
 def _settings(config: CorpusBuilderConfig, vocabulary: Vocabulary) -> dict[str, object]:
     """All that the result, or the division of the work, depends on."""
     kind = kind_of(vocabulary)
-    inputs = {f"{path} (bytes, time of change)": _state_of(path) for path in config.input}
     return {
         "--input": list(config.input),
-        **inputs,
+        **input_states(config.input),
         f"the vocabulary of {kind.flag}": vocabulary.fingerprint,
         "--language": config.language,
         "the program's division of the work": [CHUNK_DOCUMENTS, CHUNK_CHARACTERS, MAX_DOCUMENT_CHARACTERS],
         **{f"the version of {library}": version(library) for library in (SPLITTER, kind.library)},
     }
-
-
-def _state_of(path: str) -> list[int]:
-    if not Path(path).is_file():
-        raise DataError(path, "is no regular file" if Path(path).exists() else "there is no such file")
-    status = Path(path).stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary) -> Progress:
@@ -149,16 +139,13 @@ def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabula
     ):
         writer = _Writer(partial.contents, files, before)
         partial.save(writer.sync())
-        saved = time.monotonic()
         chunks = _chunks(chain.from_iterable(map(read_documents, config.input)))
         for chunk in islice(chunks, before.chunks):
             bar.update(len(chunk))
         for encoded in encode(chunks):
             writer.write(encoded)
             bar.update(encoded.num_read)
-            if time.monotonic() - saved >= JOURNAL_SECONDS:
-                partial.save(writer.sync())
-                saved = time.monotonic()
+            partial.save_if_due(writer.sync)
         partial.save(writer.sync())
     if _settings(config, vocabulary) != partial.settings:
         raise DataError(", ".join(config.input), "changed while being read")

@@ -1,4 +1,4 @@
-"""Builds an evidence folder from passage files, in several processes and constant memory."""
+"""Builds an evidence folder from passage files, in several processes, constant memory, and any number of attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from megatron_retrieval.data.columns import (
     ColumnWriter,
     offsets_file,
     open_for_append,
+    sync_file,
     values_file,
     write_manifest,
 )
@@ -27,8 +29,8 @@ from megatron_retrieval.data.sources import read_passages
 from megatron_retrieval.data.vocabularies import WORDPIECE
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
 
@@ -38,13 +40,13 @@ _CHUNK_PASSAGES = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceBuilderConfig:
-    """Build an evidence folder from passage files."""
+    """Build an evidence folder from passage files; run it again to continue after a stop."""
 
     input: tuple[str, ...]
     """Passage files: psgs_w100.tsv (columns id, text, title) or JSONL (title, text, optional id), plain or gzip. Rows
     are numbered in this order."""
     output: str
-    """Folder to create."""
+    """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
     vocab_file: str
     """WordPiece vocabulary (vocab.txt) of the encoder that will read the passages."""
     lower_case: bool = True
@@ -53,34 +55,82 @@ class EvidenceBuilderConfig:
     """Processes that tokenize; the result does not depend on it."""
 
 
+@dataclass
+class Progress:
+    """How far the work has come; what the journal of an unfinished folder holds.
+
+    Attributes:
+        file_bytes: by name, of the files that grow.
+        fingerprint: of the evidence, once all passages are written.
+    """
+
+    passages: int = 0
+    file_bytes: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
 def build_evidence(config: EvidenceBuilderConfig) -> int:
-    """Write the evidence folder; it appears whole or not at all.
+    """Write the evidence folder; it appears whole, and if this is stopped the same call continues it.
 
     Returns:
         The number of passages.
 
     Raises:
-        DataError: an input is malformed, an id is used twice, or the output exists.
+        DataError: an input is malformed or changed meanwhile, an id is used twice, or the output exists.
         ConfigError: the number of workers is not positive.
     """
     check_workers(config.workers)
     tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
-    with atomic_directory(config.output) as folder:
-        shutil.copyfile(config.vocab_file, folder / WORDPIECE.file_name)
-        with (
-            contextlib.ExitStack() as files,
-            worker_pool(encode_chunk, config.workers, start_worker, (config.vocab_file, config.lower_case)) as encode,
-            progress_bar("evidence", "passages") as progress,
-        ):
-            writer = _Writer(folder, files)
-            for chunk in encode(_chunks(_raw_passages(config.input))):
-                writer.write(chunk)
-                progress.update(len(chunk))
-        _write_id_table(folder, config.input)
-        entries = {"num_passages": writer.num_rows, "inputs": list(config.input)}
-        write_manifest(folder, layout.EvidenceStore, tokenizer, writer.fingerprint(tokenizer), entries)
-    get_logger("data").info("evidence: %s passages in %s", f"{writer.num_rows:,}", config.output)
-    return writer.num_rows
+    with partial_folder(config.output, _settings(config, tokenizer)) as partial:
+        if partial.is_published:
+            partial.discard()
+            return len(layout.EvidenceStore(config.output))
+        try:
+            progress = Progress(**partial.state)
+            if not progress.fingerprint:
+                progress = _write_columns(config, partial, tokenizer)
+            _finish(config, partial, tokenizer, progress)
+        except DataError:  # the input must change, so what was made of it is of no use
+            partial.discard()
+            raise
+        partial.publish()
+    get_logger("data").info("evidence: %s passages in %s", f"{progress.passages:,}", config.output)
+    return progress.passages
+
+
+def _settings(config: EvidenceBuilderConfig, tokenizer: WordPieceTokenizer) -> dict[str, object]:
+    """All that the result, or the division of the work, depends on."""
+    return {
+        "--input": list(config.input),
+        **input_states(config.input),
+        "the vocabulary of --vocab-file": tokenizer.fingerprint,
+        "--lower-case": config.lower_case,
+        f"the version of {WORDPIECE.library}": version(WORDPIECE.library),
+    }
+
+
+def _write_columns(config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer) -> Progress:
+    before = Progress(**partial.state)
+    if before.passages:
+        get_logger("data").info("continuing behind %s passages", f"{before.passages:,}")
+    with (
+        contextlib.ExitStack() as files,
+        worker_pool(encode_chunk, config.workers, start_worker, (config.vocab_file, config.lower_case)) as encode,
+        progress_bar("evidence", "passages") as progress,
+    ):
+        writer = _Writer(partial.contents, files, before)
+        partial.save(writer.sync())
+        passages = islice(_raw_passages(config.input), before.passages, None)
+        progress.update(before.passages)
+        for chunk in encode(_chunks(passages)):
+            writer.write(chunk)
+            progress.update(len(chunk))
+            partial.save_if_due(writer.sync)
+        writer.progress.fingerprint = writer.fingerprint(tokenizer)
+        partial.save(writer.sync())
+    if _settings(config, tokenizer) != partial.settings:
+        raise DataError(", ".join(config.input), "changed while being read")
+    return writer.progress
 
 
 def _raw_passages(inputs: Iterable[str]) -> Iterator[RawPassage]:
@@ -100,14 +150,16 @@ def _digest() -> hashlib.blake2b:
 
 
 class _Writer:
-    """Writes encoded chunks to the files of an evidence folder, in row order."""
+    """Appends encoded chunks, in row order, to the files of an evidence folder, behind what `progress` speaks of."""
 
-    def __init__(self, folder: Path, files: contextlib.ExitStack) -> None:
-        self.num_rows = 0
-        names = layout.TEXT_COLUMNS + layout.TOKEN_COLUMNS
-        self._columns = [ColumnWriter(folder, name, files) for name in names]
+    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: Progress) -> None:
+        self.progress = progress
+        sizes, names = progress.file_bytes, layout.TEXT_COLUMNS + layout.TOKEN_COLUMNS
+        self._columns = [ColumnWriter(folder, name, files, sizes) for name in names]
         self._digests = [(_digest(), _digest()) for _ in layout.TEXT_COLUMNS]
-        self._hashes = open_for_append(folder / _UNSORTED_HASHES, files)
+        self._hashes = open_for_append(folder / _UNSORTED_HASHES, files, sizes.get(_UNSORTED_HASHES, 0))
+        if progress.passages:
+            self._digest_again(folder)
 
     def write(self, chunk: EncodedChunk) -> None:
         written = [writer.write(column) for writer, column in zip(self._columns, chunk.columns, strict=True)]
@@ -115,12 +167,47 @@ class _Writer:
             for digest, content in zip(digests, contents, strict=True):
                 digest.update(content)
         self._hashes.write(chunk.id_hashes.tobytes())
-        self.num_rows += len(chunk)
+        self.progress.passages += len(chunk)
+
+    def sync(self) -> dict[str, object]:
+        """Bring what is written to the disk; returns the progress as JSON holds it."""
+        sizes = [column.sync() for column in self._columns] + [sync_file(self._hashes)]
+        self.progress.file_bytes = {name: size for part in sizes for name, size in part.items()}
+        return asdict(self.progress)
 
     def fingerprint(self, tokenizer: WordPieceTokenizer) -> str:
         """Names the texts and the tokenizer, from which the rest follows."""
         parts = ["".join(digest.hexdigest() for digest in digests) for digests in self._digests]
         return hashlib.sha256("/".join([*parts, tokenizer.fingerprint]).encode()).hexdigest()[:16]
+
+    def _digest_again(self, folder: Path) -> None:
+        """Take in what an earlier run wrote."""
+        for name, (values, offsets) in zip(layout.TEXT_COLUMNS, self._digests, strict=True):
+            _digest_file(values, folder / values_file(name))
+            _digest_file(offsets, folder / offsets_file(name), 8)  # the first offset was there before any chunk
+
+
+def _digest_file(digest: hashlib.blake2b, path: Path, first_byte: int = 0) -> None:
+    with open(path, "rb") as file:
+        file.seek(first_byte)
+        while block := file.read(1 << 22):
+            digest.update(block)
+
+
+def _finish(
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
+) -> None:
+    """What can be made once all passages are written; it may have been begun before."""
+    folder = partial.contents
+    if (folder / _UNSORTED_HASHES).exists():  # else the table is whole
+        _write_id_table(folder, config.input)
+    table = {layout.ID_HASHES, layout.ID_ROWS}
+    for file in folder.iterdir():
+        if file.name not in table and file.name not in progress.file_bytes:  # left by a run that was killed right here
+            file.unlink()
+    shutil.copyfile(config.vocab_file, folder / WORDPIECE.file_name)
+    entries = {"num_passages": progress.passages, "inputs": list(config.input)}
+    write_manifest(folder, layout.EvidenceStore, tokenizer, progress.fingerprint, entries)
 
 
 def _write_id_table(folder: Path, inputs: Sequence[str]) -> None:

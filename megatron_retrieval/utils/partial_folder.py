@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from megatron_retrieval.utils.files import read_json, write_json
 
 _SUFFIX = ".partial"
 _JOURNAL, _LOCK, _CONTENTS = "journal.json", "lock", "contents"
+#: between two entries of the journal
+JOURNAL_SECONDS = 1.0
 
 
 class PartialFolder:
@@ -32,6 +35,7 @@ class PartialFolder:
         self.settings = dict(settings)
         self.contents = self._folder / _CONTENTS
         self.state: dict[str, Any] = {}
+        self._saved_at = 0.0
         if (self._folder / _JOURNAL).exists():
             self._read_journal()
         elif {file.name for file in self._folder.iterdir() if _JOURNAL not in file.name} - {_LOCK, _CONTENTS}:
@@ -49,6 +53,12 @@ class PartialFolder:
         """Make `state` what a restarted program finds; what it speaks of must have reached the disk."""
         self.state = dict(state)
         write_json(self._folder / _JOURNAL, {"settings": self.settings, "state": self.state})
+        self._saved_at = time.monotonic()
+
+    def save_if_due(self, sync: Callable[[], Mapping[str, object]]) -> None:
+        """`save` what `sync` brings to the disk and returns, unless that was done a moment ago."""
+        if time.monotonic() - self._saved_at >= JOURNAL_SECONDS:
+            self.save(sync())
 
     def publish(self) -> None:
         """Make the contents the output."""
@@ -96,6 +106,21 @@ def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterat
         if not partial.is_published:
             partial.contents.mkdir(exist_ok=True)
         yield partial
+
+
+def input_states(paths: Sequence[str]) -> dict[str, list[int]]:
+    """Size and time of change of each input file, for the settings on which contents depend.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    states = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise DataError(path, "is no regular file" if Path(path).exists() else "there is no such file")
+        status = Path(path).stat()
+        states[f"{path} (bytes, time of change)"] = [status.st_size, status.st_mtime_ns]
+    return states
 
 
 def _partial(output: Path) -> Path:

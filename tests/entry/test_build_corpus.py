@@ -25,7 +25,8 @@ WORDS = ["river", "city", "in", "a", "to", "the", "of", "##s"]
 SMALL_CHUNKS = f"""
 import runpy, sys
 from megatron_retrieval.data import corpus_builder
-corpus_builder.CHUNK_CHARACTERS, corpus_builder.JOURNAL_SECONDS = 2000, float(sys.argv.pop(1))
+from megatron_retrieval.utils import partial_folder
+corpus_builder.CHUNK_CHARACTERS, partial_folder.JOURNAL_SECONDS = 2000, float(sys.argv.pop(1))
 runpy.run_path({str(TOOL)!r}, run_name="__main__")
 """
 

@@ -18,6 +18,7 @@ from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_co
 from megatron_retrieval.data.corpus_encoding import EncodedDocuments, encode_documents
 from megatron_retrieval.data.sentences import Document
 from megatron_retrieval.errors import DataError, MegatronRetrievalError
+from megatron_retrieval.utils import partial_folder
 from megatron_retrieval.utils.partial_folder import PartialFolder
 from megatron_retrieval.utils.worker_pool import worker_pool
 
@@ -49,7 +50,7 @@ def test_a_killed_builder_continues(
 ) -> None:
     """Chunks that the journal knows are not encoded again; what was written behind them is dropped."""
     monkeypatch.setattr(corpus_builder, "CHUNK_DOCUMENTS", 3)
-    monkeypatch.setattr(corpus_builder, "JOURNAL_SECONDS", journal_seconds)
+    monkeypatch.setattr(partial_folder, "JOURNAL_SECONDS", journal_seconds)
     encoded = 0
 
     def encode(documents: Sequence[Document]) -> EncodedDocuments:
