@@ -15,9 +15,9 @@ lengths=(--question-seq-length 32 --reader-seq-length 128 --max-answer-length 12
 
 [[ -e $out/reader/run_record.json ]] || python tasks/main.py --task fusion-finetune --num-passages 1 "${lengths[@]}" \
   --pretrained-checkpoint "$start/reader/checkpoint" --train-data "$start/finetuned/train-evaluation/results.json" \
-  --valid-data "$start/finetuned/evaluation/results.json" --max-valid-questions 200 --eval-interval 300 \
+  --valid-data "$start/finetuned/evaluation/results.json" --max-valid-questions 200 --eval-interval 200 \
   --global-batch-size 64 --micro-batch-size 16 --encode-batch-size 16 --lr 1e-3 --lr-warmup-iters 100 --weight-decay 0.01 \
-  --train-iters 3000 --no-tensorboard --output-dir "$out/reader" --save "$out/reader/checkpoints"
+  --train-iters 1000 --no-tensorboard --output-dir "$out/reader" --save "$out/reader/checkpoints"
 
 train() { # NAME SEED FLAGS...
   local run=$out/$1-$2 seed=$2

@@ -160,7 +160,7 @@ def _improved(
         some = slice(start, start + _QUERIES_AT_ONCE)
         known = SearchResult(best.scores[some], best.rows[some])
         hidden = None if excluded is None else excluded[some]
-        parts.append(Sieve(piece, queries[some], known, hidden).search(patient))
+        parts.append(Sieve(piece, queries[some], known, hidden, patient).search())
     return SearchResult(torch.cat([part.scores for part in parts]), torch.cat([part.rows for part in parts]))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_retrieval.index.bounded_pairs import BoundedPairs, joined, no_pairs
 from megatron_retrieval.index.candidates import best_of_pairs, found_pairs, pair_scores
 from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, product, rounding
 from megatron_retrieval.types import SearchResult
@@ -18,8 +19,8 @@ SCORES_AT_ONCE = 1 << 21
 _PAIRS_AT_ONCE = 1 << 20
 #: vectors that are read from their source at once to bound scores anew
 _ROWS_SEEN_AT_ONCE = 1 << 14
-#: where a larger share of the groups reaches the floor, the bounds are too wide to be of use; unless they are few
-_USEFUL_SHARE = 1 / 4
+#: where a larger share of the scores reaches the floor, the bounds are too wide to be of use; unless they are few
+_USEFUL_SHARE = 1 / 16
 _ALWAYS_USEFUL = 4096
 
 
@@ -53,22 +54,6 @@ class _Tile:
     residuals: Tensor
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """(query, row of the piece) with bounds of the score; all [m]."""
-
-    query: Tensor
-    row: Tensor
-    low: Tensor
-    high: Tensor
-
-    def __len__(self) -> int:
-        return len(self.query)
-
-    def kept(self, mask: Tensor) -> _Pairs:
-        return _Pairs(self.query[mask], self.row[mask], self.low[mask], self.high[mask])
-
-
 class Sieve:
     """Some queries against one piece.
 
@@ -79,24 +64,27 @@ class Sieve:
         queries: [B, D] float32.
         best: the best rows of earlier pieces.
         hidden: [B, E] rows of the evidence that are no candidates, or None.
+        patient: go on where the rough scores tell few rows apart.
     """
 
-    def __init__(self, piece: Piece, queries: Tensor, best: SearchResult, hidden: Tensor | None) -> None:
+    def __init__(
+        self, piece: Piece, queries: Tensor, best: SearchResult, hidden: Tensor | None, patient: bool = True
+    ) -> None:
         self._piece, self._queries, self._best = piece, queries, best
         self._rough: RoughQueries = piece.rough.queries(queries)
-        self._k = best.rows.size(1)
+        self._k, self._patient = best.rows.size(1), patient
         self._hidden = None if hidden is None else hidden - piece.first_row
         self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
         self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
         self._waiting: list[_Tile] = []
-        self._fresh: list[_Pairs] = []
-        self._pool = _no_pairs(queries.device)
+        self._fresh: list[BoundedPairs] = []
+        self._pool = no_pairs(queries.device)
 
-    def search(self, patient: bool = True) -> SearchResult:
+    def search(self) -> SearchResult:
         """The best of earlier pieces and this one.
 
         Raises:
-            TooRoughError: unless `patient`, where the bounds are too wide to be of use.
+            TooRoughError: where `patient` is False and the bounds are too wide to be of use.
         """
         num_rows, num_queries = len(self._piece.rough), len(self._queries)
         step = max(1, SCORES_AT_ONCE // num_queries // GROUP_ROWS) * GROUP_ROWS
@@ -104,7 +92,7 @@ class Sieve:
             self._waiting.append(self._tile(start, min(start + step, num_rows)))
             enough = sum(len(tile.maxima) for tile in self._waiting) >= self._k or start + step >= num_rows
             if enough or bool((self._floor > torch.finfo(torch.float32).min).all()):
-                self._sift_waiting(patient)
+                self._sift_waiting()
         self._tighten()
         self._settle()
         return self._best
@@ -124,7 +112,7 @@ class Sieve:
         residuals = rough.residuals if len(rough.residuals) == 1 else rough.residuals[first : first + len(maxima)]
         return _Tile(start, scores, maxima, residuals.expand(len(maxima)))
 
-    def _sift_waiting(self, patient: bool) -> None:
+    def _sift_waiting(self) -> None:
         """Put the rows that reach the floor into the pool; the maxima of the groups give a first floor."""
         tiles, self._waiting = self._waiting, []
         if self._unlimited():
@@ -134,8 +122,6 @@ class Sieve:
             high = _rounded_up(tile.maxima * rough.unit, rounding(tile.scores))
             high = torch.addr(high, tile.residuals, rough.lengths)
             group, query = (high >= self._limit()).nonzero(as_tuple=True)
-            if not patient and len(group) > max(_USEFUL_SHARE * tile.maxima.numel(), _ALWAYS_USEFUL):
-                raise TooRoughError
             groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
             for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
                 self._sift_groups(tile, some_groups, some_queries)
@@ -148,11 +134,28 @@ class Sieve:
         return self._floor - self._rough.offset - self._base
 
     def _floor_of_maxima(self, tiles: list[_Tile]) -> Tensor:
-        """[B] the k-th greatest lower bound among the groups' maxima, which are scores of k rows at least."""
+        """[B] a lower bound of the k-th best score: of the best rows of k groups."""
         everyone = slice(None)
         lows = [self._bounds(tile.maxima, tile.residuals[:, None], everyone)[0] for tile in tiles]
         low = torch.cat(lows).t()
-        return low.topk(self._k).values[:, -1] if low.size(1) >= self._k else torch.full_like(low[:, 0], -torch.inf)
+        if low.size(1) < self._k:
+            return torch.full_like(self._floor, -torch.inf)
+        best = low.topk(self._k)
+        floor = best.values[:, -1]
+        if not self._is_coarse or bool(floor.isinf().any()):
+            return floor
+        query = torch.arange(len(low)).repeat_interleave(self._k)
+        groups = torch.cat([tile.scores for tile in tiles]).view(-1, GROUP_ROWS, len(low))[
+            best.indices.view(-1), :, query
+        ]
+        row = tiles[0].first + best.indices.view(-1) * GROUP_ROWS + groups.argmax(1)
+        closer = self._seen_closer(BoundedPairs(query, row, floor[query], floor[query]))
+        return torch.maximum(floor, closer.low.view(-1, self._k).amin(1))
+
+    @property
+    def _is_coarse(self) -> bool:
+        """Whether bounds are so wide that a product in float32 is worth its while before the canonical score."""
+        return self._piece.rough.matrix.dtype == torch.int8
 
     def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the canonical scores behind rough ones of the given queries."""
@@ -172,9 +175,11 @@ class Sieve:
         high = _rounded_up(scores * rough.unit[query], rounding(scores))
         limit = self._limit()[query] - tile.residuals[group] * rough.lengths[query]
         place, pair = ((high >= limit) & (scores != _nothing(scores))).nonzero(as_tuple=True)
+        if not self._patient and len(place) > max(_USEFUL_SHARE * tile.scores.numel(), _ALWAYS_USEFUL):
+            raise TooRoughError
         scores, group, query = scores[place, pair], group[pair], query[pair]
         low, high = self._bounds(scores, tile.residuals[group], query)
-        self._fresh.append(_Pairs(query, tile.first + group * GROUP_ROWS + place, low, high))
+        self._fresh.append(BoundedPairs(query, tile.first + group * GROUP_ROWS + place, low, high))
         if sum(map(len, self._fresh)) > max(4 * len(self._queries) * self._k, len(self._pool)):
             self._tighten()
         if len(self._pool) > _PAIRS_AT_ONCE:
@@ -185,10 +190,10 @@ class Sieve:
         if not any(map(len, self._fresh)):
             self._fresh = []
             return
-        fresh, self._fresh = _joined(self._fresh), []
-        if self._piece.rough.matrix.dtype == torch.int8:
+        fresh, self._fresh = joined(self._fresh), []
+        if self._is_coarse:
             fresh = self._seen_closer(fresh)
-        pairs = _joined([self._pool, fresh.kept(fresh.high >= self._floor[fresh.query])])
+        pairs = joined([self._pool, fresh.kept(fresh.high >= self._floor[fresh.query])])
         order = pairs.low.argsort(descending=True)
         order = order[pairs.query[order].argsort(stable=True)]
         counts = pairs.query.bincount(minlength=len(self._queries))
@@ -197,7 +202,7 @@ class Sieve:
         self._floor[enough] = torch.maximum(self._floor[enough], pairs.low[order[kth]])
         self._pool = pairs.kept(pairs.high >= self._floor[pairs.query])
 
-    def _seen_closer(self, pairs: _Pairs) -> _Pairs:
+    def _seen_closer(self, pairs: BoundedPairs) -> BoundedPairs:
         """With bounds from products in float32, query by query."""
         order = pairs.query.argsort(stable=True)
         query, row = pairs.query[order], pairs.row[order]
@@ -208,7 +213,7 @@ class Sieve:
             scores += [vectors.float() @ vector for vector, vectors in parts if len(vectors)]
         errors = self._rough.slack[query]
         values = torch.cat(scores).masked_fill_(errors.isinf(), 0)
-        return _Pairs(query, row, values - errors, values + errors)
+        return BoundedPairs(query, row, values - errors, values + errors)
 
     def _settle(self) -> None:
         """Score the pool in the canonical way and keep the best."""
@@ -226,22 +231,12 @@ class Sieve:
                 len(self._queries),
                 self._k,
             )
-        self._best, self._pool = best, _no_pairs(row.device)
+        self._best, self._pool = best, no_pairs(row.device)
         self._floor = torch.maximum(self._floor, best.scores[:, -1])
 
 
 def _rounded_up(values: Tensor, relative_error: float) -> Tensor:
     return values + values.abs() * relative_error if relative_error else values
-
-
-def _joined(parts: list[_Pairs]) -> _Pairs:
-    columns = zip(*((part.query, part.row, part.low, part.high) for part in parts), strict=True)
-    return _Pairs(*(torch.cat(column) for column in columns))
-
-
-def _no_pairs(device: torch.device) -> _Pairs:
-    none, bound = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-    return _Pairs(none, none, bound, bound)
 
 
 def _nothing(scores: Tensor) -> float | int:
