@@ -13,8 +13,8 @@ from megatron_retrieval.index.candidates import best_of_pairs, found_pairs, pair
 from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, product, rounding
 from megatron_retrieval.types import SearchResult
 
-#: rough scores that are computed at once (8 MiB at most)
-SCORES_AT_ONCE = 1 << 21
+#: rough scores that are computed at once (16 MiB at most); more would leave the caches
+SCORES_AT_ONCE = 1 << 22
 #: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
 _PAIRS_AT_ONCE = 1 << 20
 #: vectors that are read from their source at once to bound scores anew
