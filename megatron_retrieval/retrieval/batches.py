@@ -12,8 +12,8 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.types import TokenBatch
 
-#: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and the speed falls to
-#: half (16 against 128 passages of a hundred tokens, MiniLM in bf16)
+#: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and 128 passages of a
+#: hundred tokens take twice as long as eight times 16 (MiniLM in bf16)
 CPU_TOKENS_AT_ONCE = 2048
 
 Encode = Callable[[TokenBatch], Tensor]
