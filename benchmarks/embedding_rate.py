@@ -1,0 +1,133 @@
+"""Passages that an encoder embeds a second, and the share of the device's matrix rate that it makes use of.
+
+The encoder is random, BERT-base unless other flags say so, and every passage has as many tokens. The matrix rate is
+that of the best of some square products in the same type, measured beside it. Before anything is timed, vectors are
+compared with those of the same weights in float32.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_retrieval.config import run_program
+from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.reports.tables import text_table
+from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.retrieval.batches import encode_batches
+from megatron_retrieval.types import TokenBatch
+
+#: cosine with float32, below which half precision is broken
+LEAST_COSINE = 0.99
+MATRIX_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
+
+
+@dataclass(kw_only=True, frozen=True)
+class EmbeddingRateConfig:
+    """Measure passages a second, and the share of the matrix rate."""
+
+    shape: BertConfig = field(default_factory=BertConfig)
+    """The encoder."""
+    num_tokens: int = 128
+    """Tokens of a passage."""
+    num_passages: int = 8192
+    """Passages embedded in a round."""
+    num_rounds: int = 5
+    """Rounds that are timed."""
+    device: str | None = None
+    """cpu or cuda; default: cuda where it is available."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How the encoder is run."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_tokens, self.num_passages, self.num_rounds) < 1:
+            raise ConfigError("--num-tokens, --num-passages and --num-rounds must be at least 1.")
+
+
+def main(config: EmbeddingRateConfig) -> None:
+    with process_topology(ParallelConfig(device=config.device)) as topology:
+        tokens = _tokens(config)
+        model = _model(config, config.encode.dtype, topology)
+        cosine = _least_cosine(model, _model(config, torch.float32, topology), tokens.rows(torch.arange(4)), topology)
+        batches = list(torch.arange(len(tokens)).split(config.encode.micro_batch_size))
+        embed = partial(encode_batches, tokens, batches, model.encode_passages, topology.device)
+        seconds = _median_seconds(embed, config.num_rounds)
+        rate = max(
+            _matrix_rate(size, config.encode.dtype, topology.device) for size in MATRIX_SIZES[topology.device.type]
+        )
+    used = config.num_passages * operations(config.shape, config.num_tokens) / seconds
+    rows = [
+        ["passages a second", f"{config.num_passages / seconds:,.0f}"],
+        ["operations a second", f"{used:.3g}"],
+        ["best matrix product", f"{rate:.3g}"],
+        ["share", f"{used / rate:.2f}"],
+        ["least cosine with float32", f"{cosine:.6f}"],
+    ]
+    sys.stdout.write(text_table(["", str(topology.device)], rows) + "\n")
+
+
+def operations(shape: BertConfig, num_tokens: int) -> int:
+    """Multiplications and additions of the matrix products of one passage."""
+    width = shape.hidden_size
+    linear = 2 * num_tokens * width * (4 * width + 2 * shape.ffn_size)
+    attention = 4 * num_tokens**2 * width
+    return shape.num_layers * (linear + attention)
+
+
+def _tokens(config: EmbeddingRateConfig) -> TokenBatch:
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.shape.vocab_size, (config.num_passages, config.num_tokens), generator=random)
+    return TokenBatch(ids, torch.full((config.num_passages,), config.num_tokens))
+
+
+def _model(config: EmbeddingRateConfig, dtype: torch.dtype, topology: ProcessTopology) -> DualEncoder:
+    shape = DualEncoderConfig(bert=config.shape, biencoder_shared_query_context_model=True)
+    return DualEncoder(shape, topology, dtype).eval()
+
+
+def _least_cosine(model: DualEncoder, exact: DualEncoder, tokens: TokenBatch, topology: ProcessTopology) -> float:
+    """Raises MismatchError: the vectors are not those of float32."""
+    whole = [torch.arange(len(tokens))]
+    vectors = [encode_batches(tokens, whole, encoder.encode_passages, topology.device) for encoder in (model, exact)]
+    cosine = float(F.cosine_similarity(*vectors).min())
+    if cosine < LEAST_COSINE:
+        raise MismatchError(f"vectors have a cosine of {cosine:.4f} with those of float32; speeds mean nothing.")
+    return cosine
+
+
+def _median_seconds(work: Callable[[], Tensor], num_rounds: int) -> float:
+    work()  # warms up
+    return statistics.median(_seconds(work) for _ in range(num_rounds))
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    started = time.perf_counter()
+    work().cpu()  # waits for the device
+    return time.perf_counter() - started
+
+
+def _matrix_rate(size: int, dtype: torch.dtype, device: torch.device, repeats: int = 10) -> float:
+    """Operations a second of the product of two square matrices."""
+    matrices = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
+
+    def multiply() -> Tensor:
+        for _ in range(repeats):
+            product = matrices[0] @ matrices[1]
+        return product[0, :1]
+
+    return repeats * 2 * size**3 / _median_seconds(multiply, 3)
+
+
+if __name__ == "__main__":
+    run_program(EmbeddingRateConfig, main)

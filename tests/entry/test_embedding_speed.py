@@ -1,0 +1,39 @@
+"""The benchmarks of embedding run, on tiny encoders: vectors agree, and each is timed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from programs import command, refuse, run
+
+SHAPE = ("--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2, "--vocab-size", 100)
+
+
+def test_rate_of_a_random_encoder() -> None:
+    size = ("--num-passages", 9, "--num-tokens", 7, "--num-rounds", 2, "--micro-batch-size", 4, "--device", "cpu")
+    result = run(command("benchmarks/embedding_rate.py", *SHAPE, *size, "--bf16"))
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^passages a second +[\d,]+$", result.stdout, re.MULTILINE)
+    share = re.search(r"^share +(\d\.\d\d)$", result.stdout, re.MULTILINE)
+    assert share is not None
+    assert 0 <= float(share[1]) < 1
+    cosine = re.search(r"float32 +([\d.]+)$", result.stdout, re.MULTILINE)
+    assert cosine is not None
+    assert 0.99 < float(cosine[1]) < 1
+
+
+def test_operations_of_bert_base() -> None:
+    """By hand: 12 layers of 24 x 768 x 768 for each of 128 tokens, and 4 x 128 x 128 x 768 for their attention."""
+    program = "import embedding_rate as e; from megatron_retrieval.models.bert import BertConfig as B; "
+    result = run(command("-c", f"import sys; sys.path.insert(0, 'benchmarks'); {program}print(e.operations(B(), 128))"))
+    assert int(result.stdout) == 12 * (128 * 24 * 768 * 768 + 4 * 128 * 128 * 768)
+
+
+def test_nothing_to_embed_is_refused(tmp_path: Path) -> None:
+    refuse(command("benchmarks/embedding_rate.py", "--num-passages", 0), "--num-passages")
+    refuse(command("benchmarks/embedding_speed.py", *_missing(tmp_path), "--num-rounds", 0), "--num-rounds")
+
+
+def _missing(folder: Path) -> tuple[object, ...]:
+    return ("--evidence", folder, "--load", folder, "--model", folder)
