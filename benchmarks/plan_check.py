@@ -34,7 +34,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.parallel import ParallelConfig, process_topology
 from megatron_retrieval.recipes.plan import Plan, make_plan
 from megatron_retrieval.recipes.plan_config import HardwareConfig, PlanConfig, PlannedTrainingConfig, RatesConfig
-from megatron_retrieval.recipes.plan_rates import seconds_of
+from megatron_retrieval.recipes.plan_rates import random_vectors, seconds_of, write_random
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval import embed_evidence
 from megatron_retrieval.utils.files import atomic_file
@@ -112,8 +112,10 @@ def _write_passages(config: PlanCheckConfig, num_passages: int, path: Path) -> N
     passages = [passage for _, passage in read_passages(config.input)]
     with atomic_file(path) as file:
         for number, passage in enumerate(islice(cycle(passages), num_passages)):
-            words, turned = passage.text.split(), number // len(passages)  # no two texts are the same
-            text = " ".join([*words[turned:], *words[:turned]])
+            # after the first round, half of a text and half of another: no two are alike
+            other = passages[number * (1 + number // len(passages)) % len(passages)].text.split()
+            words = passage.text.split()
+            text = " ".join([*words[: len(words) // 2], *other[len(other) // 2 :]])
             file.write(json.dumps({"id": str(number + 1), "title": passage.title, "text": text}) + "\n")
 
 
@@ -123,8 +125,7 @@ def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanC
     )
     return PlanConfig(
         passages=num_passages,
-        # [CLS] of random weights is all but the same for all texts, which no search is made for
-        encoder=DualEncoderConfig(bert=bert, pooling="mean", biencoder_shared_query_context_model=True),
+        encoder=DualEncoderConfig(bert=bert, biencoder_shared_query_context_model=True),
         hardware=HardwareConfig(gpus=0, workers=1),
         training=PlannedTrainingConfig(reader="none"),
         rates=RatesConfig(measure=True, input=(str(source),), vocab_file=config.vocab_file),
@@ -134,16 +135,18 @@ def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanC
 
 
 def _work(config: PlanCheckConfig, settings: PlanConfig, source: Path, folder: Path) -> Real:
-    """Build, embed and search all of it."""
+    """Build and embed all of it; search as many vectors in all directions, for those of random weights are all but the
+    same, which no search is made for."""
     vocab_file = str(settings.rates.vocab_file)
     evidence, embeddings = folder / "evidence", folder / "embeddings"
     builder = EvidenceBuilderConfig(input=(str(source),), output=str(evidence), vocab_file=vocab_file)
     build_seconds = config.seconds(lambda: build_evidence(builder))
     embed_seconds = config.seconds(lambda: _embed(settings, evidence, embeddings))
+    made = EmbeddingStore(embeddings)
+    store = write_random(folder / "random", made.manifest.identity, made.dimension)
+    queries = random_vectors(settings.num_queries, store.dimension, -2)
     held = psutil.Process().memory_info().rss
-    store = EmbeddingStore(embeddings)
     index = FlatIndex(store)
-    queries = torch.randn(settings.num_queries, store.dimension, generator=torch.Generator().manual_seed(0))
     index.search(queries, settings.topk)  # the length of every vector is looked at once
     seconds = statistics.median(config.seconds(lambda: index.search(queries, settings.topk)) for _ in range(_SEARCHES))
     return Real(

@@ -21,8 +21,7 @@ from megatron_retrieval.data.evidence_sample import EvidenceSample
 from megatron_retrieval.data.formatting import TextFormatConfig
 from megatron_retrieval.data.sources import read_passages
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index import EmbeddingStore, FlatIndex, StorageDtype
-from megatron_retrieval.index.embedding_store import torch_dtype
+from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, FlatIndex, StorageDtype, StoreIdentity
 from megatron_retrieval.index.embedding_writer import default_rows_per_shard
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel import ProcessTopology
@@ -91,8 +90,8 @@ class Calibration:
         with TemporaryDirectory() as name:
             folder = Path(name)
             start, build_rate, evidence = self._build(folder)
-            encode_rate, embedded = self._encode(evidence, folder, topology)
-            search_start, search_rate = self._search(embedded, topology.device)
+            encode_rate = self._encode(evidence, folder, topology)
+            search_start, search_rate = self._search(folder, topology.device)
             text_bytes = sum((evidence.folder / values_file(column)).stat().st_size for column in TEXT_COLUMNS)
             columns = evidence.token_columns(range(len(evidence)))
             return MeasuredRates(
@@ -137,15 +136,15 @@ class Calibration:
             for _, passage in read_passages(path):
                 yield passage
 
-    def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> tuple[float, Tensor]:
-        """(passages a second, vectors of some of them) by random weights, which take as long as others."""
+    def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> float:
+        """Passages a second, by random weights, which take as long as others."""
         model = DualEncoder(self.encoder, topology, self.encode.dtype).eval()
         few = min(_FEW_ENCODED, len(evidence))
         self._encode_some(evidence, few, folder / "warm-up", model, topology)
         seconds = self._encode_some(evidence, few, folder / "few-vectors", model, topology)
         many = min(len(evidence), max(few, round(few * _PART_SECONDS / seconds)))
         seconds = self._encode_some(evidence, many, folder / "vectors", model, topology)
-        return many / seconds, EmbeddingStore(folder / "vectors").vectors(0, many).float()
+        return many / seconds
 
     def _encode_some(
         self, evidence: EvidenceStore, num_passages: int, output: Path, model: DualEncoder, topology: ProcessTopology
@@ -164,14 +163,15 @@ class Calibration:
             )
         )
 
-    def _search(self, embedded: Tensor, device: torch.device) -> tuple[float, float]:
-        """(seconds of any search, rows a second), by random vectors as unlike one another as the embedded ones."""
-        dtype, random = torch_dtype(self.embedding_dtype), torch.Generator().manual_seed(0)
-        vectors = _like(embedded, _MANY_ROWS, random).to(dtype)
-        queries = torch.randn(self.num_queries, self.encoder.dimension, generator=random).to(device)
+    def _search(self, folder: Path, device: torch.device) -> tuple[float, float]:
+        """(seconds of any search, rows a second), among random vectors on disk."""
+        queries = random_vectors(self.num_queries, self.encoder.dimension, -1).to(device)
         seconds = []
         for num_rows in (_FEW_ROWS, _MANY_ROWS):
-            index = FlatIndex(vectors[:num_rows], device=device)
+            identity = StoreIdentity("random", "random", num_rows, self.embedding_dtype)
+            index = FlatIndex(
+                write_random(folder / f"random-{num_rows}", identity, self.encoder.dimension), device=device
+            )
 
             def search(index: FlatIndex = index) -> None:
                 index.search(queries, self.topk).rows.cpu()  # waits for the device
@@ -186,15 +186,18 @@ class _NamedSample(EvidenceSample):
     fingerprint = "sample"
 
 
-def _like(vectors: Tensor, num_rows: int, random: torch.Generator) -> Tensor:
-    """[num_rows, D] random vectors with the mean and the covariance of [n, D]: each mixes three of them."""
-    mean = vectors.mean(0)
-    chosen = torch.randint(len(vectors), (num_rows, 3), generator=random)
-    weights = torch.randn(num_rows, 3, generator=random) * 3**-0.5
-    values = mean.repeat(num_rows, 1)
-    for column in range(3):
-        values += (vectors - mean)[chosen[:, column]] * weights[:, column, None]
-    return values
+def random_vectors(num_rows: int, dimension: int, seed: int) -> Tensor:
+    """[num_rows, D] of length 1, in all directions: a trained encoder's are searched in the same time."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(num_rows, dimension, generator=random), dim=1)
+
+
+def write_random(folder: Path, identity: StoreIdentity, dimension: int) -> EmbeddingStore:
+    """A store of `random_vectors`."""
+    writer = EmbeddingWriter(folder, identity)
+    for shard in writer.unfinished_shards():
+        writer.write(shard, random_vectors(len(writer.rows(shard)), dimension, shard))
+    return writer.finish()
 
 
 def _line(few: int, few_seconds: float, many: int, many_seconds: float) -> tuple[float, float]:
