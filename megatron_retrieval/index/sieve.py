@@ -10,11 +10,10 @@ from torch import Tensor
 
 from megatron_retrieval.index.bounded_pairs import BoundedPairs, joined, no_pairs
 from megatron_retrieval.index.candidates import best_of_pairs, found_pairs, pair_scores
-from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, product, rounding
+from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, rounding
+from megatron_retrieval.index.tiles import Tile, make_tile, nothing, rows_of_a_tile
 from megatron_retrieval.types import SearchResult
 
-#: rough scores that are computed at once (16 MiB at most); more would leave the caches
-SCORES_AT_ONCE = 1 << 22
 #: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
 _PAIRS_AT_ONCE = 1 << 20
 #: vectors that are read from their source at once to bound scores anew
@@ -43,17 +42,6 @@ class Piece:
     first_row: int
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """Rough scores [n, B] of some rows, n a multiple of GROUP_ROWS, the maxima of the groups [groups, B] and what the
-    rough rows of each group leave out [groups]."""
-
-    first: int
-    scores: Tensor
-    maxima: Tensor
-    residuals: Tensor
-
-
 class Sieve:
     """Some queries against one piece.
 
@@ -76,7 +64,7 @@ class Sieve:
         self._hidden = None if hidden is None else hidden - piece.first_row
         self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
         self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
-        self._waiting: list[_Tile] = []
+        self._waiting: list[Tile] = []
         self._fresh: list[BoundedPairs] = []
         self._pool = no_pairs(queries.device)
 
@@ -86,10 +74,11 @@ class Sieve:
         Raises:
             TooRoughError: where `patient` is False and the bounds are too wide to be of use.
         """
-        num_rows, num_queries = len(self._piece.rough), len(self._queries)
-        step = max(1, SCORES_AT_ONCE // num_queries // GROUP_ROWS) * GROUP_ROWS
+        rough, num_rows = self._piece.rough, len(self._piece.rough)
+        step = rows_of_a_tile(rough, len(self._queries))
         for start in range(0, num_rows, step):
-            self._waiting.append(self._tile(start, min(start + step, num_rows)))
+            rows = range(start, min(start + step, num_rows))
+            self._waiting.append(make_tile(rough, self._rough, self._hidden, rows))
             enough = sum(len(tile.maxima) for tile in self._waiting) >= self._k or start + step >= num_rows
             if enough or bool((self._floor > torch.finfo(torch.float32).min).all()):
                 self._sift_waiting()
@@ -97,20 +86,10 @@ class Sieve:
         self._settle()
         return self._best
 
-    def _tile(self, start: int, stop: int) -> _Tile:
-        rough, queries = self._piece.rough, self._rough
-        scores = product(rough.matrix[start:stop], queries.matrix)
-        missing = -len(scores) % GROUP_ROWS
-        if missing:
-            scores = torch.cat([scores, scores.new_full((missing, scores.size(1)), _nothing(scores))])
-        if self._hidden is not None:
-            columns = self._hidden - start
-            query, place = ((columns >= 0) & (columns < stop - start)).nonzero(as_tuple=True)
-            scores[columns[query, place], query] = _nothing(scores)
-        maxima = scores.view(-1, GROUP_ROWS, scores.size(1)).amax(1)
-        first = start // GROUP_ROWS
-        residuals = rough.residuals if len(rough.residuals) == 1 else rough.residuals[first : first + len(maxima)]
-        return _Tile(start, scores, maxima, residuals.expand(len(maxima)))
+    def _residuals(self, tile: Tile) -> Tensor:
+        """[groups] what the rough rows of each group leave out."""
+        residuals, first = self._piece.rough.residuals, tile.first // GROUP_ROWS
+        return residuals.expand(len(tile.maxima)) if len(residuals) == 1 else residuals[first:][: len(tile.maxima)]
 
     def _sift_waiting(self) -> None:
         """Put the rows that reach the floor into the pool; the maxima of the groups give a first floor."""
@@ -119,8 +98,8 @@ class Sieve:
             self._floor = torch.maximum(self._floor, self._floor_of_maxima(tiles))
         rough = self._rough
         for tile in tiles:
-            high = _rounded_up(tile.maxima * rough.unit, rounding(tile.scores))
-            high = torch.addr(high, tile.residuals, rough.lengths)
+            high = _rounded_up(tile.maxima * rough.unit, rounding(tile.maxima))
+            high = torch.addr(high, self._residuals(tile), rough.lengths)
             group, query = (high >= self._limit()).nonzero(as_tuple=True)
             groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
             for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
@@ -133,22 +112,19 @@ class Sieve:
         """[B] what a rough score and the residual of its row must reach together."""
         return self._floor - self._rough.offset - self._base
 
-    def _floor_of_maxima(self, tiles: list[_Tile]) -> Tensor:
+    def _floor_of_maxima(self, tiles: list[Tile]) -> Tensor:
         """[B] a lower bound of the k-th best score: of the best rows of k groups."""
         everyone = slice(None)
-        lows = [self._bounds(tile.maxima, tile.residuals[:, None], everyone)[0] for tile in tiles]
+        lows = [self._bounds(tile.maxima, self._residuals(tile)[:, None], everyone)[0] for tile in tiles]
         low = torch.cat(lows).t()
         if low.size(1) < self._k:
             return torch.full_like(self._floor, -torch.inf)
         best = low.topk(self._k)
         floor = best.values[:, -1]
-        if not self._is_coarse or bool(floor.isinf().any()):
+        if not self._is_coarse or len(tiles) > 1 or bool(floor.isinf().any()):
             return floor
-        query = torch.arange(len(low)).repeat_interleave(self._k)
-        groups = torch.cat([tile.scores for tile in tiles]).view(-1, GROUP_ROWS, len(low))[
-            best.indices.view(-1), :, query
-        ]
-        row = tiles[0].first + best.indices.view(-1) * GROUP_ROWS + groups.argmax(1)
+        group, query = best.indices.view(-1), torch.arange(len(low)).repeat_interleave(self._k)
+        row = tiles[0].first + group * GROUP_ROWS + tiles[0].of(group, query).argmax(0)
         closer = self._seen_closer(BoundedPairs(query, row, floor[query], floor[query]))
         return torch.maximum(floor, closer.low.view(-1, self._k).amin(1))
 
@@ -162,23 +138,21 @@ class Sieve:
         rough = self._rough
         values = scores * rough.unit[queries]
         errors = residuals * rough.lengths[queries] + self._base[queries] + values.abs() * rounding(scores)
-        values = (values + rough.offset[queries]).masked_fill_(scores == _nothing(scores), -torch.inf)
+        values = (values + rough.offset[queries]).masked_fill_(scores == nothing(scores), -torch.inf)
         return values - errors, values + errors
 
-    def _sift_groups(self, tile: _Tile, group: Tensor, query: Tensor) -> None:
+    def _sift_groups(self, tile: Tile, group: Tensor, query: Tensor) -> None:
         """Put the rows of one group for each query into the pool, where they reach the floor."""
         rough = self._rough
-        width = tile.scores.size(1)
-        places = torch.arange(0, GROUP_ROWS * width, width, device=group.device)[:, None]
-        places = places + (group * (GROUP_ROWS * width) + query)
-        scores = tile.scores.view(-1).index_select(0, places.view(-1)).view_as(places)
+        scores = tile.of(group, query)
         high = _rounded_up(scores * rough.unit[query], rounding(scores))
-        limit = self._limit()[query] - tile.residuals[group] * rough.lengths[query]
-        place, pair = ((high >= limit) & (scores != _nothing(scores))).nonzero(as_tuple=True)
-        if not self._patient and len(place) > max(_USEFUL_SHARE * tile.scores.numel(), _ALWAYS_USEFUL):
+        residuals = self._residuals(tile)[group]
+        limit = self._limit()[query] - residuals * rough.lengths[query]
+        place, pair = ((high >= limit) & (scores != nothing(scores))).nonzero(as_tuple=True)
+        if not self._patient and len(place) > max(_USEFUL_SHARE * tile.num_scores, _ALWAYS_USEFUL):
             raise TooRoughError
         scores, group, query = scores[place, pair], group[pair], query[pair]
-        low, high = self._bounds(scores, tile.residuals[group], query)
+        low, high = self._bounds(scores, residuals[pair], query)
         self._fresh.append(BoundedPairs(query, tile.first + group * GROUP_ROWS + place, low, high))
         if sum(map(len, self._fresh)) > max(4 * len(self._queries) * self._k, len(self._pool)):
             self._tighten()
@@ -237,8 +211,3 @@ class Sieve:
 
 def _rounded_up(values: Tensor, relative_error: float) -> Tensor:
     return values + values.abs() * relative_error if relative_error else values
-
-
-def _nothing(scores: Tensor) -> float | int:
-    """A score below that of every row, for rows that are none."""
-    return torch.iinfo(scores.dtype).min if scores.dtype == torch.int32 else -torch.inf

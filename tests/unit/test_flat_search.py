@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
-from megatron_retrieval.index import FlatIndex, SearchIndex, flat, sieve
+from megatron_retrieval.index import FlatIndex, SearchIndex, flat, sieve, tiles
 from megatron_retrieval.types import SearchResult
 
 
@@ -83,7 +83,7 @@ def test_equals_brute_force(
         patch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else 1 << 20)
         patch.setattr(flat, "_QUERIES_AT_ONCE", 2)
         patch.setattr(flat, "_BLOCK_BYTES", 4 * dimension * block)
-        patch.setattr(sieve, "SCORES_AT_ONCE", 2 * block)
+        patch.setattr(tiles, "SCORES_AT_ONCE", 2 * block)
         patch.setattr(sieve, "_PAIRS_AT_ONCE", 5)
         _assert_same(FlatIndex(vectors).search(queries, k), _brute_force(vectors, queries, k))
         found = FlatIndex(vectors).search(queries, k, excluded)
@@ -142,7 +142,7 @@ def test_caller_settings_for_matrix_products_are_ignored_and_kept(monkeypatch: p
         seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
         return rows @ queries
 
-    monkeypatch.setattr(sieve, "product", product)
+    monkeypatch.setattr(tiles, "product", product)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_retrieval.index import FlatIndex, codes, flat, rough, sieve
+from megatron_retrieval.index import FlatIndex, codes, flat, rough, tiles
 from megatron_retrieval.index.candidates import best_of_pairs, pair_scores
 from megatron_retrieval.types import SearchResult
 
@@ -66,7 +66,7 @@ def test_rows_are_those_of_all_pairs(
     assert callable(make)
     vectors, queries = make(random).to(dtype), _queries(random)
     monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else NUM_ROWS + 1)
-    monkeypatch.setattr(sieve, "SCORES_AT_ONCE", len(queries) * 500)
+    monkeypatch.setattr(tiles, "SCORES_AT_ONCE", len(queries) * 500)
     index = FlatIndex(vectors)
     found, expected = index.search(queries, K), _all_pairs(vectors, queries)
     assert (index._codes is not None) == in_codes
