@@ -115,8 +115,9 @@ def _disk(plan: Plan) -> list[tuple[str, str, str]]:
 def _memory(plan: Plan) -> list[tuple[str, str, str]]:
     config, found = plan.config, plan.estimate
     where = f"GPU memory, each of {config.num_training_ranks}" if config.hardware.gpus else "memory of each node"
+    kind = "vectors of exact search" if config.hardware.gpus else "vectors of exact search, in 8 bits"
     rows = [
-        ("vectors of exact search", size(found.rank_index_bytes), where),
+        (kind, size(found.rank_index_bytes), where),
         ("work space of exact search", size(found.search_buffer_bytes), where),
     ]
     if found.index_bytes is not None:

@@ -19,6 +19,7 @@ _OFFSET_BYTES, _ID_TABLE_BYTES = 5 * 8, 16
 _LAYER_BYTES_16_BIT, _MASK_BYTES = 34, 2
 #: exact search scores so many rows for so many questions at once; a byte for each pair says whether it is a candidate
 _BLOCK_ROWS, _BLOCK_QUERIES = 1 << 15, 512
+_CODED_ROWS = 1 << 14
 
 
 def evidence_bytes(num_passages: int, text_bytes: float, text_tokens: float, vocab_size: int) -> int:
@@ -163,15 +164,17 @@ def search_seconds(
     operations_per_second: float,
     bytes_per_second: float,
 ) -> float:
-    """An exact search of one rank's rows: whichever is slower, the products or reading the vectors, which are written
-    and read once more in float32."""
+    """An exact search of one rank's rows: whichever is slower, the products or reading what is multiplied."""
     products = 2.0 * num_queries * num_rows * dimension / operations_per_second
-    traffic = num_rows * dimension * (value_bytes + 8) / bytes_per_second
+    traffic = num_rows * dimension * value_bytes / bytes_per_second
     return max(products, traffic)
 
 
-def search_buffer_bytes(num_rows: int, dimension: int, num_queries: int) -> int:
-    """Memory that exact search works in: a block of vectors and its scores in float32."""
+def search_buffer_bytes(num_rows: int, dimension: int, num_queries: int, *, on_cpu: bool) -> int:
+    """Memory that exact search works in: a block of vectors and its scores in float32; on CPU, three of the blocks in
+    which the 8-bit copy is made."""
+    if on_cpu:
+        return 3 * 4 * min(num_rows, _CODED_ROWS) * dimension
     rows, queries = min(num_rows, _BLOCK_ROWS), min(num_queries, _BLOCK_QUERIES)
     return 4 * rows * dimension + 5 * rows * queries
 

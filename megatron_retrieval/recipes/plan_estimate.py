@@ -53,7 +53,7 @@ class Estimate:
     Attributes:
         version_bytes: embeddings of all passages, once.
         index_bytes: the approximate index; None: search is exact.
-        rank_index_bytes: a process's part of the vectors that exact search compares with.
+        rank_index_bytes: a process's part of the vectors that exact search compares with; on CPU they are in 8 bits.
         state_bytes: weights, gradients and moments of a process; 0 without training, as are activations.
         streamed_seconds: a search whose vectors come from the disk.
     """
@@ -89,7 +89,7 @@ def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
     assumed_search = 1 / costs.search_seconds(
         1,
         shape.dimension,
-        torch_dtype(config.embedding_dtype).itemsize,
+        _searched_bytes(config),
         config.num_queries,
         operations_per_second=given.fp32_teraflops * 1e12 if config.hardware.gpus else _ASSUMED_CPU_OPERATIONS,
         bytes_per_second=given.memory_gb_per_second * 1e9 if config.hardware.gpus else _ASSUMED_CPU_MEMORY_RATE,
@@ -123,8 +123,10 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         ),
         version_bytes=version_bytes,
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
-        rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, value_bytes),
-        search_buffer_bytes=costs.search_buffer_bytes(rank_rows, dimension, config.num_queries),
+        rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, _searched_bytes(config)),
+        search_buffer_bytes=costs.search_buffer_bytes(
+            rank_rows, dimension, config.num_queries, on_cpu=not hardware.gpus
+        ),
         state_bytes=state,
         activation_bytes=activations,
         build_seconds=rates.build_start_seconds + config.passages / (rates.build.value * hardware.num_workers),
@@ -134,6 +136,11 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         search_seconds=rates.search_start_seconds + rank_rows / rates.search.value,
         streamed_seconds=version_bytes / hardware.nodes / rates.disk.value,
     )
+
+
+def _searched_bytes(config: PlanConfig) -> int:
+    """Bytes of a number that exact search multiplies."""
+    return torch_dtype(config.embedding_dtype).itemsize if config.hardware.gpus else 1
 
 
 def index_bytes(factory: str, config: PlanConfig) -> int:
