@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+import torch
 from programs import command, refuse, run
 
 PROGRAM = "benchmarks/search_speed.py"
@@ -20,3 +22,8 @@ def test_rows_are_those_of_faiss() -> None:
 
 def test_more_rows_than_there_are_are_refused() -> None:
     refuse(command(PROGRAM, "--num-rows", 50), "are more than --num-rows 50")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_s_benchmark_says_what_it_needs() -> None:
+    refuse(command("benchmarks/search_gpu.py"), "needs a GPU")
