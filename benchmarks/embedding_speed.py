@@ -29,7 +29,7 @@ from megatron_retrieval.parallel import ParallelConfig, process_topology
 from megatron_retrieval.recipes.search import load_encoder_for
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.retrieval.batches import encode_batches, length_sorted_batches
+from megatron_retrieval.retrieval.batches import encode_sequences
 
 #: cosine of a passage's two vectors, below which they are not those of one model
 LEAST_COSINE = 0.999
@@ -87,11 +87,7 @@ def _embed(
 ) -> Tensor:
     form = encoder.description.text_format
     tokens = evidence.tokens(rows, form.retriever_seq_length, form.passage_format)
-    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
-    vectors = encode_batches(tokens, batches, encoder.model.encode_passages, device)
-    restored = torch.empty_like(vectors)
-    restored[torch.cat(batches)] = vectors
-    return restored
+    return encode_sequences(tokens, encoder.model.encode_passages, micro_batch_size, device)
 
 
 def _encode(model: SentenceTransformer, texts: list[str]) -> Tensor:

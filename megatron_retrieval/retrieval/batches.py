@@ -46,6 +46,19 @@ def length_sorted_batches(lengths: Tensor, batch_size: int) -> list[Tensor]:
     return list(lengths.argsort(descending=True, stable=True).split(batch_size))
 
 
+def encode_sequences(tokens: TokenBatch, encode: Encode, micro_batch_size: int, device: torch.device) -> Tensor:
+    """Vectors [n, D] float32 on the CPU of all sequences, in their order."""
+    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
+    return in_given_order(encode_batches(tokens, batches, encode, device), batches)
+
+
+def in_given_order(values: Tensor, batches: list[Tensor]) -> Tensor:
+    """Rows [n, ...] that came batch by batch -> row i is that of position i."""
+    restored = torch.empty_like(values)
+    restored[torch.cat(batches)] = values
+    return restored
+
+
 @torch.no_grad()
 def encode_batches(tokens: TokenBatch, batches: list[Tensor], encode: Encode, device: torch.device) -> Tensor:
     """Vectors [n, D] float32 on the CPU of the sequences that `batches` name, in the order in which they do."""

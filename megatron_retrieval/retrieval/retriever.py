@@ -13,7 +13,7 @@ from megatron_retrieval.data.ragged import Ragged
 from megatron_retrieval.index import SearchIndex
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import all_reduce_sum
-from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
+from megatron_retrieval.retrieval.batches import Encode, encode_sequences, require_evaluation_mode
 from megatron_retrieval.tokenizers import WordPieceTokenizer
 from megatron_retrieval.types import SearchResult, TokenBatch
 
@@ -55,11 +55,7 @@ def encode_questions(
     """Question strings to vectors [n, D] float32 on the CPU, in the order of the questions."""
     require_evaluation_mode(encode)
     tokens = tokenize_questions(questions, tokenizer, text_format)
-    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
-    vectors = encode_batches(tokens, batches, encode, device)
-    restored = torch.empty_like(vectors)
-    restored[torch.cat(batches)] = vectors
-    return restored
+    return encode_sequences(tokens, encode, micro_batch_size, device)
 
 
 def search_overlap(

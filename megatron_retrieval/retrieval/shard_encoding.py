@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from megatron_retrieval.index.embedding_writer import stored_vectors
 from megatron_retrieval.index.partial_shard import PartialShard
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects
-from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches
+from megatron_retrieval.retrieval.batches import Encode, encode_batches, in_given_order, length_sorted_batches
 from megatron_retrieval.types import TokenBatch
 from megatron_retrieval.utils.progress import progress_bar
 
@@ -100,9 +99,7 @@ class ShardEncoder:
             batches = length_sorted_batches(tokens.lengths, self.micro_batch_size)
             vectors = self._encode(shard, tokens, batches, progress)
             if vectors is not None:
-                restored = torch.empty_like(vectors)
-                restored[torch.cat(batches)] = vectors
-                self.writer.write(shard, restored)
+                self.writer.write(shard, in_given_order(vectors, batches))
             yield shard
 
     def _encode(self, shard: int, tokens: TokenBatch, batches: list[Tensor], progress: Progress) -> Tensor | None:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 from programs import command, refuse, run, succeed
-
-from megatron_retrieval.testing.tiny import write_tiny_evidence
-from megatron_retrieval.testing.tiny_hf import VOCABULARY, save_with_vocabulary, tiny_bert
+from tiny_line import write_evidence_and_encoder
 
 DEVICE = ("--device", "cpu")
 
@@ -19,14 +17,7 @@ DEVICE = ("--device", "cpu")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Evidence, a random encoder of its vocabulary, embeddings and an index."""
     folder = tmp_path_factory.mktemp("approximate_line")
-    write_tiny_evidence(folder)
-    save_with_vocabulary(tiny_bert(), folder / "hf")
-    words = (folder / "vocab.txt").read_text().splitlines()
-    unused = [f"[unused{number}]" for number in range(len(VOCABULARY) - len(words))]
-    vocab = folder / "hf" / "vocab.txt"
-    vocab.write_text("\n".join([*words, *unused]) + "\n")
-    imported = ("--format", "hf-bert", "--input", folder / "hf", "--output", folder / "ck")
-    succeed(command("tools/import_checkpoint.py", *imported))
+    _, vocab = write_evidence_and_encoder(folder)
     built = ("--input", folder / "passages.jsonl", "--output", folder / "ev", "--vocab-file", vocab)
     succeed(command("tools/build_evidence.py", *built))
     given = ("--evidence", folder / "ev", "--load", folder / "ck", "--output", folder / "embeddings")
