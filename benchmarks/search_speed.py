@@ -108,6 +108,7 @@ def _seconds(searches: list[Callable[[], Tensor]], num_rounds: int) -> list[list
     taken: list[list[float]] = [[] for _ in searches]
     for _ in range(num_rounds):
         for search, seconds in zip(searches, taken, strict=True):
+            search()  # the threads of the one before are still spinning, and its data fill the caches
             started = time.perf_counter()
             search()
             seconds.append(time.perf_counter() - started)

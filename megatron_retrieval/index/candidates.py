@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,14 @@ def _sum_by_halves(values: Tensor) -> Tensor:
     return values[:, 0]
 
 
+def in_query_order(query_index: Tensor, num_queries: int) -> Tensor:
+    """The order that brings the pairs of a query together, in the order in which they stand."""
+    if query_index.device.type != "cpu" or num_queries > 1 << 16:
+        return query_index.argsort(stable=True)
+    # NumPy sorts numbers of 16 bits by their digits: a tenth of the time
+    return torch.from_numpy(query_index.numpy().astype(np.uint16).argsort(kind="stable"))
+
+
 def best_of_pairs(query_index: Tensor, scores: Tensor, rows: Tensor, num_queries: int, k: int) -> SearchResult:
     """The k best (score, row) of each query among pairs in any order; score descending, then row ascending.
 
@@ -57,7 +66,7 @@ def best_of_pairs(query_index: Tensor, scores: Tensor, rows: Tensor, num_queries
     """
     order = rows.argsort(stable=True)
     order = order[scores[order].argsort(descending=True, stable=True)]
-    order = order[query_index[order].argsort(stable=True)]
+    order = order[in_query_order(query_index[order], num_queries)]
     query_index = query_index[order]
     counts = query_index.bincount(minlength=num_queries)
     first = counts.cumsum(0) - counts

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.index.bounded_pairs import BoundedPairs, joined, no_pairs
-from megatron_retrieval.index.candidates import best_of_pairs, found_pairs, pair_scores
+from megatron_retrieval.index.candidates import best_of_pairs, found_pairs, in_query_order, pair_scores
 from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, rounding
 from megatron_retrieval.index.tiles import Tile, make_tile, nothing, rows_of_a_tile
 from megatron_retrieval.types import SearchResult
@@ -169,7 +169,7 @@ class Sieve:
             fresh = self._seen_closer(fresh)
         pairs = joined([self._pool, fresh.kept(fresh.high >= self._floor[fresh.query])])
         order = pairs.low.argsort(descending=True)
-        order = order[pairs.query[order].argsort(stable=True)]
+        order = order[in_query_order(pairs.query[order], len(self._queries))]
         counts = pairs.query.bincount(minlength=len(self._queries))
         enough = (counts >= self._k).nonzero()[:, 0]
         kth = (counts.cumsum(0) - counts + self._k - 1)[enough]
@@ -178,7 +178,7 @@ class Sieve:
 
     def _seen_closer(self, pairs: BoundedPairs) -> BoundedPairs:
         """With bounds from products in float32, query by query."""
-        order = pairs.query.argsort(stable=True)
+        order = in_query_order(pairs.query, len(self._queries))
         query, row = pairs.query[order], pairs.row[order]
         scores = []
         for some_queries, some_rows in zip(query.split(_ROWS_SEEN_AT_ONCE), row.split(_ROWS_SEEN_AT_ONCE), strict=True):
