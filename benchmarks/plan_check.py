@@ -179,10 +179,11 @@ def _folder_bytes(folder: Path) -> int:
 
 def _table(plan: Plan, real: Real) -> str:
     found = plan.estimate
+    memory = found.rank_index_bytes + found.rank_mapped_bytes + found.search_buffer_bytes
     pairs = [
         ("evidence on disk, MB", found.evidence_bytes / 1e6, real.evidence_bytes / 1e6),
         ("embeddings on disk, MB", found.version_bytes / 1e6, real.embeddings_bytes / 1e6),
-        ("memory of search, MB", (found.rank_index_bytes + found.search_buffer_bytes) / 1e6, real.memory_bytes / 1e6),
+        ("memory of search, MB", memory / 1e6, real.memory_bytes / 1e6),
         ("building, s", found.build_seconds, real.build_seconds),
         ("embedding, s", found.embed_seconds, real.embed_seconds),
         ("a search, s", found.search_seconds, real.search_seconds),

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # What an index that follows the encoder costs those that train: the same end-to-end training on the mini encyclopedia without
 # refreshing, with a rank of its own that embeds all the time, and with a process in the background that does, in turns. Every
-# passage is there eight times, so that a version takes as long as some forty steps. A step's time is that of 120 steps less that
-# of 20, over 100: all that happens between steps counts, the start does not.
+# passage is there eight times, so that a version takes as long as some forty steps, and nothing is learned (the rate is next to
+# zero), so that all runs read the same passages. A step's time is that of 120 steps less that of 20, over 100: all that happens
+# between steps counts, the start does not. The last run does not refresh, but a stranger embeds beside it: what it loses is what
+# any work on the other core costs on this machine.
 #
 #   benchmarks/refresh_speed.sh QUICKSTART OUTPUT [ROUNDS]
 #
@@ -28,7 +30,7 @@ train() { # NAME STEPS RANKS FLAGS...
   torchrun --standalone --nproc-per-node "$ranks" tasks/main.py --task end-to-end-finetune \
     --config examples/quickstart_end_to_end.yaml --evidence "$out/evidence" --embeddings "$out/embeddings" \
     --retriever "$start/ict/checkpoint" --reader "$start/reader/checkpoint" --train-data "$start/data/train.qa.csv" \
-    --train-iters "$steps" --lr-decay-style constant --no-tensorboard --output-dir "$run" "$@"
+    --train-iters "$steps" --lr 1e-12 --lr-decay-style constant --no-tensorboard --output-dir "$run" "$@"
 }
 
 measure() { # NAME RANKS FLAGS...
@@ -41,6 +43,14 @@ print(f"{(long - short) / 100:.4f} seconds a step")
 PYTHON
 }
 
+embed_without_end() { # until $out/stop is there
+  rm -f "$out/stop"
+  while [[ ! -e $out/stop ]]; do
+    rm -rf "$out/stranger"
+    python tools/embed_evidence.py --evidence "$out/evidence" --load "$start/ict/checkpoint" --output "$out/stranger"
+  done
+}
+
 for round in $(seq "$rounds"); do
   # an interval beyond the end: no version is asked for, and nothing else differs
   for arm in "never 1 --index-refresh-interval 1000" "ranks 2 --index-refresh-interval 10 --num-embedding-ranks 1" \
@@ -49,4 +59,10 @@ for round in $(seq "$rounds"); do
     printf '%s, round %s: ' "${words[0]}" "$round"
     measure "${words[0]}-$round" "${words[@]:1}" 2>>"$out/log"
   done
+  embed_without_end 2>>"$out/log" &
+  stranger=$!
+  printf 'never, beside a stranger, round %s: ' "$round"
+  measure "stranger-$round" 1 --index-refresh-interval 1000 2>>"$out/log"
+  touch "$out/stop"
+  wait "$stranger"
 done

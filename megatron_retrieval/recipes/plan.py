@@ -120,6 +120,8 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
         (kind, size(found.rank_index_bytes), where),
         ("work space of exact search", size(found.search_buffer_bytes), where),
     ]
+    if not config.hardware.gpus:
+        rows.append(("vectors on disk that exact search looks up", size(found.rank_mapped_bytes), f"{where}, if free"))
     if found.index_bytes is not None:
         rows.append(("the approximate index", size(host_index_bytes(config, found)), "memory of each node"))
     if config.training.reader != "none":

@@ -54,6 +54,8 @@ class Estimate:
         version_bytes: embeddings of all passages, once.
         index_bytes: the approximate index; None: search is exact.
         rank_index_bytes: a process's part of the vectors that exact search compares with; on CPU they are in 8 bits.
+        rank_mapped_bytes: on CPU, its part of the vectors on disk, where candidates are looked up; memory that the
+            system lends as long as nobody else needs it.
         state_bytes: weights, gradients and moments of a process; 0 without training, as are activations.
         streamed_seconds: a search whose vectors come from the disk.
     """
@@ -62,6 +64,7 @@ class Estimate:
     version_bytes: int
     index_bytes: int | None
     rank_index_bytes: int
+    rank_mapped_bytes: int
     search_buffer_bytes: int
     state_bytes: int
     activation_bytes: int
@@ -124,6 +127,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         version_bytes=version_bytes,
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
         rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, _searched_bytes(config)),
+        rank_mapped_bytes=0 if hardware.gpus else costs.vectors_bytes(rank_rows, dimension, value_bytes),
         search_buffer_bytes=costs.search_buffer_bytes(
             rank_rows, dimension, config.num_queries, on_cpu=not hardware.gpus
         ),
