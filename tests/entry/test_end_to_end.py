@@ -108,9 +108,16 @@ def _loss_of_read_questions(steps: list[dict[str, float]]) -> float:
     return sum(4 * step["loss"] for step in steps) / sum(4 - step["num_unread_questions"] for step in steps)
 
 
-@pytest.mark.parametrize("reader", ["extractive", "fusion"])
-def test_two_processes_have_the_same_losses(folder: Path, tmp_path: Path, reader: str) -> None:
-    succeed(_train(folder, reader, str(tmp_path), "--train-iters", SHORT, num_processes=2))
+@pytest.mark.parametrize(
+    ("reader", "num_processes", "tp_size"),
+    [("extractive", 2, 1), ("fusion", 2, 1), ("fusion", 2, 2), ("extractive", 4, 2)],
+)
+def test_any_layout_has_the_same_losses(
+    folder: Path, tmp_path: Path, reader: str, num_processes: int, tp_size: int
+) -> None:
+    layout = ("--tensor-model-parallel-size", tp_size)
+    words = _train(folder, reader, str(tmp_path), "--train-iters", SHORT, *layout, num_processes=num_processes)
+    succeed(words)
     expected = losses(folder / f"run-{reader}")[:SHORT]
     found = losses(tmp_path)
     assert [step for step, _ in found] == [step for step, _ in expected]
