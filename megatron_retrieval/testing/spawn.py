@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import TCPStore
 from torch.multiprocessing.spawn import start_processes
 
 from megatron_retrieval.parallel import EmbeddingRanksConfig, ParallelConfig, process_topology
@@ -37,17 +37,16 @@ def run_on_ranks(
     Raises:
         torch.multiprocessing.ProcessRaisedException: with the first failing rank's traceback.
     """
-    with TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    # Kept here, as torchrun keeps its own: a free port that rank 0 were to open might be taken by then.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with TemporaryDirectory() as folder:
         config = EmbeddingRanksConfig(
             tensor_model_parallel_size=tensor_model_parallel_size, num_embedding_ranks=num_embedding_ranks, device="cpu"
         )
         # The fork server imports torch and megatron-core once for all tests, instead of once in every process.
         multiprocessing.get_context("forkserver").set_forkserver_preload(["megatron_retrieval.testing.preload"])
         start_processes(
-            _worker, (function, num_ranks, port, config, folder, args), num_ranks, start_method="forkserver"
+            _worker, (function, num_ranks, store.port, config, folder, args), num_ranks, start_method="forkserver"
         )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
@@ -63,7 +62,13 @@ def _worker(
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
     )
     with process_topology(config) as topology:
         result = function(topology, *args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: ends what hangs; on a busy machine a program of seconds takes minutes
 PATIENCE_SECONDS = 900
+#: one thread each, as under torchrun: on more, products of matrices are rounded otherwise
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(*words: object, num_processes: int = 1) -> list[str]:
@@ -24,7 +27,7 @@ def command(*words: object, num_processes: int = 1) -> list[str]:
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 def succeed(words: list[str]) -> str:
@@ -44,7 +47,7 @@ def refuse(words: list[str], message: str) -> None:
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
     """In the background, without output."""
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
