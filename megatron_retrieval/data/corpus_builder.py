@@ -200,9 +200,7 @@ class _Writer:
 
 def _finish(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: Progress) -> None:
     columns = sorted(progress.file_bytes)
-    for file in partial.contents.iterdir():
-        if file.name not in columns:  # left by a run that was killed right here
-            file.unlink()
+    partial.keep_only(columns)
     shutil.copyfile(file_of(vocabulary), partial.contents / kind_of(vocabulary).file_name)
     contents = file_fingerprint(*(partial.contents / name for name in columns))
     fingerprint = hashlib.sha256(f"{contents}/{vocabulary.fingerprint}".encode()).hexdigest()[:16]

@@ -88,7 +88,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
         try:
             progress = Progress(**partial.state)
             if not progress.fingerprint:
-                progress = _write_columns(config, partial, tokenizer)
+                _write_columns(config, partial, tokenizer, progress)
             _finish(config, partial, tokenizer, progress)
         except DataError:  # the input must change, so what was made of it is of no use
             partial.discard()
@@ -109,28 +109,29 @@ def _settings(config: EvidenceBuilderConfig, tokenizer: WordPieceTokenizer) -> d
     }
 
 
-def _write_columns(config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer) -> Progress:
-    before = Progress(**partial.state)
-    if before.passages:
-        get_logger("data").info("continuing behind %s passages", f"{before.passages:,}")
+def _write_columns(
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
+) -> None:
+    """Write all passages behind those that `progress` speaks of, and take it to the end."""
+    if progress.passages:
+        get_logger("data").info("continuing behind %s passages", f"{progress.passages:,}")
     with (
         contextlib.ExitStack() as files,
         worker_pool(encode_chunk, config.workers, start_worker, (config.vocab_file, config.lower_case)) as encode,
-        progress_bar("evidence", "passages") as progress,
+        progress_bar("evidence", "passages") as bar,
     ):
-        writer = _Writer(partial.contents, files, before)
+        writer = _Writer(partial.contents, files, progress)
         partial.save(writer.sync())
-        passages = islice(_raw_passages(config.input), before.passages, None)
-        progress.update(before.passages)
+        passages = islice(_raw_passages(config.input), progress.passages, None)
+        bar.update(progress.passages)
         for chunk in encode(_chunks(passages)):
             writer.write(chunk)
-            progress.update(len(chunk))
+            bar.update(len(chunk))
             partial.save_if_due(writer.sync)
-        writer.progress.fingerprint = writer.fingerprint(tokenizer)
+        progress.fingerprint = writer.fingerprint(tokenizer)
         partial.save(writer.sync())
     if _settings(config, tokenizer) != partial.settings:
         raise DataError(", ".join(config.input), "changed while being read")
-    return writer.progress
 
 
 def _raw_passages(inputs: Iterable[str]) -> Iterator[RawPassage]:
@@ -201,10 +202,7 @@ def _finish(
     folder = partial.contents
     if (folder / _UNSORTED_HASHES).exists():  # else the table is whole
         _write_id_table(folder, config.input)
-    table = {layout.ID_HASHES, layout.ID_ROWS}
-    for file in folder.iterdir():
-        if file.name not in table and file.name not in progress.file_bytes:  # left by a run that was killed right here
-            file.unlink()
+    partial.keep_only({layout.ID_HASHES, layout.ID_ROWS, *progress.file_bytes})
     shutil.copyfile(config.vocab_file, folder / WORDPIECE.file_name)
     entries = {"num_passages": progress.passages, "inputs": list(config.input)}
     write_manifest(folder, layout.EvidenceStore, tokenizer, progress.fingerprint, entries)

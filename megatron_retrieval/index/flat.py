@@ -13,11 +13,12 @@ from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
 from megatron_retrieval.index import codes
 from megatron_retrieval.index.api import TensorVectors, VectorSource
 from megatron_retrieval.index.candidates import empty_result
-from megatron_retrieval.index.placement import Placement, fits_in_memory, read_ahead
+from megatron_retrieval.index.placement import Placement, fits_in_memory
 from megatron_retrieval.index.rough import RoughVectors, of_block, product_dtype
 from megatron_retrieval.index.sieve import Piece, Sieve, TooRoughError
 from megatron_retrieval.types import SearchResult
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.read_ahead import read_ahead
 
 log = get_logger("index")
 
@@ -125,8 +126,13 @@ class FlatIndex:
 
     def _search_blocks(self, queries: Tensor, k: int, excluded: Tensor | None) -> SearchResult:
         best = empty_result(len(queries), k, self._device)
-        block_rows = max(1, _BLOCK_BYTES // (4 * max(1, self.dimension)))
-        for start, block in read_ahead(self._source, block_rows if self._device.type == "cpu" else self.num_rows):
+        on_cpu, num_rows = self._device.type == "cpu", self.num_rows
+        block_rows = max(1, _BLOCK_BYTES // (4 * max(1, self.dimension)) if on_cpu else num_rows)
+
+        def read(start: int) -> Tensor:
+            return self._source.read(start, min(start + block_rows, num_rows))
+
+        for start, block in read_ahead(range(0, num_rows, block_rows), read):
             rough = of_block(block, self._longest_vector(block, start), product_dtype(block))
             piece = Piece(rough, block.__getitem__, start + self._first_row)
             best = _improved(piece, queries, best, excluded)

@@ -21,7 +21,7 @@ from megatron_retrieval.index.pickled_embeddings import PickledBlock, PickleForm
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.search import load_encoder_for
 from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.retrieval.batches import encode_batches
+from megatron_retrieval.retrieval.batches import encode_sequences
 from megatron_retrieval.utils.files import atomic_directory, atomic_file
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.progress import progress_bar
@@ -181,8 +181,7 @@ def _verify(
     chosen = np.unique(np.linspace(0, len(rows) - 1, config.verify_passages).astype(np.int64))
     text_format = encoder.description.text_format
     tokens = evidence.tokens(rows[chosen], text_format.retriever_seq_length, text_format.passage_format)
-    batches = list(torch.arange(len(chosen)).split(config.encode.micro_batch_size))
-    own = encode_batches(tokens, batches, encoder.model.encode_passages, topology.device)
+    own = encode_sequences(tokens, encoder.model.encode_passages, config.encode.micro_batch_size, topology.device)
     difference = ((vectors[chosen] - own).norm(dim=1) / own.norm(dim=1)).median().item()
     if not difference <= _TOLERANCE:
         raise MismatchError(

@@ -78,7 +78,8 @@ def make_plan(config: PlanConfig, clock: Callable[[], float] = time.perf_counter
         sizes = replace(config.sizes, mean_text_bytes=measured.text_bytes, mean_tokens=measured.text_tokens)
         config = replace(config, sizes=sizes)
     rates = known_rates(config, measured)
-    return Plan(config, rates, estimate(config, rates), problems(config, rates))
+    found = estimate(config, rates)
+    return Plan(config, rates, found, problems(config, rates, found))
 
 
 def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:

@@ -14,9 +14,12 @@ from megatron_retrieval.recipes.plan_estimate import VERSIONS, Estimate, Rates, 
 _SMALLER_INDEXES = ("IVF65536,SQ8", "OPQ96,IVF65536,PQ96", "OPQ48,IVF65536,PQ48")
 
 
-def problems(config: PlanConfig, rates: Rates) -> list[str]:
-    """One line for everything that does not fit, each with what would help."""
-    found = estimate(config, rates)
+def problems(config: PlanConfig, rates: Rates, found: Estimate) -> list[str]:
+    """One line for everything that does not fit, each with what would help.
+
+    Args:
+        found: the estimate for this plan.
+    """
     return [*_disk(config, rates, found), *_device(config, rates, found), *_host(config, found)]
 
 

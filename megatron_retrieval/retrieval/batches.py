@@ -61,7 +61,11 @@ def in_given_order(values: Tensor, batches: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def encode_batches(tokens: TokenBatch, batches: list[Tensor], encode: Encode, device: torch.device) -> Tensor:
-    """Vectors [n, D] float32 on the CPU of the sequences that `batches` name, in the order in which they do."""
+    """Vectors [n, D] float32 on the CPU of the sequences that `batches` name, in the order in which they do.
+
+    Args:
+        batches: positions of sequences, the longest of a batch first.
+    """
     if device.type == "cpu":
         batches = [part for batch in batches for part in _parts(tokens.lengths[batch], batch)]
     vectors = [encode(tokens.rows(batch).to(device)).float().cpu() for batch in batches]

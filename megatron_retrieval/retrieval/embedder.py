@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +75,7 @@ def embed_evidence(
     with Progress(
         "embedding", len(evidence), is_visible=topology.is_main, num_done=writer.num_rows_written
     ) as progress:
-        deque(encoder.run(mine, progress), maxlen=0)
+        encoder.run(mine, progress)
         topology.barrier()
     if topology.is_main:
         writer.finish()
@@ -121,9 +120,8 @@ def embed_part(
     mine = [shard for shard in unfinished if shard % num_workers == worker]
     encoder = ShardEncoder(evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype)
     with Progress("embedding", sum(len(writer.rows(shard)) for shard in mine), is_visible=True) as progress:
-        for _ in encoder.run(mine, progress):
-            if not is_wanted():
-                return False
+        if not encoder.run(mine, progress, is_wanted):
+            return False
     if worker == 0 and not writer.unfinished_shards():
         writer.finish()
     return writer.is_finished
@@ -155,7 +153,7 @@ def embed_in_memory(
     label = f"embedding (rank 0 of {topology.dp_size} copies)" if topology.dp_size > 1 else "embedding"
     num_rows = sum(len(writer.rows(shard)) for shard in writer.shards)
     with Progress(label, num_rows, is_visible=topology.is_main) as progress:
-        deque(encoder.run(writer.shards, progress), maxlen=0)
+        encoder.run(writer.shards, progress)
     return writer.index()
 
 

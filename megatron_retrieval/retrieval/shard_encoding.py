@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +22,7 @@ from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, in_given_order, length_sorted_batches
 from megatron_retrieval.types import TokenBatch
 from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.read_ahead import read_ahead
 
 #: between two looks at what all processes have done
 _LOOK_SECONDS = 2.0
@@ -64,15 +64,18 @@ class Progress(AbstractContextManager["Progress"]):
         if self._num_done is None:
             self._bar.update(num_rows)
         elif time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            self._looked_at = time.monotonic()
-            self._bar.update(self._num_done() - self._before - self._bar.n)
+            self._look(self._num_done)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._num_done is not None:
-            self._bar.update(self._num_done() - self._before - self._bar.n)
+            self._look(self._num_done)
         self._bar.close()
+
+    def _look(self, num_done: Callable[[], int]) -> None:
+        self._looked_at = time.monotonic()
+        self._bar.update(num_done() - self._before - self._bar.n)
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,23 @@ class ShardEncoder:
     embedding_dtype: StorageDtype
     writes_all: bool = False
 
-    def run(self, shards: list[int], progress: Progress) -> Iterator[int]:
-        """Encode and write these shards; yields the number of each when it is written."""
-        for shard, tokens in self._shard_tokens(shards):
+    def run(self, shards: list[int], progress: Progress, is_wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Encode and write these shards, the tokens of one being read while the one before is encoded.
+
+        Args:
+            is_wanted: asked after every shard; the rest is left where it says no.
+
+        Returns:
+            Whether all were wanted to the end.
+        """
+        for shard, tokens in read_ahead(shards, self._tokens):
             batches = length_sorted_batches(tokens.lengths, self.micro_batch_size)
             vectors = self._encode(shard, tokens, batches, progress)
             if vectors is not None:
                 self.writer.write(shard, in_given_order(vectors, batches))
-            yield shard
+            if not is_wanted():
+                return False
+        return True
 
     def _encode(self, shard: int, tokens: TokenBatch, batches: list[Tensor], progress: Progress) -> Tensor | None:
         """The vectors [n, D] of all batches; None on a rank that does not write."""
@@ -118,16 +130,6 @@ class ShardEncoder:
             progress.advance(len(batch))
         return part.vectors() if part is not None else None
 
-    def _shard_tokens(self, shards: list[int]) -> Iterator[tuple[int, TokenBatch]]:
-        """Each shard with its tokens, read in the background while the one before is encoded."""
-
-        def read(shard: int) -> TokenBatch:
-            rows = np.asarray(self.writer.rows(shard), dtype=np.int64)
-            return self.evidence.tokens(rows, self.text_format.retriever_seq_length, self.text_format.passage_format)
-
-        with ThreadPoolExecutor(1) as pool:
-            pending = [pool.submit(read, shard) for shard in shards[:1]]
-            for number, shard in enumerate(shards):
-                tokens = pending.pop().result()
-                pending += [pool.submit(read, after) for after in shards[number + 1 : number + 2]]
-                yield shard, tokens
+    def _tokens(self, shard: int) -> TokenBatch:
+        rows = np.asarray(self.writer.rows(shard), dtype=np.int64)
+        return self.evidence.tokens(rows, self.text_format.retriever_seq_length, self.text_format.passage_format)

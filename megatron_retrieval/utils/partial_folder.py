@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class PartialFolder:
         """`save` what `sync` brings to the disk and returns, unless that was done a moment ago."""
         if time.monotonic() - self._saved_at >= JOURNAL_SECONDS:
             self.save(sync())
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove what else stands among the contents: a run that was killed at the end left it."""
+        for file in self.contents.iterdir():
+            if file.name not in names:
+                file.unlink()
 
     def publish(self) -> None:
         """Make the contents the output."""

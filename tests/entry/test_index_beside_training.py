@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from programs import PATIENCE_SECONDS, ROOT, command
+from programs import PATIENCE_SECONDS, ROOT, command, succeed
 
 from megatron_retrieval.index import EmbeddingStore
 from megatron_retrieval.retrieval import IndexVersions
@@ -115,13 +114,7 @@ def _checked(run: _Run, evidence: Path, again: Path) -> None:
     """The vectors of the last version are those that tools/embed_evidence.py makes of its snapshot, bit for bit."""
     last = run.changes()[-1]
     words = command("tools/embed_evidence.py", "--evidence", evidence, "--load", run.versions.snapshot(last))
-    subprocess.run(
-        [*words, "--output", again, "--device", "cpu"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    succeed([*words, "--output", str(again), "--device", "cpu"])
     made, expected = EmbeddingStore(run.versions.path(last)), EmbeddingStore(again)
     assert made.manifest.identity == expected.manifest.identity
     assert torch.equal(made.vectors(0, len(made)), expected.vectors(0, len(expected)))
