@@ -91,13 +91,20 @@ class RoughVectors:
         )
 
 
-def product(rows: Tensor, queries: Tensor) -> Tensor:
-    """[n, D] @ [D, B] -> [n, B]: int32 without error for int8; on CUDA float32; else the type of the rows."""
+def score_dtype(rows: Tensor) -> torch.dtype:
+    """The type of their products: int32 without error for int8; on CUDA float32; else the type of the rows."""
     if rows.dtype == torch.int8:
-        return torch._int_mm(rows, queries)
-    if rows.is_cuda and rows.dtype != torch.float32:
-        return torch.mm(rows, queries, out_dtype=torch.float32)
-    return rows @ queries
+        return torch.int32
+    return torch.float32 if rows.is_cuda else rows.dtype
+
+
+def product(rows: Tensor, queries: Tensor, out: Tensor | None = None) -> Tensor:
+    """[n, D] @ [D, B] -> [n, B] of `score_dtype`."""
+    if rows.dtype == torch.int8:
+        return torch._int_mm(rows, queries, out=out)
+    if rows.dtype != score_dtype(rows):
+        return torch.mm(rows, queries, out_dtype=score_dtype(rows), out=out)
+    return torch.mm(rows, queries, out=out)
 
 
 def rounding(scores: Tensor) -> float:

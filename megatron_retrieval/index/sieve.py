@@ -64,7 +64,6 @@ class Sieve:
         self._hidden = None if hidden is None else hidden - piece.first_row
         self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
         self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
-        self._waiting: list[Tile] = []
         self._fresh: list[BoundedPairs] = []
         self._pool = no_pairs(queries.device)
 
@@ -78,10 +77,7 @@ class Sieve:
         step = rows_of_a_tile(rough, len(self._queries))
         for start in range(0, num_rows, step):
             rows = range(start, min(start + step, num_rows))
-            self._waiting.append(make_tile(rough, self._rough, self._hidden, rows))
-            enough = sum(len(tile.maxima) for tile in self._waiting) >= self._k or start + step >= num_rows
-            if enough or bool((self._floor > torch.finfo(torch.float32).min).all()):
-                self._sift_waiting()
+            self._sift(make_tile(rough, self._rough, self._hidden, rows))
         self._tighten()
         self._settle()
         return self._best
@@ -91,42 +87,35 @@ class Sieve:
         residuals, first = self._piece.rough.residuals, tile.first // GROUP_ROWS
         return residuals.expand(len(tile.maxima)) if len(residuals) == 1 else residuals[first:][: len(tile.maxima)]
 
-    def _sift_waiting(self) -> None:
+    def _sift(self, tile: Tile) -> None:
         """Put the rows that reach the floor into the pool; the maxima of the groups give a first floor."""
-        tiles, self._waiting = self._waiting, []
-        if self._unlimited():
-            self._floor = torch.maximum(self._floor, self._floor_of_maxima(tiles))
+        if bool((self._floor == torch.finfo(torch.float32).min).any()):
+            self._floor = torch.maximum(self._floor, self._floor_of_maxima(tile))
         rough = self._rough
-        for tile in tiles:
-            high = _rounded_up(tile.maxima * rough.unit, rounding(tile.maxima))
-            high = torch.addr(high, self._residuals(tile), rough.lengths)
-            group, query = (high >= self._limit()).nonzero(as_tuple=True)
-            groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
-            for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
-                self._sift_groups(tile, some_groups, some_queries)
-
-    def _unlimited(self) -> bool:
-        return bool((self._floor == torch.finfo(torch.float32).min).any())
+        high = _rounded_up(tile.maxima * rough.unit, rounding(tile.maxima))
+        high = torch.addr(high, self._residuals(tile), rough.lengths)
+        group, query = (high >= self._limit()).nonzero(as_tuple=True)
+        groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
+        for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
+            self._sift_groups(tile, some_groups, some_queries)
 
     def _limit(self) -> Tensor:
         """[B] what a rough score and the residual of its row must reach together."""
         return self._floor - self._rough.offset - self._base
 
-    def _floor_of_maxima(self, tiles: list[Tile]) -> Tensor:
-        """[B] a lower bound of the k-th best score: of the best rows of k groups."""
-        everyone = slice(None)
-        lows = [self._bounds(tile.maxima, self._residuals(tile)[:, None], everyone)[0] for tile in tiles]
-        low = torch.cat(lows).t()
-        if low.size(1) < self._k:
+    def _floor_of_maxima(self, tile: Tile) -> Tensor:
+        """[B] a lower bound of the k-th best score: that of the best rows of the k best groups."""
+        num_queries = len(self._queries)
+        if len(tile.maxima) < self._k:
             return torch.full_like(self._floor, -torch.inf)
-        best = low.topk(self._k)
-        floor = best.values[:, -1]
-        if not self._is_coarse or len(tiles) > 1 or bool(floor.isinf().any()):
-            return floor
-        group, query = best.indices.view(-1), torch.arange(len(low)).repeat_interleave(self._k)
-        row = tiles[0].first + group * GROUP_ROWS + tiles[0].of(group, query).argmax(0)
-        closer = self._seen_closer(BoundedPairs(query, row, floor[query], floor[query]))
-        return torch.maximum(floor, closer.low.view(-1, self._k).amin(1))
+        scores, group = (part.flatten() for part in tile.maxima.t().topk(self._k))
+        query = torch.arange(num_queries, device=group.device).repeat_interleave(self._k)
+        low, high = self._bounds(scores, self._residuals(tile)[group], query)
+        if self._is_coarse:
+            row = tile.first + group * GROUP_ROWS + tile.of(group, query).argmax(1)
+            closer = self._seen_closer(BoundedPairs(query, row, low, high))
+            low = torch.where(low.isinf(), low, closer.low)
+        return low.view(num_queries, self._k).amin(1)
 
     @property
     def _is_coarse(self) -> bool:
@@ -145,13 +134,13 @@ class Sieve:
         """Put the rows of one group for each query into the pool, where they reach the floor."""
         rough = self._rough
         scores = tile.of(group, query)
-        high = _rounded_up(scores * rough.unit[query], rounding(scores))
+        high = _rounded_up(scores * rough.unit[query, None], rounding(scores))
         residuals = self._residuals(tile)[group]
         limit = self._limit()[query] - residuals * rough.lengths[query]
-        place, pair = ((high >= limit) & (scores != nothing(scores))).nonzero(as_tuple=True)
+        pair, place = ((high >= limit[:, None]) & (scores != nothing(scores))).nonzero(as_tuple=True)
         if not self._patient and len(place) > max(_USEFUL_SHARE * tile.num_scores, _ALWAYS_USEFUL):
             raise TooRoughError
-        scores, group, query = scores[place, pair], group[pair], query[pair]
+        scores, group, query = scores[pair, place], group[pair], query[pair]
         low, high = self._bounds(scores, residuals[pair], query)
         self._fresh.append(BoundedPairs(query, tile.first + group * GROUP_ROWS + place, low, high))
         if sum(map(len, self._fresh)) > max(4 * len(self._queries) * self._k, len(self._pool)):

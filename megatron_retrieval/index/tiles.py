@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Protocol
@@ -10,13 +11,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, product
+from megatron_retrieval.index.rough import GROUP_ROWS, RoughQueries, RoughVectors, product, score_dtype
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("index")
 
-#: rough scores (or maxima, where no scores are kept) that are computed at once: 16 MiB; more would leave a CPU's caches
-SCORES_AT_ONCE = 1 << 22
+#: rough scores (or maxima, where no scores are kept) of a tile: 128 MiB
+SCORES_AT_ONCE = 1 << 25
+#: scores whose maxima are taken while they are in a CPU's caches
+_SCORES_IN_CACHE = 1 << 20
 #: bytes of rows that are gathered at once to compute scores of chosen groups
 _GATHERED_BYTES = 1 << 27
 
@@ -30,29 +33,33 @@ class Tile(Protocol):
     """[groups, B]."""
 
     def of(self, group: Tensor, query: Tensor) -> Tensor:
-        """[GROUP_ROWS, m] of the rows of a group [m] for a query [m] each."""
+        """[m, GROUP_ROWS] of the rows of a group [m] for a query [m] each."""
 
 
 class KeptScores:
-    """All scores, kept as long as the tile is."""
+    """All scores, in memory of the thread's that its next tile takes over."""
 
     def __init__(self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range) -> None:
         self.first = rows.start
-        scores = product(rough.matrix[rows.start : rows.stop], queries.matrix)
-        missing = -len(scores) % GROUP_ROWS
-        if missing:
-            scores = torch.cat([scores, scores.new_full((missing, scores.size(1)), nothing(scores))])
+        matrix, width = rough.matrix[rows.start : rows.stop], queries.matrix.size(1)
+        num_groups = -(-len(rows) // GROUP_ROWS)
+        scores = _scratch(num_groups * GROUP_ROWS, width, score_dtype(matrix), matrix.device)
+        scores[len(rows) :] = nothing(scores)
+        self._scores, self.num_scores = scores.view(num_groups, GROUP_ROWS, width), scores.numel()
+        self.maxima = scores.new_empty(num_groups, width)
+        at_once = max(1, _SCORES_IN_CACHE // (width * GROUP_ROWS)) if matrix.device.type == "cpu" else num_groups
+        for group in range(0, num_groups, at_once):
+            some = slice(group * GROUP_ROWS, min((group + at_once) * GROUP_ROWS, len(rows)))
+            product(matrix[some], queries.matrix, out=scores[some])
+            _maxima(self._scores[group : group + at_once], self.maxima[group : group + at_once])
         if hidden is not None:
             query, row = _inside(hidden, rows)
             scores[row, query] = nothing(scores)
-        self._scores, self.num_scores = scores, scores.numel()
-        self.maxima = scores.view(-1, GROUP_ROWS, scores.size(1)).amax(1)
+            group_of_row = row // GROUP_ROWS
+            self.maxima[group_of_row, query] = self.of(group_of_row, query).amax(1)
 
     def of(self, group: Tensor, query: Tensor) -> Tensor:
-        width = self._scores.size(1)
-        places = torch.arange(0, GROUP_ROWS * width, width, device=group.device)[:, None]
-        places = places + (group * (GROUP_ROWS * width) + query)
-        return self._scores.view(-1).index_select(0, places.view(-1)).view_as(places)
+        return self._scores[group, :, query]
 
 
 class MaximaOnly:
@@ -68,20 +75,20 @@ class MaximaOnly:
         if hidden is not None:
             query, row = _inside(hidden, rows)
             group = row // GROUP_ROWS
-            self.maxima[group, query] = self.of(group, query).amax(0)
+            self.maxima[group, query] = self.of(group, query).amax(1)
 
     def of(self, group: Tensor, query: Tensor) -> Tensor:
         at_once = max(1, _GATHERED_BYTES // (GROUP_ROWS * self._rows.size(1) * self._rows.element_size()))
         parts = zip(group.split(at_once), query.split(at_once), strict=True)
-        return torch.cat([self._some(*part) for part in parts], 1)
+        return torch.cat([self._some(*part) for part in parts])
 
     def _some(self, group: Tensor, query: Tensor) -> Tensor:
-        row = group * GROUP_ROWS + torch.arange(GROUP_ROWS, device=group.device)[:, None]
+        row = group[:, None] * GROUP_ROWS + torch.arange(GROUP_ROWS, device=group.device)
         vectors = self._rows[row.clamp(max=len(self._rows) - 1)].float()
-        scores = (vectors * self._queries.t()[query].float()).sum(2)
+        scores = (vectors * self._queries.t()[query, None].float()).sum(2)
         is_none = row >= len(self._rows)
         if self._hidden is not None:
-            is_none |= (self._hidden[query] == (row + self.first)[:, :, None]).any(2)
+            is_none |= (self._hidden[query, None] == (row + self.first)[:, :, None]).any(2)
         return scores.masked_fill_(is_none, -torch.inf)
 
 
@@ -107,6 +114,29 @@ def maxima_kernel() -> Callable[[Tensor, Tensor], Tensor] | None:
 
     log.info("index: maxima of rough scores by a Triton kernel")
     return group_maxima
+
+
+def _maxima(scores: Tensor, out: Tensor) -> None:
+    """[n, GROUP_ROWS, B] -> [n, B], by halves where torch's reduction is slow: of few columns."""
+    if scores.size(2) >= 32 or scores.is_cuda:
+        torch.amax(scores, 1, out=out)
+        return
+    while (half := scores.size(1) // 2) > 1:
+        scores = torch.maximum(scores[:, :half], scores[:, half:])
+    torch.maximum(scores[:, 0], scores[:, 1], out=out)
+
+
+_memory = threading.local()
+
+
+def _scratch(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[num_rows, width] of any contents; on a CPU the same memory at each call: new pages cost more than products."""
+    if device.type != "cpu":
+        return torch.empty(num_rows, width, dtype=dtype, device=device)
+    kept: dict[torch.dtype, Tensor] = _memory.__dict__.setdefault("kept", {})
+    if dtype not in kept or len(kept[dtype]) < num_rows * width:
+        kept[dtype] = torch.empty(num_rows * width, dtype=dtype)
+    return kept[dtype][: num_rows * width].view(num_rows, width)
 
 
 def nothing(scores: Tensor) -> float | int:

@@ -84,6 +84,7 @@ def test_equals_brute_force(
         patch.setattr(flat, "_QUERIES_AT_ONCE", 2)
         patch.setattr(flat, "_BLOCK_BYTES", 4 * dimension * block)
         patch.setattr(tiles, "SCORES_AT_ONCE", 2 * block)
+        patch.setattr(tiles, "_SCORES_IN_CACHE", 16)
         patch.setattr(sieve, "_PAIRS_AT_ONCE", 5)
         _assert_same(FlatIndex(vectors).search(queries, k), _brute_force(vectors, queries, k))
         found = FlatIndex(vectors).search(queries, k, excluded)
@@ -138,9 +139,9 @@ def test_short_types_are_searched_as_stored(dtype: torch.dtype) -> None:
 def test_caller_settings_for_matrix_products_are_ignored_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def product(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    def product(rows: torch.Tensor, queries: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
-        return rows @ queries
+        return out.copy_(rows @ queries)
 
     monkeypatch.setattr(tiles, "product", product)
     torch.set_float32_matmul_precision("medium")

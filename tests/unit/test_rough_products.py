@@ -67,6 +67,7 @@ def test_rows_are_those_of_all_pairs(
     vectors, queries = make(random).to(dtype), _queries(random)
     monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else NUM_ROWS + 1)
     monkeypatch.setattr(tiles, "SCORES_AT_ONCE", len(queries) * 500)
+    monkeypatch.setattr(tiles, "_SCORES_IN_CACHE", len(queries) * 200)
     index = FlatIndex(vectors)
     found, expected = index.search(queries, K), _all_pairs(vectors, queries)
     assert (index._codes is not None) == in_codes
@@ -116,5 +117,5 @@ def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.Mon
 @needs_codes
 def test_codes_are_not_used_where_their_product_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(codes.codes_are_fast(dimension) for dimension in (16, 384, 768))
-    monkeypatch.setattr(torch, "_int_mm", lambda rows, queries: (rows.long() @ queries.long() + 1).int())
+    monkeypatch.setattr(torch, "_int_mm", lambda rows, queries, out: (rows.long() @ queries.long() + 1).int())
     assert not codes.codes_are_fast(16)
