@@ -3,8 +3,8 @@ where none are known (distant supervision, DPR section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from megatron_retrieval.recipes.mining_rules import Hit, MiningRulesConfig, hard
 from megatron_retrieval.recipes.search import open_lexical
 from megatron_retrieval.types import Passage
 from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
 
 #: passages kept; frequent ones are found for many questions
 _CACHED_PASSAGES = 1 << 16
-#: finds the passages for the text of a question, best first
-Find = Callable[[str], Sequence[Hit]]
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -47,6 +46,8 @@ class MineNegativesConfig:
     questions without one are left out."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
     """When a passage holds an answer."""
+    workers: int = 1
+    """Processes that search and match; the result does not depend on it."""
 
     def __post_init__(self) -> None:
         if (self.results is None) == (self.bm25_index is None):
@@ -55,6 +56,7 @@ class MineNegativesConfig:
             raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
         if self.distant_supervision is not None and self.distant_supervision < 1:
             raise ConfigError(f"--distant-supervision {self.distant_supervision}: it must be at least 1.")
+        check_workers(self.workers)
 
 
 @dataclass
@@ -67,6 +69,15 @@ class MiningCensus:
     #: left out, for no passage among the first holds an answer
     without_positive: int = 0
 
+    def add(self, mined: _Mined) -> None:
+        """Count one more question."""
+        if mined.record is None:
+            self.without_positive += 1
+            return
+        self.written += 1
+        self.mined_negatives += mined.num_mined
+        self.without_hard_negative += not mined.record["hard_negative_ctxs"]
+
 
 @dataclass(frozen=True)
 class _Example:
@@ -75,6 +86,7 @@ class _Example:
     Attributes:
         values: the record as it will be written, but for what is mined.
         kept: its hard negatives so far.
+        hits: what a retriever found, best first; None where it is still to be searched.
     """
 
     values: dict[str, Any]
@@ -82,6 +94,15 @@ class _Example:
     answers: tuple[str, ...]
     positives: tuple[Passage, ...]
     kept: tuple[Passage, ...]
+    hits: tuple[Hit, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Mined:
+    """The record to write, None where a positive is wanted and not found; and how many of its passages are new."""
+
+    record: dict[str, Any] | None
+    num_mined: int = 0
 
 
 def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
@@ -92,14 +113,19 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
         MismatchError: the BM25 index is of another evidence.
         DataError: a file is malformed, or no question is left.
     """
-    census, find, matcher = MiningCensus(), _finder(config), AnswerMatcher(config.matching)
+    census = MiningCensus()
+    if config.workers > 1:
+        _Miner(config)  # what is wrong with the index is said here, once
 
     def records() -> Iterator[dict[str, Any]]:
-        with progress_bar("Mining", "questions") as bar:
-            for example in _examples(config):
-                record = _mined(example, find(example.question), matcher, config, census)
-                if record is not None:
-                    yield record
+        with (
+            worker_pool(_mine, config.workers, _start_worker, (config,)) as mine,
+            progress_bar("Mining", "questions") as bar,
+        ):
+            for mined in mine(_examples(config)):
+                census.add(mined)
+                if mined.record is not None:
+                    yield mined.record
                 bar.update()
         if not census.written:
             raise DataError(config.train_data, "no question of the file has an answer in the passages found for it")
@@ -109,11 +135,17 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
 
 
 def _examples(config: MineNegativesConfig) -> Iterator[_Example]:
-    if config.distant_supervision is not None:
-        for question in read_questions(config.train_data):
-            values = {"question": question.text, "answers": list(question.answers), "negative_ctxs": []}
-            yield _Example(values, question.text, question.answers, (), ())
-        return
+    examples = _read_questions(config) if config.distant_supervision is not None else _read_training_data(config)
+    return examples if config.results is None else _with_results(examples, config.results, config.train_data)
+
+
+def _read_questions(config: MineNegativesConfig) -> Iterator[_Example]:
+    for question in read_questions(config.train_data):
+        values = {"question": question.text, "answers": list(question.answers), "negative_ctxs": []}
+        yield _Example(values, question.text, question.answers, (), ())
+
+
+def _read_training_data(config: MineNegativesConfig) -> Iterator[_Example]:
     for record in read_json_list(config.train_data):
         positives, negatives = record.records("positive_ctxs"), record.records("hard_negative_ctxs", required=False)
         yield _Example(
@@ -125,62 +157,17 @@ def _examples(config: MineNegativesConfig) -> Iterator[_Example]:
         )
 
 
-def _mined(
-    example: _Example, hits: Sequence[Hit], matcher: AnswerMatcher, config: MineNegativesConfig, census: MiningCensus
-) -> dict[str, Any] | None:
-    """The record to write; None where a positive is wanted and not found."""
-    holds_answer = matcher.for_answers(example.answers)
-    values, positives = example.values, example.positives
-    if config.distant_supervision is not None:
-        positive = next((hit for hit in hits[: config.distant_supervision] if holds_answer(hit.passage)), None)
-        if positive is None:
-            census.without_positive += 1
-            return None
-        positives = (positive.passage,)
-        values = {**values, "positive_ctxs": [biencoder_context(positive.passage, positive.score)]}
-    kept = example.kept if config.rules.keep_hard_negatives else ()
-    mined = hard_negatives(hits, positives, kept, holds_answer, config.rules)
-    contexts = [biencoder_context(hit.passage, hit.score) for hit in mined]
-    if kept:
-        contexts = [*values.get("hard_negative_ctxs", []), *contexts]
-    census.written += 1
-    census.mined_negatives += len(mined)
-    census.without_hard_negative += not contexts
-    return {**values, "hard_negative_ctxs": contexts}
-
-
-def _finder(config: MineNegativesConfig) -> Find:
-    if config.results is not None:
-        return _from_results(config.results, config)
-    assert config.bm25_index is not None
-    assert config.evidence is not None
-    evidence = EvidenceStore(config.evidence)
-    index = open_lexical(config.bm25_index, evidence)
-    depth = max(config.rules.max_rank, config.distant_supervision or 0)
-    passage = lru_cache(_CACHED_PASSAGES)(evidence.passage)
-
-    def find(question: str) -> Sequence[Hit]:
-        result = index.search([question], depth)
-        rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
-        return [Hit(passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
-
-    return find
-
-
-def _from_results(path: Path, config: MineNegativesConfig) -> Find:
-    """Goes through the results, which hold the questions in the order in which they are asked for."""
+def _with_results(examples: Iterator[_Example], path: Path, asked: Path) -> Iterator[_Example]:
+    """With what the results hold, which are in the order of the questions."""
     results = read_json_list(path)
-
-    def find(question: str) -> Sequence[Hit]:
+    for example in examples:
         found = next(results, None)
-        if found is None or found.text("question") != question:
+        if found is None or found.text("question") != example.question:
             raise ConfigError(
-                f"{path} does not hold the questions of {config.train_data} in their order; it parts from them at "
-                f"{question!r}. Evaluate that file, without stride or limit."
+                f"{path} does not hold the questions of {asked} in their order; it parts from them at "
+                f"{example.question!r}. Evaluate that file, without stride or limit."
             )
-        return [_hit(context) for context in found.records("ctxs")]
-
-    return find
+        yield replace(example, hits=tuple(map(_hit, found.records("ctxs"))))
 
 
 def _hit(context: Record) -> Hit:
@@ -189,3 +176,56 @@ def _hit(context: Record) -> Hit:
         return Hit(read_passage(context), float(score), bool(context.values.get("has_answer")))
     except (TypeError, ValueError) as error:
         raise context.error(f"{score!r} is no score") from error
+
+
+class _Miner:
+    """Mines for one question after the other.
+
+    Raises:
+        MismatchError: the BM25 index is of another evidence.
+    """
+
+    def __init__(self, config: MineNegativesConfig) -> None:
+        self._config, self._matcher = config, AnswerMatcher(config.matching)
+        if config.bm25_index is not None:
+            assert config.evidence is not None
+            evidence = EvidenceStore(config.evidence)
+            self._index = open_lexical(config.bm25_index, evidence)
+            self._passage = lru_cache(_CACHED_PASSAGES)(evidence.passage)
+
+    def mine(self, example: _Example) -> _Mined:
+        """Choose positive and negatives among what was found, or is found now."""
+        config, values, positives = self._config, example.values, example.positives
+        hits = self._search(example.question) if example.hits is None else example.hits
+        holds_answer = self._matcher.for_answers(example.answers)
+        if config.distant_supervision is not None:
+            positive = next((hit for hit in hits[: config.distant_supervision] if holds_answer(hit.passage)), None)
+            if positive is None:
+                return _Mined(None)
+            positives = (positive.passage,)
+            values = {**values, "positive_ctxs": [biencoder_context(positive.passage, positive.score)]}
+        kept = example.kept if config.rules.keep_hard_negatives else ()
+        mined = hard_negatives(hits, positives, kept, holds_answer, config.rules)
+        contexts = [biencoder_context(hit.passage, hit.score) for hit in mined]
+        if kept:
+            contexts = [*values.get("hard_negative_ctxs", []), *contexts]
+        return _Mined({**values, "hard_negative_ctxs": contexts}, len(mined))
+
+    def _search(self, question: str) -> Sequence[Hit]:
+        depth = max(self._config.rules.max_rank, self._config.distant_supervision or 0)
+        result = self._index.search([question], depth)
+        rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
+        return [Hit(self._passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+
+
+_miner: _Miner
+
+
+def _start_worker(config: MineNegativesConfig) -> None:
+    """Open the index once for this process."""
+    global _miner
+    _miner = _Miner(config)
+
+
+def _mine(example: _Example) -> _Mined:
+    return _miner.mine(example)

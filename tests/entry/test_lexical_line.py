@@ -120,6 +120,22 @@ def test_mining_with_bm25_is_mining_from_its_results(folder: Path) -> None:
     assert direct == from_results
 
 
+def test_mining_in_several_processes(folder: Path) -> None:
+    def mine(workers: int) -> str:
+        settings = MineNegativesConfig(
+            train_data=folder / "questions.json",
+            bm25_index=folder / "bm25",
+            evidence=folder / "evidence",
+            output=folder / f"mined-{workers}.json",
+            rules=MiningRulesConfig(num_mined=2),
+            workers=workers,
+        )
+        mine_negatives(settings)
+        return settings.output.read_text()
+
+    assert mine(2) == mine(1)
+
+
 def test_evidence_that_is_not_the_indexs(folder: Path, tmp_path: Path) -> None:
     other = write_tiny_evidence(tmp_path, num_distractors=3)
     settings = MineNegativesConfig(
