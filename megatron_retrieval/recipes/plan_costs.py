@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from megatron_retrieval.index.flat import QUERIES_AT_ONCE
 from megatron_retrieval.index.tiles import SCORES_AT_ONCE
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
@@ -18,8 +19,8 @@ _OFFSET_BYTES, _ID_TABLE_BYTES = 5 * 8, 16
 #: of 16-bit activations that a layer keeps for the backward pass, for each token and unit of its width, where attention
 #: keeps no matrix of weights (Korthikanti et al. 2022, arXiv 2205.05198); masks of dropout have a byte each
 _LAYER_BYTES_16_BIT, _MASK_BYTES = 34, 2
-#: exact search has so many questions at once, and of each score four bytes and a fourth of that for maxima
-_QUERIES_AT_ONCE, _SCORE_BYTES = 512, 5
+#: of each score that exact search keeps: four bytes, and a fourth of that for maxima
+_SCORE_BYTES = 5
 #: rows of which the 8-bit copy is made at once, in three blocks of float32
 _CODED_ROWS, _CODING_BYTES = 1 << 14, 3 * 4
 
@@ -174,7 +175,8 @@ def search_seconds(
 
 def search_buffer_bytes(num_rows: int, dimension: int, num_queries: int, *, on_cpu: bool) -> int:
     """Memory that exact search works in: scores, or the blocks of the 8-bit copy that a CPU made before."""
-    scores = min(num_rows * min(num_queries, _QUERIES_AT_ONCE), SCORES_AT_ONCE)
+    queries = min(num_queries, QUERIES_AT_ONCE["cpu" if on_cpu else "cuda"])
+    scores = min(num_rows * queries, SCORES_AT_ONCE)
     coding = _CODING_BYTES * min(num_rows, _CODED_ROWS) * dimension if on_cpu else 0
     return max(_SCORE_BYTES * scores, coding)
 

@@ -81,7 +81,7 @@ def test_equals_brute_force(
     hidden = [set(row.tolist()) for row in excluded]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else 1 << 20)
-        patch.setattr(flat, "_QUERIES_AT_ONCE", 2)
+        patch.setitem(flat.QUERIES_AT_ONCE, "cpu", 2)
         patch.setattr(flat, "_BLOCK_BYTES", 4 * dimension * block)
         patch.setattr(tiles, "SCORES_AT_ONCE", 2 * block)
         patch.setattr(tiles, "_SCORES_IN_CACHE", 16)
