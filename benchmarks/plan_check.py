@@ -177,7 +177,7 @@ def _embed(settings: PlanConfig, evidence: Path, output: Path) -> None:
     with process_topology(ParallelConfig(device="cpu")) as topology:
         embed_evidence(
             EvidenceStore(evidence),
-            DualEncoder(settings.encoder, topology).eval().encode_passages,
+            DualEncoder(settings.encoder, topology, settings.encode.dtype_on(topology.device)).eval().encode_passages,
             output,
             topology,
             encoder_fingerprint="random",

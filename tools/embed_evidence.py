@@ -12,7 +12,7 @@ from megatron_retrieval.index.embedding_store import MANIFEST
 from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
 from megatron_retrieval.recipes.search import load_encoder_for
 from megatron_retrieval.reports.run_record import RunRecord
-from megatron_retrieval.retrieval import EncodeConfig, embed_evidence
+from megatron_retrieval.retrieval import EncodePassagesConfig, embed_evidence
 from megatron_retrieval.utils.logging import get_logger
 
 
@@ -30,7 +30,7 @@ class EmbedEvidenceConfig:
     """Type in which vectors are stored; scores are computed in float32 from what is stored."""
     rows_per_shard: int | None = None
     """Passages per file, the unit of work; default: a 64th of the evidence, from 512 to 65,536."""
-    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
     """How the encoder is run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
@@ -40,7 +40,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
     was_complete = (config.output / MANIFEST).exists()
     evidence = EvidenceStore(config.evidence)
-    encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype)
+    encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype_on(topology.device))
     store = embed_evidence(
         evidence,
         encoder.model.encode_passages,
@@ -54,8 +54,14 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     )
     if topology.is_main and not was_complete:  # a second call must not replace the record of the work
         write_config(config, config.output / "config.yaml")
-        record.write(config.output, num_passages=len(store))
-    get_logger().info("%s passages, %d dimensions, in %s", f"{len(store):,}", store.dimension, config.output)
+        record.write(config.output, num_passages=len(store), precision=store.manifest.identity.precision)
+    get_logger().info(
+        "%s passages, %d dimensions, encoded in %s, in %s",
+        f"{len(store):,}",
+        store.dimension,
+        store.manifest.identity.precision,
+        config.output,
+    )
 
 
 if __name__ == "__main__":

@@ -29,12 +29,18 @@ def torch_dtype(name: StorageDtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What vectors are of, and how they are kept."""
+    """What vectors are of, and how they are kept.
+
+    Attributes:
+        dtype: type in which they are stored.
+        precision: type in which the encoder computed them; empty where that is not known.
+    """
 
     evidence_fingerprint: str
     encoder_fingerprint: str
     num_rows: int
     dtype: StorageDtype
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise DataError(path, f"format version {raw['format_version']}, this program reads {FORMAT_VERSION}")
         if raw["dtype"] not in get_args(StorageDtype):
             raise DataError(path, f"unknown dtype {raw['dtype']!r}")
+        raw.setdefault("precision", "")  # imported embeddings do not say
         manifest = Manifest(
             identity=StoreIdentity(**{name: raw[name] for name in StoreIdentity.__dataclass_fields__}),
             dimension=int(raw["dimension"]),

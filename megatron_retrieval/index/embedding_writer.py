@@ -166,9 +166,10 @@ class EmbeddingWriter:
         different = [name for name in wanted if plan.get(name) != wanted[name]]
         if different or int(plan.get("rows_per_shard", 0)) < 1:
             name = different[0] if different else "rows_per_shard"
+            held, own = plan.get(name) or "unknown", wanted.get(name) or "unknown"
             raise MismatchError(
-                f"{self.directory} holds embeddings with {name.replace('_', ' ')} {plan.get(name)}, but this job's is "
-                f"{wanted.get(name)}; choose another output folder or remove this one."
+                f"{self.directory} holds embeddings with {name.replace('_', ' ')} {held}, but this job's is {own}; "
+                "give the same settings, choose another output folder or remove this one."
             )
         return plan
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_retrieval.parallel.precision import bf16_is_fast
+
 #: rows that share one maximum, and one bound
 GROUP_ROWS = 16
 #: magnitudes between which no float32 arithmetic here comes near to overflow or to subnormal numbers
@@ -126,4 +128,4 @@ def product_dtype(block: Tensor) -> torch.dtype:
     if block.is_cuda or block.dtype == torch.float32:
         return block.dtype
     # Without instructions for bfloat16 a product in it is slower than one in float32, and its rounding is not known.
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if bf16_is_fast(block.device) else torch.float32

@@ -36,3 +36,11 @@ class PrecisionConfig:
         if self.bf16:
             return torch.bfloat16
         return torch.float16 if self.fp16 else torch.float32
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16: GPUs since Ampere, CPUs with AVX-512 BF16. Elsewhere it is
+    slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported()

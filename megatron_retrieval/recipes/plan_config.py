@@ -16,7 +16,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.retrieval import EncodePassagesConfig
 
 GB = 10**9
 
@@ -184,7 +184,7 @@ class PlanConfig:
     """Questions that are searched at once, over all processes."""
     topk: int = 100
     """Passages that are found for each."""
-    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
     """How the encoder is run."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """What there is to compute with."""

@@ -25,7 +25,7 @@ from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, FlatIndex,
 from megatron_retrieval.index.embedding_writer import default_rows_per_shard
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.retrieval import EncodeConfig, embed_evidence
+from megatron_retrieval.retrieval import EncodePassagesConfig, embed_evidence
 from megatron_retrieval.types import Passage
 from megatron_retrieval.utils.files import atomic_file
 
@@ -74,7 +74,7 @@ class Calibration:
     lower_case: bool
     encoder: DualEncoderConfig
     text_format: TextFormatConfig
-    encode: EncodeConfig
+    encode: EncodePassagesConfig
     embedding_dtype: StorageDtype
     num_passages: int
     num_queries: int
@@ -138,7 +138,7 @@ class Calibration:
 
     def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> float:
         """Passages a second, by random weights, which take as long as others."""
-        model = DualEncoder(self.encoder, topology, self.encode.dtype).eval()
+        model = DualEncoder(self.encoder, topology, self.encode.dtype_on(topology.device)).eval()
         few = min(_FEW_ENCODED, len(evidence))
         self._encode_some(evidence, few, folder / "warm-up", model, topology)
         seconds = self._encode_some(evidence, few, folder / "few-vectors", model, topology)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.precision import PrecisionConfig, bf16_is_fast
 from megatron_retrieval.types import TokenBatch
 
 #: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and 128 passages of a
@@ -38,6 +38,25 @@ class EncodeConfig:
     def dtype(self) -> torch.dtype:
         """The dtype of weights and activations."""
         return PrecisionConfig(bf16=self.bf16, fp16=self.fp16).dtype
+
+
+@dataclass(kw_only=True, frozen=True)
+class EncodePassagesConfig(EncodeConfig):
+    """How an encoder is run over all of the evidence, where speed counts."""
+
+    fp32: bool = False
+    """Encode in float32. Without --bf16, --fp16 and --fp32 it is bfloat16 where the device is fast in it (GPUs since
+    Ampere, CPUs with AVX-512 BF16), and float32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fp32 and (self.bf16 or self.fp16):
+            raise ConfigError("--fp32 excludes --bf16 and --fp16.")
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The dtype of weights and activations on this device."""
+        is_open = not (self.bf16 or self.fp16 or self.fp32)
+        return torch.bfloat16 if is_open and bf16_is_fast(device) else self.dtype
 
 
 def length_sorted_batches(lengths: Tensor, batch_size: int) -> list[Tensor]:
@@ -87,3 +106,11 @@ def require_evaluation_mode(encode: Encode) -> None:
     model = getattr(encode, "__self__", None)
     if isinstance(model, torch.nn.Module) and model.training:
         raise ValueError("the encoder is in training mode; call .eval() before it encodes for search")
+
+
+def precision_of(encode: Encode) -> str:
+    """The type of the weights of the model that encodes; empty where it is no method of one."""
+    model = getattr(encode, "__self__", None)
+    if not isinstance(model, torch.nn.Module):
+        return ""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -17,7 +17,7 @@ from megatron_retrieval.index import (
 )
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import gather_objects
-from megatron_retrieval.retrieval.batches import Encode, require_evaluation_mode
+from megatron_retrieval.retrieval.batches import Encode, precision_of, require_evaluation_mode
 from megatron_retrieval.retrieval.shard_encoding import Progress, ShardEncoder, TokenizedPassages
 from megatron_retrieval.utils.logging import get_logger
 
@@ -29,6 +29,15 @@ class TokenizedEvidence(TokenizedPassages, Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+
+def store_identity(
+    evidence: TokenizedEvidence, encode: Encode, encoder_fingerprint: str, embedding_dtype: StorageDtype
+) -> StoreIdentity:
+    """What the vectors will be that `encode` makes of the evidence."""
+    return StoreIdentity(
+        evidence.fingerprint, encoder_fingerprint, len(evidence), embedding_dtype, precision=precision_of(encode)
+    )
 
 
 def embed_evidence(
@@ -56,10 +65,10 @@ def embed_evidence(
         rows_per_shard: passages per file; default: chosen from the size of the evidence.
 
     Raises:
-        MismatchError: `output_dir` holds embeddings of another evidence or encoder, or of another type.
+        MismatchError: `output_dir` holds embeddings of another evidence or encoder, or in another type.
     """
     require_evaluation_mode(encode)
-    identity = StoreIdentity(evidence.fingerprint, encoder_fingerprint, len(evidence), embedding_dtype)
+    identity = store_identity(evidence, encode, encoder_fingerprint, embedding_dtype)
     writer = EmbeddingWriter(output_dir, identity, rows_per_shard)
     # What rank 0 sees decides: files of other ranks may appear while this is read.
     unfinished = gather_objects([] if writer.is_finished else writer.unfinished_shards(), topology.world_group)[0]
@@ -109,10 +118,10 @@ def embed_part(
         True if the embeddings are finished; where shards of others are missing, the first worker is to call again.
 
     Raises:
-        MismatchError: `output_dir` holds embeddings of another evidence or encoder, or of another type.
+        MismatchError: `output_dir` holds embeddings of another evidence or encoder, or in another type.
     """
     require_evaluation_mode(encode)
-    identity = StoreIdentity(evidence.fingerprint, encoder_fingerprint, len(evidence), embedding_dtype)
+    identity = store_identity(evidence, encode, encoder_fingerprint, embedding_dtype)
     writer = EmbeddingWriter(output_dir, identity)
     unfinished = writer.unfinished_shards()
     if writer.is_finished:  # asked last: sealing removes what says that a shard is finished

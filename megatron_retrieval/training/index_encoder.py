@@ -11,11 +11,11 @@ from megatron_retrieval.checkpoint.dual_encoder import KIND
 from megatron_retrieval.checkpoint.manifest import read_manifest
 from megatron_retrieval.checkpoint.writer import save_checkpoint
 from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.index import EmbeddingStore, StorageDtype, StoreIdentity
+from megatron_retrieval.index import EmbeddingStore, StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.retrieval import IndexVersions, embed_evidence
-from megatron_retrieval.retrieval.embedder import TokenizedEvidence
+from megatron_retrieval.retrieval.embedder import TokenizedEvidence, store_identity
 from megatron_retrieval.training.step import evaluation_mode
 
 
@@ -66,7 +66,7 @@ class IndexEncoder:
         )
         fingerprint = read_manifest(folder).fingerprint
         if self._topology.is_main:
-            identity = StoreIdentity(self.evidence.fingerprint, fingerprint, len(self.evidence), self._dtype)
+            identity = store_identity(self.evidence, self._model.encode_passages, fingerprint, self._dtype)
             versions.make_room(iteration, identity)
         self._topology.barrier()
         return fingerprint

@@ -36,13 +36,20 @@ class _Evidence:
         return TokenBatch(numbers[:, None].repeat(1, seq_length), 3 + numbers * 5 % (seq_length - 2))
 
 
+class _KilledError(Exception):
+    pass
+
+
 class _Encoder(torch.nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, batches_to_live: int = 1000) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
-        self.num_encoded = 0
+        self.num_encoded, self._batches_left = 0, batches_to_live
 
     def encode_passages(self, batch: TokenBatch) -> torch.Tensor:
+        if not self._batches_left:
+            raise _KilledError
+        self._batches_left -= 1
         assert not torch.is_grad_enabled()
         assert 0 <= batch.ids.size(1) - batch.lengths.max() < WIDTH_STEP  # no more padding than a step
         self.num_encoded += len(batch)
@@ -69,8 +76,9 @@ def _embed(topology: ProcessTopology, directory: str, encoder_fingerprint: str =
 def test_any_ranks_write_the_same_bytes(tmp_path: Path, num_ranks: int, tensor_parallel: int) -> None:
     counts = run_on_ranks(_embed, num_ranks, str(tmp_path), tensor_model_parallel_size=tensor_parallel)
     assert counts == {(1, 1): [23], (2, 1): [13, 10], (2, 2): [23, 23]}[num_ranks, tensor_parallel]
-    vectors = EmbeddingStore(tmp_path).vectors(0, NUM_ROWS)
-    rows = torch.arange(NUM_ROWS)
+    store = EmbeddingStore(tmp_path)
+    assert store.manifest.identity.precision == "float32"
+    vectors, rows = store.vectors(0, NUM_ROWS), torch.arange(NUM_ROWS)
     assert torch.equal(vectors[:, 0], rows * 2.0)
     assert torch.equal(vectors[:, 1], (3 + rows * 5 % 7) * 2.0)
     # batches of three are cut within shards of five, whatever the ranks
@@ -86,7 +94,7 @@ def _embed_twice(topology: ProcessTopology, directory: str) -> list[object]:
         store = EmbeddingStore(folder)
         vectors = store.vectors(0, NUM_ROWS).clone()
         (folder / "manifest.json").unlink()
-        writer = EmbeddingWriter(folder, StoreIdentity("evidence", "encoder", NUM_ROWS, "float32"), 5)
+        writer = EmbeddingWriter(folder, StoreIdentity("evidence", "encoder", NUM_ROWS, "float32", "float32"), 5)
         for shard in (0, 3, 4):
             rows = writer.rows(shard)
             writer.write(shard, vectors[rows.start : rows.stop])
@@ -106,21 +114,9 @@ def test_restart_encodes_only_what_is_missing(tmp_path: Path) -> None:
     assert torch.equal(EmbeddingStore(tmp_path).vectors(0, NUM_ROWS)[:, 0], torch.arange(NUM_ROWS) * 2.0)
 
 
-class _KilledError(Exception):
-    pass
-
-
 def _embed_until_killed(topology: ProcessTopology, directory: str, batches: int) -> int:
     """Stop before the batch after so many, then start again; how many passages the second start encodes."""
-    encoder, count = _Encoder().eval(), 0
-
-    def encode(batch: TokenBatch) -> torch.Tensor:
-        nonlocal count
-        if count == batches:
-            raise _KilledError
-        count += 1
-        return encoder.encode_passages(batch)
-
+    encode = _Encoder(batches).eval().encode_passages
     settings = {"encoder_fingerprint": "encoder", "text_format": FORMAT, "embedding_dtype": "float32"}
     cut = {"micro_batch_size": 3, "rows_per_shard": 5}
     with contextlib.suppress(_KilledError):

@@ -67,7 +67,9 @@ class _Worker(Callback):
             self._versions.give_up(request)
             return
         path, num_rows = self._versions.path(request.iteration), len(self._evidence)
-        identity = StoreIdentity(self._evidence.fingerprint, request.encoder_fingerprint, num_rows, "float16")
+        identity = StoreIdentity(
+            self._evidence.fingerprint, request.encoder_fingerprint, num_rows, "float16", "float32"
+        )
         writer = EmbeddingWriter(path, identity)
         for shard in writer.unfinished_shards():
             writer.write(shard, torch.rand(len(writer.rows(shard)), DIMENSION))

@@ -123,6 +123,12 @@ def test_restart_with_another_encoder_is_refused(tmp_path: Path) -> None:
     assert EmbeddingWriter(tmp_path / "finished", _identity()).is_finished
 
 
+def test_restart_in_another_precision_is_refused(tmp_path: Path) -> None:
+    EmbeddingWriter(tmp_path, StoreIdentity("evidence-a", "encoder-a", 10, "float32", "bfloat16"))
+    with pytest.raises(MismatchError, match=r"precision bfloat16, but this job's is float32; give the same settings"):
+        EmbeddingWriter(tmp_path, StoreIdentity("evidence-a", "encoder-a", 10, "float32", "float32"))
+
+
 def test_store_names_both_things_that_do_not_belong_together(tmp_path: Path) -> None:
     store = _write(tmp_path)
     store.require(evidence_fingerprint="evidence-a", encoder_fingerprint="encoder-a")
