@@ -122,7 +122,7 @@ class Sieve:
         """Whether bounds are so wide that a product in float32 is worth its while before the canonical score."""
         return self._piece.rough.matrix.dtype == torch.int8
 
-    def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the canonical scores behind rough ones of the given queries."""
         rough = self._rough
         values = scores * rough.unit[queries]
