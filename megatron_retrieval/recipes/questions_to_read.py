@@ -18,46 +18,52 @@ from megatron_retrieval.data.reader_questions import (
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import questions_with_passages, recorded, retrieval_metrics
-from megatron_retrieval.index.approximate import ApproximateSearchConfig
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.search import SearchConfig, open_search
+from megatron_retrieval.recipes.search import SearchConfig, SearchOptionsConfig, open_search
 from megatron_retrieval.retrieval import EncodeConfig
 
 
 @dataclass(kw_only=True, frozen=True)
 class PassageSearchConfig:
-    """Which retriever finds the passages, and where."""
+    """What finds the passages, and where: a dual encoder, BM25, or both."""
 
     retriever: Path | None = None
-    """Checkpoint of a dual encoder that finds the passages to read; default: they stand in the file of questions."""
+    """Checkpoint of a dual encoder that finds the passages to read; without it and --bm25-index they stand in the file
+    of questions."""
     evidence: Path | None = None
-    """Folder of the evidence that the retriever searches (tools/build_evidence.py)."""
+    """Folder of the evidence that is searched (tools/build_evidence.py)."""
     embeddings: Path | None = None
     """Folder of the embeddings that the retriever made of the evidence (tools/embed_evidence.py)."""
-    approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
-    """Whether all embeddings are compared with a question, or a part of them."""
-    verify_embeddings: bool = False
-    """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
+    bm25_index: Path | None = None
+    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --retriever: both are searched."""
+    options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
+    """How."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
     """When a retrieved passage holds an answer."""
 
     def __post_init__(self) -> None:
-        places = (self.retriever, self.evidence, self.embeddings)
-        if None in places and any(places):
-            raise ConfigError("--retriever, --evidence and --embeddings belong together: give all three, or none.")
-        if self.retriever is None and self.approximate.index is not None:
+        if (self.retriever is None) != (self.embeddings is None):
+            raise ConfigError("--retriever and --embeddings belong together: give both, or none.")
+        if self.is_given != (self.evidence is not None):
+            raise ConfigError("--evidence is what --retriever or --bm25-index searches: give it with either, or none.")
+        if self.retriever is None and self.options.approximate.index is not None:
             raise ConfigError("--index is what a retriever searches: give --retriever as well.")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether passages are searched."""
+        return self.retriever is not None or self.bm25_index is not None
 
     def what(self) -> SearchConfig | None:
         """What is searched; None where nothing is."""
-        if self.retriever is None or self.evidence is None or self.embeddings is None:
+        if self.evidence is None:
             return None
         return SearchConfig(
             evidence=self.evidence,
             embeddings=self.embeddings,
             load=self.retriever,
-            approximate=self.approximate,
-            verify_embeddings=self.verify_embeddings,
+            bm25_index=self.bm25_index,
+            options=self.options,
         )
 
 
@@ -66,8 +72,9 @@ class QuestionsToReadConfig:
     """Which questions a reader is asked, and what it reads for them."""
 
     questions: Path
-    """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON; with --retriever, which finds
-    passages for all, or --closed-book also DPR .qa.csv, JSON lines, or DPR biencoder JSON; plain or gzip."""
+    """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON; with --retriever or
+    --bm25-index, which find passages for all, or --closed-book also DPR .qa.csv, JSON lines, or DPR biencoder JSON;
+    plain or gzip."""
     asked: AskedQuestionsConfig = field(default_factory=AskedQuestionsConfig)
     """Which of them are asked, and how."""
     reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
@@ -76,8 +83,8 @@ class QuestionsToReadConfig:
     """What finds it."""
 
     def __post_init__(self) -> None:
-        if self.reading.closed_book and self.search.retriever is not None:
-            raise ConfigError("--closed-book reads no passages, --retriever finds some: give one of them.")
+        if self.reading.closed_book and self.search.is_given:
+            raise ConfigError("--closed-book reads no passages, --retriever or --bm25-index finds some: give one.")
 
 
 @dataclass(frozen=True)

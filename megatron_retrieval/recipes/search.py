@@ -28,17 +28,9 @@ from megatron_retrieval.types import Passage, Question, SearchResult
 
 
 @dataclass(kw_only=True, frozen=True)
-class SearchConfig:
-    """What is searched, and how: by an encoder, by words (BM25), or by both."""
+class SearchOptionsConfig:
+    """How evidence is searched, whatever it is searched with."""
 
-    evidence: Path
-    """Folder of the evidence (tools/build_evidence.py)."""
-    embeddings: Path | None = None
-    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --load."""
-    load: Path | None = None
-    """Checkpoint of the dual encoder that made the embeddings."""
-    bm25_index: Path | None = None
-    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --embeddings and --load: both are searched."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """How two lists of passages become one."""
     approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
@@ -50,12 +42,28 @@ class SearchConfig:
     verify_embeddings: bool = False
     """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
 
+
+@dataclass(kw_only=True, frozen=True)
+class SearchConfig:
+    """What is searched, and how: by an encoder, by words (BM25), or by both."""
+
+    evidence: Path
+    """Folder of the evidence (tools/build_evidence.py)."""
+    embeddings: Path | None = None
+    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --load."""
+    load: Path | None = None
+    """Checkpoint of the dual encoder that made the embeddings."""
+    bm25_index: Path | None = None
+    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --embeddings and --load: both are searched."""
+    options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
+    """How."""
+
     def __post_init__(self) -> None:
         if (self.embeddings is None) != (self.load is None):
             raise ConfigError("--embeddings and --load belong together: give both, or --bm25-index alone.")
         if self.load is None and self.bm25_index is None:
             raise ConfigError("Nothing to search with: give --embeddings and --load, --bm25-index, or all three.")
-        if self.embeddings is None and self.approximate.index is not None:
+        if self.embeddings is None and self.options.approximate.index is not None:
             raise ConfigError("--index is of embeddings: give --embeddings and --load as well.")
 
 
@@ -153,7 +161,7 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
     Raises:
         MismatchError: naming the two that do not.
     """
-    evidence = EvidenceStore(config.evidence)
+    evidence, options = EvidenceStore(config.evidence), config.options
     lexical = None if config.bm25_index is None else open_lexical(config.bm25_index, evidence)
     dense = None
     if config.embeddings is not None and config.load is not None:
@@ -161,14 +169,14 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
         embeddings.require(evidence_fingerprint=evidence.fingerprint)
         encoder = load_encoder_for(evidence, config.load, topology, encode.dtype)
         embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
-        if config.verify_embeddings and topology.is_main:
+        if options.verify_embeddings and topology.is_main:
             embeddings.verify()
-        index = open_index(config.approximate, embeddings, topology, config.index_placement)
-        if config.verify_embeddings and topology.is_main and isinstance(index, ApproximateIndex):
+        index = open_index(options.approximate, embeddings, topology, options.index_placement)
+        if options.verify_embeddings and topology.is_main and isinstance(index, ApproximateIndex):
             index.verify()
         retriever = Retriever(index)
         dense = DenseSearch(encoder, embeddings, evidence.tokenizer, retriever, topology.device)
-    return SearchSession(evidence, dense, lexical, config.fusion)
+    return SearchSession(evidence, dense, lexical, options.fusion)
 
 
 def open_lexical(folder: Path, evidence: EvidenceStore) -> LexicalIndex:

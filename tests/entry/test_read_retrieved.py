@@ -16,11 +16,15 @@ from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config, load_d
 from megatron_retrieval.checkpoint.writer import save_checkpoint
 from megatron_retrieval.data.evidence import EvidenceStore
 from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.reader_questions import PassagesToReadConfig, QuestionCensus
 from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.index.lexical import LexicalConfig, build_lexical_index
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.recipes.questions_to_read import PassageSearchConfig, QuestionsToReadConfig, open_questions
+from megatron_retrieval.recipes.search import SearchConfig, open_search
+from megatron_retrieval.retrieval import EncodeConfig, embed_evidence
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 
@@ -122,6 +126,35 @@ def test_answers_are_those_from_the_retrievers_results(folder: Path, tp_size: in
         assert metrics[key] == retrieved[key]
     assert metrics["num_evidence_passages"] == retrieved["num_passages"]
     assert f"answer {recall}" in (folder / name / "examples.html").read_text()
+
+
+def _found_by_both(topology: ProcessTopology, folder: str) -> list[Any]:
+    """What there is to read, and what the search of its own finds."""
+    root, encode = Path(folder), EncodeConfig()
+    evidence = EvidenceStore(root / "evidence")
+    passages = map(evidence.passage, range(len(evidence)))
+    build_lexical_index(passages, len(evidence), LexicalConfig(), evidence.fingerprint, root / "bm25")
+    places = {"evidence": root / "evidence", "embeddings": root / "embeddings", "bm25_index": root / "bm25"}
+    config = QuestionsToReadConfig(
+        questions=root / "biencoder.json",
+        reading=PassagesToReadConfig(num_passages=NUM_PASSAGES),
+        search=PassageSearchConfig(retriever=root / "retriever", **places),
+    )
+    opened = open_questions(config, encode, topology)
+    questions = list(opened.read(QuestionCensus()))
+    session = open_search(SearchConfig(load=root / "retriever", **places), encode, topology)
+    found = session.search([question.text for question in questions], NUM_PASSAGES)
+    read = [zip(question.passages, question.scores, strict=True) for question in questions]
+    ids = [[[(passage.id, score) for passage, score in hits] for hits in lists] for lists in (read, found)]
+    return [*ids, opened.retrieval_metrics]
+
+
+def test_a_reader_reads_what_encoder_and_words_find(folder: Path) -> None:
+    ((read, found, metrics),) = run_on_ranks(_found_by_both, 1, str(folder))
+    assert read == found
+    assert len(read[0]) == NUM_PASSAGES
+    assert (metrics["fusion"], metrics["bm25_k1"]) == ("weighted", 0.9)
+    assert metrics["encoder_fingerprint"]
 
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:

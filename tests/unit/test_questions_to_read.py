@@ -10,36 +10,46 @@ from megatron_retrieval.data.reader_questions import PassagesToReadConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.approximate import ApproximateSearchConfig
 from megatron_retrieval.recipes.questions_to_read import PassageSearchConfig, QuestionsToReadConfig
-from megatron_retrieval.recipes.search import SearchConfig
+from megatron_retrieval.recipes.search import SearchConfig, SearchOptionsConfig
 
 PLACES = {"retriever": Path("r"), "evidence": Path("e"), "embeddings": Path("m")}
 
 
-@pytest.mark.parametrize("missing", PLACES)
-def test_a_search_needs_all_three(missing: str) -> None:
-    with pytest.raises(ConfigError, match="--retriever, --evidence and --embeddings belong together"):
-        PassageSearchConfig(**{name: path for name, path in PLACES.items() if name != missing})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("retriever", "evidence"), "--retriever and --embeddings belong together"),
+        (("evidence", "embeddings"), "--retriever and --embeddings belong together"),
+        (("retriever", "embeddings"), "--evidence is what --retriever or --bm25-index searches"),
+        (("bm25_index",), "--evidence is what --retriever or --bm25-index searches"),
+        (("evidence",), "--evidence is what --retriever or --bm25-index searches"),
+    ],
+)
+def test_what_belongs_together(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PassageSearchConfig(**{name: Path(name) for name in given})  # type: ignore[arg-type]
 
 
 def test_what_is_searched() -> None:
     assert PassageSearchConfig().what() is None
-    what = PassageSearchConfig(**PLACES, verify_embeddings=True).what()
+    options = SearchOptionsConfig(verify_embeddings=True, approximate=ApproximateSearchConfig(index=Path("i")))
+    what = PassageSearchConfig(**PLACES, options=options).what()
     assert what is not None
-    assert (what.load, what.evidence, what.embeddings, what.verify_embeddings) == (*PLACES.values(), True)
+    assert (what.load, what.evidence, what.embeddings, what.options) == (*PLACES.values(), options)
+    words = PassageSearchConfig(evidence=Path("e"), bm25_index=Path("b")).what()
+    assert words is not None
+    assert (words.load, words.bm25_index) == (None, Path("b"))
 
 
-def test_an_index_reaches_the_search() -> None:
-    approximate = ApproximateSearchConfig(index=Path("i"), nprobe=3)
-    what = PassageSearchConfig(**PLACES, approximate=approximate).what()
-    assert what is not None
-    assert what.approximate == approximate
+def test_an_index_is_of_embeddings() -> None:
+    options = SearchOptionsConfig(approximate=ApproximateSearchConfig(index=Path("i")))
     with pytest.raises(ConfigError, match="--index is what a retriever searches: give --retriever"):
-        PassageSearchConfig(approximate=approximate)
+        PassageSearchConfig(options=options)
     with pytest.raises(ConfigError, match="--index is of embeddings: give --embeddings and --load"):
-        SearchConfig(evidence=Path("e"), bm25_index=Path("b"), approximate=approximate)
+        SearchConfig(evidence=Path("e"), bm25_index=Path("b"), options=options)
 
 
 def test_passages_are_not_searched_to_be_left_unread() -> None:
     closed = PassagesToReadConfig(closed_book=True)
-    with pytest.raises(ConfigError, match="--closed-book reads no passages, --retriever finds some"):
+    with pytest.raises(ConfigError, match="--closed-book reads no passages, --retriever or --bm25-index finds some"):
         QuestionsToReadConfig(questions=Path("q"), reading=closed, search=PassageSearchConfig(**PLACES))
