@@ -114,7 +114,7 @@ def _checked(run: _Run, evidence: Path, again: Path) -> None:
     """The vectors of the last version are those that tools/embed_evidence.py makes of its snapshot, bit for bit."""
     last = run.changes()[-1]
     words = command("tools/embed_evidence.py", "--evidence", evidence, "--load", run.versions.snapshot(last))
-    succeed([*words, "--output", str(again), "--device", "cpu"])
+    succeed([*words, "--output", str(again), "--device", "cpu", "--fp32"])
     made, expected = EmbeddingStore(run.versions.path(last)), EmbeddingStore(again)
     assert made.manifest.identity == expected.manifest.identity
     assert torch.equal(made.vectors(0, len(made)), expected.vectors(0, len(expected)))
