@@ -86,9 +86,12 @@ class _Run:
             request = self.versions.requested()
             if request is not None:
                 path = self.versions.path(request.iteration)
-                self.wait_for((path / "manifest.json").exists)
-                return path
+                manifest = path / "manifest.json"
+                if not manifest.exists():  # else the trainer may have opened it already
+                    self.wait_for(manifest.exists)
+                    return path
             self.process.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
 
     def end(self) -> None:
         for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
