@@ -22,9 +22,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy megatron_retrieval tasks tools examples pretrain_*.py
 	$(BIN)/lint-imports
 
-# three at a time on two cores, since half of a test of programs is waiting for them
 pytest: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses 3 --dist loadfile $(wildcard $(FAST_FIRST:%=tests/%))
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(wildcard $(FAST_FIRST:%=tests/%))
 
 venv: $(VENV)/.installed-dev
 

@@ -32,7 +32,7 @@ from megatron_retrieval.utils.files import atomic_file
 #: passages that are built, and those that show how many can be within the seconds beside them
 _FEW_PASSAGES, _MOST_PASSAGES, _PART_SECONDS = 1000, 50_000, 15.0
 _FEW_ENCODED = 64
-#: rows searched, the more of them beyond a CPU's caches, and how often
+#: rows searched, the more of them beyond a CPU's caches where the evidence is, and how often
 _FEW_ROWS, _MANY_ROWS, _MANY_COORDINATES, _SEARCHES = 1 << 16, 1 << 18, 1 << 26, 3
 _WRITTEN_BYTES = 1 << 27
 
@@ -166,7 +166,8 @@ class Calibration:
     def _search(self, folder: Path, device: torch.device) -> tuple[float, float]:
         """(seconds of any search, rows a second), among random vectors on disk."""
         queries = random_vectors(self.num_queries, self.encoder.dimension, -1).to(device)
-        seconds, many = [], max(_MANY_ROWS, _MANY_COORDINATES // self.encoder.dimension)
+        beyond_caches = _MANY_COORDINATES // self.encoder.dimension
+        seconds, many = [], max(_MANY_ROWS, min(beyond_caches, self.num_passages))
         for num_rows in (_FEW_ROWS, many):
             identity = StoreIdentity("random", "random", num_rows, self.embedding_dtype)
             index = FlatIndex(
