@@ -93,7 +93,7 @@ class Sieve:
             self._floor = torch.maximum(self._floor, self._floor_of_maxima(tile))
         rough = self._rough
         high = _rounded_up(tile.maxima * rough.unit, rounding(tile.maxima))
-        high = torch.addr(high, self._residuals(tile), rough.lengths)
+        high.addr_(self._residuals(tile), rough.lengths)
         group, query = (high >= self._limit()).nonzero(as_tuple=True)
         groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
         for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):

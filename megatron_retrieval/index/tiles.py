@@ -37,16 +37,16 @@ class Tile(Protocol):
 
 
 class KeptScores:
-    """All scores, in memory of the thread's that its next tile takes over."""
+    """All scores, and maxima, in memory of the thread's that its next tile takes over."""
 
     def __init__(self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range) -> None:
         self.first = rows.start
         matrix, width = rough.matrix[rows.start : rows.stop], queries.matrix.size(1)
         num_groups = -(-len(rows) // GROUP_ROWS)
-        scores = _scratch(num_groups * GROUP_ROWS, width, score_dtype(matrix), matrix.device)
+        scores = _scratch("scores", num_groups * GROUP_ROWS, width, score_dtype(matrix), matrix.device)
         scores[len(rows) :] = nothing(scores)
         self._scores, self.num_scores = scores.view(num_groups, GROUP_ROWS, width), scores.numel()
-        self.maxima = scores.new_empty(num_groups, width)
+        self.maxima = _scratch("maxima", num_groups, width, scores.dtype, scores.device)
         at_once = max(1, _SCORES_IN_CACHE // (width * GROUP_ROWS)) if matrix.device.type == "cpu" else num_groups
         for group in range(0, num_groups, at_once):
             some = slice(group * GROUP_ROWS, min((group + at_once) * GROUP_ROWS, len(rows)))
@@ -129,14 +129,14 @@ def _maxima(scores: Tensor, out: Tensor) -> None:
 _memory = threading.local()
 
 
-def _scratch(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _scratch(use: str, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[num_rows, width] of any contents; on a CPU the same memory at each call: new pages cost more than products."""
     if device.type != "cpu":
         return torch.empty(num_rows, width, dtype=dtype, device=device)
-    kept: dict[torch.dtype, Tensor] = _memory.__dict__.setdefault("kept", {})
-    if dtype not in kept or len(kept[dtype]) < num_rows * width:
-        kept[dtype] = torch.empty(num_rows * width, dtype=dtype)
-    return kept[dtype][: num_rows * width].view(num_rows, width)
+    kept: dict[tuple[str, torch.dtype], Tensor] = _memory.__dict__.setdefault("kept", {})
+    if (use, dtype) not in kept or len(kept[use, dtype]) < num_rows * width:
+        kept[use, dtype] = torch.empty(num_rows * width, dtype=dtype)
+    return kept[use, dtype][: num_rows * width].view(num_rows, width)
 
 
 def nothing(scores: Tensor) -> float | int:
