@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(wildcard $(FAST_FIRST:%=tests/%))
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(wildcard $(FAST_FIRST:%=tests/%))
 
 venv: $(VENV)/.installed-dev
 
