@@ -217,7 +217,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise DataError(path, f"format version {raw['format_version']}, this program reads {FORMAT_VERSION}")
         if raw["dtype"] not in get_args(StorageDtype):
             raise DataError(path, f"unknown dtype {raw['dtype']!r}")
-        raw.setdefault("precision", "")  # imported embeddings do not say
+        raw.setdefault("precision", "")  # stores that are older than this entry do not say
         manifest = Manifest(
             identity=StoreIdentity(**{name: raw[name] for name in StoreIdentity.__dataclass_fields__}),
             dimension=int(raw["dimension"]),

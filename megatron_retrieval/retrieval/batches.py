@@ -103,14 +103,17 @@ def _parts(lengths: Tensor, batch: Tensor) -> list[Tensor]:
 
 def require_evaluation_mode(encode: Encode) -> None:
     """Refuse a model in training mode: dropout must never reach an index."""
-    model = getattr(encode, "__self__", None)
-    if isinstance(model, torch.nn.Module) and model.training:
+    model = _model_of(encode)
+    if model is not None and model.training:
         raise ValueError("the encoder is in training mode; call .eval() before it encodes for search")
 
 
 def precision_of(encode: Encode) -> str:
     """The type of the weights of the model that encodes; empty where it is no method of one."""
+    model = _model_of(encode)
+    return "" if model is None else str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _model_of(encode: Encode) -> torch.nn.Module | None:
     model = getattr(encode, "__self__", None)
-    if not isinstance(model, torch.nn.Module):
-        return ""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    return model if isinstance(model, torch.nn.Module) else None

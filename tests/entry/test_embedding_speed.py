@@ -30,6 +30,7 @@ def test_operations_of_bert_base() -> None:
     assert int(result.stdout) == 12 * (128 * 24 * 768 * 768 + 4 * 128 * 128 * 768)
 
 
-def test_no_rounds_are_refused(tmp_path: Path) -> None:
+def test_nothing_to_embed_is_refused(tmp_path: Path) -> None:
+    refuse(command("benchmarks/embedding_rate.py", "--num-passages", 0), "--num-passages")
     missing = ("--evidence", tmp_path, "--load", tmp_path, "--model", tmp_path)
     refuse(command("benchmarks/embedding_speed.py", *missing, "--num-rounds", 0), "--num-rounds")
