@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 
 from megatron_retrieval.testing.tiny import write_tiny_evidence
 
-ROOT = Path(__file__).parents[2]
 FINETUNE = (
     "tasks/main.py --task retriever-finetune --num-layers 1 --hidden-size 32 --num-attention-heads 4 "
     "--max-position-embeddings 32 --init-method-std 0.2 --retriever-seq-length 16 --query-seq-length 16 "
@@ -22,9 +20,7 @@ FINETUNE = (
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=threads)
+    return programs.run(programs.command(*words))
 
 
 @pytest.fixture(scope="module")

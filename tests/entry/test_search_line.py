@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
 
-ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    # torchrun's own number of threads: with another, matrix products round otherwise and the bytes may differ
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=threads)
+    return programs.run(programs.command(*words))
 
 
 def _succeed(*words: object) -> str:
