@@ -1,8 +1,9 @@
 """Pretrain BERT by masked language modelling: `torchrun pretrain_bert.py --data-path CORPUS ...`."""
 
-from megatron_retrieval.parallel import ProcessTopology, run_distributed
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.bert_pretraining import BertPretrainingConfig, build
-from megatron_retrieval.reports.training_run import run_training
+from megatron_retrieval.training.training_run import run_training
 
 
 def main(config: BertPretrainingConfig, topology: ProcessTopology) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.parallel import ProcessTopology, run_distributed
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.ict_pretraining import IctPretrainingConfig, build
-from megatron_retrieval.reports.training_run import run_training
+from megatron_retrieval.training.training_run import run_training
 
 
 def main(config: IctPretrainingConfig, topology: ProcessTopology) -> None:

@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_retrieval", "megatron_retrieval.*"]),
     package_data={
-        "megatron_retrieval.data": ["resources.yaml"],
+        "megatron_retrieval.data.files": ["resources.yaml"],
         "megatron_retrieval.testing.encyclopedia": ["patterns/*.yaml", "facts/*.tsv"],
     },
     install_requires=[

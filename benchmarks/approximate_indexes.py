@@ -18,18 +18,21 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.dual_encoder import load_dual_encoder
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.questions import AskedQuestionsConfig, read_questions
+from megatron_retrieval.checkpoint.kinds.dual_encoder import load_dual_encoder
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, FlatIndex, SearchIndex, StoreIdentity
-from megatron_retrieval.index.approximate import ApproximateIndex, ApproximateSearchConfig
-from megatron_retrieval.index.approximate_builder import IndexBuilderConfig, build_index
-from megatron_retrieval.index.faiss_index import FaissIndex
-from megatron_retrieval.parallel import ParallelConfig, process_topology
+from megatron_retrieval.index.api import SearchIndex
+from megatron_retrieval.index.approximate.builder import IndexBuilderConfig, build_index
+from megatron_retrieval.index.approximate.faiss import FaissIndex
+from megatron_retrieval.index.approximate.index import ApproximateIndex, ApproximateSearchConfig
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import percent, text_table
-from megatron_retrieval.retrieval import encode_questions
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.retrieval.retriever import encode_questions
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 _SEARCHES = 3
 

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.retrieval.batches import encode_batches
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.retrieval.batches import EncodeConfig, encode_batches
+from megatron_retrieval.types.tokens import TokenBatch
 
 #: cosine with float32, below which half precision is broken
 LEAST_COSINE = 0.99

@@ -21,15 +21,13 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.dual_encoder import LoadedDualEncoder
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, MismatchError
-from megatron_retrieval.parallel import ParallelConfig, process_topology
-from megatron_retrieval.recipes.search import load_encoder_for
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.retrieval.batches import encode_sequences
+from megatron_retrieval.retrieval.batches import EncodeConfig, encode_sequences
 
 #: cosine of a passage's two vectors, below which they are not those of one model
 LEAST_COSINE = 0.999

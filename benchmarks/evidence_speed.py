@@ -25,12 +25,12 @@ from tempfile import TemporaryDirectory
 
 import psutil  # type: ignore[import-untyped]
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 MIB = 2**20
 _BATCH_TEXTS = 2048

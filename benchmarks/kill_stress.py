@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MegatronRetrievalError, MismatchError
-from megatron_retrieval.index.embedding_store import MANIFEST
+from megatron_retrieval.index.store.embedding_store import MANIFEST
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.utils.files import read_json
 from megatron_retrieval.utils.progress import progress_bar

@@ -25,20 +25,21 @@ from typing import Literal
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.applications.plan.config import HardwareConfig, PlanConfig, PlannedTrainingConfig, RatesConfig
+from megatron_retrieval.applications.plan.plan import Plan, make_plan
+from megatron_retrieval.applications.plan.rates import random_vectors, seconds_of, write_random
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index import EmbeddingStore, FlatIndex
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
-from megatron_retrieval.parallel import ParallelConfig, process_topology
-from megatron_retrieval.recipes.plan import Plan, make_plan
-from megatron_retrieval.recipes.plan_config import HardwareConfig, PlanConfig, PlannedTrainingConfig, RatesConfig
-from megatron_retrieval.recipes.plan_rates import random_vectors, seconds_of, write_random
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.utils.files import atomic_file
 
 _SEARCHES = 3

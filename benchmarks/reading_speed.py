@@ -21,19 +21,19 @@ import transformers
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from megatron_retrieval.checkpoint.hf_t5 import import_t5, t5_config_from_hf, t5_config_to_hf
-from megatron_retrieval.checkpoint.reader import fill_model
-from megatron_retrieval.config import run_program
+from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_from_hf, t5_config_to_hf
+from megatron_retrieval.checkpoint.store.reader import fill_model
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.t5 import PAD_ID, T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.testing.tiny_hf import attention_mask
-from megatron_retrieval.types import TokenBatch, rows_of_groups
+from megatron_retrieval.types.tokens import TokenBatch, rows_of_groups
 
 Answers = list[list[int]]
 Read = Callable[[], Answers]

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.t5 import T5, T5Decoder
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.reports.tables import text_table
 
 FORMS: tuple[ScoreForm, ...] = ("mask", "explicit", "feature")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
-from megatron_retrieval.index import FlatIndex
-from megatron_retrieval.index.tiles import maxima_kernel
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.exact.score_tiles import maxima_kernel
 
 _ROWS_AT_ONCE = 1 << 18
 

@@ -19,11 +19,18 @@ from pathlib import Path
 
 import torch
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index import EmbeddingStore, FlatIndex, StoreIdentity
-from megatron_retrieval.index.embedding_store import MANIFEST, Manifest, Shard, shard_ranges
-from megatron_retrieval.index.embedding_writer import MAX_ROWS_PER_SHARD
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store.embedding_store import (
+    MANIFEST,
+    EmbeddingStore,
+    Manifest,
+    Shard,
+    StoreIdentity,
+    shard_ranges,
+)
+from megatron_retrieval.index.store.embedding_writer import MAX_ROWS_PER_SHARD
 from megatron_retrieval.utils.files import write_json
 
 MIB = 2**20

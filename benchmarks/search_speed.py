@@ -18,10 +18,10 @@ import faiss
 import torch
 from torch import Tensor
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
-from megatron_retrieval.index import FlatIndex, StorageDtype
-from megatron_retrieval.index.embedding_store import torch_dtype
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store.embedding_store import StorageDtype, torch_dtype
 from megatron_retrieval.reports.tables import text_table
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.utils.files import read_json

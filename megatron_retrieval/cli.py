@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.applications.plan.config import PlanConfig
+from megatron_retrieval.applications.plan.plan import PLAN, make_plan
+from megatron_retrieval.applications.search import SearchConfig, open_search
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
-from megatron_retrieval.recipes.plan import PLAN, make_plan
-from megatron_retrieval.recipes.plan_config import PlanConfig
-from megatron_retrieval.recipes.search import SearchConfig, open_search
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval import EncodeConfig
+from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.utils.files import write_json
 
 PROGRAM = "megatron-retrieval"

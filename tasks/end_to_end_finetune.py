@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.embedding_rank import supervise_worker
-from megatron_retrieval.recipes.end_to_end import build, embedding_command
-from megatron_retrieval.recipes.end_to_end_finetune import EndToEndFinetuneConfig
-from megatron_retrieval.reports.training_run import run_training
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.recipes.end_to_end.build import build, embedding_command
+from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
+from megatron_retrieval.refresh.embedding_rank import supervise_worker
+from megatron_retrieval.training.training_run import run_training
 
 __all__ = ["EndToEndFinetuneConfig", "main"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.fusion_finetune import FusionFinetuneConfig, build
-from megatron_retrieval.reports.training_run import run_training
+from megatron_retrieval.training.training_run import run_training
 
 __all__ = ["FusionFinetuneConfig", "main"]
 

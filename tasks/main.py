@@ -6,7 +6,7 @@ import difflib
 import importlib
 import sys
 
-from megatron_retrieval.parallel import run_distributed
+from megatron_retrieval.parallel.launch import run_distributed
 
 #: task -> module beside this file, configuration class there; its `main(config, topology)` does the work
 TASKS = {

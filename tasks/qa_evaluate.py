@@ -9,19 +9,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.config import write_config
-from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderQuestion
+from megatron_retrieval.applications.open_reader import ReaderConfig, open_reader
+from megatron_retrieval.applications.questions_to_read import QuestionsToRead, QuestionsToReadConfig, open_questions
+from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, answer_metrics
+from megatron_retrieval.evaluation.predictions import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
-from megatron_retrieval.evaluation.reading_results import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.results import METRICS, recorded
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
-from megatron_retrieval.recipes.questions_to_read import QuestionsToRead, QuestionsToReadConfig, open_questions
-from megatron_retrieval.recipes.reading import ReaderConfig, open_reader
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.reading_page import PAGE, write_reading_page
-from megatron_retrieval.reports.run_record import RunRecord
 from megatron_retrieval.reports.tables import rate_cells, text_table
+from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.files import write_json
 
 Results = Sequence[tuple[Prediction, AnswerScore]]

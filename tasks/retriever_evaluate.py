@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.config import write_config
-from megatron_retrieval.data.questions import AskedQuestionsConfig, read_questions
+from megatron_retrieval.applications.search import SearchConfig, SearchSession, open_search
+from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import (
     METRICS,
     RANKS,
@@ -23,12 +24,12 @@ from megatron_retrieval.evaluation.results import (
     write_ranks,
     write_trec_run,
 )
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
-from megatron_retrieval.recipes.search import SearchConfig, SearchSession, open_search
-from megatron_retrieval.reports.run_record import RunRecord
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.tables import rate_cells, text_table
-from megatron_retrieval.retrieval import EncodeConfig
-from megatron_retrieval.types import Question
+from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.training.run_record import RunRecord
+from megatron_retrieval.types.questions import Question
 from megatron_retrieval.utils.files import write_json
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.index.lexical import LexicalConfig, build_lexical_index
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
 from megatron_retrieval.utils.logging import get_logger
 
 

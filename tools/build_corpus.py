@@ -1,7 +1,7 @@
 """Build the corpus folder (memory-mapped token ids of sentences and documents) from text files."""
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 
 
 def main(config: CorpusBuilderConfig) -> None:

@@ -1,7 +1,7 @@
 """Build the evidence folder (memory-mapped passages and token ids) from passage files."""
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 
 
 def main(config: EvidenceBuilderConfig) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.config import run_program, write_config
-from megatron_retrieval.index.approximate_builder import IndexBuilderConfig, build_index
-from megatron_retrieval.reports.run_record import RunRecord
+from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.index.approximate.builder import IndexBuilderConfig, build_index
+from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.logging import get_logger
 
 

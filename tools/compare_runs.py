@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.evaluation.bootstrap import NUM_RESAMPLES, paired_difference
 from megatron_retrieval.evaluation.recall import UNKNOWN, Ranks, hits_at

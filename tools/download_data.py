@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.data.download import DownloadConfig, download_resources
-from megatron_retrieval.data.resources import all_resources
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.files.download import DownloadConfig, download_resources
+from megatron_retrieval.data.files.resources import all_resources
 from megatron_retrieval.reports.tables import text_table
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.hf_models import ForeignFormat, write_model
-from megatron_retrieval.config import run_program
+from megatron_retrieval.checkpoint.huggingface.models import ForeignFormat, write_model
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.utils.logging import get_logger
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.hf_models import ForeignFormat, read_model
-from megatron_retrieval.checkpoint.reader import fill_model
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology, run_distributed
+from megatron_retrieval.checkpoint.huggingface.models import ForeignFormat, read_model
+from megatron_retrieval.checkpoint.store.reader import fill_model
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.config import write_config
-from megatron_retrieval.parallel import ProcessTopology, run_distributed
-from megatron_retrieval.recipes.embedding_import import ImportEmbeddingsConfig, import_embeddings
-from megatron_retrieval.reports.run_record import RunRecord
+from megatron_retrieval.applications.embedding_import import ImportEmbeddingsConfig, import_embeddings
+from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.logging import get_logger
 
 

@@ -1,6 +1,6 @@
 """Generate the mini encyclopedia that the quickstart and the tests learn from."""
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.testing.encyclopedia.output import EncyclopediaConfig, write_encyclopedia
 from megatron_retrieval.utils.logging import get_logger
 

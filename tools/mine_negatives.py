@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.config import run_program
-from megatron_retrieval.recipes.mining import MineNegativesConfig, mine_negatives
+from megatron_retrieval.applications.mining.mining import MineNegativesConfig, mine_negatives
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.utils.logging import get_logger
 
 

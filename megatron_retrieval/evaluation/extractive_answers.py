@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.ragged import to_offsets, tokenize
-from megatron_retrieval.data.reader_questions import ReaderQuestion
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.stores.ragged import to_offsets, tokenize
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.evaluation.agreement import likeliest_answer
 from megatron_retrieval.evaluation.exact_match import normalized_answer
-from megatron_retrieval.evaluation.reading_results import Prediction
+from megatron_retrieval.evaluation.likeliest_answer import likeliest_answer
+from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import ReadPassages, SpanLogits
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.extractive import ReadPassages, SpanLogits
 
 
 @dataclass(kw_only=True, frozen=True)

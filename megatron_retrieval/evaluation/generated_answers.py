@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.fusion import fuse_texts
-from megatron_retrieval.data.fusion_layout import FusionLayout
-from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets, tokenize
-from megatron_retrieval.data.reader_questions import ReaderQuestion
-from megatron_retrieval.evaluation.answer_forms import AnswerForms
-from megatron_retrieval.evaluation.answer_search import AnswerSearch, Written
-from megatron_retrieval.evaluation.reading_results import Prediction
+from megatron_retrieval.data.examples.fusion import fuse_texts
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
+from megatron_retrieval.data.layouts.fusion import FusionLayout
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, tokenize
+from megatron_retrieval.evaluation.fusion_search import AnswerSearch, Written
+from megatron_retrieval.evaluation.predictions import Prediction
+from megatron_retrieval.evaluation.wordpiece_text import AnswerForms
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
-from megatron_retrieval.types import TokenBatch, real_lengths, rows_of_groups
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.tokens import TokenBatch, real_lengths, rows_of_groups
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Protocol
 
-from megatron_retrieval.data.reader_questions import ReaderQuestion
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, score_answer
-from megatron_retrieval.evaluation.reading_results import Prediction
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.progress import progress_bar
 
 #: questions that a reader is given together; it batches their passages as it likes

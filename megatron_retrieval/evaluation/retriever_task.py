@@ -11,15 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_retrieval.evaluation.answers import AnswerMatcher
+from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
 from megatron_retrieval.evaluation.recall import UNKNOWN, RetrievalRanks, first_hit_ranks
 from megatron_retrieval.evaluation.results import PassagesByRow, Retrieved
-from megatron_retrieval.index.candidates import empty_result
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.parallel.collectives import gather_objects
-from megatron_retrieval.retrieval import Retriever
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
-from megatron_retrieval.types import Question, SearchResult, TokenBatch
+from megatron_retrieval.retrieval.retriever import Retriever
+from megatron_retrieval.types.questions import Question
+from megatron_retrieval.types.search import SearchResult
+from megatron_retrieval.types.tokens import TokenBatch
 
 #: micro-batches of questions that search the index together; fewer searches, each over all of it
 _BATCHES_PER_SEARCH = 8

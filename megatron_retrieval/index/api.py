@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from megatron_retrieval.types import SearchResult
+from megatron_retrieval.types.search import SearchResult
 
 
 @runtime_checkable

@@ -23,8 +23,8 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import ScaledDotProductAttention, padding_bias
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -20,7 +20,7 @@ from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
 from megatron_retrieval.models.seq2seq_layers import PostNormDecoderLayer, run_layers
 from megatron_retrieval.models.sharding import mark_padded
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 
 
 @dataclass(kw_only=True, frozen=True)

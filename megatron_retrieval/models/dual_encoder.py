@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.initialise import initialise_normal
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -7,8 +7,8 @@ from torch import nn
 
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.initialise import initialise_normal
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.types import ReadPassages, SpanLogits
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.extractive import ReadPassages, SpanLogits
 
 
 class ExtractiveReader(nn.Module):

@@ -15,7 +15,7 @@ from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types import WIDTH_STEP, TokenBatch, real_lengths
+from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)

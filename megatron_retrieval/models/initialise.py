@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_retrieval.models.sharding import full_shape, shard_of
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.seeds import derive_seed
 
 

@@ -12,8 +12,8 @@ from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.engine import num_real_rows
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.sharding import mark_padded
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 class MaskedLanguageModel(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megatron_retrieval.models.score_attention import ScoreForm
 from megatron_retrieval.models.seq2seq_attention import DecoderCache
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 class Encoder(Protocol):

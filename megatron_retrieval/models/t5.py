@@ -21,8 +21,8 @@ from megatron_retrieval.models.seq2seq_attention import DecoderCache
 from megatron_retrieval.models.seq2seq_layers import PreNormLayer, norm, run_layers
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.models.t5_config import T5Config, t5_engine_config, t5_initial_std
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch
 
 #: padding, and the token that decoders start from
 PAD_ID = 0

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_retrieval.types import LossOutput
+from megatron_retrieval.types.losses import LossOutput
 
 #: of accuracy, beside the first place
 DEPTHS = (5, 20)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_retrieval.types import LossOutput
+from megatron_retrieval.types.losses import LossOutput
 
 
 def individual_topk(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:

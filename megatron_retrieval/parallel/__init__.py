@@ -2,7 +2,3 @@
 process, many, CPU and GPU is chosen here."""
 
 from megatron_retrieval.parallel import bootstrap  # noqa: F401  before anything else imports megatron-core
-from megatron_retrieval.parallel.launch import run_distributed
-from megatron_retrieval.parallel.topology import EmbeddingRanksConfig, ParallelConfig, ProcessTopology, process_topology
-
-__all__ = ["EmbeddingRanksConfig", "ParallelConfig", "ProcessTopology", "process_topology", "run_distributed"]

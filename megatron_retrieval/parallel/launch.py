@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from megatron_retrieval.config import run_program
+from megatron_retrieval.config.program import run_program
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 
 

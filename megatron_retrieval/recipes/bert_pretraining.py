@@ -6,19 +6,19 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.starting_point import StartingPoint
-from megatron_retrieval.data.masked_lm import MaskedLMDataConfig, MaskedLMDataset
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
+from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.data.examples.masked_lm import MaskedLMDataConfig, MaskedLMDataset
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
 from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
-from megatron_retrieval.training.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.trainer import Trainer
 
 

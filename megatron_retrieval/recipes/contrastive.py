@@ -6,22 +6,22 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
-from megatron_retrieval.checkpoint.starting_point import StartingPoint
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.loader import BatchSource, Bundles
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
+from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.data.examples.loader import BatchSource, Bundles
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
-from megatron_retrieval.training.recall import RecallConfig
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
+from megatron_retrieval.training.tasks.recall import RecallConfig
 from megatron_retrieval.training.trainer import Trainer
-from megatron_retrieval.types import ContrastiveBatch
+from megatron_retrieval.types.contrastive import ContrastiveBatch
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from megatron_retrieval.checkpoint.starting_point import StartingPoint
-from megatron_retrieval.checkpoint.t5 import T5Description
-from megatron_retrieval.data.blocks import BlockConfig, split_documents
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.ragged import Rows
-from megatron_retrieval.data.vocabularies import Vocabulary
-from megatron_retrieval.tokenizers import SentencePieceTokenizer, WordPieceTokenizer
+from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.kinds.t5 import T5Description
+from megatron_retrieval.data.layouts.blocks import BlockConfig, split_documents
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.ragged import Rows
+from megatron_retrieval.data.stores.vocabularies import Vocabulary
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 Dataset = TypeVar("Dataset")
 

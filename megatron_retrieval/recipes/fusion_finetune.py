@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from megatron_retrieval.checkpoint.architectures import ReaderTokenizer, Shape
-from megatron_retrieval.checkpoint.fusion_reader import (
+from megatron_retrieval.checkpoint.kinds.architectures import ReaderTokenizer, Shape
+from megatron_retrieval.checkpoint.kinds.fusion_reader import (
     KIND,
     READABLE_KINDS,
     STARTING_KINDS,
@@ -14,21 +14,25 @@ from megatron_retrieval.checkpoint.fusion_reader import (
     describe_fusion_reader,
     start_fusion_reader,
 )
-from megatron_retrieval.data.fusion import FusionDataset
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.reader_questions import QuestionCensus, ReaderTrainingDataConfig, read_training_questions
+from megatron_retrieval.data.examples.fusion import FusionDataset
+from megatron_retrieval.data.files.passage_questions import (
+    QuestionCensus,
+    ReaderTrainingDataConfig,
+    read_training_questions,
+)
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions, within_positions
 from megatron_retrieval.recipes.reader_training import ReaderModelConfig, ReadingDataConfig
-from megatron_retrieval.training.reading import ReadingTask
-from megatron_retrieval.training.reading_step import ReadingStep, ReadingStepConfig
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.steps.fusion_step import ReadingStep, ReadingStepConfig
+from megatron_retrieval.training.tasks.answers import ReadingTask
 from megatron_retrieval.training.trainer import Trainer
 
 

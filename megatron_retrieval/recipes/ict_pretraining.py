@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_retrieval.data.ict import IctDataConfig, ict_datasets
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.data.examples.ict import IctDataConfig, ict_datasets
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
 from megatron_retrieval.recipes.corpus import open_corpus
 from megatron_retrieval.training.trainer import Trainer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
-from megatron_retrieval.checkpoint.architectures import Shape
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.data.reading_layout import ReadingLengthsConfig
+from megatron_retrieval.checkpoint.kinds.architectures import Shape
+from megatron_retrieval.data.layouts.extractive import ReadingLengthsConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.generation import GenerationConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from megatron_retrieval.config import from_flat_dict, to_flat_dict
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, SpanChoiceConfig
 from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from megatron_retrieval.data.reader_questions import ReaderTrainingDataConfig
+from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.t5_config import T5Config
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from megatron_retrieval.checkpoint.starting_point import StartingPoint
-from megatron_retrieval.data.dpr import DprDataConfig, DprDataset
+from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.trainer import Trainer
 
 

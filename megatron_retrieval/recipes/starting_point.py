@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from megatron_retrieval.checkpoint.starting_point import (
+from megatron_retrieval.checkpoint.kinds.starting_point import (
     STARTING_KINDS,
     StartingPoint,
     describe_starting_point,
@@ -13,7 +13,7 @@ from megatron_retrieval.checkpoint.starting_point import (
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.resume import SaveConfig
 
 

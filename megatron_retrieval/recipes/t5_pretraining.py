@@ -6,24 +6,24 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-from megatron_retrieval.checkpoint.reader import load_weights
-from megatron_retrieval.checkpoint.t5 import (
+from megatron_retrieval.checkpoint.kinds.t5 import (
     KIND,
     T5Description,
     describe_t5,
     sentencepiece_asset,
     t5_checkpoint_config,
 )
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
+from megatron_retrieval.checkpoint.store.reader import load_weights
+from megatron_retrieval.data.examples.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
+from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
-from megatron_retrieval.training.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
+from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer
 
 

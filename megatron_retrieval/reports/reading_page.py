@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from megatron_retrieval.evaluation.reading_results import ReadQuestion
+from megatron_retrieval.evaluation.predictions import ReadQuestion
 from megatron_retrieval.reports.highlight import Span, answer_spans, marked_pieces
 from megatron_retrieval.utils.files import atomic_file
 

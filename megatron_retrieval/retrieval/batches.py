@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.precision import PrecisionConfig, bf16_is_fast
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 #: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and 128 passages of a
 #: hundred tokens take twice as long as eight times 16 (MiniLM in bf16)

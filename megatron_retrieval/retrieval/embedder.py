@@ -6,17 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.index import (
-    EmbeddingStore,
-    EmbeddingWriter,
-    MemoryWriter,
-    ShardedIndex,
-    StorageDtype,
-    StoreIdentity,
-)
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.index.store.memory import MemoryWriter
 from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import Encode, precision_of, require_evaluation_mode
 from megatron_retrieval.retrieval.shard_encoding import Progress, ShardEncoder, TokenizedPassages
 from megatron_retrieval.utils.logging import get_logger

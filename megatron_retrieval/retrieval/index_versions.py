@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StoreIdentity
-from megatron_retrieval.index.embedding_store import MANIFEST
+from megatron_retrieval.index.store.embedding_store import MANIFEST, EmbeddingStore, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.utils.files import read_json, write_json
 
 _VERSION, _REMOVED = "version-", ".removed-"

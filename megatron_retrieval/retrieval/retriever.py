@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.formatting import TextFormatConfig, format_questions
-from megatron_retrieval.data.ragged import Ragged
-from megatron_retrieval.index import SearchIndex
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
+from megatron_retrieval.data.stores.ragged import Ragged
+from megatron_retrieval.index.api import SearchIndex
 from megatron_retrieval.parallel.collectives import all_reduce_sum
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import Encode, encode_sequences, require_evaluation_mode
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import SearchResult, TokenBatch
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.search import SearchResult
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 class Retriever:

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_retrieval.data.formatting import PassageFormat, TextFormatConfig
-from megatron_retrieval.index import StorageDtype
-from megatron_retrieval.index.embedding_writer import stored_vectors
-from megatron_retrieval.index.partial_shard import PartialShard
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
+from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.index.store.embedding_writer import stored_vectors
+from megatron_retrieval.index.store.partial_shard import PartialShard
 from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import Encode, encode_batches, in_given_order, length_sorted_batches
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.read_ahead import read_ahead
 

@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.index import ShardedIndex
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import EmbeddingRanksConfig, ProcessTopology, run_distributed
+from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.optimizer import Optimizer
-from megatron_retrieval.recipes.embedding_rank import supervise_worker
-from megatron_retrieval.recipes.index_worker import worker_command
+from megatron_retrieval.parallel.topology import EmbeddingRanksConfig, ProcessTopology
+from megatron_retrieval.refresh.config import IndexRefreshConfig
+from megatron_retrieval.refresh.embedding_rank import supervise_worker
+from megatron_retrieval.refresh.index_encoder import IndexEncoder
+from megatron_retrieval.refresh.index_refresh import IndexRefresher
+from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
-from megatron_retrieval.training.index_encoder import IndexEncoder
-from megatron_retrieval.training.index_refresh import IndexRefresher
-from megatron_retrieval.training.index_refresh_config import IndexRefreshConfig
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer

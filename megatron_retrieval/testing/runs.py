@@ -10,19 +10,21 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.manifest import LATEST_NAME
-from megatron_retrieval.config import parse_config
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME
+from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes import (
     bert_pretraining,
-    end_to_end,
-    end_to_end_finetune,
     fusion_finetune,
     ict_pretraining,
-    reader_finetune,
     retriever_finetune,
     t5_pretraining,
 )
+from megatron_retrieval.recipes import (
+    extractive_finetune as reader_finetune,
+)
+from megatron_retrieval.recipes.end_to_end import build as end_to_end
+from megatron_retrieval.recipes.end_to_end import config as end_to_end_finetune
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.trainer import Trainer
 

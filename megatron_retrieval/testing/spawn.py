@@ -13,7 +13,7 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.multiprocessing.spawn import start_processes
 
-from megatron_retrieval.parallel import EmbeddingRanksConfig, ParallelConfig, process_topology
+from megatron_retrieval.parallel.topology import EmbeddingRanksConfig, ParallelConfig, process_topology
 
 
 def run_on_ranks(

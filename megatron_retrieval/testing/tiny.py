@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
-from megatron_retrieval.types import ContrastiveBatch, TokenBatch
+from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 def tiny_dual_encoder_config(*, dropout: float = 0.0, shared: bool = False) -> DualEncoderConfig:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 Model = TypeVar("Model", bound=nn.Module)
 

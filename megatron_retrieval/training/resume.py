@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from megatron_retrieval.checkpoint.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
-from megatron_retrieval.checkpoint.reader import load_moments, load_weights
-from megatron_retrieval.checkpoint.writer import ModelPart, save_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.reader import load_moments, load_weights
+from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.errors import CheckpointError, ConfigError
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("checkpoint")

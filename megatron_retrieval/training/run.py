@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from megatron_retrieval.data.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.data.examples.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel import ParallelConfig, ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.training.callbacks import (
     EvalConfig,
     EvaluateBatches,
@@ -25,7 +25,7 @@ from megatron_retrieval.training.callbacks import (
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
 from megatron_retrieval.training.resume import Resumable, RunCheckpoints, SaveConfig, SavedModel
 from megatron_retrieval.training.schedule import ScheduleConfig
-from megatron_retrieval.training.step import StepModule
+from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.training.trainer import Callback, Trainer
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.errors import DivergenceError
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.signals import StopSignal
-from megatron_retrieval.training.step import StepModule
+from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("trainer")

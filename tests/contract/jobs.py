@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 from megatron_retrieval import cli
-from megatron_retrieval.config import field_flags
-from megatron_retrieval.recipes.plan_config import PlanConfig
+from megatron_retrieval.applications.plan.config import PlanConfig
+from megatron_retrieval.config.parser import field_flags
 
 ROOT = Path(__file__).parents[2]
 SURFACE = Path(__file__).parent / "surface"

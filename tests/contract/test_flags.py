@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from jobs import ROOT, SURFACE, Job, all_jobs, config_name, program_files
 
-from megatron_retrieval.config import field_flags, parse_config
+from megatron_retrieval.config.parser import field_flags, parse_config
 
 every_job = pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.name)
 

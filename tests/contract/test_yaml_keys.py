@@ -8,7 +8,7 @@ import pytest
 import yaml
 from jobs import ROOT, Job, all_jobs
 
-from megatron_retrieval.config import parse_config
+from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.errors import ConfigError
 
 every_job = pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.name)

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.asked import AskedBatch, AskedDataConfig, AskedQuestions
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.questions import AskedQuestionsConfig
-from megatron_retrieval.index import ShardedIndex
+from megatron_retrieval.data.examples.open_questions import AskedBatch, AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
 from megatron_retrieval.models.sharding import gather_full
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
-from megatron_retrieval.training.answer_objectives import ObjectiveName
-from megatron_retrieval.training.end_to_end_step import EndToEndStep, EndToEndStepConfig
-from megatron_retrieval.training.passage_search import PassageSearch, PassageSearchConfig
-from megatron_retrieval.training.readings import ReadingSide
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
+from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
+from megatron_retrieval.training.steps.passage_search import PassageSearch, PassageSearchConfig
+from megatron_retrieval.training.steps.readings import ReadingSide
 from megatron_retrieval.training.trainer import reduce_metrics
 
 NUM_PASSAGES = 6

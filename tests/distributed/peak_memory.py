@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatron_retrieval.data.blocks import BlockConfig
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.ict import IctDataConfig, ict_datasets
-from megatron_retrieval.data.loader import BatchLoader, EpochSampler
-from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets
+from megatron_retrieval.data.examples.ict import IctDataConfig, ict_datasets
+from megatron_retrieval.data.examples.loader import BatchLoader, EpochSampler
+from megatron_retrieval.data.layouts.blocks import BlockConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ParallelConfig, process_topology
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
-from megatron_retrieval.tokenizers import SpecialIds
-from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
+from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 
 NUM_BLOCKS = 8192
 SENTENCES_PER_BLOCK = 4

@@ -9,7 +9,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.generation import GenerationConfig, generate
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
 

@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint import dual_encoder, extractive_reader, masked_lm
-from megatron_retrieval.checkpoint.bert_seq2seq import source_layer
-from megatron_retrieval.checkpoint.description import wordpiece_asset
-from megatron_retrieval.checkpoint.dual_encoder import load_dual_encoder
-from megatron_retrieval.checkpoint.fusion_reader import (
+from megatron_retrieval.checkpoint.huggingface.models import write_model
+from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader, masked_lm
+from megatron_retrieval.checkpoint.kinds.bert_seq2seq import source_layer
+from megatron_retrieval.checkpoint.kinds.description import wordpiece_asset
+from megatron_retrieval.checkpoint.kinds.dual_encoder import load_dual_encoder
+from megatron_retrieval.checkpoint.kinds.fusion_reader import (
     KIND,
     STARTING_KINDS,
     describe_fusion_reader,
     load_fusion_reader,
     start_fusion_reader,
 )
-from megatron_retrieval.checkpoint.hf_models import write_model
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
@@ -32,7 +32,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.sharding import gather_full
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
 

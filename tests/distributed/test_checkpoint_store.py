@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config, describe_dual_encoder
-from megatron_retrieval.checkpoint.manifest import LATEST_NAME, resolve_checkpoint
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, describe_dual_encoder
+from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_dpr
 

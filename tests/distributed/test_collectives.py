@@ -6,8 +6,8 @@ import pytest
 import torch
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.collectives import any_rank, gather_objects, gather_rows_with_grad
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 
 

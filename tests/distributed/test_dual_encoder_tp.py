@@ -13,10 +13,10 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig, PostNormLayer
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.sharding import gather_full
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 BERT = BertConfig(
     num_layers=2,

@@ -10,13 +10,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from megatron_retrieval.data.formatting import PassageFormat, TextFormatConfig
+from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
 from megatron_retrieval.errors import MismatchError
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StoreIdentity
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.types import WIDTH_STEP, TokenBatch
+from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch
 
 NUM_ROWS = 23
 FORMAT = TextFormatConfig(retriever_seq_length=9)

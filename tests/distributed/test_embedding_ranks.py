@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
-from megatron_retrieval.config import field_flags
+from megatron_retrieval.config.parser import field_flags
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel import EmbeddingRanksConfig, ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.parallel.job import Job
+from megatron_retrieval.parallel.topology import EmbeddingRanksConfig, ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.testing.spawn import run_on_ranks
 
 

@@ -12,24 +12,25 @@ from end_to_end_setting import SHAPE, WORDS, Setting, all_rows, write_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.extractive_reader import (
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.extractive_reader import (
     KIND,
     describe_extractive_reader,
     extractive_reader_checkpoint_config,
 )
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
-from megatron_retrieval.data.retrieved_answers import RetrievedAnswers
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.readings import ExtractiveReadings
-from megatron_retrieval.types import ReadPassages, TokenBatch
+from megatron_retrieval.training.steps.readings import ExtractiveReadings
+from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.tokens import TokenBatch
 
 K, MAX_ANSWER_LENGTH = 4, 2
 #: in passages of their own and of others, twice over, too long, cut off with the text (w14, w29), and nowhere (w39)

@@ -9,19 +9,24 @@ import pytest
 import torch
 from end_to_end_setting import SHAPE, TEXT_FORMAT, Setting, all_rows, write_inputs
 
-from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config, describe_dual_encoder, load_dual_encoder
-from megatron_retrieval.checkpoint.manifest import read_manifest, resolve_checkpoint
-from megatron_retrieval.checkpoint.reader import load_weights
-from megatron_retrieval.checkpoint.writer import ModelPart, save_checkpoint
+from megatron_retrieval.checkpoint.kinds.dual_encoder import (
+    KIND,
+    checkpoint_config,
+    describe_dual_encoder,
+    load_dual_encoder,
+)
+from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.reader import load_weights
+from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.passage_search import PassageSearch, PassageSearchConfig
+from megatron_retrieval.training.steps.passage_search import PassageSearch, PassageSearchConfig
 
 QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}"] for n in range(5)}
 

@@ -11,16 +11,16 @@ from end_to_end_setting import SHAPE, WORDS, Found, Setting, all_rows, write_inp
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.retrieved_texts import RetrievedTexts
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.seq2seq import EncoderDecoder
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.answer_objectives import OBJECTIVES
-from megatron_retrieval.training.readings import FusionReadings
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.training.steps.answer_objectives import OBJECTIVES
+from megatron_retrieval.training.steps.readings import FusionReadings
+from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_QUESTIONS = 5
 LAYOUT = FusionFormatConfig(

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
-from megatron_retrieval.index import ShardedIndex
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.retrieval import Retriever
+from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.types import Passage, Question, TokenBatch
+from megatron_retrieval.types.questions import Passage, Question
+from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_ROWS, NUM_QUESTIONS, DEPTH, MICRO_BATCH_SIZE = 60, 45, 7, 4
 

@@ -18,14 +18,15 @@ from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
-from megatron_retrieval.training.reading_step import ReadingStep, ReadingStepConfig
+from megatron_retrieval.training.steps.fusion_step import ReadingStep, ReadingStepConfig
 from megatron_retrieval.training.trainer import reduce_metrics
-from megatron_retrieval.types import FusionBatch, TokenBatch
+from megatron_retrieval.types.fusion import FusionBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_QUESTIONS, NUM_TEXTS, NUM_LABELS = 5, 4, 6
 VOCAB_SIZE = 100

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.dual_encoder import describe_dual_encoder, load_dual_encoder
-from megatron_retrieval.checkpoint.manifest import read_manifest
-from megatron_retrieval.config import parse_config
-from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.checkpoint.kinds.dual_encoder import describe_dual_encoder, load_dual_encoder
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
+from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MegatronRetrievalError
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, StoreIdentity
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.retrieval import IndexVersions, embed_evidence
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.testing.refreshed_run import NUM_COMPARED, TEXT_FORMAT, RefreshedRunConfig, build
 from megatron_retrieval.testing.runs import curve
 from megatron_retrieval.testing.spawn import run_on_ranks

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import KIND, checkpoint_config, load_dual_encoder
-from megatron_retrieval.checkpoint.manifest import read_manifest
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, load_dual_encoder
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MegatronRetrievalError
-from megatron_retrieval.index import EmbeddingStore
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.index_worker import IndexWorkerConfig, fulfil
-from megatron_retrieval.retrieval import IndexRequest, IndexVersions, embed_evidence
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.refresh.index_worker import IndexWorkerConfig, fulfil
+from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.testing.refreshed_run import TEXT_FORMAT
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.sharding import gather_full
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
-from megatron_retrieval.training.masked_lm_step import MaskedLMConfig, MaskedLMStep
+from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.trainer import reduce_metrics
-from megatron_retrieval.types import MaskedBatch, TokenBatch
+from megatron_retrieval.types.pretraining import MaskedBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_SEQUENCES, NUM_TOKENS = 7, 12
 SHAPE: BertConfig = tiny_dual_encoder_config().bert  # 64 words: half of its rows, or a whole rank's, are padding

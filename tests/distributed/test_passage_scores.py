@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint import t5
-from megatron_retrieval.checkpoint.fusion_reader import KIND, describe_fusion_reader
-from megatron_retrieval.checkpoint.t5 import sentencepiece_asset, t5_checkpoint_config
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.ragged import tokenize
-from megatron_retrieval.data.reader_questions import PassagesToReadConfig, ReaderQuestion
+from megatron_retrieval.applications.open_reader import ReaderConfig, open_reader
+from megatron_retrieval.checkpoint.kinds import t5
+from megatron_retrieval.checkpoint.kinds.fusion_reader import KIND, describe_fusion_reader
+from megatron_retrieval.checkpoint.kinds.t5 import sentencepiece_asset, t5_checkpoint_config
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderQuestion
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
+from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.models.fusion_reader import FusionReader
@@ -26,12 +27,12 @@ from megatron_retrieval.models.generation import BeamSearchConfig, GenerationCon
 from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.reading import ReaderConfig, open_reader
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
-from megatron_retrieval.types import Passage, TokenBatch
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.tokens import TokenBatch
 
 SHAPE = T5Config(
     num_layers=2,

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.config import parse_config
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.index import ShardedIndex
+from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
-from megatron_retrieval.retrieval import embed_evidence, embed_in_memory
+from megatron_retrieval.retrieval.embedder import embed_evidence, embed_in_memory
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config, write_tiny_evidence
 

@@ -18,8 +18,8 @@ from megatron_retrieval.models.seq2seq_attention import CrossAttention, LayerCac
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config, t5_engine_config
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from megatron_retrieval.index import FlatIndex, ShardedIndex
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 
 NUM_ROWS, K = 1003, 9

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint import dual_encoder, masked_lm
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import describe_dual_encoder
-from megatron_retrieval.checkpoint.masked_lm import load_masked_lm
-from megatron_retrieval.checkpoint.starting_point import describe_starting_point, load_starting_weights
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.checkpoint.kinds import dual_encoder, masked_lm
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import describe_dual_encoder
+from megatron_retrieval.checkpoint.kinds.masked_lm import load_masked_lm
+from megatron_retrieval.checkpoint.kinds.starting_point import describe_starting_point, load_starting_weights
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.sharding import gather_full
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
 

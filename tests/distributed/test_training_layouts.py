@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from megatron_retrieval.config import parse_config
-from megatron_retrieval.data.dpr import DprDataset
-from megatron_retrieval.index import FlatIndex
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.data.examples.dpr import DprDataset
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
 from megatron_retrieval.testing.runs import FINETUNE, LAYOUTS, curve, rewind, saved_weights, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_dpr
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.training.contrastive_step import ContrastiveStep
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.steps.contrastive_step import ContrastiveStep
 
 TINY = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --max-position-embeddings 32 --init-method-std 0.2 "

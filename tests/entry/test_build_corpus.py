@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.errors import EXIT_CODE
 
 ROOT = Path(__file__).parents[2]

@@ -14,22 +14,22 @@ import pytest
 import torch
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint import dual_encoder, extractive_reader, fusion_reader
-from megatron_retrieval.checkpoint.architectures import BERT_ARCHITECTURE, KEY
-from megatron_retrieval.checkpoint.description import LOWER_CASE_KEY, VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config, text_format_within
-from megatron_retrieval.checkpoint.extractive_reader import extractive_reader_checkpoint_config
-from megatron_retrieval.checkpoint.manifest import resolve_checkpoint
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.config import to_flat_dict
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader, fusion_reader
+from megatron_retrieval.checkpoint.kinds.architectures import BERT_ARCHITECTURE, KEY
+from megatron_retrieval.checkpoint.kinds.description import LOWER_CASE_KEY, VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, text_format_within
+from megatron_retrieval.checkpoint.kinds.extractive_reader import extractive_reader_checkpoint_config
+from megatron_retrieval.checkpoint.store.manifest import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.runs import saved_weights
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence

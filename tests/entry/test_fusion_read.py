@@ -10,17 +10,17 @@ from typing import NamedTuple
 import pytest
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint import masked_lm, t5
-from megatron_retrieval.checkpoint.description import wordpiece_asset
-from megatron_retrieval.checkpoint.fusion_reader import describe_fusion_reader
-from megatron_retrieval.checkpoint.masked_lm import masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.t5 import sentencepiece_asset, t5_checkpoint_config
-from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds import masked_lm, t5
+from megatron_retrieval.checkpoint.kinds.description import wordpiece_asset
+from megatron_retrieval.checkpoint.kinds.fusion_reader import describe_fusion_reader
+from megatron_retrieval.checkpoint.kinds.masked_lm import masked_lm_checkpoint_config
+from megatron_retrieval.checkpoint.kinds.t5 import sentencepiece_asset, t5_checkpoint_config
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
 

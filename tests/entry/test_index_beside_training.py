@@ -14,8 +14,8 @@ import pytest
 import torch
 from programs import PATIENCE_SECONDS, ROOT, command, succeed
 
-from megatron_retrieval.index import EmbeddingStore
-from megatron_retrieval.retrieval import IndexVersions
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.testing.tiny import write_tiny_evidence
 
 SETTINGS = (

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from programs import command, succeed
 
-from megatron_retrieval.checkpoint import dual_encoder
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.applications.mining.mining import MineNegativesConfig, mine_negatives
+from megatron_retrieval.applications.mining.rules import MiningRulesConfig
+from megatron_retrieval.checkpoint.kinds import dual_encoder
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.mining import MineNegativesConfig, mine_negatives
-from megatron_retrieval.recipes.mining_rules import MiningRulesConfig
-from megatron_retrieval.retrieval import embed_evidence
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 

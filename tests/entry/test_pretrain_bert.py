@@ -9,7 +9,7 @@ import pytest
 import yaml
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.testing.runs import saved_weights
 from megatron_retrieval.testing.tiny import write_tiny_corpus
 from megatron_retrieval.testing.tiny_hf import VOCABULARY, save_with_vocabulary, tiny_masked_lm

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.masked_lm import KIND, masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_reading
 

@@ -10,21 +10,22 @@ from typing import Any
 import pytest
 from programs import command, refuse, succeed
 
-from megatron_retrieval.checkpoint import dual_encoder, extractive_reader
-from megatron_retrieval.checkpoint.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.reader_questions import PassagesToReadConfig, QuestionCensus
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
-from megatron_retrieval.index.lexical import LexicalConfig, build_lexical_index
+from megatron_retrieval.applications.questions_to_read import PassageSearchConfig, QuestionsToReadConfig, open_questions
+from megatron_retrieval.applications.search import SearchConfig, open_search
+from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, QuestionCensus
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes.questions_to_read import PassageSearchConfig, QuestionsToReadConfig, open_questions
-from megatron_retrieval.recipes.search import SearchConfig, open_search
-from megatron_retrieval.retrieval import EncodeConfig, embed_evidence
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 

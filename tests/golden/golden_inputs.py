@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.testing import runs
 from megatron_retrieval.testing.encyclopedia.build import Ask, Encyclopedia, build_encyclopedia
 from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages, write_questions
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import file_fingerprint
 
 NUM_PASSAGES, NUM_QUESTIONS, NUM_PIECES = 200, 40, 400

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_formats import EncoderFormat, read_encoder, write_encoder
-from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.formats import EncoderFormat, read_encoder, write_encoder
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 def vectors_of_import(

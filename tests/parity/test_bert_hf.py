@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_bert import bert_config_from_hf, bert_config_to_hf, export_bert, import_bert
+from megatron_retrieval.checkpoint.huggingface.bert import (
+    bert_config_from_hf,
+    bert_config_to_hf,
+    export_bert,
+    import_bert,
+)
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.sharding import gather_full, shard_of
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_bert
 

@@ -11,12 +11,12 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.hf_bert import LAYER, QKV, bert_config_from_hf, import_bert
-from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.bert import LAYER, QKV, bert_config_from_hf, import_bert
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.sharding import gather_full
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import VOCABULARY, attention_mask, random_batch, tiny_bert_seq2seq
 

@@ -10,7 +10,7 @@ import transformers
 from foreign import re_export, vectors_of_import
 from safetensors.torch import load_file
 
-from megatron_retrieval.checkpoint.hf_formats import read_encoder, write_encoder
+from megatron_retrieval.checkpoint.huggingface.formats import read_encoder, write_encoder
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.testing.tiny_hf import VOCABULARY, attention_mask, random_batch, save_with_vocabulary, tiny_dpr
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.hf_bert import bert_config_from_hf, import_bert
+from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, import_bert
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.sharding import shard_of
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_bert
-from megatron_retrieval.types import ReadPassages
+from megatron_retrieval.types.extractive import ReadPassages
 
 TOLERANCE = 1e-5
 

@@ -10,17 +10,17 @@ import torch
 import transformers
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_t5 import import_t5, t5_config_from_hf
-from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_from_hf
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.generation import GenerationConfig, best_tokens, generate
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import NUM_EMBEDDINGS, attention_mask, tiny_t5
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 State = dict[str, Tensor]
 Answer = tuple[list[int], float]

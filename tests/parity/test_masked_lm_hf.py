@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.hf_masked_lm import read_masked_lm, write_masked_lm
-from megatron_retrieval.checkpoint.hf_models import read_model
-from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.masked_lm import read_masked_lm, write_masked_lm
+from megatron_retrieval.checkpoint.huggingface.models import read_model
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import (
     NUM_EMBEDDINGS,

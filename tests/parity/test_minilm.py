@@ -11,13 +11,13 @@ from foreign import re_export, vectors_of_import
 from sentence_transformers import SentenceTransformer, models
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_formats import read_encoder
-from megatron_retrieval.data.formatting import format_passages, format_questions
-from megatron_retrieval.data.ragged import Ragged
+from megatron_retrieval.checkpoint.huggingface.formats import read_encoder
+from megatron_retrieval.data.layouts.sequences import format_passages, format_questions
+from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.tokens import TokenBatch
 
 QUESTIONS = ["Who discovered radium?", "What is the capital of Côte d’Ivoire?", "why"]
 PASSAGES = [

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import contrastive_share, tiny_dual_encoder_config
-from megatron_retrieval.training.contrastive_step import ContrastiveConfig, ContrastiveStep
+from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 
 NUM_STEPS, LR, CLIP, DECAY = 4, 1e-2, 0.5, 0.1
 EPS = 1e-4  # large, so that Adam does not blow gradients that are zero but for rounding up to full steps

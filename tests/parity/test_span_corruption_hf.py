@@ -10,22 +10,22 @@ import pytest
 import torch
 import transformers
 
-from megatron_retrieval.checkpoint.hf_models import write_model
-from megatron_retrieval.checkpoint.t5 import KIND, sentencepiece_asset, t5_checkpoint_config
-from megatron_retrieval.checkpoint.writer import save_checkpoint
-from megatron_retrieval.data.blocks import BlockConfig
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
+from megatron_retrieval.checkpoint.huggingface.models import write_model
+from megatron_retrieval.checkpoint.kinds.t5 import KIND, sentencepiece_asset, t5_checkpoint_config
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.examples.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
+from megatron_retrieval.data.layouts.blocks import BlockConfig
+from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_corpus
 from megatron_retrieval.testing.tiny_hf import attention_mask
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES
-from megatron_retrieval.training.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
+from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import reduce_metrics
-from megatron_retrieval.types import CorruptedBatch
+from megatron_retrieval.types.pretraining import CorruptedBatch
 
 SHAPE = T5Config(num_layers=2, hidden_size=32, num_attention_heads=4, ffn_hidden_size=64, vocab_size=NUM_PIECES + 100)
 

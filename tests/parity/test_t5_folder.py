@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.hf_models import read_model
-from megatron_retrieval.checkpoint.hf_t5_folder import ForeignT5, read_t5, write_t5
-from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.models import read_model
+from megatron_retrieval.checkpoint.huggingface.t5_folder import ForeignT5, read_t5, write_t5
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.t5 import shift_right
-from megatron_retrieval.parallel import ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_t5
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece

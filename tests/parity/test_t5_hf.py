@@ -10,20 +10,20 @@ import transformers
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from megatron_retrieval.checkpoint.hf_t5 import export_t5, import_t5, t5_config_from_hf, t5_config_to_hf
-from megatron_retrieval.checkpoint.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.t5 import export_t5, import_t5, t5_config_from_hf, t5_config_to_hf
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.relative_bias import relative_buckets
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.models.t5_config import T5Config, t5_initial_std
-from megatron_retrieval.parallel import ProcessTopology
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import NUM_EMBEDDINGS, T5_SHAPE, attention_mask, random_batch, tiny_t5
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 State = dict[str, Tensor]
 TOLERANCE = 1e-5

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets
-from megatron_retrieval.tokenizers import SpecialIds
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
+from megatron_retrieval.tokenizers.wordpiece import SpecialIds
 
 Document = tuple[int, list[int]]
 """Length of the title, lengths of the sentences."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig
 
 WORDS = ["river", "city", "in", "##s", "a", "ü", "北", ".", *map(str, range(10))]
 #: title and paragraphs; every seventh has no sentence, every fifth no title

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.ragged import tokenize
-from megatron_retrieval.evaluation.answer_forms import AnswerForms, tidy
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import Passage
+from megatron_retrieval.data.stores.ragged import tokenize
+from megatron_retrieval.evaluation.wordpiece_text import AnswerForms, tidy
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.questions import Passage
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIGNS = [".", ",", "'", "$", "(", ")", "-", ";"]

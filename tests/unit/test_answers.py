@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from megatron_retrieval.data.questions import read_questions
-from megatron_retrieval.evaluation import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.types import Passage
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.types.questions import Passage
 
 REAL_DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

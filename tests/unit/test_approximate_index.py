@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, FlatIndex, SearchIndex, StoreIdentity
-from megatron_retrieval.index.approximate import ApproximateIndex, ApproximateSearchConfig
-from megatron_retrieval.index.approximate_builder import IndexBuilderConfig, build_index
-from megatron_retrieval.index.faiss_index import FaissIndex, use_threads
-from megatron_retrieval.types import SearchResult
+from megatron_retrieval.index.api import SearchIndex
+from megatron_retrieval.index.approximate.builder import IndexBuilderConfig, build_index
+from megatron_retrieval.index.approximate.faiss import FaissIndex, use_threads
+from megatron_retrieval.index.approximate.index import ApproximateIndex, ApproximateSearchConfig
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.types.search import SearchResult
 
 NUM_ROWS, DIMENSION, NUM_LISTS = 3000, 16, 32
 FLAT_LISTS = f"IVF{NUM_LISTS},Flat"

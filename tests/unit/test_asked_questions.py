@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.asked import AskedDataConfig, AskedQuestions
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.questions import AskedQuestionsConfig
-from megatron_retrieval.data.retrieved_texts import RetrievedTexts
+from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny import write_tiny_evidence
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 
 FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=16)
 

@@ -8,7 +8,7 @@ from fake_corpus import Document, FakeCorpus
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_retrieval.data.blocks import BlockConfig, BlockLayout, make_blocks, split_documents
+from megatron_retrieval.data.layouts.blocks import BlockConfig, BlockLayout, make_blocks, split_documents
 from megatron_retrieval.errors import ConfigError
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from megatron_retrieval.data.conversion import convert_dataset
-from megatron_retrieval.data.converted import DatasetConverterConfig
-from megatron_retrieval.data.questions import read_biencoder, read_questions
-from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.data.convert.common import DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import convert_dataset
+from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
 from megatron_retrieval.errors import DataError
 
 DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.conversion import convert_dataset
-from megatron_retrieval.data.converted import DatasetConverterConfig
-from megatron_retrieval.data.questions import read_questions
-from megatron_retrieval.data.resources import find_resource
+from megatron_retrieval.data.convert.common import DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import convert_dataset
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.resources import find_resource
 from megatron_retrieval.errors import DataError
 
 DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from megatron_retrieval.data.conversion import convert_dataset
-from megatron_retrieval.data.converted import DatasetConverterConfig
-from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.data.convert.common import DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import convert_dataset
+from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.errors import ConfigError, DataError
 
 MARKDOWN = """An introduction.

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from small_corpus import TEXTS, assert_same, builder_config, write_source
 
-from megatron_retrieval.data import corpus_builder
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.corpus_builder import build_corpus
-from megatron_retrieval.data.sentences import split_sentences
+from megatron_retrieval.data.files.sentences import split_sentences
+from megatron_retrieval.data.stores import corpus_builder
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus_builder import build_corpus
 from megatron_retrieval.errors import ConfigError, DataError
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from small_corpus import assert_same, builder_config, write_source
 
-from megatron_retrieval.data import corpus_builder
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
-from megatron_retrieval.data.corpus_encoding import EncodedDocuments, encode_documents
-from megatron_retrieval.data.sentences import Document
+from megatron_retrieval.data.files.sentences import Document
+from megatron_retrieval.data.stores import corpus_builder
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents
 from megatron_retrieval.errors import DataError, MegatronRetrievalError
 from megatron_retrieval.utils import partial_folder
 from megatron_retrieval.utils.partial_folder import PartialFolder

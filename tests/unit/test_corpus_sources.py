@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_retrieval.data import corpus_sources
-from megatron_retrieval.data.corpus_sources import read_documents
-from megatron_retrieval.data.sentences import Document, check_language, split_sentences
+from megatron_retrieval.data.files import document_files as corpus_sources
+from megatron_retrieval.data.files.document_files import read_documents
+from megatron_retrieval.data.files.sentences import Document, check_language, split_sentences
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.utils import files
 

@@ -12,9 +12,9 @@ from urllib.parse import urlparse
 import pytest
 from file_server import Act, FileServer, serving
 
-from megatron_retrieval.data import resources
-from megatron_retrieval.data.download import RECORD, DownloadConfig, download_resources
-from megatron_retrieval.data.resources import RemoteFile, Resource, all_resources
+from megatron_retrieval.data.files import resources
+from megatron_retrieval.data.files.download import RECORD, DownloadConfig, download_resources
+from megatron_retrieval.data.files.resources import RemoteFile, Resource, all_resources
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.utils import http_download
 from megatron_retrieval.utils.http_download import Expected, PatienceConfig, Received, download

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.dpr import DprDataConfig, DprDataset
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.passage_pool import AnswerIndex
+from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
+from megatron_retrieval.data.examples.passage_pool import AnswerIndex
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import ContrastiveBatch, TokenBatch
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.answer_text import normalized
 
 NAMES = ["rome", "oslo", "lima", "bern", "riga", "cairo", "delhi"]

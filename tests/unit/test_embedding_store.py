@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from megatron_retrieval.errors import DataError, MegatronRetrievalError, MismatchError
-from megatron_retrieval.index import EmbeddingStore, EmbeddingWriter, FlatIndex, StorageDtype, StoreIdentity
-from megatron_retrieval.index.embedding_writer import default_rows_per_shard
-from megatron_retrieval.index.partial_shard import PartialShard
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter, default_rows_per_shard
+from megatron_retrieval.index.store.partial_shard import PartialShard
 
 
 def _identity(dtype: StorageDtype = "float32", num_rows: int = 10) -> StoreIdentity:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.retrieval import EncodePassagesConfig, batches
+from megatron_retrieval.retrieval import batches
+from megatron_retrieval.retrieval.batches import EncodePassagesConfig
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.questions import read_biencoder, read_questions
+from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.testing.encyclopedia import Encyclopedia, build_encyclopedia
+from megatron_retrieval.testing.encyclopedia.build import Encyclopedia, build_encyclopedia
 from megatron_retrieval.testing.encyclopedia.kinds import load_kinds
 from megatron_retrieval.testing.encyclopedia.output import EncyclopediaConfig, write_encyclopedia
 from megatron_retrieval.testing.encyclopedia.vocabulary import SPECIAL_PIECES, train_wordpiece
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.files import file_fingerprint
 

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from megatron_retrieval.data.asked import AskedDataConfig
-from megatron_retrieval.data.questions import AskedQuestionsConfig
+from megatron_retrieval.data.examples.open_questions import AskedDataConfig
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import FreezeConfig
-from megatron_retrieval.parallel import EmbeddingRanksConfig
-from megatron_retrieval.recipes.end_to_end_finetune import (
+from megatron_retrieval.parallel.topology import EmbeddingRanksConfig
+from megatron_retrieval.recipes.end_to_end.config import (
     AskedTrainingDataConfig,
     EndToEndFinetuneConfig,
     EndToEndTrainingConfig,
     ModuleRatesConfig,
 )
-from megatron_retrieval.training.end_to_end_step import EndToEndStepConfig
-from megatron_retrieval.training.index_refresh_config import IndexRefreshConfig
+from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.training.metrics_log import LogConfig
-from megatron_retrieval.training.passage_search import PassageSearchConfig
+from megatron_retrieval.training.steps.end_to_end_step import EndToEndStepConfig
+from megatron_retrieval.training.steps.passage_search import PassageSearchConfig
 
 
 def _config(**settings: Any) -> EndToEndFinetuneConfig:

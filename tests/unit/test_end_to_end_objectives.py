@@ -18,7 +18,7 @@ from megatron_retrieval.objectives.end_to_end import (
     prior_entropy,
     rag_token,
 )
-from megatron_retrieval.types import LossOutput
+from megatron_retrieval.types.losses import LossOutput
 
 LN = math.log
 NEVER = -math.inf

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_retrieval.data import evidence_builder, id_table
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.formatting import PassageFormat, format_passages
-from megatron_retrieval.data.id_table import IdTable, hash_ids, sort_id_table
-from megatron_retrieval.data.ragged import Ragged, tokenize
+from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
+from megatron_retrieval.data.stores import evidence_builder, id_table
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.stores.id_table import IdTable, hash_ids, sort_id_table
+from megatron_retrieval.data.stores.ragged import Ragged, tokenize
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 
 WORDS = ["river", "city", "in", "##s", "a", "ü", "北", "."]
 PASSAGES = [

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data import evidence_builder
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.evidence_encoding import EncodedChunk, RawPassage, encode_chunk
+from megatron_retrieval.data.stores import evidence_builder
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils import partial_folder
 from megatron_retrieval.utils.partial_folder import PartialFolder

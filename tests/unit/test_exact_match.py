@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_retrieval.data.reader_questions import ReaderQuestion
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.evaluation.exact_match import (
     AnswerScore,
     AnswerScoreConfig,
@@ -18,8 +18,8 @@ from megatron_retrieval.evaluation.exact_match import (
     normalized_answer,
     score_answer,
 )
-from megatron_retrieval.evaluation.reading_results import Prediction, ReadQuestion, write_predictions
-from megatron_retrieval.types import Passage
+from megatron_retrieval.evaluation.predictions import Prediction, ReadQuestion, write_predictions
+from megatron_retrieval.types.questions import Passage
 
 PLAIN = AnswerScoreConfig()
 

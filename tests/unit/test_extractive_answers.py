@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.data.reader_questions import ReaderQuestion
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer, best_spans
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import Passage, ReadPassages, SpanLogits
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.extractive import ReadPassages, SpanLogits
+from megatron_retrieval.types.questions import Passage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cafe", "##s", "of", "paris", "rome", "(", ")", "who"]
 NUM_ROWS, WIDTH = 40, 9

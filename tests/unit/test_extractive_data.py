@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.answer_spans import AnswerFinder
-from megatron_retrieval.data.extractive import ExtractiveDataset
-from megatron_retrieval.data.extractive_examples import ExtractiveDataConfig
-from megatron_retrieval.data.passage_tokens import PassageTokens
-from megatron_retrieval.data.reader_questions import PassagesToReadConfig, ReaderTrainingDataConfig
-from megatron_retrieval.data.reading_layout import ReaderFormatConfig
+from megatron_retrieval.data.examples.answer_spans import AnswerFinder
+from megatron_retrieval.data.examples.extractive import ExtractiveDataset
+from megatron_retrieval.data.examples.extractive_examples import ExtractiveDataConfig
+from megatron_retrieval.data.examples.passage_tokens import PassageTokens
+from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import Passage, ReadingBatch
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.extractive import ReadingBatch
+from megatron_retrieval.types.questions import Passage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##s", ".", "q", "t", *(f"n{n}" for n in range(6))]
 LAYOUT = ReaderFormatConfig(question_seq_length=3, reader_seq_length=16)

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
-from megatron_retrieval.index import FlatIndex, SearchIndex, flat, sieve, tiles
-from megatron_retrieval.types import SearchResult
+from megatron_retrieval.index.api import SearchIndex
+from megatron_retrieval.index.exact import candidate_filter as sieve
+from megatron_retrieval.index.exact import flat
+from megatron_retrieval.index.exact import score_tiles as tiles
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.types.search import SearchResult
 
 
 def _brute_force(

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from megatron_retrieval.data.formatting import (
+from megatron_retrieval.data.layouts.sequences import (
     PassageFormat,
     TextFormatConfig,
     format_passages,
     format_questions,
     pad_batch,
 )
-from megatron_retrieval.data.ragged import Ragged
+from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.tokens import TokenBatch
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "city", "in", "##s", "a", "(", ")", "北"]
 TITLES = ["river", "", "city (a)", "cities in a"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_retrieval.applications.search import SearchConfig
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.recipes.search import SearchConfig
-from megatron_retrieval.retrieval.fusion import FusionConfig, fuse, fused_depth
-from megatron_retrieval.types import SearchResult
+from megatron_retrieval.retrieval.rank_fusion import FusionConfig, fuse, fused_depth
+from megatron_retrieval.types.search import SearchResult
 
 NOTHING = (-1, -math.inf)
 

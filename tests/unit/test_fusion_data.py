@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_retrieval.data.fusion import FusionDataset
-from megatron_retrieval.data.fusion_layout import FusionFormatConfig, FusionLayout
-from megatron_retrieval.data.reader_questions import PassagesToReadConfig, ReaderTrainingDataConfig
+from megatron_retrieval.data.examples.fusion import FusionDataset
+from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
-from megatron_retrieval.types import FusionBatch
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.types.fusion import FusionBatch
 
 LAYOUT = FusionFormatConfig(question_seq_length=20, reader_seq_length=80)
 RECORDS = [

@@ -9,11 +9,12 @@ import pytest
 import torch
 from fake_corpus import CLS, FIRST_TOKEN, SEP, TITLE, Document, FakeCorpus
 
-from megatron_retrieval.data.blocks import BlockConfig
-from megatron_retrieval.data.formatting import TextFormatConfig
-from megatron_retrieval.data.ict import IctDataConfig, IctDataset, ict_datasets
+from megatron_retrieval.data.examples.ict import IctDataConfig, IctDataset, ict_datasets
+from megatron_retrieval.data.layouts.blocks import BlockConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.types import ContrastiveBatch, TokenBatch
+from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 def _datasets(

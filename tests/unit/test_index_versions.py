@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.index import EmbeddingWriter, StoreIdentity
-from megatron_retrieval.retrieval import IndexRequest, IndexVersions
+from megatron_retrieval.index.store.embedding_store import StoreIdentity
+from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 
 NUM_ROWS = 10
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
-from megatron_retrieval.index.lexical import MANIFEST, LexicalConfig, LexicalIndex, _best_rows, build_lexical_index
+from megatron_retrieval.index.bm25 import MANIFEST, LexicalConfig, LexicalIndex, _best_rows, build_lexical_index
 from megatron_retrieval.tokenizers.words import WordAnalyzer, WordConfig
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 
 #: lengths with title 4, 3, 4, 1 and without 3, 2, 3, 1, so 3 or 9/4 on average
 TEXTS = [("oslo", "rain rain snow"), ("lima", "rain sun"), ("oslo", "rain rain snow"), ("", "bern")]

@@ -7,7 +7,7 @@ from math import log
 import pytest
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.evaluation.answer_search import Candidate, likeliest
+from megatron_retrieval.evaluation.fusion_search import Candidate, likeliest
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 
 

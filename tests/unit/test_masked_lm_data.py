@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.blocks import BlockConfig, split_documents
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.masked_lm import NOT_PREDICTED, MaskedLMDataConfig, MaskedLMDataset, TokenMasker
-from megatron_retrieval.data.ragged import Rows
+from megatron_retrieval.data.examples.masked_lm import NOT_PREDICTED, MaskedLMDataConfig, MaskedLMDataset, TokenMasker
+from megatron_retrieval.data.layouts.blocks import BlockConfig, split_documents
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.testing.tiny import write_tiny_corpus
-from megatron_retrieval.tokenizers import SpecialIds, WordPieceTokenizer
-from megatron_retrieval.types import MaskedBatch
+from megatron_retrieval.tokenizers.wordpiece import SpecialIds, WordPieceTokenizer
+from megatron_retrieval.types.pretraining import MaskedBatch
 
 SPECIAL = SpecialIds(cls=1, sep=2, pad=0, mask=3)
 VOCAB_SIZE = 1000

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from megatron_retrieval.applications.mining.mining import MineNegativesConfig, MiningCensus, mine_negatives
+from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.recipes.mining import MineNegativesConfig, MiningCensus, mine_negatives
-from megatron_retrieval.recipes.mining_rules import Hit, MiningRulesConfig, hard_negatives
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 
 POSITIVE = Passage("p", "", "the gold")
 #: by rank from 1: id, score; the third is the gold passage, "a..." hold an answer

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from megatron_retrieval.config import parse_config
-from megatron_retrieval.data.evidence import EvidenceStore
+from megatron_retrieval.applications.plan import costs
+from megatron_retrieval.applications.plan.config import PlanConfig
+from megatron_retrieval.applications.plan.plan import duration, make_plan, size
+from megatron_retrieval.applications.plan.rates import _line
+from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.parallel import ProcessTopology
-from megatron_retrieval.recipes import plan_costs as costs
-from megatron_retrieval.recipes.plan import duration, make_plan, size
-from megatron_retrieval.recipes.plan_config import PlanConfig
-from megatron_retrieval.recipes.plan_rates import _line
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.reader_questions import PassagesToReadConfig
+from megatron_retrieval.applications.questions_to_read import PassageSearchConfig, QuestionsToReadConfig
+from megatron_retrieval.applications.search import SearchConfig, SearchOptionsConfig
+from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index.approximate import ApproximateSearchConfig
-from megatron_retrieval.recipes.questions_to_read import PassageSearchConfig, QuestionsToReadConfig
-from megatron_retrieval.recipes.search import SearchConfig, SearchOptionsConfig
+from megatron_retrieval.index.approximate.index import ApproximateSearchConfig
 
 PLACES = {"retriever": Path("r"), "evidence": Path("e"), "embeddings": Path("m")}
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from megatron_retrieval.data.questions import AskedQuestionsConfig, read_questions
-from megatron_retrieval.data.reader_questions import (
+from megatron_retrieval.data.files.passage_questions import (
     PassagesToReadConfig,
     QuestionCensus,
     ReaderQuestion,
     read_reader_questions,
 )
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 
 DPR = [
     {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_retrieval.objectives.reading import reading_loss
-from megatron_retrieval.types import SpanLogits
+from megatron_retrieval.objectives.extractive import reading_loss
+from megatron_retrieval.types.extractive import SpanLogits
 
 LN = math.log
 

@@ -6,11 +6,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from megatron_retrieval.data.reader_questions import ReaderQuestion
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.evaluation.exact_match import AnswerScore
-from megatron_retrieval.evaluation.reading_results import Prediction, ReadQuestion
+from megatron_retrieval.evaluation.predictions import Prediction, ReadQuestion
 from megatron_retrieval.reports.reading_page import write_reading_page
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
 PASSAGES = (Passage("1<", EVIL, f"{EVIL} of Paris, paris; Parisians"), Passage("2", "T", "Lyon <b>Paris</b>"))

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from megatron_retrieval.data.evidence import EvidenceStore
-from megatron_retrieval.data.evidence_sample import EvidenceSample, spread_rows
-from megatron_retrieval.data.formatting import TextFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_sample import EvidenceSample, spread_rows
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.testing.tiny import write_tiny_evidence
-from megatron_retrieval.tokenizers import WordPieceTokenizer
-from megatron_retrieval.training.recall import RecallConfig, RecallTask
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.tasks.recall import RecallConfig, RecallTask
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_retrieval.index import FlatIndex, codes, flat, rough, tiles
-from megatron_retrieval.index.candidates import best_of_pairs, pair_scores
-from megatron_retrieval.types import SearchResult
+from megatron_retrieval.index.exact import bounded_products as rough
+from megatron_retrieval.index.exact import flat
+from megatron_retrieval.index.exact import int8_codes as codes
+from megatron_retrieval.index.exact import score_tiles as tiles
+from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.exact.pair_scores import best_of_pairs, pair_scores
+from megatron_retrieval.types.search import SearchResult
 
 NUM_ROWS, DIMENSION, K = 3000, 96, 20
 

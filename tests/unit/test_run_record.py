@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.parallel import ParallelConfig
-from megatron_retrieval.reports.run_record import RunRecord, git_state, versions
+from megatron_retrieval.parallel.topology import ParallelConfig
+from megatron_retrieval.training.run_record import RunRecord, git_state, versions
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -50,7 +50,7 @@ def test_record_is_complete_and_plain_json(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_missing_packages_are_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_retrieval.reports.run_record.PACKAGES", ("torch", "surely-not-installed"))
+    monkeypatch.setattr("megatron_retrieval.training.run_record.PACKAGES", ("torch", "surely-not-installed"))
     assert versions()["surely-not-installed"] is None
 
 

@@ -10,7 +10,7 @@ from transformers import T5Tokenizer
 
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", ROOT / ".." / "shared" / "data"))

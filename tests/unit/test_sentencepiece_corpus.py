@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.testing.tiny import write_tiny_corpus
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
-from megatron_retrieval.tokenizers import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.json_records import read_json_list
-from megatron_retrieval.data.questions import read_biencoder, read_questions
-from megatron_retrieval.data.sources import read_passages
+from megatron_retrieval.data.files.json_records import read_json_list
+from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.types import Passage, Question
+from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.utils import files
 
 DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -119,7 +119,7 @@ def test_json_list_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     values = [{"a": "ü🚁\n\\u", "b": [1.5e-3, -12, True, None]}, {}, {"c": {"d": "x" * 50}}]
     path = _write(tmp_path / "a.json", json.dumps(values, indent=1) + "\n")
     whole = files.read_chunks
-    monkeypatch.setattr("megatron_retrieval.data.json_records.read_chunks", lambda path: whole(path, chunk_bytes))
+    monkeypatch.setattr("megatron_retrieval.data.files.json_records.read_chunks", lambda path: whole(path, chunk_bytes))
     records = list(read_json_list(path))
     assert [record.values for record in records] == values
     lines = path.read_text(encoding="utf-8").splitlines()

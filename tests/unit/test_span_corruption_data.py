@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.blocks import BlockConfig, split_documents
-from megatron_retrieval.data.corpus import CorpusStore
-from megatron_retrieval.data.corpus_builder import CorpusBuilderConfig, build_corpus
-from megatron_retrieval.data.ragged import Ragged, Rows, to_offsets
-from megatron_retrieval.data.span_corruption import (
+from megatron_retrieval.data.examples.span_corruption import (
     SpanCorruptionDataConfig,
     SpanCorruptionDataset,
     corrupt,
     random_spans,
 )
+from megatron_retrieval.data.layouts.blocks import BlockConfig, split_documents
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.testing.tiny import write_tiny_corpus
-from megatron_retrieval.types import CorruptedBatch
+from megatron_retrieval.types.pretraining import CorruptedBatch
 
 SENTINELS = np.arange(999, 899, -1)
 Pair = tuple[list[int], list[int]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megatron_retrieval.training.step import distinct_texts, length_sorted_chunks
-from megatron_retrieval.types import TokenBatch
+from megatron_retrieval.training.steps.step import distinct_texts, length_sorted_chunks
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 def test_equal_texts_share_a_place_whatever_their_padding() -> None:

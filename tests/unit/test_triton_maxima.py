@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.index import FlatIndex, sieve, tiles
-from megatron_retrieval.index.rough import GROUP_ROWS
+from megatron_retrieval.index.exact import candidate_filter as sieve
+from megatron_retrieval.index.exact import score_tiles as tiles
+from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS
+from megatron_retrieval.index.exact.flat import FlatIndex
 
 INTERPRETER = "TRITON_INTERPRET"
 interpreted = pytest.mark.skipif(
@@ -44,7 +46,7 @@ def test_all_others_in_a_process_that_interprets_kernels() -> None:
 def test_maxima_are_those_of_a_matrix_product(
     dtype: torch.dtype, num_rows: int, dimension: int, num_queries: int
 ) -> None:
-    from megatron_retrieval.index.triton_maxima import group_maxima
+    from megatron_retrieval.index.exact.triton_maxima import group_maxima
 
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(num_rows, dimension, generator=random).to(dtype)

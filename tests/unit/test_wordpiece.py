@@ -8,7 +8,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers import WordPieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["the", "capital", "of", "cafe", "Paris", "paris", "un", "##believ", "##able", ",", ".", "北", "[", "]", "sep"]

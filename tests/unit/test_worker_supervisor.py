@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.retrieval import IndexRequest, IndexVersions
-from megatron_retrieval.training.worker_supervisor import MAX_FAILURES, WorkerSupervisor
+from megatron_retrieval.refresh.worker_supervisor import MAX_FAILURES, WorkerSupervisor
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_retrieval.testing.encyclopedia.kinds import Kind, load_kinds
 from megatron_retrieval.testing.encyclopedia.values import ValueMaker
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.seeds import generator
 

@@ -12,7 +12,7 @@ from megatron_retrieval.testing.encyclopedia.build import Ask, Encyclopedia, bui
 from megatron_retrieval.testing.encyclopedia.kinds import load_kinds
 from megatron_retrieval.testing.encyclopedia.vocabulary import train_wordpiece
 from megatron_retrieval.testing.encyclopedia.words import COMMON_WORDS
-from megatron_retrieval.types import Passage
+from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_directory, atomic_file, write_json
 
 VOCABULARY_SIZE = 3000  # pieces at most

@@ -1,0 +1,1 @@
+"""Programs that use trained models: search, reading, mining, planning, importing embeddings."""

@@ -1,0 +1,1 @@
+"""Hard negatives mined from what a retriever finds."""

@@ -1,0 +1,231 @@
+"""Training data out of what a retriever finds: hard negatives (DPR, arXiv 2004.04906; ANCE, 2007.00808), and positives
+where none are known (distant supervision, DPR section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
+from megatron_retrieval.applications.search import open_lexical
+from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
+from megatron_retrieval.data.files.json_records import Record, read_json_list
+from megatron_retrieval.data.files.question_files import read_passage, read_questions
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+
+#: passages kept; frequent ones are found for many questions
+_CACHED_PASSAGES = 1 << 16
+
+
+@dataclass(kw_only=True, frozen=True)
+class MineNegativesConfig:
+    """Give questions hard negatives: passages that a retriever ranks high and that hold no answer."""
+
+    train_data: Path
+    """DPR biencoder JSON to give hard negatives to; with --distant-supervision any file of questions with answers."""
+    results: Path | None = None
+    """results.json of retriever-evaluate over the same questions; or give --bm25-index."""
+    bm25_index: Path | None = None
+    """BM25 index (tools/build_bm25.py) that finds the passages instead of --results."""
+    evidence: Path | None = None
+    """Folder of the evidence that --bm25-index is of."""
+    output: Path
+    """The biencoder JSON to write."""
+    rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
+    """Which of the passages found become hard negatives."""
+    distant_supervision: int | None = None
+    """The best-ranked passage with an answer among so many first becomes the positive, in place of any in the file;
+    questions without one are left out."""
+    matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
+    """When a passage holds an answer."""
+    workers: int = 1
+    """Processes that search and match; the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if (self.results is None) == (self.bm25_index is None):
+            raise ConfigError("Give one of --results and --bm25-index: what found the passages.")
+        if (self.bm25_index is None) != (self.evidence is None):
+            raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
+        if self.distant_supervision is not None and self.distant_supervision < 1:
+            raise ConfigError(f"--distant-supervision {self.distant_supervision}: it must be at least 1.")
+        check_workers(self.workers)
+
+
+@dataclass
+class MiningCensus:
+    """What became of the questions."""
+
+    written: int = 0
+    mined_negatives: int = 0
+    without_hard_negative: int = 0
+    #: left out, for no passage among the first holds an answer
+    without_positive: int = 0
+
+    def add(self, mined: _Mined) -> None:
+        """Count one more question."""
+        if mined.record is None:
+            self.without_positive += 1
+            return
+        self.written += 1
+        self.mined_negatives += mined.num_mined
+        self.without_hard_negative += not mined.record["hard_negative_ctxs"]
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A question to mine for.
+
+    Attributes:
+        values: the record as it will be written, but for what is mined.
+        kept: its hard negatives so far.
+        hits: what a retriever found, best first; None where it is still to be searched.
+    """
+
+    values: dict[str, Any]
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[Passage, ...]
+    kept: tuple[Passage, ...]
+    hits: tuple[Hit, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Mined:
+    """The record to write, None where a positive is wanted and not found; and how many of its passages are new."""
+
+    record: dict[str, Any] | None
+    num_mined: int = 0
+
+
+def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
+    """Write `config.output`.
+
+    Raises:
+        ConfigError: the results are of other questions.
+        MismatchError: the BM25 index is of another evidence.
+        DataError: a file is malformed, or no question is left.
+    """
+    census = MiningCensus()
+    if config.workers > 1:
+        _Miner(config)  # what is wrong with the index is said here, once
+
+    def records() -> Iterator[dict[str, Any]]:
+        with (
+            worker_pool(_mine, config.workers, _start_worker, (config,)) as mine,
+            progress_bar("Mining", "questions") as bar,
+        ):
+            for mined in mine(_examples(config)):
+                census.add(mined)
+                if mined.record is not None:
+                    yield mined.record
+                bar.update()
+        if not census.written:
+            raise DataError(config.train_data, "no question of the file has an answer in the passages found for it")
+
+    write_json_list(config.output, records())
+    return census
+
+
+def _examples(config: MineNegativesConfig) -> Iterator[_Example]:
+    examples = _read_questions(config) if config.distant_supervision is not None else _read_training_data(config)
+    return examples if config.results is None else _with_results(examples, config.results, config.train_data)
+
+
+def _read_questions(config: MineNegativesConfig) -> Iterator[_Example]:
+    for question in read_questions(config.train_data):
+        values = {"question": question.text, "answers": list(question.answers), "negative_ctxs": []}
+        yield _Example(values, question.text, question.answers, (), ())
+
+
+def _read_training_data(config: MineNegativesConfig) -> Iterator[_Example]:
+    for record in read_json_list(config.train_data):
+        positives, negatives = record.records("positive_ctxs"), record.records("hard_negative_ctxs", required=False)
+        yield _Example(
+            record.values,
+            record.text("question"),
+            record.strings("answers", "answer"),
+            tuple(map(read_passage, positives)),
+            tuple(map(read_passage, negatives)),
+        )
+
+
+def _with_results(examples: Iterator[_Example], path: Path, asked: Path) -> Iterator[_Example]:
+    """With what the results hold, which are in the order of the questions."""
+    results = read_json_list(path)
+    for example in examples:
+        found = next(results, None)
+        if found is None or found.text("question") != example.question:
+            raise ConfigError(
+                f"{path} does not hold the questions of {asked} in their order; it parts from them at "
+                f"{example.question!r}. Evaluate that file, without stride or limit."
+            )
+        yield replace(example, hits=tuple(map(_hit, found.records("ctxs"))))
+
+
+def _hit(context: Record) -> Hit:
+    score = context.values.get("score", 0)
+    try:
+        return Hit(read_passage(context), float(score), bool(context.values.get("has_answer")))
+    except (TypeError, ValueError) as error:
+        raise context.error(f"{score!r} is no score") from error
+
+
+class _Miner:
+    """Mines for one question after the other.
+
+    Raises:
+        MismatchError: the BM25 index is of another evidence.
+    """
+
+    def __init__(self, config: MineNegativesConfig) -> None:
+        self._config, self._matcher = config, AnswerMatcher(config.matching)
+        if config.bm25_index is not None:
+            assert config.evidence is not None
+            evidence = EvidenceStore(config.evidence)
+            self._index = open_lexical(config.bm25_index, evidence)
+            self._passage = lru_cache(_CACHED_PASSAGES)(evidence.passage)
+
+    def mine(self, example: _Example) -> _Mined:
+        """Choose positive and negatives among what was found, or is found now."""
+        config, values, positives = self._config, example.values, example.positives
+        hits = self._search(example.question) if example.hits is None else example.hits
+        holds_answer = self._matcher.for_answers(example.answers)
+        if config.distant_supervision is not None:
+            positive = next((hit for hit in hits[: config.distant_supervision] if holds_answer(hit.passage)), None)
+            if positive is None:
+                return _Mined(None)
+            positives = (positive.passage,)
+            values = {**values, "positive_ctxs": [biencoder_context(positive.passage, positive.score)]}
+        kept = example.kept if config.rules.keep_hard_negatives else ()
+        mined = hard_negatives(hits, positives, kept, holds_answer, config.rules)
+        contexts = [biencoder_context(hit.passage, hit.score) for hit in mined]
+        if kept:
+            contexts = [*values.get("hard_negative_ctxs", []), *contexts]
+        return _Mined({**values, "hard_negative_ctxs": contexts}, len(mined))
+
+    def _search(self, question: str) -> Sequence[Hit]:
+        depth = max(self._config.rules.max_rank, self._config.distant_supervision or 0)
+        result = self._index.search([question], depth)
+        rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
+        return [Hit(self._passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+
+
+_miner: _Miner
+
+
+def _start_worker(config: MineNegativesConfig) -> None:
+    """Open the index once for this process."""
+    global _miner
+    _miner = _Miner(config)
+
+
+def _mine(example: _Example) -> _Mined:
+    return _miner.mine(example)

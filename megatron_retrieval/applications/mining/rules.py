@@ -1,0 +1,100 @@
+"""Which of the passages that a retriever found for a question are hard negatives; pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.types.questions import Passage
+
+
+@dataclass(kw_only=True, frozen=True)
+class MiningRulesConfig:
+    """Windows of rank and score within which a passage is a hard negative. One with an answer never is, nor a positive
+    of the question."""
+
+    num_mined: int = 10
+    """Hard negatives mined for each question, at most; best ranks first."""
+    skip_ranks: int = 0
+    """Leave out so many of the first passages, which are the likeliest to answer without holding an answer string."""
+    max_rank: int = 100
+    """Leave out what stands behind this rank."""
+    min_score: float | None = None
+    """Leave out what scores less."""
+    max_score: float | None = None
+    """Leave out what scores more."""
+    margin: float | None = None
+    """Leave out what scores more than the best positive less so much: near its score, passages are often right too."""
+    relative_margin: float | None = None
+    """The same, as a share of the positive's score: 0.05 keeps what has at most 95 % of it (arXiv 2407.15831). Where a
+    margin is set and the positive was not found, everything found outscores it, and nothing is mined."""
+    keep_hard_negatives: bool = False
+    """Keep the hard negatives of the file, and put the mined ones behind them."""
+
+    def __post_init__(self) -> None:
+        if self.num_mined < 1 or self.skip_ranks < 0:
+            raise ConfigError("--num-mined must be at least 1, and --skip-ranks must not be negative.")
+        if self.max_rank <= self.skip_ranks:
+            raise ConfigError(f"--max-rank {self.max_rank} and --skip-ranks {self.skip_ranks} leave no passage.")
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ConfigError(f"--min-score {self.min_score} is above --max-score {self.max_score}: nothing is left.")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found for a question.
+
+    Attributes:
+        has_answer: whoever found it says that it holds an answer.
+    """
+
+    passage: Passage
+    score: float
+    has_answer: bool = False
+
+
+def hard_negatives(
+    hits: Sequence[Hit],
+    positives: Sequence[Passage],
+    kept: Sequence[Passage],
+    holds_answer: Callable[[Passage], bool],
+    rules: MiningRulesConfig,
+) -> list[Hit]:
+    """The hard negatives of one question, in the order of `hits`.
+
+    Args:
+        hits: best first.
+        positives: passages that answer the question.
+        kept: passages that are hard negatives of it already, and are not to be so twice.
+        holds_answer: whether a passage holds an answer to it.
+    """
+
+    def fitting() -> Iterator[Hit]:
+        lowest, highest = _score_window(hits, positives, rules)
+        for hit in hits[rules.skip_ranks : rules.max_rank]:
+            is_allowed = lowest <= hit.score <= highest and not is_one_of(hit.passage, (*positives, *kept))
+            if is_allowed and not hit.has_answer and not holds_answer(hit.passage):
+                yield hit
+
+    return list(islice(fitting(), rules.num_mined))
+
+
+def is_one_of(passage: Passage, others: Sequence[Passage]) -> bool:
+    """Whether `passage` has the id or the text of one of the others; files may number the same text otherwise."""
+    return any(passage.text == other.text or (bool(other.id) and passage.id == other.id) for other in others)
+
+
+def _score_window(hits: Sequence[Hit], positives: Sequence[Passage], rules: MiningRulesConfig) -> tuple[float, float]:
+    """The least and the greatest score of a hard negative."""
+    lowest = -math.inf if rules.min_score is None else rules.min_score
+    limits = [math.inf if rules.max_score is None else rules.max_score]
+    if rules.margin is not None or rules.relative_margin is not None:
+        best = max((hit.score for hit in hits if is_one_of(hit.passage, positives)), default=None)
+        if best is None:
+            return lowest, -math.inf
+        limits += [best - rules.margin] if rules.margin is not None else []
+        limits += [best - rules.relative_margin * abs(best)] if rules.relative_margin is not None else []
+    return lowest, min(limits)

@@ -1,0 +1,188 @@
+"""What retrieval and training at a given size take: pure functions of counts, in bytes, operations and seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megatron_retrieval.index.exact.flat import QUERIES_AT_ONCE
+from megatron_retrieval.index.exact.score_tiles import SCORES_AT_ONCE
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.engine import padded_vocab_size
+from megatron_retrieval.models.t5_config import T5Config
+
+#: [CLS] and two [SEP] around title and text
+_SPECIAL_TOKENS = 3
+#: columns of the evidence, each with a 64-bit offset for every passage; and hash and row in the table of ids
+_OFFSET_BYTES, _ID_TABLE_BYTES = 5 * 8, 16
+#: of 16-bit activations that a layer keeps for the backward pass, for each token and unit of its width, where attention
+#: keeps no matrix of weights (Korthikanti et al. 2022, arXiv 2205.05198); masks of dropout have a byte each
+_LAYER_BYTES_16_BIT, _MASK_BYTES = 34, 2
+#: of each score that exact search keeps: four bytes, and a fourth of that for maxima
+_SCORE_BYTES = 5
+#: rows of which the 8-bit copy is made at once, in three blocks of float32
+_CODED_ROWS, _CODING_BYTES = 1 << 14, 3 * 4
+
+
+def evidence_bytes(num_passages: int, text_bytes: float, text_tokens: float, vocab_size: int) -> int:
+    """An evidence folder on disk.
+
+    Args:
+        text_bytes: mean of a passage's id, title and text, in UTF-8.
+        text_tokens: mean of a passage's title and text, without special tokens.
+    """
+    token_bytes = 2 if vocab_size <= 1 << 16 else 4
+    return round(num_passages * (text_bytes + token_bytes * text_tokens + _OFFSET_BYTES + _ID_TABLE_BYTES))
+
+
+def vectors_bytes(num_rows: int, dimension: int, value_bytes: int) -> int:
+    """Vectors as they are stored, on disk or in memory."""
+    return num_rows * dimension * value_bytes
+
+
+def bert_parameters(bert: BertConfig) -> int:
+    """Weights of an encoder: embeddings with their norm, and layers."""
+    width, inner = bert.hidden_size, bert.ffn_size
+    embeddings = (
+        padded_vocab_size(bert.vocab_size, 1) + bert.max_position_embeddings + bert.num_tokentypes + 2
+    ) * width
+    layer = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
+    return embeddings + bert.num_layers * layer
+
+
+def dual_encoder_parameters(config: DualEncoderConfig) -> int:
+    """Weights of both towers, or of the one that serves as both."""
+    projection = config.biencoder_projection_dim
+    tower = bert_parameters(config.bert) + (config.bert.hidden_size + 1) * projection
+    return tower * (1 if config.biencoder_shared_query_context_model else 2)
+
+
+def t5_parameters(t5: T5Config) -> int:
+    """Weights of a T5: embeddings, encoder and decoder layers, relative biases and norms."""
+    width, heads = t5.hidden_size, t5.num_attention_heads * t5.head_width
+    attention = 4 * width * heads
+    feed_forward = (3 if t5.gated_linear_unit else 2) * width * t5.ffn_hidden_size
+    encoder = t5.num_layers * (attention + feed_forward + 2 * width)
+    decoder = t5.num_decoder_layers * (2 * attention + feed_forward + 3 * width)
+    biases = 2 * t5.relative_attention_num_buckets * t5.num_attention_heads
+    words = padded_vocab_size(t5.vocab_size, 1) * width * (2 if t5.untie_embeddings_and_output_weights else 1)
+    return words + encoder + decoder + biases + 2 * width
+
+
+def training_state_bytes(num_parameters: int, *, half_precision: bool) -> int:
+    """Weights, fp32 gradients and Adam's two fp32 moments; in half precision fp32 main weights as well."""
+    return num_parameters * (2 + 4 + 4 + 8 if half_precision else 4 + 4 + 8)
+
+
+def layer_activation_bytes(num_tokens: int, width: int, *, half_precision: bool) -> int:
+    """What one transformer layer keeps of a batch for the backward pass."""
+    values = _LAYER_BYTES_16_BIT - _MASK_BYTES
+    return num_tokens * width * (values * (1 if half_precision else 2) + _MASK_BYTES)
+
+
+def stack_activation_bytes(
+    num_tokens: int, num_layers: int, width: int, *, half_precision: bool, recompute: bool, tokens_at_once: int
+) -> int:
+    """What a stack of layers keeps of `num_tokens`, that pass through it in batches of `tokens_at_once`.
+
+    With recomputing, the input of every layer stays, and one layer of one batch is computed again.
+    """
+    if not recompute:
+        return num_layers * layer_activation_bytes(num_tokens, width, half_precision=half_precision)
+    inputs = num_tokens * num_layers * width * (2 if half_precision else 4)
+    return inputs + layer_activation_bytes(min(num_tokens, tokens_at_once), width, half_precision=half_precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingShape:
+    """What a rank computes with at once in end-to-end training.
+
+    Attributes:
+        num_questions: of a micro-batch.
+        num_passages: for each question.
+        passages_at_once: that the retriever encodes at once.
+    """
+
+    retriever: DualEncoderConfig
+    reader: T5Config
+    num_questions: int
+    num_passages: int
+    passages_at_once: int
+    retriever_tokens: int
+    reader_tokens: int
+    answer_tokens: int
+    half_precision: bool
+
+
+def training_activation_bytes(shape: TrainingShape) -> int:
+    """Activations of retriever and reader at the end of the forward pass, when all of them are there."""
+    half, texts = shape.half_precision, shape.num_questions * shape.num_passages
+    bert, t5 = shape.retriever.bert, shape.reader
+    encoded = stack_activation_bytes(
+        texts * shape.retriever_tokens,
+        bert.num_layers,
+        bert.hidden_size,
+        half_precision=half,
+        recompute=bert.recompute_granularity == "full",
+        tokens_at_once=shape.passages_at_once * shape.retriever_tokens,
+    )
+    recompute_reader = t5.recompute_granularity == "full"
+    memory_tokens, answer_tokens = texts * shape.reader_tokens, shape.num_questions * shape.answer_tokens
+    read = sum(
+        stack_activation_bytes(
+            tokens,
+            num_layers,
+            t5.hidden_size,
+            half_precision=half,
+            recompute=recompute_reader,
+            tokens_at_once=tokens,
+        )
+        for tokens, num_layers in ((memory_tokens, t5.num_layers), (answer_tokens, t5.num_decoder_layers))
+    )
+    # keys and values of what was read, in every layer of the decoder unless they are computed again
+    kept_layers = 1 if recompute_reader else t5.num_decoder_layers
+    memory = 2 * memory_tokens * t5.num_attention_heads * t5.head_width * kept_layers * (2 if half else 4)
+    logits = 2 * answer_tokens * t5.vocab_size * 4
+    return encoded + read + memory + logits
+
+
+def encode_operations(bert: BertConfig, num_tokens: float) -> float:
+    """Floating-point operations of one text's forward pass: two for each weight of a layer and token, and attention."""
+    width = bert.hidden_size
+    return bert.num_layers * num_tokens * (2 * (4 * width**2 + 2 * width * bert.ffn_size) + 4 * num_tokens * width)
+
+
+def encoded_tokens(text_tokens: float, seq_length: int) -> float:
+    """Tokens of a passage as the encoder reads it."""
+    return min(text_tokens + _SPECIAL_TOKENS, seq_length)
+
+
+def search_seconds(
+    num_rows: int,
+    dimension: int,
+    value_bytes: int,
+    num_queries: int,
+    *,
+    operations_per_second: float,
+    bytes_per_second: float,
+) -> float:
+    """An exact search of one rank's rows: whichever is slower, the products or reading what is multiplied."""
+    products = 2.0 * num_queries * num_rows * dimension / operations_per_second
+    traffic = num_rows * dimension * value_bytes / bytes_per_second
+    return max(products, traffic)
+
+
+def search_buffer_bytes(num_rows: int, dimension: int, num_queries: int, *, on_cpu: bool) -> int:
+    """Memory that exact search works in: scores, or the blocks of the 8-bit copy that a CPU made before."""
+    queries = min(num_queries, QUERIES_AT_ONCE["cpu" if on_cpu else "cuda"])
+    scores = min(num_rows * queries, SCORES_AT_ONCE)
+    coding = _CODING_BYTES * min(num_rows, _CODED_ROWS) * dimension if on_cpu else 0
+    return max(_SCORE_BYTES * scores, coding)
+
+
+def ranks_needed(divided_bytes: float, whole_bytes: float, rank_bytes: float) -> int | None:
+    """The least number of ranks with `rank_bytes` of memory each, over which `divided_bytes` are spread while every one
+    of them holds `whole_bytes` besides; None where no number suffices."""
+    left = rank_bytes - whole_bytes
+    return math.ceil(divided_bytes / left) if left > 0 else None

@@ -1,0 +1,189 @@
+"""From what is planned and how fast it goes to bytes and seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from megatron_retrieval.applications.plan import costs
+from megatron_retrieval.applications.plan.config import READERS, PlanConfig
+from megatron_retrieval.applications.plan.rates import MeasuredRates
+from megatron_retrieval.index.approximate.faiss import FaissIndex
+from megatron_retrieval.index.store.embedding_store import torch_dtype
+
+#: versions of the embeddings at the worst moment of a refresh: the one searched, the one before, the one being made
+VERSIONS = 3
+_ASSUMED_BUILD_RATE, _ASSUMED_DISK_RATE, _ASSUMED_CPU_OPERATIONS = 2500.0, 1e9, 1e11
+#: of one socket of a server
+_ASSUMED_CPU_MEMORY_RATE = 5e10
+
+Origin = Literal["given", "measured here", "assumed"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So much a second, and how that is known."""
+
+    value: float
+    origin: Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one process does in a second.
+
+    Attributes:
+        search: rows compared with the questions of a search.
+        build_start_seconds, search_start_seconds: that pass whatever the size.
+    """
+
+    build: Rate
+    encode: Rate
+    search: Rate
+    disk: Rate
+    build_start_seconds: float = 0.0
+    search_start_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What everything takes; bytes and seconds.
+
+    Attributes:
+        version_bytes: embeddings of all passages, once.
+        index_bytes: the approximate index; None: search is exact.
+        rank_index_bytes: a process's part of the vectors that exact search compares with; on CPU they are in 8 bits.
+        rank_mapped_bytes: on CPU, its part of the vectors on disk, where candidates are looked up; memory that the
+            system lends as long as nobody else needs it.
+        state_bytes: weights, gradients and moments of a process; 0 without training, as are activations.
+        streamed_seconds: a search whose vectors come from the disk.
+    """
+
+    evidence_bytes: int
+    version_bytes: int
+    index_bytes: int | None
+    rank_index_bytes: int
+    rank_mapped_bytes: int
+    search_buffer_bytes: int
+    state_bytes: int
+    activation_bytes: int
+    build_seconds: float
+    embed_seconds: float
+    refresh_seconds: float
+    search_seconds: float
+    streamed_seconds: float
+
+    def disk_bytes(self, num_versions: int) -> int:
+        """Evidence, so many versions of the embeddings, and the approximate index."""
+        return self.evidence_bytes + num_versions * self.version_bytes + (self.index_bytes or 0)
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of a process that trains, at the moment when it changes from one index to the next."""
+        return 2 * self.rank_index_bytes + self.search_buffer_bytes + self.state_bytes + self.activation_bytes
+
+
+def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
+    """A rate that is given, else the measured one, else what the hardware's figures say."""
+    given, shape = config.rates, config.encoder
+    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
+    operations = given.peak_teraflops * 1e12 * given.utilisation if config.hardware.gpus else _ASSUMED_CPU_OPERATIONS
+    assumed_search = 1 / costs.search_seconds(
+        1,
+        shape.dimension,
+        _searched_bytes(config),
+        config.num_queries,
+        operations_per_second=given.fp32_teraflops * 1e12 if config.hardware.gpus else _ASSUMED_CPU_OPERATIONS,
+        bytes_per_second=given.memory_gb_per_second * 1e9 if config.hardware.gpus else _ASSUMED_CPU_MEMORY_RATE,
+    )
+    disk = given.disk_megabytes_per_second
+    return Rates(
+        build=_rate(given.build_passages_per_second, measured, "build_passages_per_second", _ASSUMED_BUILD_RATE),
+        encode=_rate(
+            given.encode_passages_per_second,
+            measured,
+            "encode_passages_per_second",
+            operations / costs.encode_operations(shape.bert, tokens),
+        ),
+        search=_rate(given.search_rows_per_second, measured, "search_rows_per_second", assumed_search),
+        disk=_rate(disk and disk * 1e6, measured, "disk_bytes_per_second", _ASSUMED_DISK_RATE),
+        build_start_seconds=measured.build_start_seconds if measured else 0.0,
+        search_start_seconds=measured.search_start_seconds if measured else 0.0,
+    )
+
+
+def estimate(config: PlanConfig, rates: Rates) -> Estimate:
+    """Everything that the plan says, out of counts and rates."""
+    hardware, dimension = config.hardware, config.encoder.dimension
+    value_bytes = torch_dtype(config.embedding_dtype).itemsize
+    rank_rows = math.ceil(config.passages / config.num_training_ranks)
+    version_bytes = costs.vectors_bytes(config.passages, dimension, value_bytes)
+    state, activations = _training_bytes(config)
+    return Estimate(
+        evidence_bytes=costs.evidence_bytes(
+            config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens, config.encoder.bert.vocab_size
+        ),
+        version_bytes=version_bytes,
+        index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
+        rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, _searched_bytes(config)),
+        rank_mapped_bytes=0 if hardware.gpus else costs.vectors_bytes(rank_rows, dimension, value_bytes),
+        search_buffer_bytes=costs.search_buffer_bytes(
+            rank_rows, dimension, config.num_queries, on_cpu=not hardware.gpus
+        ),
+        state_bytes=state,
+        activation_bytes=activations,
+        build_seconds=rates.build_start_seconds + config.passages / (rates.build.value * hardware.num_workers),
+        embed_seconds=config.passages / (rates.encode.value * hardware.num_ranks),
+        refresh_seconds=config.passages
+        / (rates.encode.value * (config.training.num_embedding_ranks or hardware.num_ranks)),
+        search_seconds=rates.search_start_seconds + rank_rows / rates.search.value,
+        streamed_seconds=version_bytes / hardware.nodes / rates.disk.value,
+    )
+
+
+def _searched_bytes(config: PlanConfig) -> int:
+    """Bytes of a number that exact search multiplies."""
+    return torch_dtype(config.embedding_dtype).itemsize if config.hardware.gpus else 1
+
+
+def index_bytes(factory: str, config: PlanConfig) -> int:
+    """An approximate index of all passages; raises ConfigError where faiss makes no such index."""
+    return FaissIndex.from_factory(factory, config.encoder.dimension).stored_bytes(config.passages)
+
+
+def with_recompute(config: PlanConfig) -> PlanConfig:
+    """The plan with layers computed again in the backward pass."""
+    bert = replace(config.encoder.bert, recompute_granularity="full")
+    return replace(config, encoder=replace(config.encoder, bert=bert))
+
+
+def _training_bytes(config: PlanConfig) -> tuple[int, int]:
+    """(state, activations) of a process that trains retriever and reader."""
+    training, encode, encoder = config.training, config.encode, config.encoder
+    if training.reader == "none":
+        return 0, 0
+    reader = replace(READERS[training.reader], recompute_granularity=encoder.bert.recompute_granularity)
+    half = encode.bf16 or encode.fp16
+    num_parameters = costs.dual_encoder_parameters(encoder) + costs.t5_parameters(reader)
+    shape = costs.TrainingShape(
+        retriever=encoder,
+        reader=reader,
+        num_questions=training.questions_per_gpu,
+        num_passages=training.num_passages,
+        passages_at_once=training.passage_batch_size,
+        retriever_tokens=config.text_format.retriever_seq_length,
+        reader_tokens=training.reader_seq_length,
+        answer_tokens=training.max_answer_length,
+        half_precision=half,
+    )
+    return (
+        costs.training_state_bytes(num_parameters, half_precision=half),
+        costs.training_activation_bytes(shape),
+    )
+
+
+def _rate(given: float | None, measured: MeasuredRates | None, name: str, assumed: float) -> Rate:
+    if given is not None:
+        return Rate(given, "given")
+    return Rate(assumed, "assumed") if measured is None else Rate(getattr(measured, name), "measured here")

@@ -1,0 +1,178 @@
+"""Disk, memory and hours of a run, before anything runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_retrieval.applications.plan.config import GB, PlanConfig
+from megatron_retrieval.applications.plan.estimate import VERSIONS, Estimate, Rates, estimate, known_rates
+from megatron_retrieval.applications.plan.fit import host_index_bytes, num_versions, problems
+from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
+from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        problems: what does not fit, a line each.
+    """
+
+    config: PlanConfig
+    rates: Rates
+    estimate: Estimate
+    problems: list[str]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(what, how much, where) for a table."""
+        return [*_disk(self), *_memory(self), *_times(self)]
+
+    def basis(self) -> list[str]:
+        """What the times follow from, a line each."""
+        rates = {
+            "building": (self.rates.build, "passages a second and process"),
+            "encoding": (self.rates.encode, f"passages a second and {_rank(self.config)}"),
+            "search": (self.rates.search, f"rows a second and {_rank(self.config)}"),
+            "disk": (self.rates.disk, "bytes a second"),
+        }
+        return [f"{name}: {rate.value:,.0f} {unit} ({rate.origin})" for name, (rate, unit) in rates.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, in bytes and seconds, and the settings that they follow from."""
+        return {
+            "settings": to_flat_dict(self.config),
+            "rates": {
+                name: value if isinstance(value, float) else vars(value) for name, value in vars(self.rates).items()
+            },
+            "estimate": {
+                **vars(self.estimate),
+                "num_versions": num_versions(self.config),
+                "disk_bytes": self.estimate.disk_bytes(num_versions(self.config)),
+                "device_bytes": self.estimate.device_bytes,
+                "host_index_bytes": host_index_bytes(self.config, self.estimate),
+            },
+            "problems": self.problems,
+        }
+
+
+def make_plan(config: PlanConfig, clock: Callable[[], float] = time.perf_counter) -> Plan:
+    """Measure, where that is asked for, and compute the rest.
+
+    Args:
+        clock: see `Calibration`.
+
+    Raises:
+        ConfigError: settings that contradict, or an index that faiss does not make.
+        DataError: the passages to measure with cannot be read.
+    """
+    measured = None
+    if config.rates.measure:
+        measured = _measure(config, clock)
+        sizes = replace(config.sizes, mean_text_bytes=measured.text_bytes, mean_tokens=measured.text_tokens)
+        config = replace(config, sizes=sizes)
+    rates = known_rates(config, measured)
+    found = estimate(config, rates)
+    return Plan(config, rates, found, problems(config, rates, found))
+
+
+def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
+    assert config.rates.vocab_file is not None
+    calibration = Calibration(
+        inputs=config.rates.input,
+        vocab_file=config.rates.vocab_file,
+        lower_case=config.rates.lower_case,
+        encoder=config.encoder,
+        text_format=config.text_format,
+        encode=config.encode,
+        embedding_dtype=config.embedding_dtype,
+        num_passages=config.passages,
+        num_queries=config.num_queries,
+        topk=config.topk,
+        clock=clock,
+    )
+    with process_topology(ParallelConfig(device=None if config.hardware.gpus else "cpu")) as topology:
+        return calibration.measure(topology)
+
+
+def _disk(plan: Plan) -> list[tuple[str, str, str]]:
+    found, rows = plan.estimate, []
+    rows.append(("evidence", size(found.evidence_bytes), "disk"))
+    rows.append(("embeddings", size(found.version_bytes), "disk"))
+    if num_versions(plan.config) > 1:
+        rows.append((f"embeddings while refreshing: {VERSIONS} versions", size(VERSIONS * found.version_bytes), "disk"))
+    if found.index_bytes is not None:
+        rows.append((f"index {plan.config.index_factory}", size(found.index_bytes), "disk"))
+    rows.append(("all of it", size(found.disk_bytes(num_versions(plan.config))), "disk"))
+    return rows
+
+
+def _memory(plan: Plan) -> list[tuple[str, str, str]]:
+    config, found = plan.config, plan.estimate
+    where = f"GPU memory, each of {config.num_training_ranks}" if config.hardware.gpus else "memory of each node"
+    kind = "vectors of exact search" if config.hardware.gpus else "vectors of exact search, in 8 bits"
+    rows = [
+        (kind, size(found.rank_index_bytes), where),
+        ("work space of exact search", size(found.search_buffer_bytes), where),
+    ]
+    if not config.hardware.gpus:
+        rows.append(("vectors on disk that exact search looks up", size(found.rank_mapped_bytes), f"{where}, if free"))
+    if found.index_bytes is not None:
+        rows.append(("the approximate index", size(host_index_bytes(config, found)), "memory of each node"))
+    if config.training.reader != "none":
+        reader = f"retriever and {config.training.reader}"
+        rows += [
+            (f"training {reader}: weights, gradients, moments", size(found.state_bytes), where),
+            (f"training, {config.training.num_passages} passages: activations", size(found.activation_bytes), where),
+            ("training, with two indexes at a change", size(found.device_bytes), where),
+        ]
+    return rows
+
+
+def _times(plan: Plan) -> list[tuple[str, str, str]]:
+    config, found = plan.config, plan.estimate
+    ranks, training = _ranks(config, config.hardware.num_ranks), _ranks(config, config.num_training_ranks)
+    rows = [
+        ("building the evidence", duration(found.build_seconds), f"--workers {config.hardware.num_workers}"),
+        ("embedding", duration(found.embed_seconds), ranks),
+        (f"an exact search, {config.num_queries} questions", duration(found.search_seconds), training),
+    ]
+    if config.training.reader != "none":
+        beside = _ranks(config, config.training.num_embedding_ranks) + " beside training"
+        waiting = f"{ranks}, training waits"
+        where = beside if config.training.num_embedding_ranks else waiting
+        rows.insert(2, ("a refresh of the index", duration(found.refresh_seconds), where))
+    if not config.hardware.gpus:
+        rows.append(("an exact search from the disk", duration(found.streamed_seconds), ranks))
+    return rows
+
+
+def _ranks(config: PlanConfig, number: int) -> str:
+    plural = "" if number == 1 else "es" if _rank(config).endswith("s") else "s"
+    return f"{number} {_rank(config)}{plural}"
+
+
+def _rank(config: PlanConfig) -> str:
+    return "GPU" if config.hardware.gpus else "CPU process"
+
+
+def size(num_bytes: float) -> str:
+    """32279537664 -> 32.3 GB; powers of 1000, as disks are sold."""
+    for unit, factor in (("GB", GB), ("MB", 10**6)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.1f} {unit}"
+    return f"{num_bytes / 1000:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """5400 -> 1.5 hours."""
+    for unit, length in (("hours", 3600.0), ("minutes", 60.0), ("s", 1.0)):
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{1000 * seconds:.1f} ms"

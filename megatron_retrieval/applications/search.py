@@ -1,0 +1,192 @@
+"""Evidence and what finds passages in it (an encoder with its embeddings, a BM25 index, or both), opened together and
+refused unless they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
+from megatron_retrieval.evaluation.results import Retrieved, recorded
+from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
+from megatron_retrieval.index.approximate.index import ApproximateIndex, ApproximateSearchConfig, open_index
+from megatron_retrieval.index.bm25 import LexicalIndex
+from megatron_retrieval.index.exact.placement import Placement
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.rank_fusion import FusionConfig, fuse, fused_depth
+from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, tokenize_questions
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.questions import Passage, Question
+from megatron_retrieval.types.search import SearchResult
+
+
+@dataclass(kw_only=True, frozen=True)
+class SearchOptionsConfig:
+    """How evidence is searched, whatever it is searched with."""
+
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """How two lists of passages become one."""
+    approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
+    """Whether all embeddings are compared with a question, or a part of them."""
+    index_placement: Placement = "auto"
+    """Exact search on CPU: memory (a copy of the embeddings in 8 bits is kept), disk (all are read for every search,
+    within little memory), or auto (memory where the copy takes at most half of what is free). No bit of a result
+    depends on it."""
+    verify_embeddings: bool = False
+    """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class SearchConfig:
+    """What is searched, and how: by an encoder, by words (BM25), or by both."""
+
+    evidence: Path
+    """Folder of the evidence (tools/build_evidence.py)."""
+    embeddings: Path | None = None
+    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --load."""
+    load: Path | None = None
+    """Checkpoint of the dual encoder that made the embeddings."""
+    bm25_index: Path | None = None
+    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --embeddings and --load: both are searched."""
+    options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
+    """How."""
+
+    def __post_init__(self) -> None:
+        if (self.embeddings is None) != (self.load is None):
+            raise ConfigError("--embeddings and --load belong together: give both, or --bm25-index alone.")
+        if self.load is None and self.bm25_index is None:
+            raise ConfigError("Nothing to search with: give --embeddings and --load, --bm25-index, or all three.")
+        if self.embeddings is None and self.options.approximate.index is not None:
+            raise ConfigError("--index is of embeddings: give --embeddings and --load as well.")
+
+
+@dataclass(frozen=True)
+class DenseSearch:
+    """An encoder of questions and the vectors that it is compared with."""
+
+    encoder: LoadedDualEncoder
+    embeddings: EmbeddingStore
+    tokenizer: WordPieceTokenizer
+    retriever: Retriever
+    device: torch.device
+
+    def search(self, questions: Sequence[str], k: int) -> SearchResult:
+        """The k best rows for each question, on the CPU; a collective where several ranks hold the index."""
+        encode, text_format = self.encoder.model.encode_queries, self.encoder.description.text_format
+        vectors = encode_questions(questions, self.tokenizer, text_format, encode, device=self.device)
+        result = self.retriever.retrieve(vectors.to(self.device), k)
+        return SearchResult(scores=result.scores.cpu(), rows=result.rows.cpu())
+
+    def share(self, questions: Sequence[str], topology: ProcessTopology, *, depth: int, micro_batch_size: int) -> Found:
+        """See `retrieve_share`."""
+        tokens = tokenize_questions(questions, self.tokenizer, self.encoder.description.text_format)
+        encode = self.encoder.model.encode_queries
+        return retrieve_share(tokens, encode, self.retriever, topology, depth=depth, micro_batch_size=micro_batch_size)
+
+
+@dataclass(frozen=True)
+class SearchSession:
+    """Everything that answers "which passages are nearest to this question?"; at least one of dense and lexical."""
+
+    evidence: EvidenceStore
+    dense: DenseSearch | None
+    lexical: LexicalIndex | None
+    fusion: FusionConfig
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[tuple[Passage, float]]]:
+        """For each question the k best (passage, score); a collective where several ranks hold the index."""
+        dense = self.dense.search(questions, self._depth(k)) if self.dense else None
+        result = self._beside_words(questions, dense, k)
+        return [
+            [(self.evidence.passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+            for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True)
+        ]
+
+    def evaluate(
+        self,
+        questions: Sequence[Question],
+        matcher: AnswerMatcher,
+        topology: ProcessTopology,
+        *,
+        depth: int,
+        micro_batch_size: int,
+    ) -> Retrieved:
+        """The `depth` best passages for each question, and which of them hold an answer; see `judge_shares`."""
+        texts, dense = [question.text for question in questions], None
+        # without an encoder the ranks are all alike
+        positions = torch.arange(topology.rank, len(texts), topology.world_size)
+        if self.dense:
+            found = self.dense.share(texts, topology, depth=self._depth(depth), micro_batch_size=micro_batch_size)
+            positions, dense = found.positions, found.result
+        result = self._beside_words([texts[position] for position in positions.tolist()], dense, depth)
+        return judge_shares(questions, Found(positions, result), self.evidence, matcher, topology)
+
+    def protocol(self) -> dict[str, Any]:
+        """What the passages that are found depend on, for the record."""
+        parts: dict[str, Any] = {"evidence_fingerprint": self.evidence.fingerprint}
+        if self.dense:
+            parts["encoder_fingerprint"] = self.dense.encoder.description.fingerprint
+            parts["embedding_dtype"] = self.dense.embeddings.manifest.identity.dtype
+            if isinstance(self.dense.retriever.index, ApproximateIndex):
+                parts |= self.dense.retriever.index.protocol()
+        if self.lexical:
+            parts |= recorded(self.lexical.config)
+        if self.dense and self.lexical:
+            parts |= recorded(self.fusion)
+        return parts
+
+    def _depth(self, k: int) -> int:
+        """Passages that either search has to find for a list of k."""
+        return fused_depth(self.fusion, k) if self.dense and self.lexical else k
+
+    def _beside_words(self, questions: Sequence[str], dense: SearchResult | None, k: int) -> SearchResult:
+        """The list of `dense`, that of the questions' words, or the two in one."""
+        if self.lexical is None:
+            assert dense is not None
+            return dense
+        lexical = self.lexical.search(questions, self._depth(k))
+        return lexical if dense is None else fuse(dense, lexical, self.fusion, k)
+
+
+def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTopology) -> SearchSession:
+    """Open all parts and check that they belong together; embeddings are spread over all ranks.
+
+    Raises:
+        MismatchError: naming the two that do not.
+    """
+    evidence, options = EvidenceStore(config.evidence), config.options
+    lexical = None if config.bm25_index is None else open_lexical(config.bm25_index, evidence)
+    dense = None
+    if config.embeddings is not None and config.load is not None:
+        embeddings = EmbeddingStore(config.embeddings)
+        embeddings.require(evidence_fingerprint=evidence.fingerprint)
+        encoder = load_encoder_for(evidence, config.load, topology, encode.dtype)
+        embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
+        if options.verify_embeddings and topology.is_main:
+            embeddings.verify()
+        index = open_index(options.approximate, embeddings, topology, options.index_placement)
+        if options.verify_embeddings and topology.is_main and isinstance(index, ApproximateIndex):
+            index.verify()
+        retriever = Retriever(index)
+        dense = DenseSearch(encoder, embeddings, evidence.tokenizer, retriever, topology.device)
+    return SearchSession(evidence, dense, lexical, options.fusion)
+
+
+def open_lexical(folder: Path, evidence: EvidenceStore) -> LexicalIndex:
+    """The BM25 index in `folder`.
+
+    Raises:
+        MismatchError: it is of another evidence.
+    """
+    index = LexicalIndex(folder)
+    index.require(evidence.fingerprint)
+    return index

@@ -1,0 +1,1 @@
+"""Public data sets converted to this project's files."""

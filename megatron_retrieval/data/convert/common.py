@@ -1,0 +1,171 @@
+"""What converted datasets have in common: numbered passages, question files, and biencoder training data."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
+from megatron_retrieval.data.files.sentences import check_language
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.answer_text import normalized
+from megatron_retrieval.utils.files import atomic_file
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.seeds import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConverterConfig:
+    """Convert a question-answering dataset, or documents, into passages, questions and training data of DPR's kind."""
+
+    format: Literal["squad", "hotpotqa", "popqa", "nq-open", "text"]
+    """Format of the inputs. squad: SQuAD JSON (answer positions are not needed); hotpotqa: HotpotQA JSON with its ten
+    paragraphs; popqa: popQA.tsv; nq-open: JSON lines; text: files (any name) and folders (.txt, .md) of documents."""
+    input: tuple[str, ...]
+    """Files of the dataset, plain or gzip; their passages are numbered in this order, from 1."""
+    output: str
+    """Folder to create: psgs_w100.tsv over all inputs (squad, hotpotqa, text) and, for each, NAME.qa.csv (all but text)
+    and biencoder-NAME.json (squad, hotpotqa)."""
+    num_hard_negatives: int = 5
+    """Hard negatives of each question, at most: passages without an answer, of the same article (squad) or of the
+    paragraphs that do not support the answer (hotpotqa)."""
+    question_stride: int = 1
+    """Keep every n-th question of each input, beginning with the first."""
+    passage_words: int = 100
+    """Words of a passage, at most; words are what white space separates."""
+    cut: Literal["words", "sentences"] = "words"
+    """Where documents of format text are cut: after so many words, as the field does, or at the last end of a sentence
+    before."""
+    language: str = "en"
+    """Language whose rules tell where a sentence ends, for --cut sentences."""
+    seed: int = 1234
+    """Chooses the hard negatives."""
+
+    def __post_init__(self) -> None:
+        if self.question_stride < 1 or self.num_hard_negatives < 0:
+            raise ConfigError("--question-stride must be at least 1 and --num-hard-negatives at least 0.")
+        if self.passage_words < 1:
+            raise ConfigError("--passage-words must be at least 1.")
+        check_language(self.language)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A passage cut from a paragraph, with its text normalised for answer matching."""
+
+    passage: Passage
+    normalized_text: str
+
+    def contains_any(self, answers: Sequence[str]) -> bool:
+        return any(answer in self.normalized_text for answer in answers)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with passages.
+
+    Attributes:
+        positives: the first is the one that training takes; none: the question is no training data.
+        negatives: what hard negatives are drawn from.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[Passage, ...]
+    negatives: tuple[Passage, ...]
+
+
+class PassageFile:
+    """psgs_w100.tsv in the making; passages are numbered from 1."""
+
+    def __init__(self, path: Path, words: int, files: contextlib.ExitStack) -> None:
+        self.words, self.num_passages = words, 0
+        self._rows = csv.writer(files.enter_context(atomic_file(path)), delimiter="\t")
+        self._rows.writerow(("id", "text", "title"))
+
+    def add(self, title: str, text: str) -> tuple[Passage, ...]:
+        """Write a text, cut after every so many words."""
+        passages = cut_passages(title, text.split(), self.words, self.num_passages + 1)
+        for passage in passages:
+            self.write(passage.title, passage.text)
+        return passages
+
+    def write(self, title: str, text: str) -> None:
+        """Write one passage as it is."""
+        self.num_passages += 1
+        self._rows.writerow((self.num_passages, text, title))
+
+
+@contextlib.contextmanager
+def passage_file(folder: Path, config: DatasetConverterConfig) -> Iterator[PassageFile]:
+    """The passages of the folder, which are there when the block has succeeded."""
+    name = f"psgs_w{config.passage_words}.tsv"
+    with contextlib.ExitStack() as files:
+        passages = PassageFile(folder / name, config.passage_words, files)
+        yield passages
+    get_logger("data").info("%s passages in %s", f"{passages.num_passages:,}", Path(config.output) / name)
+
+
+def cut_passages(title: str, words: Sequence[str], size: int, first_id: int) -> tuple[Passage, ...]:
+    """The words in passages of `size`, numbered from `first_id`; the last may be shorter."""
+    starts = range(0, len(words), size)
+    return tuple(
+        Passage(str(first_id + number), title, " ".join(words[start : start + size]))
+        for number, start in enumerate(starts)
+    )
+
+
+def to_windows(passages: Iterable[Passage]) -> tuple[Window, ...]:
+    return tuple(Window(passage, normalized(passage.text)) for passage in passages)
+
+
+def write_qa_csv(path: Path, rows: Iterable[tuple[str, tuple[str, ...]]], stride: int) -> int:
+    """Write every `stride`-th question with its answers; returns how many."""
+    count = 0
+    with atomic_file(path) as file:
+        table = csv.writer(file, delimiter="\t")
+        for question, answers in islice(rows, 0, None, stride):
+            table.writerow((question, list(answers)))
+            count += 1
+    return count
+
+
+def write_examples(folder: Path, name: str, examples: Iterable[Example], config: DatasetConverterConfig) -> None:
+    """Write NAME.qa.csv and biencoder-NAME.json in one pass over the examples, which may be many."""
+    num_questions = 0
+    with atomic_file(folder / f"{name}.qa.csv") as file:
+        table = csv.writer(file, delimiter="\t")
+
+        def records() -> Iterator[dict[str, Any]]:
+            nonlocal num_questions
+            for example in examples:
+                num_questions += 1
+                table.writerow((example.question, list(example.answers)))
+                if example.positives:
+                    yield _biencoder_record(name, example, config)
+
+        written = write_json_list(folder / f"biencoder-{name}.json", records())
+    get_logger("data").info(
+        "%s: %s questions, %s of them with a positive passage (in the others no passage contains an answer)",
+        *(name, f"{num_questions:,}", f"{written:,}"),
+    )
+
+
+def _biencoder_record(dataset: str, example: Example, config: DatasetConverterConfig) -> dict[str, Any]:
+    order = generator(config.seed, "hard-negatives", dataset, example.id).permutation(len(example.negatives))
+    negatives = [example.negatives[place] for place in order[: config.num_hard_negatives]]
+    return {
+        "dataset": dataset,
+        "question": example.question,
+        "answers": list(example.answers),
+        "positive_ctxs": [biencoder_context(passage, score=1000) for passage in example.positives],
+        "negative_ctxs": [],
+        "hard_negative_ctxs": [biencoder_context(passage, score=0) for passage in negatives],
+    }

@@ -1,0 +1,80 @@
+"""SQuAD: articles of paragraphs with questions whose answers stand in the paragraph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from megatron_retrieval.data.convert.common import (
+    DatasetConverterConfig,
+    Example,
+    PassageFile,
+    Window,
+    passage_file,
+    to_windows,
+    write_examples,
+)
+from megatron_retrieval.data.files.json_records import Record
+from megatron_retrieval.data.files.passage_files import stem
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.utils.answer_text import normalized
+from megatron_retrieval.utils.files import read_json
+
+
+@dataclass(frozen=True)
+class SquadQuestion:
+    """A question, the windows of its own paragraph, and those of the whole article."""
+
+    record: Record
+    paragraph: tuple[Window, ...]
+    article: tuple[Window, ...]
+
+    def example(self) -> Example:
+        """The first window of its paragraph that holds an answer, and the article's that hold none."""
+        texts = tuple(dict.fromkeys(answer.text("text") for answer in self.record.records("answers")))
+        answers = [normalized(text) for text in texts]
+        positives = tuple(window.passage for window in self.paragraph if window.contains_any(answers))
+        negatives = tuple(window.passage for window in self.article if not window.contains_any(answers))
+        return Example(self.record.identifier("id"), self.record.text("question"), texts, positives[:1], negatives)
+
+
+def convert_squad(config: DatasetConverterConfig, folder: Path) -> None:
+    """Write the passages of all inputs, and the questions of each.
+
+    Raises:
+        DataError: an input is no SQuAD file.
+    """
+    with passage_file(folder, config) as passages:
+        for path in config.input:
+            questions = islice(_questions(path, passages), 0, None, config.question_stride)
+            write_examples(folder, stem(path), (question.example() for question in questions), config)
+
+
+def read_paragraphs(path: str | Path) -> Iterator[tuple[str, list[Record]]]:
+    """Yield the title of every article and its paragraphs, as SQuAD's records; the file is held in memory.
+
+    Raises:
+        DataError: no SQuAD file, or no article in it.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(path, "expected a SQuAD JSON object")
+    articles = Record(Path(path), None, content).records("data")
+    if not articles:
+        raise DataError(path, "there are no articles in the file")
+    for article in articles:
+        yield article.text("title").replace("_", " "), article.records("paragraphs")
+
+
+def _questions(path: str, passages: PassageFile) -> Iterator[SquadQuestion]:
+    """Yield the questions of every article, whose passages are then written."""
+    for title, records in read_paragraphs(path):
+        paragraphs = [
+            (to_windows(passages.add(title, paragraph.text("context"))), paragraph.records("qas"))
+            for paragraph in records
+        ]
+        article = tuple(window for windows, _ in paragraphs for window in windows)
+        for windows, qas in paragraphs:
+            yield from (SquadQuestion(record, windows, article) for record in qas)

@@ -1,0 +1,1 @@
+"""Training examples and the loader that batches them."""

@@ -1,0 +1,204 @@
+"""Labelled contrastive training data: DPR biencoder files to global batches that no number of ranks changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_retrieval.data.examples.loader import Bundles, Share
+from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
+from megatron_retrieval.data.files.question_files import read_biencoder
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
+from megatron_retrieval.data.stores.ragged import Rows, tokenize
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.utils.answer_text import normalized
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.seeds import generator
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DprDataConfig:
+    """Labelled training data."""
+
+    train_data: tuple[str, ...]
+    """DPR biencoder JSON files, plain or gzip."""
+    num_hard_negatives: int = 1
+    """Hard negatives of each question in a batch; 0: in-batch negatives only."""
+    hard_negative_selection: Literal["sample", "first"] = "sample"
+    """sample: drawn anew in every epoch; first: always those that stand first in the file."""
+    exclude_false_negatives: bool = True
+    """Do not use a passage as a negative of a question that it answers: one of the question's own positives, or one
+    whose text contains an answer."""
+    same_title_questions: int = 1
+    """Questions whose positives have one title that stand together in a batch, those on one passage side by side: their
+    passages are one another's hard negatives, and one that they share is encoded once. 1: plain shuffling."""
+    max_train_questions: int | None = None
+    """Use only the first questions of the files; default: all."""
+
+    def __post_init__(self) -> None:
+        if self.num_hard_negatives < 0:
+            raise ConfigError(f"--num-hard-negatives must not be negative: {self.num_hard_negatives}.")
+        if self.same_title_questions < 1:
+            raise ConfigError(f"--same-title-questions must be at least 1, not {self.same_title_questions}.")
+        if self.max_train_questions is not None and self.max_train_questions < 1:
+            raise ConfigError(f"--max-train-questions must be at least 1, not {self.max_train_questions}.")
+
+
+class _Example(NamedTuple):
+    """A question with the numbers of its passages in the pool."""
+
+    question: str
+    answers: tuple[str, ...]  # normalised
+    positives: tuple[int, ...]
+    hard_negatives: tuple[int, ...]
+
+
+class DprDataset:
+    """Questions with positive and hard negative passages.
+
+    What is drawn for an example is named by (seed, epoch, position in the epoch), and every rank works out the
+    passages of the whole global batch: the batch is the same for any number of ranks.
+
+    Args:
+        config: files and negatives.
+        text_format: layout and lengths of questions and passages.
+        tokenizer: of the encoder to train.
+        seed: of the run.
+
+    Raises:
+        DataError: a file is malformed, or no question has a positive passage.
+    """
+
+    def __init__(
+        self, config: DprDataConfig, text_format: TextFormatConfig, tokenizer: WordPieceTokenizer, seed: int
+    ) -> None:
+        self._config, self._format, self._special, self._seed = config, text_format, tokenizer.special, seed
+        collector = PassageCollector()
+        self._examples = _read_examples(config, collector)
+        self._pool = collector.pool(tokenizer, text_format)
+        # one empty question at the end stands for a filler
+        self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
+        get_logger("data").info("training passages: %s different ones", f"{len(self._pool):,}")
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def bundles(self) -> Bundles | None:
+        """How the sampler is to bundle the questions."""
+        if self._config.same_title_questions == 1:
+            return None
+        positives = np.array([example.positives[0] for example in self._examples])
+        titles = np.unique([self._pool.title(number) for number in positives], return_inverse=True)[1]
+        return Bundles(titles, positives, self._config.same_title_questions)
+
+    def batch(
+        self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
+    ) -> ContrastiveBatch:
+        """This rank's share of a global batch.
+
+        Args:
+            indices: the examples of the global batch, in order.
+            epoch: from 0.
+            first_position: of the first of them in the order of the epoch.
+            dp_rank: which share.
+            dp_size: the number of shares, W.
+        """
+        share = Share.of(len(indices), dp_rank, dp_size)
+        num_slots, first, own = share.num_slots, share.first, list(indices[share.own])
+        slots = np.full((dp_size * num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
+        for place, index in enumerate(indices):
+            slots[place] = self._passages_of(self._examples[index], epoch, first_position + place)
+        false_negatives = np.zeros((num_slots, slots.size), np.bool_)
+        if self._config.exclude_false_negatives:
+            false_negatives[: len(own)] = self._false_negatives([self._examples[index] for index in own], slots.ravel())
+        positives = (first + np.arange(num_slots)) * slots.shape[1]
+        # also for fillers, whose loss would otherwise have no candidate at all
+        false_negatives[np.arange(num_slots), positives] = False
+        excluded = false_negatives | (slots.ravel() == NO_PASSAGE)
+        excluded[np.arange(num_slots), positives] = False
+        return ContrastiveBatch(
+            questions=self._question_tokens(own, num_slots),
+            passages=self._pool.tokens(slots[first : first + num_slots].ravel()),
+            question_is_real=torch.arange(num_slots) < share.num_real,
+            excluded=torch.from_numpy(excluded),
+            num_questions=len(indices),
+            num_false_negatives=int(false_negatives.sum()),
+        )
+
+    def _question_tokens(self, indices: Sequence[int], num_slots: int) -> TokenBatch:
+        rows = np.full(num_slots, len(self), np.int64)
+        rows[: len(indices)] = indices
+        length = self._format.query_seq_length
+        return format_questions(self._questions.take(rows, length), self._special, length)
+
+    def _passages_of(self, example: _Example, epoch: int, position: int) -> list[int]:
+        """The positive and the hard negatives of an example at its position, filled up with `NO_PASSAGE`."""
+        wanted, candidates = self._config.num_hard_negatives, example.hard_negatives
+        order: Sequence[int] | Rows = range(len(candidates))
+        if wanted and candidates and self._config.hard_negative_selection == "sample":
+            order = generator(self._seed, "hard-negatives", epoch, position).permutation(len(candidates))
+        chosen: list[int] = []
+        for choice in order:
+            if len(chosen) == wanted:
+                break
+            if not self._answers_question(candidates[choice], example):
+                chosen.append(candidates[choice])
+        return [example.positives[0], *chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
+
+    def _answers_question(self, passage: int, example: _Example) -> bool:
+        if not self._config.exclude_false_negatives:
+            return False
+        text = self._pool.normalized_text(passage)
+        return any(answer in text for answer in example.answers)
+
+    def _false_negatives(self, examples: Sequence[_Example], slots: Rows) -> Mask:
+        """[examples, slots] where the slot's passage is a positive of the example or contains an answer of it."""
+        passages, columns = np.unique(slots, return_inverse=True)
+        place_of = {int(passage): place for place, passage in enumerate(passages)}
+        texts = ["" if passage == NO_PASSAGE else self._pool.normalized_text(int(passage)) for passage in passages]
+        index = AnswerIndex(texts)
+        hits = np.zeros((len(examples), len(passages)), np.bool_)
+        for row, example in enumerate(examples):
+            hits[row, [place_of[passage] for passage in example.positives if passage in place_of]] = True
+            for answer in example.answers:
+                hits[row, index.containing(answer)] = True
+        return hits[:, columns]
+
+
+def _read_examples(config: DprDataConfig, collector: PassageCollector) -> list[_Example]:
+    examples: list[_Example] = []
+    num_dropped = 0
+    for example in _examples_of_files(config.train_data, collector):
+        if len(examples) == config.max_train_questions:
+            break
+        if example.positives:
+            examples.append(example)
+        else:
+            num_dropped += 1
+    if not examples:
+        raise DataError(config.train_data[0], "no question has a positive passage")
+    logger = get_logger("data")
+    logger.info("training questions: %s, dropped without positive: %s", f"{len(examples):,}", f"{num_dropped:,}")
+    num_poor = sum(len(example.hard_negatives) < config.num_hard_negatives for example in examples)
+    if num_poor:
+        logger.info("questions with fewer than %d hard negatives: %s", config.num_hard_negatives, f"{num_poor:,}")
+    return examples
+
+
+def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Iterator[_Example]:
+    for path in paths:
+        for record in read_biencoder(path):
+            positives = collector.add(record.positives)
+            negatives = tuple(number for number in collector.add(record.hard_negatives) if number not in positives)
+            answers = (normalized(answer) for answer in record.answers)
+            yield _Example(record.question, tuple(a for a in answers if not a.isspace()), positives, negatives)

@@ -1,0 +1,122 @@
+"""What an extractive reader can learn from: questions, their passages sorted into those with an answer and others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from megatron_retrieval.data.examples.answer_spans import AnswerFinder
+from megatron_retrieval.data.examples.passage_tokens import PassageTokens, RaggedBuilder
+from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.stores.ragged import token_dtype, tokenize
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("data")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExtractiveDataConfig:
+    """What is drawn from the passages of a question."""
+
+    num_train_passages: int = 24
+    """Passages of a question in a batch: one that holds an answer, the others none."""
+    passage_draw: Literal["sample", "first"] = "sample"
+    """sample: drawn anew in every epoch; first: always those that stand first in the file."""
+
+    def __post_init__(self) -> None:
+        if self.num_train_passages < 1:
+            raise ConfigError(f"--num-train-passages must be at least 1, not {self.num_train_passages}.")
+
+
+@dataclass
+class Examples:
+    """The questions that can be learned from, as they are collected.
+
+    Attributes:
+        positives: of every question, numbers of passages that hold an answer.
+        negatives: of every question, numbers of passages that hold none.
+        spans: of every positive of every question in turn, first and last token of each occurrence in its text.
+    """
+
+    questions: RaggedBuilder
+    positives: RaggedBuilder = field(default_factory=lambda: RaggedBuilder(np.int64))
+    negatives: RaggedBuilder = field(default_factory=lambda: RaggedBuilder(np.int64))
+    spans: RaggedBuilder = field(default_factory=lambda: RaggedBuilder(np.int32))
+
+
+class ExampleCollector:
+    """Sorts the passages of questions into those that hold an answer and those that do not.
+
+    Args:
+        max_answer_length: in tokens; longer answers are not learned.
+    """
+
+    def __init__(
+        self,
+        config: ExtractiveDataConfig,
+        layout: ReaderFormatConfig,
+        tokenizer: WordPieceTokenizer,
+        max_answer_length: int,
+    ) -> None:
+        self._config, self._layout, self._tokenizer = config, layout, tokenizer
+        self._max_answer_length = max_answer_length
+        dtype = token_dtype(tokenizer.vocab_size)
+        self._finder = AnswerFinder(tokenizer.continues_word(), np.dtype(dtype))
+        self.passages = PassageTokens(tokenizer.encode, dtype)
+        self.examples = Examples(RaggedBuilder(dtype))
+        self.census = QuestionCensus()
+        self.num_without_positive = self.num_with_few_passages = 0
+
+    def add(self, questions: Sequence[ReaderQuestion]) -> None:
+        """Take what can be learned from out of a block of questions."""
+        numbers = iter(self.passages.add([passage for question in questions for passage in question.passages]))
+        answers = iter(tokenize(self._tokenizer, [answer for question in questions for answer in question.answers]))
+        texts = self._tokenizer.encode([question.text for question in questions])
+        for question, ids in zip(questions, texts, strict=True):
+            own_answers = [next(answers).tolist() for _ in question.answers]
+            self._add_one(ids, own_answers, [next(numbers) for _ in question.passages])
+
+    def _add_one(self, question: list[int], answers: list[list[int]], numbers: list[int]) -> None:
+        longest = self._max_answer_length
+        self.census.num_long_answers += sum(len(answer) > longest for answer in answers)
+        all_needles = [self._finder.needle(answer) for answer in answers if answer]
+        short = [self._finder.needle(answer) for answer in answers if 0 < len(answer) <= longest]
+        positives: list[tuple[int, list[tuple[int, int]]]] = []
+        negatives = []
+        for number in dict.fromkeys(numbers):
+            text = self.passages.texts[number]
+            room = self._layout.room_for_text(len(question), self.passages.titles.length(number))
+            spans = [span for span in self._finder.spans(text, short) if span[1] < room]
+            if spans:
+                positives.append((number, spans))
+            elif not self._finder.spans(text, all_needles):
+                negatives.append(number)
+        if not positives:
+            self.num_without_positive += bool(answers and numbers)
+            return
+        self.num_with_few_passages += len(negatives) + 1 < self._config.num_train_passages
+        self.examples.questions.append(question)
+        self.examples.positives.append(number for number, _ in positives)
+        self.examples.negatives.append(negatives)
+        for _, spans in positives:
+            self.examples.spans.append(place for span in spans for place in span)
+
+    def log(self) -> None:
+        """Say what is learned from, and what is not."""
+        log.info(
+            "reader: %s questions to learn from, %s passages",
+            f"{len(self.examples.questions):,}", f"{len(self.passages):,}",
+        )  # fmt: skip
+        if self.num_without_positive:
+            log.info("left out, no passage holds an answer that fits: %s", f"{self.num_without_positive:,} questions")
+        if self.num_with_few_passages:
+            log.info(
+                "questions with fewer than %d passages to choose from: %s",
+                self._config.num_train_passages, f"{self.num_with_few_passages:,}",
+            )  # fmt: skip

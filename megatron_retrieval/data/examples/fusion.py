@@ -1,0 +1,161 @@
+"""Training data of readers that write: a question's passages, and one of its answers to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.examples.passage_tokens import PassageTokens, RaggedBuilder
+from megatron_retrieval.data.files.passage_questions import (
+    QuestionCensus,
+    ReaderQuestion,
+    ReaderTrainingDataConfig,
+    read_training_questions,
+)
+from megatron_retrieval.data.layouts.fusion import FusionLayout
+from megatron_retrieval.data.layouts.sequences import label_rows
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, Tokenizer, to_offsets, token_dtype
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.types.fusion import FusionBatch
+from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.seeds import generator
+
+_BLOCK_QUESTIONS = 256
+
+log = get_logger("data")
+
+
+class FusionDataset:
+    """Questions with all of their passages and their answers; only token ids are kept.
+
+    Which of a question's answers is learned is named by (seed, epoch, position in the epoch); where the file names a
+    target, it is that one. A question without passages, as all are in closed-book mode, is read alone.
+
+    Args:
+        data: the files, see `read_reader_questions`, and which of their passages are read.
+        max_answer_length: in tokens with the end token; longer answers are cut before it.
+        seed: of the run.
+
+    Raises:
+        DataError: a file is malformed, or no question has an answer.
+    """
+
+    def __init__(
+        self,
+        data: ReaderTrainingDataConfig,
+        layout: FusionLayout,
+        tokenizer: Tokenizer,
+        *,
+        max_answer_length: int,
+        seed: int,
+    ) -> None:
+        if max_answer_length < 2:
+            raise ConfigError(f"--max-answer-length must be at least 2 with the end token, not {max_answer_length}.")
+        self._layout, self._max_answer_length, self._seed = layout, max_answer_length, seed
+        self._num_texts = 1 if data.reading.closed_book else data.reading.num_passages
+        self._collect(data, tokenizer)
+        if not len(self):
+            raise DataError(data.train_data[0], "no question has an answer to learn")
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def batch(
+        self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
+    ) -> FusionBatch:
+        """This rank's share of a global batch; see `DprDataset.batch`."""
+        share = Share.of(len(indices), dp_rank, dp_size)
+        questions = np.asarray(indices[share.own], np.int64)
+        answers = self._answers.take(self._draw(questions, epoch, first_position + share.first))
+        texts, is_real = fuse_texts(
+            self._layout,
+            self._questions.take(questions),
+            self._passages.take(questions),
+            (self._titles, self._texts),
+            shape=(share.num_slots, self._num_texts),
+        )
+        return FusionBatch(texts, is_real, label_rows(answers, share.num_slots, self._layout.end_id))
+
+    def _collect(self, data: ReaderTrainingDataConfig, tokenizer: Tokenizer) -> None:
+        dtype, census = token_dtype(tokenizer.vocab_size), QuestionCensus()
+        passages = PassageTokens(tokenizer.encode, dtype)
+        questions, answers = RaggedBuilder(dtype), RaggedBuilder(dtype)
+        numbers, num_answers = RaggedBuilder(np.int64), []
+        stream = read_training_questions(data, census)
+        while block := list(islice(stream, _BLOCK_QUESTIONS)):
+            block = [question for question in block if _answers(question)]
+            found = iter(passages.add([passage for question in block for passage in question.passages]))
+            texts = tokenizer.encode([question.text for question in block])
+            own_answers = iter(tokenizer.encode([answer for question in block for answer in _answers(question)]))
+            for question, ids in zip(block, texts, strict=True):
+                questions.append(ids)
+                numbers.append([next(found) for _ in question.passages])
+                num_answers.append(len(_answers(question)))
+                for _ in range(num_answers[-1]):
+                    answer = next(own_answers)
+                    # the end token needs a place as well
+                    census.num_long_answers += len(answer) >= self._max_answer_length
+                    answers.append(answer[: self._max_answer_length - 1])
+        census.log(", ".join(data.train_data))
+        log.info("reader: %s questions to learn from, %s passages", f"{len(questions):,}", f"{len(passages):,}")
+        self._questions, self._answers, self._passages = questions.finish(), answers.finish(), numbers.finish()
+        self._first_answer = to_offsets(np.array(num_answers, np.int64))
+        self._titles, self._texts = passages.titles.finish(), passages.texts.finish()
+
+    def _draw(self, questions: Rows, epoch: int, first_position: int) -> Rows:
+        """The number of an answer of each question."""
+        first = self._first_answer[questions]
+        num_answers = self._first_answer[questions + 1] - first
+        for place in np.flatnonzero(num_answers > 1).tolist():
+            random = generator(self._seed, "answers", epoch, first_position + place)
+            first[place] += random.integers(num_answers[place])
+        return first
+
+
+def fuse_texts(
+    layout: FusionLayout,
+    questions: Ragged,
+    passages: Ragged,
+    columns: tuple[Ragged, Ragged],
+    shape: tuple[int, int],
+) -> tuple[TokenBatch, Tensor]:
+    """What a fusion reader reads of some questions.
+
+    Args:
+        questions: n sequences.
+        passages: of each question, rows of `columns`; where there are none, the question is read alone.
+        columns: titles and texts.
+        shape: B >= n slots for questions, K texts for each.
+
+    Returns:
+        B * K texts, and [B, K] bool, False for fillers.
+    """
+    num_slots, num_texts = shape
+    num_passages = passages.lengths
+    is_real = np.zeros(shape, np.bool_)
+    is_real[: len(questions)] = np.arange(num_texts) < np.maximum(num_passages, 1)[:, None]
+    owner = np.repeat(np.arange(len(questions)), num_passages)
+    rows = passages.values.astype(np.int64)
+    titles, texts = (column.take(rows) for column in columns)
+    read = layout.with_passages(questions.take(owner), titles, texts)
+    unaided = np.flatnonzero(num_passages == 0)
+    alone = layout.alone(questions.take(unaided))
+    slots = np.flatnonzero(is_real.ravel())
+    is_alone = np.isin(slots // num_texts, unaided)
+    ids = torch.full((num_slots * num_texts, max(read.ids.size(1), alone.ids.size(1))), layout.pad_id)
+    lengths = torch.ones(len(ids), dtype=torch.int64)
+    for part, places in ((read, slots[~is_alone]), (alone, slots[is_alone])):
+        place = torch.from_numpy(places)
+        ids[place, : part.ids.size(1)], lengths[place] = part.ids, part.lengths
+    return TokenBatch(ids, lengths), torch.from_numpy(is_real)
+
+
+def _answers(question: ReaderQuestion) -> tuple[str, ...]:
+    """What may be learned."""
+    return (question.target,) if question.target else question.answers

@@ -1,0 +1,163 @@
+"""The Inverse Cloze Task: a sentence asks for the block that it was taken from (Lee et al. 2019, arXiv 1906.00300)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.layouts.blocks import (
+    BlockConfig,
+    BlockLayout,
+    Blocks,
+    SentenceCorpus,
+    make_blocks,
+    split_documents,
+)
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, with_fillers
+from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.types.contrastive import ContrastiveBatch, SameGroup
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.seeds import fractions
+
+log = get_logger("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IctDataConfig:
+    """Pairs of a sentence and its block."""
+
+    blocks: BlockConfig
+    query_in_block_prob: float = 0.1
+    """Probability that the sentence that is the query stays in its block as well, which teaches to match words."""
+    use_one_sent_docs: bool = False
+    """Train on blocks of one sentence too: what remains of them is the title, or, without one, the sentence itself."""
+    exclude_same_document: bool = True
+    """Do not use blocks of the query's document as its negatives; they are counted as num_false_negatives."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.query_in_block_prob <= 1:
+            raise ConfigError(f"--query-in-block-prob must lie in 0 to 1: {self.query_in_block_prob}.")
+
+
+class IctDataset:
+    """Blocks, each of which gives one example an epoch.
+
+    What is drawn for an example (its query, and whether that stays in the block) is named by (seed, epoch, position in
+    the epoch): batches are the same for any number of ranks and after any restart.
+
+    Args:
+        corpus: the sentences.
+        blocks: the blocks to use.
+        config: what is drawn, and which blocks are no negatives.
+        text_format: layout and lengths of queries and blocks.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, corpus: SentenceCorpus, blocks: Blocks, config: IctDataConfig, text_format: TextFormatConfig, seed: int
+    ) -> None:
+        self._corpus, self._blocks, self._config, self._format = corpus, blocks, config, text_format
+        self._layout, self._seed = _layout(config, text_format), seed
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def batch(
+        self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
+    ) -> ContrastiveBatch:
+        """This rank's share of a global batch; see `DprDataset.batch`."""
+        share = Share.of(len(indices), dp_rank, dp_size)
+        rows = np.asarray(indices, np.int64)
+        blocks = self._blocks[rows[share.own]]
+        queries, stays = self._draw(blocks, epoch, first_position + share.first)
+        special, query_length = self._corpus.special, self._format.query_seq_length
+        questions = format_questions(self._corpus.sentences.take(queries, query_length), special, query_length)
+        passages = self._layout.tokens(self._corpus, blocks.document, self._contexts(blocks, queries, stays))
+        excluded, num_false_negatives = self._excluded(self._blocks.document[rows], share, dp_size)
+        return ContrastiveBatch(
+            questions=with_fillers(questions, share.num_slots, special),
+            passages=with_fillers(passages, share.num_slots, special),
+            question_is_real=torch.arange(share.num_slots) < share.num_real,
+            excluded=excluded,
+            num_questions=len(indices),
+            num_false_negatives=num_false_negatives,
+        )
+
+    def _draw(self, blocks: Blocks, epoch: int, first_position: int) -> tuple[Rows, NDArray[np.bool_]]:
+        """For each block the number of the sentence that is the query, and whether it stays in the block."""
+        positions = first_position + np.arange(len(blocks))
+        num_sentences = blocks.end - blocks.first
+        places = fractions(positions, self._seed, "ict-query", epoch) * num_sentences
+        stays = fractions(positions, self._seed, "ict-query-stays", epoch) < self._config.query_in_block_prob
+        titles = self._corpus.titles.offsets
+        has_title = (titles[blocks.document + 1] > titles[blocks.document]) & self._layout.use_titles
+        return blocks.first + places.astype(np.int64), stays | ((num_sentences == 1) & ~has_title)
+
+    def _contexts(self, blocks: Blocks, queries: Rows, stays: NDArray[np.bool_]) -> Ragged:
+        """The tokens of the blocks, without the query where it does not stay: what is before it, and what is after."""
+        firsts = np.stack([blocks.first, np.where(stays, queries, queries + 1)], axis=1).ravel()
+        ends = np.stack([queries, blocks.end], axis=1).ravel()
+        parts = self._corpus.sentences.join(firsts, ends, self._layout.seq_length)
+        return Ragged(parts.values, parts.offsets[::2])
+
+    def _excluded(self, documents: Rows, share: Share, dp_size: int) -> tuple[SameGroup, int]:
+        """What is no candidate, given the document of each block of the global batch; how many pairs are excluded."""
+        passages = np.full(share.num_slots * dp_size, SameGroup.FILLER, np.int64)
+        passages[: len(documents)] = documents
+        questions = np.full(share.num_slots, SameGroup.NO_GROUP, np.int64)
+        num_false_negatives = 0
+        if self._config.exclude_same_document:
+            own = documents[share.own]
+            questions[: len(own)] = own
+            _, place, counts = np.unique(documents, return_inverse=True, return_counts=True)
+            num_false_negatives = int((counts[place[share.own]] - 1).sum())
+        positives = share.first + torch.arange(share.num_slots)
+        return SameGroup(torch.from_numpy(questions), torch.from_numpy(passages), positives), num_false_negatives
+
+
+def ict_datasets(
+    corpus: SentenceCorpus, config: IctDataConfig, text_format: TextFormatConfig, seed: int
+) -> tuple[IctDataset, IctDataset]:
+    """The examples to train on, and those held out (perhaps none).
+
+    Raises:
+        DataError: the corpus gives no block to train on; the message says why.
+    """
+    layout, path = _layout(config, text_format), config.blocks.data_path
+    num_documents = len(corpus.documents) - 1
+    train, held_out = split_documents(num_documents, config.blocks.valid_fraction, seed)
+    blocks = make_blocks(corpus, train, layout)
+    kept = _usable(blocks, config)
+    if not len(blocks):
+        raise DataError(path, "no document is left to train on", hint="Lower --valid-fraction, or give more text.")
+    if not len(kept):
+        hint = (
+            "Give longer documents, a greater --retriever-seq-length, or --use-one-sent-docs to train on such blocks."
+        )
+        raise DataError(path, f"none of the {len(blocks):,} blocks has a second sentence", hint=hint)
+    held_out_blocks = _usable(make_blocks(corpus, held_out, layout), config)
+    counts = (len(kept), len(train), len(blocks) - len(kept), len(held_out_blocks), len(held_out))
+    log.info(
+        "%s blocks of %s documents to train on, %s dropped for one sentence; held out: %s blocks of %s documents",
+        *(f"{count:,}" for count in counts),
+    )
+    datasets = (IctDataset(corpus, chosen, config, text_format, seed) for chosen in (kept, held_out_blocks))
+    return next(datasets), next(datasets)
+
+
+def _layout(config: IctDataConfig, text_format: TextFormatConfig) -> BlockLayout:
+    return BlockLayout(
+        use_titles=config.blocks.use_titles,
+        seq_length=text_format.retriever_seq_length,
+        passage_format=text_format.passage_format,
+    )
+
+
+def _usable(blocks: Blocks, config: IctDataConfig) -> Blocks:
+    return blocks if config.use_one_sent_docs else blocks[blocks.end - blocks.first > 1]

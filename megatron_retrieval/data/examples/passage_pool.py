@@ -1,0 +1,93 @@
+"""Passages of a training file, each kept and tokenized once however many questions name it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages
+from megatron_retrieval.data.stores.ragged import Rows, tokenize
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.utils.answer_text import normalized
+
+#: in a slot that holds no passage
+NO_PASSAGE = -1
+_CACHED_TEXTS = 1 << 17
+
+
+class PassageCollector:
+    """Numbers passages by (title, text)."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def add(self, passages: Sequence[Passage]) -> tuple[int, ...]:
+        """The numbers of the passages, each once, in order."""
+        numbers = self._numbers
+        return tuple(dict.fromkeys(numbers.setdefault((p.title, p.text), len(numbers)) for p in passages))
+
+    def pool(self, tokenizer: WordPieceTokenizer, text_format: TextFormatConfig) -> PassagePool:
+        titles, texts = zip(*self._numbers, strict=True)
+        return PassagePool(titles, texts, tokenizer, text_format)
+
+
+class PassagePool:
+    """Numbered passages with their token ids and, on demand, their text normalised for answer matching."""
+
+    def __init__(
+        self,
+        titles: Sequence[str],
+        texts: Sequence[str],
+        tokenizer: WordPieceTokenizer,
+        text_format: TextFormatConfig,
+    ) -> None:
+        self._titles, self._texts, self._format, self._special = titles, texts, text_format, tokenizer.special
+        # one empty passage at the end stands for `NO_PASSAGE`
+        self._title_tokens, self._text_tokens = (tokenize(tokenizer, [*field, ""]) for field in (titles, texts))
+        #: the text of a passage, normalised for answer matching
+        self.normalized_text = lru_cache(_CACHED_TEXTS)(self._normalized_text)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def title(self, number: int) -> str:
+        return self._titles[number]
+
+    def tokens(self, numbers: Rows) -> TokenBatch:
+        """The passages laid out for the encoder; [CLS] [SEP] for `NO_PASSAGE`."""
+        is_filler = numbers == NO_PASSAGE
+        rows = np.where(is_filler, len(self), numbers)
+        length = self._format.retriever_seq_length
+        titles, texts = (column.take(rows, length) for column in (self._title_tokens, self._text_tokens))
+        batch = format_passages(
+            titles, texts, self._special, seq_length=length, passage_format=self._format.passage_format
+        )
+        batch.lengths.numpy()[is_filler] = 2
+        return batch
+
+    def _normalized_text(self, number: int) -> str:
+        return normalized(self._texts[number])
+
+
+class AnswerIndex:
+    """Finds which of a few hundred passages contain an answer, without trying every pair.
+
+    Args:
+        passages: normalised texts.
+    """
+
+    def __init__(self, passages: Sequence[str]) -> None:
+        self._passages = passages
+        self._places: dict[str, list[int]] = {}
+        for place, passage in enumerate(passages):
+            for token in set(passage.split()):
+                self._places.setdefault(token, []).append(place)
+
+    def containing(self, answer: str) -> list[int]:
+        """Places of the passages that contain the normalised `answer`: tried only where its rarest token stands."""
+        candidates = min((self._places.get(token, []) for token in answer.split()), key=len, default=[])
+        return [place for place in candidates if answer in self._passages[place]]

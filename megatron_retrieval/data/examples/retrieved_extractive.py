@@ -1,0 +1,101 @@
+"""What an extractive reader reads of passages that were found a moment ago: those that hold an answer, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.examples.answer_spans import AnswerFinder, span_columns
+from megatron_retrieval.data.examples.retrieved_fusion import PassageColumns
+from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype, tokenize
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.questions import Question
+
+
+@dataclass(frozen=True)
+class AnswerPassages:
+    """Of K passages for each of n questions, the P that hold an answer; from the others nothing can be learned.
+
+    Attributes:
+        slots: [P] int64, number of the question * K + place of the passage.
+        passages: P of them, each together with its question.
+        spans: [P, A, 2] int64, first and last column of each occurrence of an answer, at least one in every passage; -1
+            where there are fewer than A.
+    """
+
+    slots: Tensor
+    passages: ReadPassages
+    spans: Tensor
+
+    def rows(self, index: Tensor) -> AnswerPassages:
+        """The rows `index`, cut like their tokens."""
+        return AnswerPassages(self.slots[index], self.passages.rows(index), self.spans[index])
+
+    def to(self, device: torch.device) -> AnswerPassages:
+        slots, spans = (column.to(device, non_blocking=True) for column in (self.slots, self.spans))
+        return AnswerPassages(slots, self.passages.to(device), spans)
+
+
+class RetrievedAnswers:
+    """Questions together with rows of the evidence that hold one of their answers, as whole words.
+
+    Args:
+        layout: of question and passage.
+        max_answer_length: in tokens; longer answers are not learned.
+    """
+
+    def __init__(
+        self,
+        evidence: EvidenceStore,
+        layout: ReaderFormatConfig,
+        tokenizer: WordPieceTokenizer,
+        *,
+        max_answer_length: int,
+    ) -> None:
+        self._columns, self._layout, self._tokenizer = PassageColumns(evidence, tokenizer), layout, tokenizer
+        self._max_answer_length = max_answer_length
+        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+        self._finder = AnswerFinder(tokenizer.continues_word(), self._dtype)
+
+    def find(self, questions: Sequence[Question], rows: Rows) -> AnswerPassages:
+        """Every occurrence of every answer in the part of the text that is read.
+
+        Args:
+            questions: n of them.
+            rows: [n, K], -1 behind a question's own ones.
+        """
+        distinct = np.unique(rows[rows >= 0])
+        titles, texts = self._columns.take(distinct)
+        asked = tokenize(self._tokenizer, [question.text for question in questions])
+        slots: list[int] = []
+        found: list[list[tuple[int, int]]] = []
+        for number, (question, own) in enumerate(zip(questions, rows, strict=True)):
+            needles = self._needles(question.answers)
+            for place, passage in enumerate(np.searchsorted(distinct, own[own >= 0]).tolist()):
+                room = self._layout.room_for_text(len(asked[number]), len(titles[passage]))
+                if spans := self._spans(texts, passage, needles, room):
+                    slots.append(number * rows.shape[1] + place)
+                    found.append(spans)
+        owners, places = np.divmod(np.array(slots, np.int64), rows.shape[1])
+        passages = np.searchsorted(distinct, rows[owners, places])
+        laid_out = self._layout.lay_out(
+            asked.take(owners), titles.take(passages), texts.take(passages), self._tokenizer.special
+        )
+        columns = span_columns(found, laid_out.text_starts.tolist())
+        return AnswerPassages(torch.tensor(slots, dtype=torch.int64), laid_out, columns)
+
+    def _needles(self, answers: Sequence[str]) -> list[bytes]:
+        ids = self._tokenizer.encode(answers)
+        return [self._finder.needle(answer) for answer in ids if 0 < len(answer) <= self._max_answer_length]
+
+    def _spans(self, texts: Ragged, passage: int, needles: Sequence[bytes], room: int) -> list[tuple[int, int]]:
+        """Those that end within the first `room` tokens."""
+        text = texts[passage].astype(self._dtype, copy=False).tobytes()
+        return [span for span in self._finder.spans(text, needles) if span[1] < room]

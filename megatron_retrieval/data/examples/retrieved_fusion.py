@@ -1,0 +1,78 @@
+"""What a fusion reader reads of passages that were found a moment ago, by their rows in the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from megatron_retrieval.data.examples.fusion import fuse_texts
+from megatron_retrieval.data.layouts.fusion import FusionLayout
+from megatron_retrieval.data.layouts.sequences import label_rows
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, tokenize
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+class PassageColumns:
+    """Titles and texts of rows of the evidence, as token ids of a reader's vocabulary.
+
+    Where that is the evidence's own, stored ids are read; else the passages are tokenized.
+    """
+
+    def __init__(self, evidence: EvidenceStore, tokenizer: SentencePieceTokenizer | WordPieceTokenizer) -> None:
+        self._evidence, self._tokenizer = evidence, tokenizer
+        self._is_stored = evidence.vocabulary.fingerprint == tokenizer.fingerprint
+
+    def take(self, rows: Rows) -> tuple[Ragged, Ragged]:
+        """The titles and the texts of `rows`, whole."""
+        if self._is_stored:
+            return self._evidence.token_columns(rows)
+        passages = self._evidence.passages(rows)
+        titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
+        return tokenize(self._tokenizer, titles), tokenize(self._tokenizer, texts)
+
+
+class RetrievedTexts:
+    """Questions together with rows of the evidence.
+
+    Args:
+        max_answer_length: in tokens with the end token; longer answers are cut before it.
+    """
+
+    def __init__(
+        self,
+        evidence: EvidenceStore,
+        layout: FusionLayout,
+        tokenizer: SentencePieceTokenizer | WordPieceTokenizer,
+        *,
+        max_answer_length: int,
+    ) -> None:
+        self._columns, self._layout, self._tokenizer = PassageColumns(evidence, tokenizer), layout, tokenizer
+        self._max_answer_length = max_answer_length
+
+    def texts(self, questions: Sequence[str], rows: Rows) -> tuple[TokenBatch, Tensor]:
+        """Lay out questions with their passages.
+
+        Args:
+            questions: n of them.
+            rows: [n, K], -1 behind a question's own ones; a question without any is read alone.
+
+        Returns:
+            n * K texts, and [n, K] bool, False for fillers.
+        """
+        distinct = np.unique(rows[rows >= 0])
+        lengths = (rows >= 0).sum(1)
+        offsets = np.concatenate([[0], lengths.cumsum()])
+        places = Ragged(np.searchsorted(distinct, rows[rows >= 0]), offsets)
+        asked, columns = tokenize(self._tokenizer, questions), self._columns.take(distinct)
+        return fuse_texts(self._layout, asked, places, columns, (len(questions), max(1, rows.shape[1])))
+
+    def labels(self, answers: Sequence[str]) -> Tensor:
+        """[n, L] int64, the answers with their end tokens, -1 behind them."""
+        ids = tokenize(self._tokenizer, answers)
+        cut = ids.take(np.arange(len(ids)), self._max_answer_length - 1)
+        return label_rows(cut, len(answers), self._layout.end_id)

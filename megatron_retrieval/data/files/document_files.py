@@ -1,0 +1,150 @@
+"""Readers of running text: documents of paragraphs, from several kinds of file, plain or gzip, in constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, groupby
+from operator import attrgetter
+from pathlib import Path
+
+from megatron_retrieval.data.convert.squad import read_paragraphs
+from megatron_retrieval.data.files.json_records import read_json_lines
+from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.files.question_files import read_biencoder
+from megatron_retrieval.data.files.sentences import Document
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.utils.files import read_chunks
+
+#: a longer document is cut into several, at white space where there is any
+MAX_DOCUMENT_CHARACTERS = 1 << 20
+_PIECE_BYTES = 1 << 16
+_SQUAD = re.compile(r'\{\s*("version"\s*:\s*("[^"]*"|[0-9.]+)\s*,\s*)?"data"\s*:\s*\[')
+_JSON_LIST, _JSON_OBJECT = re.compile(r"\[\s*[{\]]"), re.compile(r'\{\s*["}]')
+
+
+_Reader = Callable[[Path], Iterator[Document]]
+
+
+def read_documents(path: str | Path) -> Iterator[Document]:
+    """Yield the documents of a file, whose kind is told by its content and, failing that, by its name.
+
+    JSON lines: `text`, and `title` where there is one; a newline in the text ends a paragraph. Tab-separated passages
+    (`psgs_w100.tsv`): consecutive ones with the same title are one document, each a paragraph. SQuAD JSON: an article
+    is a document. DPR biencoder JSON: each distinct positive context is one. Anything else is plain text: a blank
+    line ends a paragraph, and every paragraph is a document without title.
+
+    Raises:
+        DataError: anything malformed, with its line; or no text at all.
+    """
+    path = Path(path)
+    is_empty = True
+    for document in _reader(path)(path):
+        is_empty = False
+        yield document
+    if is_empty:
+        raise DataError(path, "there is no text in the file")
+
+
+def _reader(path: Path) -> _Reader:
+    start = next(read_chunks(path, _PIECE_BYTES)).lstrip()
+    by_content = ((_JSON_LIST, _read_biencoder), (_SQUAD, _read_squad), (_JSON_OBJECT, _read_jsonl))
+    for pattern, reader in by_content:
+        if pattern.match(start):
+            return reader
+    header = start.partition("\n")[0].rstrip("\r").split("\t")
+    if len(header) > 1 and {"id", "title", "text"} & set(header):
+        return _read_tsv
+    by_name: dict[str, _Reader] = {".jsonl": _read_jsonl, ".json": _read_squad, ".tsv": _read_tsv}
+    return by_name.get(Path(path.name.removesuffix(".gz")).suffix, _read_plain)
+
+
+def _read_jsonl(path: Path) -> Iterator[Document]:
+    for _, record in read_json_lines(path):
+        yield from _documents(record.text("title", ""), [record.text("text")])
+
+
+def _read_tsv(path: Path) -> Iterator[Document]:
+    passages = (passage for _, passage in read_passages(path))
+    for title, of_title in groupby(passages, attrgetter("title")):
+        texts = (passage.text for passage in of_title)
+        if title:
+            yield from _documents(title, texts)
+        else:  # nothing says that passages without a title belong together
+            yield from chain.from_iterable(_documents("", [text]) for text in texts)
+
+
+def _read_squad(path: Path) -> Iterator[Document]:
+    for title, paragraphs in read_paragraphs(path):
+        yield from _documents(title, (paragraph.text("context") for paragraph in paragraphs))
+
+
+def _read_biencoder(path: Path) -> Iterator[Document]:
+    seen: set[bytes] = set()
+    for example in read_biencoder(path):
+        for context in example.positives:
+            name = hashlib.blake2b(f"{context.title}\n{context.text}".encode(), digest_size=16).digest()
+            if name not in seen:
+                seen.add(name)
+                yield from _documents(context.title, [context.text])
+
+
+def _read_plain(path: Path) -> Iterator[Document]:
+    """Hold one paragraph at a time, of a line without end no more than is cut off as a document."""
+    held: list[str] = []
+    size, is_continuation, is_blank = 0, False, True
+    for piece in _line_pieces(path):
+        is_blank = is_blank and not piece.strip()
+        ends_line = piece.endswith("\n")
+        if ends_line and is_blank:
+            if size:
+                yield Document("", ("".join(held),), is_continuation)
+            held, size, is_continuation = [], 0, False
+        elif size or not is_blank:
+            held.append(piece)
+            size += len(piece)
+        if size > MAX_DOCUMENT_CHARACTERS:
+            *whole, rest = _cut("".join(held))
+            for text in whole:
+                yield Document("", (text,), is_continuation)
+                is_continuation = True
+            held, size = [rest], len(rest)
+        is_blank = is_blank or ends_line
+    if size:
+        yield Document("", ("".join(held),), is_continuation)
+
+
+def _line_pieces(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, long ones in pieces."""
+    for chunk in read_chunks(path, _PIECE_BYTES):
+        yield from re.findall(r"[^\n]*\n|[^\n]+", chunk)
+
+
+def _documents(title: str, texts: Iterable[str]) -> Iterator[Document]:
+    """One document, or several where the texts are longer than `MAX_DOCUMENT_CHARACTERS` together."""
+    held: list[str] = []
+    size, is_continuation = 0, False
+    for piece in chain.from_iterable(map(_cut, chain.from_iterable(map(_paragraphs, texts)))):
+        if held and size + len(piece) > MAX_DOCUMENT_CHARACTERS:
+            yield Document(title, tuple(held), is_continuation)
+            held, size, is_continuation = [], 0, True
+        held.append(piece)
+        size += len(piece)
+    yield Document(title, tuple(held), is_continuation)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    return (line[0] for line in re.finditer(r"[^\n]+", text) if not line[0].isspace())
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Pieces of at most `MAX_DOCUMENT_CHARACTERS`, cut at a space of their second half if there is one."""
+    start = 0
+    while len(text) - start > MAX_DOCUMENT_CHARACTERS:
+        limit = start + MAX_DOCUMENT_CHARACTERS
+        space = text.rfind(" ", start + MAX_DOCUMENT_CHARACTERS // 2, limit)
+        end = limit if space < 0 else space + 1
+        yield text[start:end]
+        start = end
+    yield text[start:]

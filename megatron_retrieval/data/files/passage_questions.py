@@ -1,0 +1,218 @@
+"""Questions with the passages to read: retrieval results in DPR's JSON, reader data in FiD's, plain or gzip."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_passage, read_questions
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.types.questions import Passage, Question
+from megatron_retrieval.utils.files import read_chunks
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("data")
+
+
+@dataclass(frozen=True)
+class ReaderQuestion:
+    """A question, its acceptable answers, and what there is to read about it.
+
+    Attributes:
+        id: the record's, or else its number in the file, from 1.
+        answers: none of them blank; there may be none.
+        passages: best first; none in closed-book mode, or where nothing was retrieved.
+        scores: of the passages.
+        target: the answer to learn where the file names one of them (FiD).
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
+    scores: tuple[float, ...] = ()
+    target: str | None = None
+
+
+@dataclass(kw_only=True, frozen=True)
+class PassagesToReadConfig:
+    """What is read for a question; recorded in the result."""
+
+    num_passages: int = 20
+    """Passages read for each question, those that stand first in the file or are retrieved; in training, those that are
+    drawn from."""
+    closed_book: bool = False
+    """Read no passages: the answer comes from the reader's weights alone. The file may then also be a DPR .qa.csv."""
+
+    def __post_init__(self) -> None:
+        if self.num_passages < 1:
+            raise ConfigError(f"--num-passages must be at least 1, not {self.num_passages}; --closed-book reads none.")
+
+    def require_passages(self) -> None:
+        """Refuse closed-book mode, for readers that point into passages.
+
+        Raises:
+            ConfigError: it is on.
+        """
+        if self.closed_book:
+            raise ConfigError("--closed-book: an extractive reader takes its answers from passages.")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderTrainingDataConfig:
+    """What a reader learns from."""
+
+    train_data: tuple[str, ...]
+    """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON, plain or gzip."""
+    max_train_questions: int | None = None
+    """Use only the first questions of the files; default: all."""
+    reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
+    """What is read for a question."""
+
+    def __post_init__(self) -> None:
+        if self.max_train_questions is not None and self.max_train_questions < 1:
+            raise ConfigError(f"--max-train-questions must be at least 1, not {self.max_train_questions}.")
+
+
+@dataclass
+class QuestionCensus:
+    """Counts what was read and what was found wanting, so that nothing is left out in silence."""
+
+    num_questions: int = 0
+    num_questions_without_answers: int = 0
+    num_questions_without_passages: int = 0
+    #: answers that are empty or white space
+    num_blank_answers: int = 0
+    #: answers over a reader's length limit; counted by the reader that has one
+    num_long_answers: int = 0
+
+    def count(self, question: ReaderQuestion, num_blank: int, *, closed_book: bool) -> None:
+        self.num_questions += 1
+        self.num_questions_without_answers += not question.answers
+        self.num_questions_without_passages += not question.passages and not closed_book
+        self.num_blank_answers += num_blank
+
+    def faults(self) -> dict[str, int]:
+        """All counts but the questions', as metrics.json keeps them."""
+        counts = dataclasses.asdict(self)
+        del counts["num_questions"]
+        return counts
+
+    def log(self, path: str | Path) -> None:
+        """Say what was read, and what of it is wanting."""
+        log.info("%s: %s questions", path, f"{self.num_questions:,}")
+        for name, number in self.faults().items():
+            if number:
+                log.info("%s: %s %s", path, f"{number:,}", name.removeprefix("num_").replace("_", " "))
+
+
+def read_reader_questions(
+    path: str | Path,
+    config: PassagesToReadConfig,
+    census: QuestionCensus | None = None,
+    asked: AskedQuestionsConfig | None = None,
+) -> Iterator[ReaderQuestion]:
+    """Yield the questions of a file one at a time; the kind is told by its content.
+
+    A JSON list or JSON lines of {question, answers, ctxs [{title, text, score, id}]}, with `id` and `target` where
+    they are there; in closed-book mode any file of questions.
+
+    Args:
+        census: counts what is read.
+        asked: which questions; default: all, as they are.
+
+    Raises:
+        DataError: anything malformed, with its line; or no questions at all.
+    """
+    census, asked = census or QuestionCensus(), asked or AskedQuestionsConfig()
+    num_before = census.num_questions
+    for question, num_blank in asked.chosen(_questions(Path(path), config)):
+        census.count(question, num_blank, closed_book=config.closed_book)
+        yield dataclasses.replace(question, text=asked.prepared(question.text))
+    if census.num_questions == num_before:
+        raise DataError(path, "there are no questions in the file")
+
+
+def read_training_questions(data: ReaderTrainingDataConfig, census: QuestionCensus) -> Iterator[ReaderQuestion]:
+    """Yield the questions of all files, one at a time.
+
+    Raises:
+        DataError: see `read_reader_questions`.
+    """
+    streams = (read_reader_questions(path, data.reading, census) for path in data.train_data)
+    return islice(chain.from_iterable(streams), data.max_train_questions)
+
+
+def _questions(path: Path, config: PassagesToReadConfig) -> Iterator[tuple[ReaderQuestion, int]]:
+    is_table = Path(path.name.removesuffix(".gz")).suffix in (".csv", ".tsv")
+    start = "" if is_table else _first_character(path)
+    if start in ("[", "{"):
+        records = read_json_list(path) if start == "[" else (record for _, record in read_json_lines(path))
+        for number, record in enumerate(records, 1):
+            yield _question(record, number, config)
+    elif config.closed_book:
+        yield from map(question_to_read, read_questions(path))
+    else:
+        hint = (
+            "Give results.json of retriever-evaluate, DPR's or FiD's JSON; other question files need --closed-book or, "
+            "in qa-evaluate, --retriever."
+        )
+        raise DataError(path, "holds no passages to read", hint=hint)
+
+
+def question_to_read(
+    question: Question, passages: Sequence[Passage] = (), scores: Sequence[float] = ()
+) -> tuple[ReaderQuestion, int]:
+    """A question together with what there is to read about it, and how many blank answers it had."""
+    answers = not_blank(question.answers)
+    read = ReaderQuestion(question.id, question.text, answers, tuple(passages), tuple(scores))
+    return read, len(question.answers) - len(answers)
+
+
+def _first_character(path: Path) -> str:
+    """That is no white space; whole files may be one line."""
+    return next((text[0] for chunk in read_chunks(path) if (text := chunk.lstrip())), "")
+
+
+def _question(record: Record, number: int, config: PassagesToReadConfig) -> tuple[ReaderQuestion, int]:
+    """A question, and how many blank answers it had."""
+    target = record.text("target", default="") or None
+    only_target = target is not None and not {"answers", "answer"} & record.values.keys()
+    given = (target,) if only_target and target else record.strings("answers", "answer")
+    contexts: list[Record] = []
+    if not config.closed_book:
+        if "ctxs" not in record.values:
+            raise record.error("there is no 'ctxs'", "Give a file with passages, or --closed-book.")
+        contexts = record.records("ctxs")[: config.num_passages]
+    answers = not_blank(given)
+    question = ReaderQuestion(
+        record.identifier("id") or str(number),
+        record.text("question"),
+        answers,
+        tuple(map(read_passage, contexts)),
+        tuple(map(_score, contexts)),
+        target,
+    )
+    return question, len(given) - len(answers)
+
+
+def _score(context: Record) -> float:
+    """DPR writes scores as strings."""
+    value = context.values.get("score", 0.0)
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if math.isnan(score):
+        raise context.error("'score' must be a number")
+    return score
+
+
+def not_blank(answers: tuple[str, ...]) -> tuple[str, ...]:
+    """The answers that are more than white space."""
+    return tuple(answer for answer in answers if answer.strip())

@@ -1,0 +1,144 @@
+"""Readers of question files: DPR's `.qa.csv`, JSON lines, and DPR biencoder JSON, plain or gzip."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
+from megatron_retrieval.data.files.tsv import read_table
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.types.questions import Passage, Question
+from megatron_retrieval.utils.files import read_lines
+
+Item = TypeVar("Item")
+
+
+@dataclass(kw_only=True, frozen=True)
+class AskedQuestionsConfig:
+    """Which questions of a file are asked, and how their text is prepared; recorded in the result."""
+
+    max_questions: int | None = None
+    """Ask only the first so many (after the stride); default: all."""
+    question_stride: int = 1
+    """Ask only every so-manyth question, from the first on."""
+    strip_question_mark: bool = False
+    """Drop one question mark at the end, as Megatron-LM does."""
+    plain_apostrophes: bool = False
+    """Write ’ as ', as DPR does."""
+
+    def __post_init__(self) -> None:
+        if self.question_stride < 1 or (self.max_questions is not None and self.max_questions < 1):
+            raise ConfigError("--question-stride and --max-questions must be at least 1.")
+
+    def chosen(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Those of all questions that are asked, one at a time."""
+        return islice(islice(items, 0, None, self.question_stride), self.max_questions)
+
+    def prepared(self, text: str) -> str:
+        """A question as it is asked."""
+        if self.strip_question_mark:
+            text = text.removesuffix("?")
+        return text.replace("’", "'") if self.plain_apostrophes else text
+
+
+@dataclass(frozen=True)
+class BiencoderExample:
+    """One record of a DPR biencoder file."""
+
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[Passage, ...]
+    hard_negatives: tuple[Passage, ...]
+
+
+def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) -> list[Question]:
+    """The questions of a file; the kind is told by its name's ending, or else by its first character.
+
+    The id is the record's `id` where it has one, otherwise its number in the file, from 1.
+
+    Args:
+        asked: which of them; default: all, as they are.
+
+    Raises:
+        DataError: anything malformed, with its line; or no questions at all.
+    """
+    path = Path(path)
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_by_content}
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    questions = list(readers.get(suffix, _read_by_content)(path))
+    if not questions:
+        raise DataError(path, "there are no questions in the file")
+    if asked is None:
+        return questions
+    return [dataclasses.replace(question, text=asked.prepared(question.text)) for question in asked.chosen(questions)]
+
+
+def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
+    """Yield the examples of a DPR biencoder JSON file, one at a time: these files can be larger than the memory.
+
+    Raises:
+        DataError: anything malformed, with its line.
+    """
+    for record in read_json_list(path):
+        yield BiencoderExample(
+            record.text("question"),
+            record.strings("answers", "answer"),
+            tuple(read_passage(context) for context in record.records("positive_ctxs")),
+            tuple(read_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
+        )
+
+
+def _read_jsonl(path: Path) -> Iterator[Question]:
+    """Yield the questions of a JSONL file with `question`, and `answer` or `answers`."""
+    return _from_records(record for _, record in read_json_lines(path))
+
+
+def _read_by_content(path: Path) -> Iterator[Question]:
+    start = next((line for line in read_lines(path) if not line.isspace()), "").lstrip()
+    if start.startswith("["):
+        return _from_records(read_json_list(path))
+    return _read_jsonl(path) if start.startswith("{") else _read_csv(path)
+
+
+def _from_records(records: Iterator[Record]) -> Iterator[Question]:
+    for number, record in enumerate(records, 1):
+        gold = [read_passage(context).id for context in record.records("positive_ctxs", required=False)]
+        yield Question(
+            record.identifier("id") or str(number),
+            record.text("question"),
+            record.strings("answers", "answer"),
+            tuple(dict.fromkeys(identifier for identifier in gold if identifier)),
+        )
+
+
+def read_passage(context: Record) -> Passage:
+    """A passage as DPR's and FiD's files hold it."""
+    return Passage(
+        context.identifier("passage_id", "psg_id", "id"), context.text("title", default=""), context.text("text")
+    )
+
+
+def _read_csv(path: Path) -> Iterator[Question]:
+    for number, (line, row) in enumerate(read_table(path), 1):
+        if len(row) != 2:
+            hint = "Expected a question, a tab and a list of answers."
+            raise DataError(path, f"expected 2 fields, found {len(row)}", line=line, hint=hint)
+        yield Question(str(number), row[0], _answer_list(path, line, row[1]))
+
+
+def _answer_list(path: Path, line: int, text: str) -> tuple[str, ...]:
+    """The answers written as a Python list; `literal_eval` evaluates nothing but literals."""
+    try:
+        answers = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        answers = None
+    if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
+        shown = text if len(text) <= 40 else text[:40] + "…"
+        raise DataError(path, f"{shown!r} is no list of answers", line=line, hint="Expected ['one', 'another'].")
+    return tuple(answers)

@@ -1,0 +1,1 @@
+"""How texts become token sequences for a model."""

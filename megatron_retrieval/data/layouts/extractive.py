@@ -1,0 +1,50 @@
+"""How a question and a passage become one token sequence, for readers of BERT's kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_retrieval.data.layouts.sequences import format_question_and_passage
+from megatron_retrieval.data.stores.ragged import Ragged
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.types.extractive import ReadPassages
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReadingLengthsConfig:
+    """How long the sequences of any reader are."""
+
+    question_seq_length: int = 64
+    """Longest question, in tokens; longer ones are cut."""
+    reader_seq_length: int = 256
+    """Longest sequence, in tokens with question, title and what frames them; the text is cut."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderFormatConfig(ReadingLengthsConfig):
+    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
+
+    passage_segment: bool = True
+    """Title and text get the second segment embedding, as the second of two texts does in BERT's pretraining; off: all
+    tokens get the first, as in DPR. Of extractive readers."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.question_seq_length <= self.reader_seq_length - 8:
+            raise ConfigError(
+                f"--question-seq-length {self.question_seq_length} must be at least 1 and leave 8 tokens of "
+                f"--reader-seq-length {self.reader_seq_length}."
+            )
+
+    def lay_out(self, questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds) -> ReadPassages:
+        """The sequences of P pairs of question and passage."""
+        questions = questions.take(np.arange(len(questions)), self.question_seq_length)
+        passages = format_question_and_passage(questions, titles, texts, special, self.reader_seq_length)
+        return passages if self.passage_segment else dataclasses.replace(passages, passage_starts=None)
+
+    def room_for_text(self, question_length: int, title_length: int) -> int:
+        """Tokens of a text that are kept."""
+        return self.reader_seq_length - 4 - min(question_length, self.question_seq_length) - title_length

@@ -1,0 +1,132 @@
+"""How questions and passages become token sequences: the one layout that training, embedding and evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.tokens import TokenBatch
+
+PassageFormat = Literal["title-sep-text", "title-text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormatConfig:
+    """Layout of questions and passages."""
+
+    passage_format: PassageFormat = "title-sep-text"
+    """title-sep-text: [CLS] title [SEP] text [SEP], as DPR; title-text: [CLS] title text [SEP], as most
+    sentence-transformers checkpoints."""
+    query_seq_length: int = 64
+    """Longest question, in tokens with [CLS] and [SEP]."""
+    retriever_seq_length: int = 256
+    """Longest passage, in tokens with title and special tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("query_seq_length", "retriever_seq_length"):
+            if getattr(self, name) < 3:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 3: two special tokens and one more.")
+
+
+def format_questions(questions: Ragged, special: SpecialIds, seq_length: int) -> TokenBatch:
+    """[CLS] question [SEP], at most `seq_length` tokens."""
+    return _frame([questions], special, seq_length, separated=False)
+
+
+def format_passages(
+    titles: Ragged, texts: Ragged, special: SpecialIds, *, seq_length: int, passage_format: PassageFormat
+) -> TokenBatch:
+    """Lay out passages from the ids of their titles and texts, at most `seq_length` tokens each.
+
+    Cutting takes from the end and keeps the final [SEP]. WordPiece splits at white space first, so the ids of
+    title and text in turn are those of the two joined by a space.
+    """
+    return _frame([titles, texts], special, seq_length, separated=passage_format == "title-sep-text")
+
+
+def format_question_and_passage(
+    questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds, seq_length: int
+) -> ReadPassages:
+    """[CLS] question [SEP] title [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
+    tokens = _frame([questions, titles, texts], special, seq_length, separated=True)
+    passage_starts = np.minimum(questions.lengths + 2, seq_length)
+    text_starts = np.minimum(passage_starts + titles.lengths + 1, seq_length)
+    return ReadPassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
+
+
+def join_segments(segments: Sequence[Ragged], seq_length: int, *, end_id: int, pad_id: int) -> TokenBatch:
+    """The segments of each row one after another and the end token; at most `seq_length` tokens, cut before the end
+    token."""
+    starts = [np.zeros(len(segments[0]), np.int64)]
+    for segment in segments:
+        starts.append(starts[-1] + segment.lengths)
+    final = np.minimum(starts[-1], seq_length - 1)
+    ids = np.full((len(final), int(final.max(initial=0)) + 1), pad_id, np.int64)
+    for segment, start in zip(segments, starts, strict=False):
+        _place(ids, segment, start, seq_length - 1)
+    ids[np.arange(len(final)), final] = end_id
+    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(final + 1))
+
+
+def label_rows(sequences: Ragged, num_rows: int, end_id: int) -> Tensor:
+    """[num_rows, L] int64, the sequences with their end tokens; -1 behind them and in rows beyond them."""
+    lengths = sequences.lengths
+    labels = np.full((num_rows, int(lengths.max(initial=0)) + 1), -1, np.int64)
+    _place(labels, sequences, np.zeros(len(sequences), np.int64), labels.shape[1])
+    labels[np.arange(len(sequences)), lengths] = end_id
+    return torch.from_numpy(labels)
+
+
+def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> TokenBatch:
+    """The batch with rows [CLS] [SEP] added until there are `num_rows`."""
+    given, width = batch.ids.shape
+    ids = batch.ids.new_full((num_rows, max(width, 2)), special.pad)
+    ids[:given, :width] = batch.ids
+    ids[given:, 0], ids[given:, 1] = special.cls, special.sep
+    return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), 2)]))
+
+
+def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
+    """Finished token sequences of different lengths as one padded batch."""
+    ragged = Ragged.from_sequences(sequences, np.int64)
+    ids = np.full((len(ragged), int(ragged.lengths.max(initial=0))), pad_id, np.int64)
+    _place(ids, ragged, np.zeros(len(ragged), np.int64), ids.shape[1])
+    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(ragged.lengths))
+
+
+def _frame(segments: Sequence[Ragged], special: SpecialIds, seq_length: int, *, separated: bool) -> TokenBatch:
+    """[CLS] segments [SEP], with a further [SEP] between segments where `separated`."""
+    gap = int(separated)
+    last = seq_length - 1  # the latest column of the final [SEP]
+    starts = [np.ones(len(segments[0]), np.int64)]
+    for segment in segments:
+        starts.append(starts[-1] + segment.lengths + gap)
+    final = np.minimum(starts[-1] - gap, last)
+    ids = np.full((len(final), int(final.max(initial=0)) + 1), special.pad, np.int64)
+    ids[:, 0] = special.cls
+    for segment, start in zip(segments, starts, strict=False):
+        _place(ids, segment, start, last)
+    rows = np.arange(len(final))
+    if separated:
+        for start in starts[1:-1]:
+            inside = start - 1 < final
+            ids[rows[inside], start[inside] - 1] = special.sep
+    ids[rows, final] = special.sep
+    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(final + 1))
+
+
+def _place(ids: Rows, segment: Ragged, starts: Rows, end: int) -> None:
+    """Write sequence i into row i of `ids` from column `starts[i]`, nothing at or after column `end`."""
+    lengths = segment.lengths
+    columns = np.arange(len(segment.values)) + np.repeat(starts - segment.offsets[:-1], lengths)
+    inside = columns < end
+    ids[np.repeat(np.arange(len(segment)), lengths)[inside], columns[inside]] = segment.values[inside]

@@ -1,0 +1,1 @@
+"""Memory-mapped stores of tokens, passages and questions."""

@@ -1,0 +1,252 @@
+"""Folders of memory-mapped columns with a manifest: what the evidence and the corpus have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, ClassVar, Self, cast
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from megatron_retrieval.data.stores import vocabularies
+from megatron_retrieval.data.stores.ragged import Array, Ragged, Rows, token_dtype
+from megatron_retrieval.data.stores.vocabularies import SENTENCEPIECE, WORDPIECE, Vocabulary, VocabularyKind
+from megatron_retrieval.errors import DataError, MismatchError
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import SpecialIds, WordPieceTokenizer
+from megatron_retrieval.utils.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+def values_file(column: str) -> str:
+    return f"{column}.values"
+
+
+def offsets_file(column: str) -> str:
+    return f"{column}.offsets"
+
+
+class ColumnFolder:
+    """A folder of columns, opened in constant time and memory; subclasses map the columns that they know.
+
+    Raises:
+        DataError: the folder is missing, incomplete or damaged.
+    """
+
+    #: what the folder holds, the version of its layout, and the tool that writes it
+    kind: ClassVar[str]
+    format_version: ClassVar[int]
+    tool: ClassVar[str]
+    #: entries of the manifest beyond those of every such folder
+    manifest_keys: ClassVar[frozenset[str]]
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._hint = f"Build it anew with {self.tool}."
+        self._manifest = self._read_manifest()
+        #: names the contents: texts, their order and their tokenization
+        self.fingerprint: str = self._manifest["fingerprint"]
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        # another process maps the same files instead of receiving a copy
+        return type(self), (self.folder,)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the token ids come from."""
+        expected = self._manifest["tokenizer"]
+        vocabulary = vocabularies.open_vocabulary(self.folder, expected)
+        if vocabulary.fingerprint != expected["fingerprint"]:
+            path = self.folder / vocabularies.kind_of(vocabulary).file_name
+            raise DataError(path, f"not the vocabulary that the {self.kind} was built with", hint=self._hint)
+        return vocabulary
+
+    @property
+    def tokenizer(self) -> WordPieceTokenizer:
+        """The vocabulary, where a WordPiece one is needed.
+
+        Raises:
+            MismatchError: it is of another kind; the same for the two below.
+        """
+        self._require(WORDPIECE)
+        return cast(WordPieceTokenizer, self.vocabulary)
+
+    @cached_property
+    def special(self) -> SpecialIds:
+        """Ids that frame a sequence, where a WordPiece vocabulary is needed."""
+        self._require(WORDPIECE)
+        return SpecialIds(**self._manifest["tokenizer"]["special"])
+
+    @property
+    def sentencepiece(self) -> SentencePieceTokenizer:
+        """The vocabulary, where a SentencePiece one is needed."""
+        self._require(SENTENCEPIECE)
+        return cast(SentencePieceTokenizer, self.vocabulary)
+
+    def require_vocabulary(self, vocabulary: Vocabulary, owner: str) -> None:
+        """Refuse a model to which these token ids mean other words.
+
+        Args:
+            owner: whose vocabulary it is, for the message.
+
+        Raises:
+            MismatchError: the texts were tokenized with another vocabulary.
+        """
+        if vocabulary.fingerprint != self.vocabulary.fingerprint:
+            raise MismatchError(
+                f"The {self.kind} in {self.folder} was tokenized with vocabulary {self.vocabulary.fingerprint}, but "
+                f"{owner} has vocabulary {vocabulary.fingerprint}; build the {self.kind} with "
+                f"{vocabularies.building_flags(vocabulary)}."
+            )
+
+    def _require(self, kind: VocabularyKind) -> None:
+        found = vocabularies.described_kind(self._manifest["tokenizer"])
+        if found != kind:
+            raise MismatchError(
+                f"The {self.kind} in {self.folder} was tokenized with a {found.name} vocabulary, {found.model}'s kind; "
+                f"for a {kind.model} build it with {kind.flag}."
+            )
+
+    def _column(self, name: str, dtype: DTypeLike, rows: int) -> Ragged:
+        column = Ragged(self._map(values_file(name), dtype), self._map(offsets_file(name), "<i8"))
+        self._check_offsets(name, column.offsets, rows, len(column.values))
+        return column
+
+    def _check_offsets(self, name: str, offsets: Rows, rows: int, end: int) -> None:
+        if len(offsets) != rows + 1 or offsets[-1] != end:
+            raise DataError(self.folder / offsets_file(name), "the offsets do not fit the values", hint=self._hint)
+
+    def _map(self, name: str, dtype: DTypeLike) -> Any:
+        path = self.folder / name
+        if not path.stat().st_size:
+            return np.empty(0, dtype)
+        mapped: Array = np.memmap(path, np.dtype(dtype), "r")
+        return np.asarray(mapped)  # a plain view of the map: slicing it is several times faster
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise DataError(self.folder, f"no {self.kind} folder ({MANIFEST} is missing)", hint=self._hint)
+        manifest = read_json(path)
+        keys = {"format_version", "fingerprint", "tokenizer", "token_dtype", "file_bytes"} | self.manifest_keys
+        if not isinstance(manifest, dict) or not keys <= manifest.keys():
+            raise DataError(path, f"damaged manifest, or not that of {self.kind}", hint=self._hint)
+        if manifest["format_version"] != self.format_version:
+            problem = f"format {manifest['format_version']}, but this program reads format {self.format_version}"
+            raise DataError(path, problem, hint=self._hint)
+        for name, size in manifest["file_bytes"].items():
+            file = self.folder / name
+            if not file.is_file():
+                raise DataError(file, f"is missing from the {self.kind} folder", hint=self._hint)
+            if file.stat().st_size != size:
+                raise DataError(file, f"has {file.stat().st_size} bytes instead of {size}", hint=self._hint)
+        return manifest
+
+
+def write_manifest(
+    folder: Path,
+    store: type[ColumnFolder],
+    vocabulary: Vocabulary,
+    fingerprint: str,
+    entries: Mapping[str, object],
+) -> None:
+    """Write the manifest that makes `folder` one of `store`'s; the other files must be complete."""
+    manifest = {
+        "format_version": store.format_version,
+        "fingerprint": fingerprint,
+        "tokenizer": vocabularies.describe_vocabulary(vocabulary),
+        "token_dtype": np.dtype(token_dtype(vocabulary.vocab_size)).newbyteorder("<").str,
+        "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        **entries,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+@dataclass(frozen=True)
+class EncodedColumn:
+    """Values of consecutive rows of one column, and how many belong to each row."""
+
+    values: Array
+    lengths: Rows
+
+
+class OffsetsWriter:
+    """Appends to a file of offsets, given the lengths of what they bound.
+
+    Args:
+        files: closes the file.
+        size_bytes: how much of the file is there already; what follows is dropped.
+    """
+
+    def __init__(self, path: Path, files: contextlib.ExitStack, size_bytes: int = 0) -> None:
+        self._file = open_for_append(path, files, size_bytes)
+        self._end = 0
+        if size_bytes:
+            self._file.seek(size_bytes - 8)
+            self._end = int.from_bytes(self._file.read(8), "little", signed=True)
+        else:
+            self._file.write(bytes(8))
+
+    def write(self, lengths: Rows) -> bytes:
+        """Append one offset for each length; returns the bytes written."""
+        if not len(lengths):
+            return b""
+        offsets = self._end + np.cumsum(lengths)
+        self._end = int(offsets[-1])
+        content = offsets.astype("<i8", copy=False).tobytes()
+        self._file.write(content)
+        return content
+
+    def sync(self) -> dict[str, int]:
+        """Bring the file to the disk; returns its name and size."""
+        return sync_file(self._file)
+
+
+class ColumnWriter:
+    """Appends to a column's two files, of which `size_bytes` (by file name) are there already."""
+
+    def __init__(
+        self, folder: Path, name: str, files: contextlib.ExitStack, size_bytes: Mapping[str, int] | None = None
+    ) -> None:
+        sizes = size_bytes or {}
+        values, offsets = values_file(name), offsets_file(name)
+        self._values = open_for_append(folder / values, files, sizes.get(values, 0))
+        self._offsets = OffsetsWriter(folder / offsets, files, sizes.get(offsets, 0))
+
+    def write(self, column: EncodedColumn) -> tuple[bytes, bytes]:
+        """Append the rows; returns the bytes written to either file."""
+        content = column.values.tobytes()
+        self._values.write(content)
+        return content, self._offsets.write(column.lengths)
+
+    def sync(self) -> dict[str, int]:
+        """Bring the files to the disk; returns their names and sizes."""
+        return {**sync_file(self._values), **self._offsets.sync()}
+
+
+def sync_file(file: IO[bytes]) -> dict[str, int]:
+    """Bring a file to the disk; returns its name and size."""
+    file.flush()
+    os.fsync(file.fileno())
+    return {Path(file.name).name: file.tell()}
+
+
+def open_for_append(path: Path, files: contextlib.ExitStack, size_bytes: int = 0) -> IO[bytes]:
+    """Open `path` (which is created if it is to be empty) behind its first `size_bytes`; the rest is dropped.
+
+    Raises:
+        DataError: it is shorter than that.
+    """
+    if size_bytes and (not path.is_file() or path.stat().st_size < size_bytes):
+        raise DataError(path, f"no longer holds the {size_bytes:,} bytes that were written", hint="Begin anew.")
+    opened = open(path, "r+b" if size_bytes else "w+b")  # noqa: SIM115, `files` closes it
+    file: IO[bytes] = files.enter_context(opened)
+    file.truncate(size_bytes)
+    file.seek(size_bytes)
+    return file

@@ -1,0 +1,231 @@
+"""Builds a corpus folder from text files, in several processes and constant memory, from where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+
+from megatron_retrieval.data.files.document_files import MAX_DOCUMENT_CHARACTERS, read_documents
+from megatron_retrieval.data.files.sentences import SPLITTER, Document, check_language
+from megatron_retrieval.data.stores import corpus as layout
+from megatron_retrieval.data.stores.column_folder import ColumnWriter, OffsetsWriter, offsets_file, write_manifest
+from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents, start_worker
+from megatron_retrieval.data.stores.vocabularies import Vocabulary, file_of, kind_of
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.utils.files import file_fingerprint
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
+from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+
+#: documents that travel together; cut by these numbers alone, so that a restart finds the same ones
+CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusBuilderConfig:
+    """Build a corpus folder for unsupervised pretraining from text files; run it again to continue after a stop."""
+
+    input: tuple[str, ...]
+    """Text files, plain or gzip, each of any kind: JSONL (text, optional title; a newline ends a paragraph), passages
+    of psgs_w100.tsv (consecutive ones with one title are a document), SQuAD JSON, DPR biencoder JSON (its positive
+    contexts, each once), or plain text (a blank line ends a paragraph; every paragraph is a document without title).
+    Documents are cut at 1,048,576 characters."""
+    output: str
+    """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
+    vocab_file: str | None = None
+    """WordPiece vocabulary (vocab.txt) of the BERT to train."""
+    tokenizer_model: str | None = None
+    """SentencePiece model (spiece.model) of the T5 to train, in place of --vocab-file."""
+    lower_case: bool = True
+    """Lower-case the text, as uncased WordPiece vocabularies need; a SentencePiece model knows for itself."""
+    language: str = "en"
+    """Language whose rules divide the text into sentences (ISO 639 code)."""
+    workers: int = 1
+    """Processes that split and tokenize; the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if (self.vocab_file is None) == (self.tokenizer_model is None):
+            raise ConfigError("give either --vocab-file (a WordPiece vocabulary) or --tokenizer-model (SentencePiece).")
+
+    def open_vocabulary(self) -> Vocabulary:
+        """What the text is tokenized with."""
+        if self.vocab_file is not None:
+            return WordPieceTokenizer(self.vocab_file, self.lower_case)
+        assert self.tokenizer_model is not None
+        return SentencePieceTokenizer(self.tokenizer_model)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far the corpus has grown.
+
+    Attributes:
+        chunks: of the input, done.
+        documents_read: in these chunks, those without a sentence included.
+        documents: kept.
+        continuations: documents that continue one that was too long.
+        sentences: kept.
+        tokens: of the sentences.
+        file_bytes: how much of each file counts.
+    """
+
+    chunks: int = 0
+    documents_read: int = 0
+    documents: int = 0
+    continuations: int = 0
+    sentences: int = 0
+    tokens: int = 0
+    file_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def build_corpus(config: CorpusBuilderConfig) -> int:
+    """Write the corpus folder; it appears whole, and if this is stopped the same call continues it.
+
+    Returns:
+        The number of documents.
+
+    Raises:
+        DataError: an input is malformed or changed meanwhile, holds no sentence, or the output exists.
+        ConfigError: the number of workers or the language is none.
+    """
+    check_workers(config.workers)
+    check_language(config.language)
+    vocabulary = config.open_vocabulary()
+    with partial_folder(config.output, _settings(config, vocabulary)) as partial:
+        if partial.is_published:
+            partial.discard()
+            return len(layout.CorpusStore(config.output))
+        try:
+            progress = _write_columns(config, partial, vocabulary)
+        except DataError:  # the input must change, so what was made of it is of no use
+            partial.discard()
+            raise
+        _finish(config, partial, vocabulary, progress)
+        partial.publish()
+    _report(config, progress)
+    return progress.documents
+
+
+def _settings(config: CorpusBuilderConfig, vocabulary: Vocabulary) -> dict[str, object]:
+    """All that the result, or the division of the work, depends on."""
+    kind = kind_of(vocabulary)
+    return {
+        "--input": list(config.input),
+        **input_states(config.input),
+        f"the vocabulary of {kind.flag}": vocabulary.fingerprint,
+        "--language": config.language,
+        "the program's division of the work": [CHUNK_DOCUMENTS, CHUNK_CHARACTERS, MAX_DOCUMENT_CHARACTERS],
+        **{f"the version of {library}": version(library) for library in (SPLITTER, kind.library)},
+    }
+
+
+def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary) -> Progress:
+    before = Progress(**partial.state)
+    if before.chunks:
+        get_logger("data").info("continuing behind %s documents", f"{before.documents_read:,}")
+    start_settings = (config.open_vocabulary, config.language)
+    with (
+        contextlib.ExitStack() as files,
+        worker_pool(encode_documents, config.workers, start_worker, start_settings) as encode,
+        progress_bar("corpus", "documents") as bar,
+    ):
+        writer = _Writer(partial.contents, files, before)
+        partial.save(writer.sync())
+        chunks = _chunks(chain.from_iterable(map(read_documents, config.input)))
+        for chunk in islice(chunks, before.chunks):
+            bar.update(len(chunk))
+        for encoded in encode(chunks):
+            writer.write(encoded)
+            bar.update(encoded.num_read)
+            partial.save_if_due(writer.sync)
+        partial.save(writer.sync())
+    if _settings(config, vocabulary) != partial.settings:
+        raise DataError(", ".join(config.input), "changed while being read")
+    if not writer.progress.documents:
+        raise DataError(", ".join(config.input), "there is no sentence in the text")
+    return writer.progress
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += sum(map(len, document.paragraphs))
+        if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Writer:
+    """Appends encoded documents to the files of a corpus folder, behind those that `progress` speaks of."""
+
+    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: Progress) -> None:
+        self.progress = progress
+        sizes = progress.file_bytes
+        documents = offsets_file(layout.DOCUMENTS)
+        self._sentences, self._titles = (
+            ColumnWriter(folder, name, files, sizes) for name in (layout.SENTENCES, layout.TITLES)
+        )
+        self._documents = OffsetsWriter(folder / documents, files, sizes.get(documents, 0))
+
+    def write(self, encoded: EncodedDocuments) -> None:
+        self._sentences.write(encoded.sentences)
+        self._titles.write(encoded.titles)
+        self._documents.write(encoded.num_sentences)
+        progress = self.progress
+        progress.chunks += 1
+        progress.documents_read += encoded.num_read
+        progress.documents += len(encoded.num_sentences)
+        progress.continuations += encoded.num_continuations
+        progress.sentences += len(encoded.sentences.lengths)
+        progress.tokens += len(encoded.sentences.values)
+
+    def sync(self) -> dict[str, object]:
+        """Bring what is written to the disk; returns the progress as JSON holds it."""
+        parts = (self._sentences, self._titles, self._documents)
+        self.progress.file_bytes = {name: size for part in parts for name, size in part.sync().items()}
+        return asdict(self.progress)
+
+
+def _finish(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: Progress) -> None:
+    columns = sorted(progress.file_bytes)
+    partial.keep_only(columns)
+    shutil.copyfile(file_of(vocabulary), partial.contents / kind_of(vocabulary).file_name)
+    contents = file_fingerprint(*(partial.contents / name for name in columns))
+    fingerprint = hashlib.sha256(f"{contents}/{vocabulary.fingerprint}".encode()).hexdigest()[:16]
+    entries = {
+        "num_documents": progress.documents,
+        "num_sentences": progress.sentences,
+        "num_tokens": progress.tokens,
+        "num_documents_without_sentence": progress.documents_read - progress.documents,
+        "num_continuations": progress.continuations,
+        "language": config.language,
+        "sentence_splitter": f"{SPLITTER} {version(SPLITTER)}",
+        "inputs": list(config.input),
+    }
+    write_manifest(partial.contents, layout.CorpusStore, vocabulary, fingerprint, entries)
+
+
+def _report(config: CorpusBuilderConfig, progress: Progress) -> None:
+    log = get_logger("data")
+    counts = (progress.documents, progress.sentences, progress.tokens)
+    log.info("corpus: %s documents, %s sentences, %s tokens in %s", *(f"{count:,}" for count in counts), config.output)
+    if skipped := progress.documents_read - progress.documents:
+        log.info("%s documents without a sentence were left out", f"{skipped:,}")
+    if progress.continuations:
+        log.info(
+            "documents longer than %s characters were cut; %s of the documents continue another",
+            *(f"{count:,}" for count in (MAX_DOCUMENT_CHARACTERS, progress.continuations)),
+        )

@@ -1,0 +1,64 @@
+"""What one worker process of the corpus builder does: documents in, token ids of sentences out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_retrieval.data.files.sentences import Document, split_sentences
+from megatron_retrieval.data.stores.column_folder import EncodedColumn
+from megatron_retrieval.data.stores.ragged import Rows, Tokenizer, tokenize
+
+_tokenizer: Tokenizer
+_language: str
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Consecutive documents of the corpus.
+
+    Attributes:
+        sentences: token ids, none of them empty.
+        titles: token ids, for each document.
+        num_sentences: of each document, never 0.
+        num_read: documents that this comes from.
+        num_continuations: those among them that continue another one.
+    """
+
+    sentences: EncodedColumn
+    titles: EncodedColumn
+    num_sentences: Rows
+    num_read: int
+    num_continuations: int
+
+
+def start_worker(open_tokenizer: Callable[[], Tokenizer], language: str) -> None:
+    """Load the tokenizer once for this process."""
+    global _tokenizer, _language
+    _tokenizer, _language = open_tokenizer(), language
+
+
+def encode_documents(documents: Sequence[Document]) -> EncodedDocuments:
+    """Split and tokenize; sentences without a token and documents without a sentence are left out."""
+    sentences: list[str] = []
+    counts = []
+    for document in documents:
+        before = len(sentences)
+        for paragraph in document.paragraphs:
+            sentences += split_sentences(paragraph, _language)
+        counts.append(len(sentences) - before)
+    tokens = tokenize(_tokenizer, sentences)
+    has_tokens = tokens.lengths > 0
+    document_of = np.repeat(np.arange(len(documents)), counts)
+    num_sentences = np.bincount(document_of[has_tokens], minlength=len(documents))
+    kept = np.flatnonzero(num_sentences)
+    titles = tokenize(_tokenizer, [" ".join(documents[place].title.split()) for place in kept.tolist()])
+    return EncodedDocuments(
+        EncodedColumn(tokens.values, tokens.lengths[has_tokens]),
+        EncodedColumn(titles.values, titles.lengths),
+        num_sentences[kept],
+        len(documents),
+        sum(document.is_continuation for document in documents),
+    )

@@ -1,0 +1,73 @@
+"""The evidence store: passages and their token ids, memory-mapped, addressed by rows 0 to N - 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
+from megatron_retrieval.data.stores.column_folder import ColumnFolder
+from megatron_retrieval.data.stores.id_table import IdTable
+from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.tokens import TokenBatch
+
+#: columns of UTF-8 text and columns of token ids; each is a file of values and a file of offsets
+TEXT_COLUMNS = ("ids", "titles", "texts")
+TOKEN_COLUMNS = ("title_tokens", "text_tokens")
+ID_HASHES, ID_ROWS = "id_hashes.u64", "id_rows.i64"
+
+
+class EvidenceStore(ColumnFolder):
+    """Opens what `build_evidence` wrote, in constant time and memory.
+
+    Args:
+        folder: the evidence folder.
+
+    Raises:
+        DataError: the folder is missing, incomplete or damaged.
+    """
+
+    kind, format_version, tool = "evidence", 1, "tools/build_evidence.py"
+    manifest_keys = frozenset({"num_passages"})
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self._num_passages: int = self._manifest["num_passages"]
+        dtype = self._manifest["token_dtype"]
+        self._ids, self._titles, self._texts = (self._column(name, np.uint8, len(self)) for name in TEXT_COLUMNS)
+        self._title_tokens, self._text_tokens = (self._column(name, dtype, len(self)) for name in TOKEN_COLUMNS)
+        self._id_table = IdTable(self._map(ID_HASHES, "<u8"), self._map(ID_ROWS, "<i8"), self._ids)
+
+    def __len__(self) -> int:
+        return self._num_passages
+
+    def passage(self, row: int) -> Passage:
+        (row,) = self._checked([row])
+        return Passage(*(column[row].tobytes().decode() for column in (self._ids, self._titles, self._texts)))
+
+    def passages(self, rows: Sequence[int] | Rows) -> list[Passage]:
+        return [self.passage(row) for row in rows]
+
+    def tokens(self, rows: Sequence[int] | Rows, seq_length: int, passage_format: PassageFormat) -> TokenBatch:
+        """The passages `rows` laid out for the encoder, at most `seq_length` tokens each."""
+        rows = self._checked(rows)
+        titles, texts = (column.take(rows, seq_length) for column in (self._title_tokens, self._text_tokens))
+        return format_passages(titles, texts, self.special, seq_length=seq_length, passage_format=passage_format)
+
+    def token_columns(self, rows: Sequence[int] | Rows) -> tuple[Ragged, Ragged]:
+        """The token ids of the titles and of the texts of `rows`, whole and without special tokens."""
+        rows = self._checked(rows)
+        return self._title_tokens.take(rows), self._text_tokens.take(rows)
+
+    def rows_of(self, ids: Sequence[str]) -> Rows:
+        """The row of each external id, -1 where the evidence has no such passage."""
+        return self._id_table.rows_of(ids)
+
+    def _checked(self, rows: Sequence[int] | Rows) -> Rows:
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows must lie in 0 to {len(self) - 1}")
+        return rows

@@ -1,0 +1,228 @@
+"""Builds an evidence folder from passage files, in several processes, constant memory, and any number of attempts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.stores import evidence as layout
+from megatron_retrieval.data.stores.column_folder import (
+    ColumnWriter,
+    offsets_file,
+    open_for_append,
+    sync_file,
+    values_file,
+    write_manifest,
+)
+from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk, start_worker
+from megatron_retrieval.data.stores.id_table import sort_id_table
+from megatron_retrieval.data.stores.ragged import Ragged
+from megatron_retrieval.data.stores.vocabularies import WORDPIECE
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
+from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+
+_UNSORTED_HASHES = "unsorted_hashes.u64"
+_CHUNK_PASSAGES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceBuilderConfig:
+    """Build an evidence folder from passage files; run it again to continue after a stop."""
+
+    input: tuple[str, ...]
+    """Passage files: psgs_w100.tsv (columns id, text, title) or JSONL (title, text, optional id), plain or gzip. Rows
+    are numbered in this order."""
+    output: str
+    """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
+    vocab_file: str
+    """WordPiece vocabulary (vocab.txt) of the encoder that will read the passages."""
+    lower_case: bool = True
+    """Lower-case the text, as uncased vocabularies need."""
+    workers: int = 1
+    """Processes that tokenize; the result does not depend on it."""
+
+
+@dataclass
+class Progress:
+    """How far the work has come; what the journal of an unfinished folder holds.
+
+    Attributes:
+        file_bytes: by name, of the files that grow.
+        fingerprint: of the evidence, once all passages are written.
+    """
+
+    passages: int = 0
+    file_bytes: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+def build_evidence(config: EvidenceBuilderConfig) -> int:
+    """Write the evidence folder; it appears whole, and if this is stopped the same call continues it.
+
+    Returns:
+        The number of passages.
+
+    Raises:
+        DataError: an input is malformed or changed meanwhile, an id is used twice, or the output exists.
+        ConfigError: the number of workers is not positive.
+    """
+    check_workers(config.workers)
+    tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
+    with partial_folder(config.output, _settings(config, tokenizer)) as partial:
+        if partial.is_published:
+            partial.discard()
+            return len(layout.EvidenceStore(config.output))
+        try:
+            progress = Progress(**partial.state)
+            if not progress.fingerprint:
+                _write_columns(config, partial, tokenizer, progress)
+            _finish(config, partial, tokenizer, progress)
+        except DataError:  # the input must change, so what was made of it is of no use
+            partial.discard()
+            raise
+        partial.publish()
+    get_logger("data").info("evidence: %s passages in %s", f"{progress.passages:,}", config.output)
+    return progress.passages
+
+
+def _settings(config: EvidenceBuilderConfig, tokenizer: WordPieceTokenizer) -> dict[str, object]:
+    """All that the result, or the division of the work, depends on."""
+    return {
+        "--input": list(config.input),
+        **input_states(config.input),
+        "the vocabulary of --vocab-file": tokenizer.fingerprint,
+        "--lower-case": config.lower_case,
+        f"the version of {WORDPIECE.library}": version(WORDPIECE.library),
+    }
+
+
+def _write_columns(
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
+) -> None:
+    """Write all passages behind those that `progress` speaks of, and take it to the end."""
+    if progress.passages:
+        get_logger("data").info("continuing behind %s passages", f"{progress.passages:,}")
+    with (
+        contextlib.ExitStack() as files,
+        worker_pool(encode_chunk, config.workers, start_worker, (config.vocab_file, config.lower_case)) as encode,
+        progress_bar("evidence", "passages") as bar,
+    ):
+        writer = _Writer(partial.contents, files, progress)
+        partial.save(writer.sync())
+        passages = islice(_raw_passages(config.input), progress.passages, None)
+        bar.update(progress.passages)
+        for chunk in encode(_chunks(passages)):
+            writer.write(chunk)
+            bar.update(len(chunk))
+            partial.save_if_due(writer.sync)
+        progress.fingerprint = writer.fingerprint(tokenizer)
+        partial.save(writer.sync())
+    if _settings(config, tokenizer) != partial.settings:
+        raise DataError(", ".join(config.input), "changed while being read")
+
+
+def _raw_passages(inputs: Iterable[str]) -> Iterator[RawPassage]:
+    for path in inputs:
+        for _, passage in read_passages(path):
+            yield passage.id, passage.title, passage.text
+
+
+def _chunks(passages: Iterable[RawPassage]) -> Iterator[list[RawPassage]]:
+    iterator = iter(passages)
+    while chunk := list(islice(iterator, _CHUNK_PASSAGES)):
+        yield chunk
+
+
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+class _Writer:
+    """Appends encoded chunks, in row order, to the files of an evidence folder, behind what `progress` speaks of."""
+
+    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: Progress) -> None:
+        self.progress = progress
+        sizes, names = progress.file_bytes, layout.TEXT_COLUMNS + layout.TOKEN_COLUMNS
+        self._columns = [ColumnWriter(folder, name, files, sizes) for name in names]
+        self._digests = [(_digest(), _digest()) for _ in layout.TEXT_COLUMNS]
+        self._hashes = open_for_append(folder / _UNSORTED_HASHES, files, sizes.get(_UNSORTED_HASHES, 0))
+        if progress.passages:
+            self._digest_again(folder)
+
+    def write(self, chunk: EncodedChunk) -> None:
+        written = [writer.write(column) for writer, column in zip(self._columns, chunk.columns, strict=True)]
+        for digests, contents in zip(self._digests, written[: len(self._digests)], strict=True):
+            for digest, content in zip(digests, contents, strict=True):
+                digest.update(content)
+        self._hashes.write(chunk.id_hashes.tobytes())
+        self.progress.passages += len(chunk)
+
+    def sync(self) -> dict[str, object]:
+        """Bring what is written to the disk; returns the progress as JSON holds it."""
+        sizes = [column.sync() for column in self._columns] + [sync_file(self._hashes)]
+        self.progress.file_bytes = {name: size for part in sizes for name, size in part.items()}
+        return asdict(self.progress)
+
+    def fingerprint(self, tokenizer: WordPieceTokenizer) -> str:
+        """Names the texts and the tokenizer, from which the rest follows."""
+        parts = ["".join(digest.hexdigest() for digest in digests) for digests in self._digests]
+        return hashlib.sha256("/".join([*parts, tokenizer.fingerprint]).encode()).hexdigest()[:16]
+
+    def _digest_again(self, folder: Path) -> None:
+        """Take in what an earlier run wrote."""
+        for name, (values, offsets) in zip(layout.TEXT_COLUMNS, self._digests, strict=True):
+            _digest_file(values, folder / values_file(name))
+            _digest_file(offsets, folder / offsets_file(name), 8)  # the first offset was there before any chunk
+
+
+def _digest_file(digest: hashlib.blake2b, path: Path, first_byte: int = 0) -> None:
+    with open(path, "rb") as file:
+        file.seek(first_byte)
+        while block := file.read(1 << 22):
+            digest.update(block)
+
+
+def _finish(
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
+) -> None:
+    """What can be made once all passages are written; it may have been begun before."""
+    folder = partial.contents
+    if (folder / _UNSORTED_HASHES).exists():  # else the table is whole
+        _write_id_table(folder, config.input)
+    partial.keep_only({layout.ID_HASHES, layout.ID_ROWS, *progress.file_bytes})
+    shutil.copyfile(config.vocab_file, folder / WORDPIECE.file_name)
+    entries = {"num_passages": progress.passages, "inputs": list(config.input)}
+    write_manifest(folder, layout.EvidenceStore, tokenizer, progress.fingerprint, entries)
+
+
+def _write_id_table(folder: Path, inputs: Sequence[str]) -> None:
+    unsorted = folder / _UNSORTED_HASHES
+    id_files = [folder / name(layout.TEXT_COLUMNS[0]) for name in (values_file, offsets_file)]
+    ids = Ragged(np.memmap(id_files[0], np.uint8, "r"), np.memmap(id_files[1], np.int64, "r"))
+    hashes = np.memmap(unsorted, np.uint64, "r")
+    duplicate = sort_id_table(hashes, ids, folder / layout.ID_HASHES, folder / layout.ID_ROWS)
+    if duplicate is not None:
+        (first_path, first_line), (path, line) = _places(inputs, duplicate)
+        problem = f"the id {ids[duplicate[0]].tobytes().decode()!r} is already used at {first_path}:{first_line}"
+        raise DataError(path, problem, line=line, hint="Every passage needs an id of its own.")
+    unsorted.unlink()
+
+
+def _places(inputs: Sequence[str], rows: tuple[int, int]) -> list[tuple[str, int]]:
+    """Where two rows, in ascending order, come from; read again, since it happens only before an error."""
+    lines = ((path, line) for path in inputs for line, _ in read_passages(path))
+    first = next(islice(lines, rows[0], None))
+    return [first, next(islice(lines, rows[1] - rows[0] - 1, None))]

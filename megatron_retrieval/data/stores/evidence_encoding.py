@@ -1,0 +1,55 @@
+"""What one worker process of the evidence builder does: passages in, encoded columns out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_retrieval.data.stores.column_folder import EncodedColumn
+from megatron_retrieval.data.stores.id_table import Hashes, hash_ids
+from megatron_retrieval.data.stores.ragged import Rows, tokenize
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+
+#: (id, title, text): plain strings cross between processes faster than objects
+RawPassage = tuple[str, str, str]
+
+_tokenizer: WordPieceTokenizer
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """Consecutive rows of the evidence.
+
+    Attributes:
+        columns: ids, titles, texts, title tokens, text tokens, as the store orders them.
+        id_hashes: one for each row.
+    """
+
+    columns: tuple[EncodedColumn, ...]
+    id_hashes: Hashes
+
+    def __len__(self) -> int:
+        return len(self.id_hashes)
+
+
+def start_worker(vocab_file: str, lower_case: bool) -> None:
+    """Load the tokenizer once for this process."""
+    global _tokenizer
+    _tokenizer = WordPieceTokenizer(vocab_file, lower_case)
+
+
+def encode_chunk(passages: Sequence[RawPassage]) -> EncodedChunk:
+    """Encode the passages with this process's tokenizer."""
+    fields = [list(field) for field in zip(*passages, strict=True)]
+    encoded = [[text.encode() for text in field] for field in fields]
+    columns = [EncodedColumn(np.frombuffer(b"".join(field), np.uint8), _lengths(field)) for field in encoded]
+    for field in fields[1:]:
+        tokens = tokenize(_tokenizer, field)
+        columns.append(EncodedColumn(tokens.values, tokens.lengths))
+    return EncodedChunk(tuple(columns), hash_ids(encoded[0]))
+
+
+def _lengths(field: Sequence[bytes]) -> Rows:
+    return np.fromiter(map(len, field), np.int64, len(field))

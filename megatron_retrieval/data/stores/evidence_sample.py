@@ -1,0 +1,45 @@
+"""An evenly spread part of the evidence, with rows of its own, for evaluation that cannot afford all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_retrieval.data.layouts.sequences import PassageFormat
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.ragged import Rows
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+def spread_rows(num_rows: int, wanted: int | None) -> Rows:
+    """`wanted` of the rows 0 to `num_rows` - 1 at equal distances, from the first on; all where there are no more."""
+    if wanted is None or wanted >= num_rows:
+        return np.arange(num_rows)
+    return np.arange(wanted) * num_rows // wanted
+
+
+class EvidenceSample:
+    """Rows 0 to n - 1 are passages at equal distances in the evidence, the same in every run."""
+
+    def __init__(self, evidence: EvidenceStore, max_passages: int | None) -> None:
+        self._evidence = evidence
+        self._rows = spread_rows(len(evidence), max_passages)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def tokens(self, rows: Sequence[int] | Rows, seq_length: int, passage_format: PassageFormat) -> TokenBatch:
+        """See `EvidenceStore.tokens`."""
+        return self._evidence.tokens(self._rows[np.asarray(rows, np.int64)], seq_length, passage_format)
+
+    def passages(self, rows: Sequence[int] | Rows) -> list[Passage]:
+        """See `EvidenceStore.passages`."""
+        return self._evidence.passages(self._rows[np.asarray(rows, np.int64)])
+
+    def rows_of(self, ids: Sequence[str]) -> Rows:
+        """The row of each external id, -1 where the sample has no such passage."""
+        wanted = self._evidence.rows_of(ids)
+        places = np.searchsorted(self._rows, wanted).clip(max=len(self._rows) - 1)
+        return np.where(self._rows[places] == wanted, places, -1)

@@ -1,0 +1,108 @@
+"""The search for the answers to a few questions: from all of their passages together, or from each for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_retrieval.evaluation.likeliest_answer import likeliest_answer
+from megatron_retrieval.models.beams import Generated
+from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.generation import GenerationConfig, generate
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.objectives.end_to_end import log_priors
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer as the reader wrote it.
+
+    Attributes:
+        ids: with the end token where the answer was not cut at the limit; padding may follow.
+        passage: the place (from 0) of the one that says it loudest; None where all were read together.
+    """
+
+    ids: list[int]
+    score: float
+    passage: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one passage answers.
+
+    Attributes:
+        ids: without padding.
+        log_likelihood: log p(z | q) p(a | q, z).
+    """
+
+    ids: tuple[int, ...]
+    log_likelihood: float
+    passage: int
+
+
+class AnswerSearch:
+    """Finds the answers that a reader writes.
+
+    Args:
+        reader: in evaluation mode.
+        tp_group: the ranks that share the reader; all of them call this together and get equal answers.
+    """
+
+    def __init__(
+        self, reader: FusionReader, config: GenerationConfig, scores: PassageScoreConfig, tp_group: dist.ProcessGroup
+    ) -> None:
+        self._reader, self._config, self._scores, self._tp_group = reader, config, scores, tp_group
+
+    @torch.no_grad()
+    def find(self, texts: TokenBatch, is_real: Tensor, scores: Tensor) -> list[Written]:
+        """One answer per question.
+
+        Args:
+            texts: B * K rows; those of a question stand together.
+            is_real: [B, K] bool, False for fillers; every question has a text.
+            scores: [B, K] float, of the passages.
+        """
+        priors = log_priors(scores / self._scores.passage_score_divisor, is_real)
+        if self._scores.passage_score_use == "marginal":
+            return self._each(texts, is_real, priors)
+        return self._together(texts, is_real, priors)
+
+    def _together(self, texts: TokenBatch, is_real: Tensor, priors: Tensor) -> list[Written]:
+        bias = None
+        if self._scores.passage_score_use == "bias":
+            bias = self._scores.passage_score_weight * priors.masked_fill(~is_real, 0)
+        found = self._write(texts, is_real, bias)
+        return [Written(ids, score) for ids, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)]
+
+    def _each(self, texts: TokenBatch, is_real: Tensor, priors: Tensor) -> list[Written]:
+        """The answer with the greatest sum of p(z | q) p(a | q, z), over the passages whose search ends with it; of the
+        others, where it is likely to be small, it is taken for 0 (fast decoding of RAG, arXiv 2005.11401, section 2.5).
+        """
+        rows = is_real.flatten().nonzero()[:, 0]
+        found = self._write(texts.rows(rows), is_real.new_ones(len(rows), 1))
+        likelihoods = priors.flatten()[rows] + found.scores * found.lengths**self._config.length_penalty
+        answers = zip(found.ids.tolist(), found.lengths.tolist(), likelihoods.tolist(), rows.tolist(), strict=True)
+        candidates: list[list[Candidate]] = [[] for _ in is_real]
+        for ids, length, likelihood, row in answers:
+            question, passage = divmod(row, is_real.size(1))
+            candidates[question].append(Candidate(tuple(ids[:length]), likelihood, passage))
+        return list(map(likeliest, candidates))
+
+    def _write(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> Generated:
+        memory = self._reader.encode(texts, is_real)
+        key_bias = memory.key_bias(passage_scores)
+        form = self._reader.score_form
+        return generate(self._reader.model, memory.states, key_bias, self._config, self._tp_group, form)
+
+
+def likeliest(candidates: Sequence[Candidate]) -> Written:
+    """See `likeliest_answer`; its score is the log of the sum."""
+    ids, likelihoods = zip(*((candidate.ids, candidate.log_likelihood) for candidate in candidates), strict=True)
+    place, score = likeliest_answer(ids, likelihoods)
+    return Written(list(ids[place]), score, candidates[place].passage)

@@ -1,0 +1,57 @@
+"""What the evaluation of a reader leaves of every question: one line of predictions.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
+from megatron_retrieval.evaluation.exact_match import AnswerScore
+from megatron_retrieval.utils.files import atomic_file
+
+PREDICTIONS = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a reader answers.
+
+    Attributes:
+        text: the answer; empty where the reader has none.
+        score: of the answer, greater is better; what it means is the reader's affair.
+        passage: the place (from 0) of the passage that the answer was taken from; None where it is made up of all.
+    """
+
+    text: str
+    score: float = 0.0
+    passage: int | None = None
+
+
+@dataclass(frozen=True)
+class ReadQuestion:
+    """A question, what was answered, and how good that is."""
+
+    question: ReaderQuestion
+    prediction: Prediction
+    score: AnswerScore
+
+
+def write_predictions(path: Path, read: Iterable[ReadQuestion]) -> None:
+    """One line per question: prediction and scores beside the acceptable answers."""
+    with atomic_file(path) as file:
+        for item in read:
+            question, prediction = item.question, item.prediction
+            passage = None if prediction.passage is None else question.passages[prediction.passage].id
+            line = {
+                "id": question.id,
+                "question": question.text,
+                "answers": list(question.answers),
+                "prediction": prediction.text,
+                "exact_match": item.score.exact_match,
+                "f1": item.score.f1,
+                "score": prediction.score,
+                "passage": passage,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

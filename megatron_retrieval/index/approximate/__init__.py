@@ -1,0 +1,1 @@
+"""Compressed and approximate indexes, built and searched by faiss."""

@@ -1,0 +1,160 @@
+"""Approximate search by inner product: a part of the rows is looked at, in a compressed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.index.approximate.faiss import FaissIndex, use_threads
+from megatron_retrieval.index.approximate.manifest import INDEX_FILE, ApproximateManifest
+from megatron_retrieval.index.exact.flat import checked_queries
+from megatron_retrieval.index.exact.pair_scores import best_of_pairs, empty_result, pair_scores
+from megatron_retrieval.index.exact.placement import Placement
+from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.search import SearchResult
+
+#: candidates whose stored vectors are held at once for exact scores
+_CANDIDATES_AT_ONCE = 1 << 16
+#: candidates among links that are kept where --ef-search says nothing
+_DEFAULT_EF_SEARCH = 128
+_FEWEST_PROBES = 16
+
+
+@dataclass(kw_only=True, frozen=True)
+class ApproximateSearchConfig:
+    """A search that looks at a part of the evidence only."""
+
+    index: Path | None = None
+    """Folder of an approximate index of the embeddings (tools/build_index.py), which is searched in place of all
+    vectors; default: exact search."""
+    nprobe: int | None = None
+    """Lists of an inverted file (IVF) that are looked at for a question; default: the root of their number, at least
+    16."""
+    ef_search: int | None = None
+    """Candidates that a search along links (HNSW) keeps; default: 128."""
+    rerank_candidates: int | None = None
+    """Rows that the index is asked for at least, to be ranked by their stored vectors: scores are exact then; default:
+    the index's own scores and order."""
+
+    def __post_init__(self) -> None:
+        for name in ("nprobe", "ef_search", "rerank_candidates"):
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and self.index is None:
+                raise ConfigError(f"{flag} is a setting of an approximate index: give --index as well.")
+            if value is not None and value < 1:
+                raise ConfigError(f"{flag} {value}: must be at least 1.")
+
+
+class ApproximateIndex:
+    """An index that `build_index` made, whole on every rank that opens it; has the surface of `SearchIndex`.
+
+    Rows may be missed, and scores are those of compressed vectors unless candidates are ranked anew; equal scores are
+    ordered by row among what was found. Searches are not collectives.
+
+    Args:
+        config: its `index` is the folder.
+        embeddings: those that the index was built of.
+
+    Raises:
+        ConfigError: a setting that this kind of index does not have.
+        DataError: unfinished, cut off or damaged.
+        MismatchError: the index was built of other embeddings.
+    """
+
+    def __init__(self, config: ApproximateSearchConfig, embeddings: EmbeddingStore) -> None:
+        if config.index is None:
+            raise ValueError("no folder of an index is given")
+        self._folder, self._embeddings = config.index, embeddings
+        self.manifest = ApproximateManifest.read(self._folder)
+        self.manifest.require(embeddings, self._folder)
+        self._index = FaissIndex.read(self._folder / INDEX_FILE)
+        self._num_candidates = config.rerank_candidates
+        self._set_effort(config)
+        use_threads(torch.get_num_threads())
+
+    @property
+    def num_rows(self) -> int:
+        return self.manifest.vectors.num_rows
+
+    @property
+    def dimension(self) -> int:
+        return self.manifest.vectors.dimension
+
+    def verify(self) -> None:
+        """Read the index's file once and compare its checksum; raises DataError."""
+        self.manifest.verify(self._folder)
+
+    def protocol(self) -> dict[str, Any]:
+        """What is found depends on this, for the record."""
+        return {
+            "index_factory": self.manifest.index_factory,
+            "index_checksum": self.manifest.index_checksum,
+            **self._effort,
+            "rerank_candidates": self._num_candidates,
+        }
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
+        """See `SearchIndex.search`; more is asked for than k, so that excluded rows take no place from others."""
+        asked_on = queries.device
+        queries = checked_queries(queries, k, self.dimension).cpu()
+        excluded = torch.empty(len(queries), 0, dtype=torch.int64) if exclude_rows is None else exclude_rows.cpu()
+        parts = [empty_result(0, k, torch.device("cpu"))]
+        if len(queries) and self.num_rows:
+            width = min(max(k, self._num_candidates or 0) + excluded.size(1), self.num_rows)
+            parts += [self._search(*part, width, k) for part in _in_parts(queries, excluded, width)]
+        scores, rows = (
+            torch.cat(values).to(asked_on) for values in zip(*((p.scores, p.rows) for p in parts), strict=True)
+        )
+        return SearchResult(scores, rows)
+
+    def _search(self, queries: Tensor, excluded: Tensor, width: int, k: int) -> SearchResult:
+        scores, rows = self._index.search(queries, width)
+        kept = (rows >= 0) & (rows[:, :, None] != excluded[:, None, :]).all(dim=2)
+        query_index, column = kept.nonzero(as_tuple=True)
+        scores, rows = scores[query_index, column], rows[query_index, column]
+        if self._num_candidates is not None:
+            distinct, place = torch.unique(rows, return_inverse=True)
+            scores = pair_scores(queries, self._embeddings.vectors_of(distinct).float(), query_index, place)
+        return best_of_pairs(query_index, scores, rows, len(queries), k)
+
+    def _set_effort(self, config: ApproximateSearchConfig) -> None:
+        factory, num_lists = self.manifest.index_factory, self._index.num_lists
+        num_probes, num_followed = config.nprobe, config.ef_search
+        if num_probes is not None and num_lists is None:
+            raise ConfigError(f"--nprobe: the index in {self._folder} ({factory}) has no inverted file (IVF).")
+        if num_followed is not None and not self._index.has_links:
+            raise ConfigError(f"--ef-search: the index in {self._folder} ({factory}) has no links (HNSW).")
+        if num_lists is not None:
+            num_probes = min(num_lists, num_probes or max(_FEWEST_PROBES, math.isqrt(num_lists)))
+        if self._index.has_links:
+            num_followed = num_followed or _DEFAULT_EF_SEARCH
+        self._index.set_effort(num_probes=num_probes, num_followed=num_followed)
+        self._effort = {"nprobe": num_probes, "ef_search": num_followed}
+
+
+def _in_parts(queries: Tensor, excluded: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    at_once = max(1, _CANDIDATES_AT_ONCE // width)
+    return zip(queries.split(at_once), excluded.split(at_once), strict=True)
+
+
+def open_index(
+    config: ApproximateSearchConfig,
+    embeddings: EmbeddingStore,
+    topology: ProcessTopology,
+    placement: Placement = "auto",
+) -> ShardedIndex | ApproximateIndex:
+    """What searches the embeddings: all ranks together and exactly, or every rank by an approximate index of its own;
+    see `ApproximateIndex` for what is refused."""
+    if config.index is None:
+        return ShardedIndex(embeddings, topology, placement)
+    return ApproximateIndex(config, embeddings)

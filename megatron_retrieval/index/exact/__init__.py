@@ -1,0 +1,1 @@
+"""Exact search over stored vectors, on one rank or many."""

@@ -1,0 +1,202 @@
+"""Which rows may be among the k best, told from rough scores; what it lets through is scored again and kept or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.index.exact.bounded_pairs import BoundedPairs, joined, no_pairs
+from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS, RoughQueries, RoughVectors, rounding
+from megatron_retrieval.index.exact.pair_scores import best_of_pairs, found_pairs, in_query_order, pair_scores
+from megatron_retrieval.index.exact.score_tiles import Tile, make_tile, nothing, rows_of_a_tile
+from megatron_retrieval.types.search import SearchResult
+
+#: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
+_PAIRS_AT_ONCE = 1 << 20
+#: vectors that are read from their source at once to bound scores anew
+_ROWS_SEEN_AT_ONCE = 1 << 14
+#: where a larger share of the scores reaches the floor, the bounds are too wide to be of use; unless they are few
+_USEFUL_SHARE = 1 / 16
+_ALWAYS_USEFUL = 4096
+
+
+class TooRoughError(Exception):
+    """The rough scores tell too few rows apart."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows that are searched together.
+
+    Attributes:
+        rough: the rows for the rough product.
+        take: rows of the piece [m] -> their vectors [m, D] as they are kept.
+        first_row: row of the evidence that the first belongs to.
+    """
+
+    rough: RoughVectors
+    take: Callable[[Tensor], Tensor]
+    first_row: int
+
+
+class Sieve:
+    """Some queries against one piece.
+
+    The k-th greatest lower bound so far is the floor: a row whose upper bound is lower is none of the k best. Groups of
+    rows are told by their maximum first; of the others, nothing is looked at but that.
+
+    Args:
+        queries: [B, D] float32.
+        best: the best rows of earlier pieces.
+        hidden: [B, E] rows of the evidence that are no candidates, or None.
+        patient: go on where the rough scores tell few rows apart.
+    """
+
+    def __init__(
+        self, piece: Piece, queries: Tensor, best: SearchResult, hidden: Tensor | None, patient: bool = True
+    ) -> None:
+        self._piece, self._queries, self._best = piece, queries, best
+        self._rough: RoughQueries = piece.rough.queries(queries)
+        self._k, self._patient = best.rows.size(1), patient
+        self._hidden = None if hidden is None else hidden - piece.first_row
+        self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
+        self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
+        self._fresh: list[BoundedPairs] = []
+        self._pool = no_pairs(queries.device)
+
+    def search(self) -> SearchResult:
+        """The best of earlier pieces and this one.
+
+        Raises:
+            TooRoughError: where `patient` is False and the bounds are too wide to be of use.
+        """
+        rough, num_rows = self._piece.rough, len(self._piece.rough)
+        step = rows_of_a_tile(rough, len(self._queries))
+        for start in range(0, num_rows, step):
+            rows = range(start, min(start + step, num_rows))
+            self._sift(make_tile(rough, self._rough, self._hidden, rows))
+        self._tighten()
+        self._settle()
+        return self._best
+
+    def _residuals(self, tile: Tile) -> Tensor:
+        """[groups] what the rough rows of each group leave out."""
+        residuals, first = self._piece.rough.residuals, tile.first // GROUP_ROWS
+        return residuals.expand(len(tile.maxima)) if len(residuals) == 1 else residuals[first:][: len(tile.maxima)]
+
+    def _sift(self, tile: Tile) -> None:
+        """Put the rows that reach the floor into the pool; the maxima of the groups give a first floor."""
+        if bool((self._floor == torch.finfo(torch.float32).min).any()):
+            self._floor = torch.maximum(self._floor, self._floor_of_maxima(tile))
+        rough = self._rough
+        high = _rounded_up(tile.maxima * rough.unit, rounding(tile.maxima))
+        high.addr_(self._residuals(tile), rough.lengths)
+        group, query = (high >= self._limit()).nonzero(as_tuple=True)
+        groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
+        for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
+            self._sift_groups(tile, some_groups, some_queries)
+
+    def _limit(self) -> Tensor:
+        """[B] what a rough score and the residual of its row must reach together."""
+        return self._floor - self._rough.offset - self._base
+
+    def _floor_of_maxima(self, tile: Tile) -> Tensor:
+        """[B] a lower bound of the k-th best score: that of the best rows of the k best groups."""
+        num_queries = len(self._queries)
+        if len(tile.maxima) < self._k:
+            return torch.full_like(self._floor, -torch.inf)
+        scores, group = (part.flatten() for part in tile.maxima.t().topk(self._k))
+        query = torch.arange(num_queries, device=group.device).repeat_interleave(self._k)
+        low, high = self._bounds(scores, self._residuals(tile)[group], query)
+        if self._is_coarse:
+            row = tile.first + group * GROUP_ROWS + tile.of(group, query).argmax(1)
+            closer = self._seen_closer(BoundedPairs(query, row, low, high))
+            low = torch.where(low.isinf(), low, closer.low)
+        return low.view(num_queries, self._k).amin(1)
+
+    @property
+    def _is_coarse(self) -> bool:
+        """Whether bounds are so wide that a product in float32 is worth its while before the canonical score."""
+        return self._piece.rough.matrix.dtype == torch.int8
+
+    def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of the canonical scores behind rough ones of the given queries."""
+        rough = self._rough
+        values = scores * rough.unit[queries]
+        errors = residuals * rough.lengths[queries] + self._base[queries] + values.abs() * rounding(scores)
+        values = (values + rough.offset[queries]).masked_fill_(scores == nothing(scores), -torch.inf)
+        return values - errors, values + errors
+
+    def _sift_groups(self, tile: Tile, group: Tensor, query: Tensor) -> None:
+        """Put the rows of one group for each query into the pool, where they reach the floor."""
+        rough = self._rough
+        scores = tile.of(group, query)
+        high = _rounded_up(scores * rough.unit[query, None], rounding(scores))
+        residuals = self._residuals(tile)[group]
+        limit = self._limit()[query] - residuals * rough.lengths[query]
+        pair, place = ((high >= limit[:, None]) & (scores != nothing(scores))).nonzero(as_tuple=True)
+        if not self._patient and len(place) > max(_USEFUL_SHARE * tile.num_scores, _ALWAYS_USEFUL):
+            raise TooRoughError
+        scores, group, query = scores[pair, place], group[pair], query[pair]
+        low, high = self._bounds(scores, residuals[pair], query)
+        self._fresh.append(BoundedPairs(query, tile.first + group * GROUP_ROWS + place, low, high))
+        if sum(map(len, self._fresh)) > max(4 * len(self._queries) * self._k, len(self._pool)):
+            self._tighten()
+        if len(self._pool) > _PAIRS_AT_ONCE:
+            self._settle()
+
+    def _tighten(self) -> None:
+        """Raise the floor to the k-th greatest lower bound in the pool, and drop what lies below."""
+        if not any(map(len, self._fresh)):
+            self._fresh = []
+            return
+        fresh, self._fresh = joined(self._fresh), []
+        if self._is_coarse:
+            fresh = self._seen_closer(fresh)
+        pairs = joined([self._pool, fresh.kept(fresh.high >= self._floor[fresh.query])])
+        order = pairs.low.argsort(descending=True)
+        order = order[in_query_order(pairs.query[order], len(self._queries))]
+        counts = pairs.query.bincount(minlength=len(self._queries))
+        enough = (counts >= self._k).nonzero()[:, 0]
+        kth = (counts.cumsum(0) - counts + self._k - 1)[enough]
+        self._floor[enough] = torch.maximum(self._floor[enough], pairs.low[order[kth]])
+        self._pool = pairs.kept(pairs.high >= self._floor[pairs.query])
+
+    def _seen_closer(self, pairs: BoundedPairs) -> BoundedPairs:
+        """With bounds from products in float32, query by query."""
+        order = in_query_order(pairs.query, len(self._queries))
+        query, row = pairs.query[order], pairs.row[order]
+        scores = []
+        for some_queries, some_rows in zip(query.split(_ROWS_SEEN_AT_ONCE), row.split(_ROWS_SEEN_AT_ONCE), strict=True):
+            counts = some_queries.bincount(minlength=len(self._queries)).tolist()
+            parts = zip(self._queries, self._piece.take(some_rows).split(counts), strict=True)
+            scores += [vectors.float() @ vector for vector, vectors in parts if len(vectors)]
+        errors = self._rough.slack[query]
+        values = torch.cat(scores).masked_fill_(errors.isinf(), 0)
+        return BoundedPairs(query, row, values - errors, values + errors)
+
+    def _settle(self) -> None:
+        """Score the pool in the canonical way and keep the best."""
+        if not len(self._pool):
+            return
+        pairs, best = self._pool, self._best
+        for query, row in zip(pairs.query.split(_PAIRS_AT_ONCE), pairs.row.split(_PAIRS_AT_ONCE), strict=True):
+            rows, vector = row.unique(return_inverse=True)
+            scores = pair_scores(self._queries, self._piece.take(rows).float(), query, vector)
+            known_query, known_scores, known_rows = found_pairs(best)
+            best = best_of_pairs(
+                torch.cat([known_query, query]),
+                torch.cat([known_scores, scores]),
+                torch.cat([known_rows, row + self._piece.first_row]),
+                len(self._queries),
+                self._k,
+            )
+        self._best, self._pool = best, no_pairs(row.device)
+        self._floor = torch.maximum(self._floor, best.scores[:, -1])
+
+
+def _rounded_up(values: Tensor, relative_error: float) -> Tensor:
+    return values + values.abs() * relative_error if relative_error else values

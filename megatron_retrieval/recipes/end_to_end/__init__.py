@@ -1,0 +1,1 @@
+"""Retriever and reader trained together."""

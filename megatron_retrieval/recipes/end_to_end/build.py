@@ -1,0 +1,200 @@
+"""Puts together what trains a retriever and a reader end to end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from megatron_retrieval.checkpoint.kinds import dual_encoder
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config
+from megatron_retrieval.checkpoint.kinds.starting_point import describe_starting_point, load_starting_weights
+from megatron_retrieval.checkpoint.store.writer import ModelPart
+from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.evaluation.reader_task import Reader
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.end_to_end import EndToEndModel
+from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
+from megatron_retrieval.parallel.optimizer import Optimizer
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
+from megatron_retrieval.recipes.end_to_end.readers import reader_part
+from megatron_retrieval.recipes.lengths import require_positions
+from megatron_retrieval.refresh.index_encoder import IndexEncoder
+from megatron_retrieval.refresh.index_refresh import IndexRefresher
+from megatron_retrieval.refresh.index_worker import worker_command
+from megatron_retrieval.retrieval.retriever import tokenize_questions
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.metrics_log import MetricsLog
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import build_trainer
+from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
+from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
+from megatron_retrieval.training.steps.passage_search import PassageSearch
+from megatron_retrieval.training.tasks.end_to_end_evaluation import AnsweringTask
+from megatron_retrieval.training.trainer import Trainer
+
+#: what readers that were trained with an objective do with the scores of passages
+SCORE_USES: dict[ObjectiveName, PassageScoreUse] = {
+    "individual-topk": "marginal",
+    "rag-token": "marginal",
+    "joint-topk": "bias",
+    "fid": "none",
+    "emdr2": "none",
+    "distillation": "none",
+}
+
+
+class EndToEndRun:
+    """The parts of a run, made once and handed to one another.
+
+    Raises:
+        ConfigError: sequences longer than a model's positions, or an objective that the reader cannot learn by.
+        CheckpointError, DataError: an input cannot be used.
+        MismatchError: the evidence was tokenized with another vocabulary than the retriever's.
+    """
+
+    def __init__(self, config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
+        self.config, self.topology = config, topology
+        self.start_retriever, start_reader = config.starting_points()
+        lengths = config.text_format
+        require_positions(
+            self.start_retriever.config.bert,
+            query_seq_length=lengths.query_seq_length,
+            retriever_seq_length=lengths.retriever_seq_length,
+        )
+        self.evidence = EvidenceStore(config.evidence)
+        self.tokenizer = WordPieceTokenizer(self.start_retriever.vocab_file, self.start_retriever.lower_case)
+        self.evidence.require_vocabulary(self.tokenizer, f"the retriever {self.start_retriever.folder}")
+        self.reader = reader_part(config, start_reader, topology)
+        self.model = self._new_model()
+        self.search = PassageSearch(
+            config.search,
+            self.model.retriever,
+            self.evidence,
+            config.text_format,
+            topology,
+            encode_batch_size=config.step.passage_batch_size,
+        )
+
+    def trainer(self) -> Trainer:
+        """Everything, ready to train."""
+        config, training = self.config, self.config.training
+        examples = self._questions(config.data.train)
+        held_out, tasks = None, []
+        if (held_out_data := config.data.held_out()) is not None:
+            held_out = self._questions(held_out_data)
+            tasks.append(self._task(held_out))
+        readings = self.reader.readings(self.evidence)
+        return build_trainer(
+            training,
+            self.topology,
+            model=self.model,
+            step=EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed),
+            examples=examples,
+            held_out=held_out,
+            saved=self._saved(len(examples)),
+            tasks=tasks,
+            further_callbacks=lambda optimizer, log: [self._refresher(optimizer, log)],
+            rate_multipliers=config.rates.multipliers(training.optimizer.lr),
+        )
+
+    def passage_scores(self) -> PassageScoreConfig:
+        """What the reader does with the scores of passages, as it stands."""
+        step = self.config.step
+        return PassageScoreConfig(
+            passage_score_use=SCORE_USES[step.objective],
+            passage_score_weight=float(self.model.score_weight.detach()),
+            passage_score_divisor=step.scaling.score_divisor(self.model.retriever.dimension),
+        )
+
+    def _new_model(self) -> EndToEndModel:
+        """With the weights of the start; where a run is resumed they are overwritten."""
+        config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
+        retriever = DualEncoder(self._retriever_shape(), topology, dtype)
+        load_starting_weights(describe_starting_point(self.start_retriever.folder), retriever, topology)
+        return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)
+
+    def _retriever_shape(self) -> DualEncoderConfig:
+        start = self.start_retriever.config
+        is_shared = start.biencoder_shared_query_context_model and not self.config.separate_encoders
+        bert = self.config.model.over(start.bert)
+        return replace(start, bert=bert, biencoder_shared_query_context_model=is_shared)
+
+    def _questions(self, data: AskedDataConfig) -> AskedQuestions:
+        return AskedQuestions(
+            data, self.config.text_format, self.tokenizer, self.evidence, seed=self.config.training.seed
+        )
+
+    def _task(self, held_out: AskedQuestions) -> AnsweringTask:
+        questions = held_out.questions
+        tokens = tokenize_questions([question.text for question in questions], self.tokenizer, self.config.text_format)
+        return AnsweringTask(
+            self.config.answering, questions, tokens, self.model, self.search, self.evidence, self._answerer
+        )
+
+    def _answerer(self) -> Reader:
+        return self.reader.answerer(self.passage_scores())
+
+    def _saved(self, num_questions: int) -> SavedModel:
+        config = self.config
+        parts = {
+            RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self._retriever_assets()),
+            READER: self.reader.saved(self.passage_scores),
+        }
+        frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
+        identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}
+        return SavedModel(KIND, {}, {}, identity, parts)
+
+    def _retriever_config(self) -> dict[str, Any]:
+        return checkpoint_config(self.model.retriever.config, self.config.text_format, self.tokenizer.lower_case)
+
+    def _retriever_assets(self) -> dict[str, bytes]:
+        return {VOCAB_NAME: self.tokenizer.vocab_file.read_bytes()}
+
+    def _refresher(self, optimizer: Optimizer, metrics_log: MetricsLog) -> IndexRefresher:
+        config, training = self.config, self.config.training
+        encoder = IndexEncoder(
+            self.model.retriever,
+            lambda name: optimizer.main_weight(f"{RETRIEVER}.{name}"),
+            config=self._retriever_config(),
+            assets=self._retriever_assets(),
+            evidence=self.evidence,
+            text_format=config.text_format,
+            topology=self.topology,
+            embedding_dtype=config.index.embedding_dtype,
+            micro_batch_size=config.index.index_micro_batch_size,
+        )
+        return IndexRefresher(
+            config.index,
+            encoder,
+            self.topology,
+            index_dir=config.index.folder(training.log.output_dir),
+            swap=partial(setattr, self.search, "index"),
+            queries=lambda: self.search.last_queries,
+            num_compared=config.search.num_passages,
+            metrics_log=metrics_log,
+            start_fingerprint=self.start_retriever.fingerprint,
+            save_dir=training.save.save,
+            worker_command=embedding_command(config, self.topology),
+            has_embedding_ranks=config.parallel.num_embedding_ranks > 0,
+        )
+
+
+def embedding_command(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> list[str]:
+    """What starts a process that embeds beside training; see `worker_command`."""
+    return worker_command(
+        config.index,
+        index_dir=config.index.folder(config.training.log.output_dir),
+        evidence=config.evidence,
+        precision=config.training.precision,
+        device=topology.device,
+        num_workers=max(1, config.parallel.num_embedding_ranks),
+    )
+
+
+def build(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> Trainer:
+    """Read the data, build the model, and make the trainer; see `EndToEndRun`."""
+    return EndToEndRun(config, topology).trainer()

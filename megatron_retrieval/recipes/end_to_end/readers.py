@@ -1,0 +1,162 @@
+"""Readers as parts of end-to-end training, one class for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from megatron_retrieval.checkpoint.kinds import extractive_reader, fusion_reader
+from megatron_retrieval.checkpoint.kinds.any_reader import ReaderDescription
+from megatron_retrieval.checkpoint.kinds.architectures import ReaderModel
+from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
+from megatron_retrieval.checkpoint.kinds.extractive_reader import (
+    ExtractiveReaderDescription,
+    extractive_reader_checkpoint_config,
+)
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FusionReaderDescription
+from megatron_retrieval.checkpoint.store.reader import load_weights
+from megatron_retrieval.checkpoint.store.writer import ModelPart
+from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.data.layouts.fusion import FusionLayout
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerer
+from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
+from megatron_retrieval.evaluation.reader_task import Reader
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
+from megatron_retrieval.recipes.lengths import require_positions, require_reading_positions
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.steps.answer_objectives import PASSAGE_OBJECTIVES
+from megatron_retrieval.training.steps.readings import ExtractiveReadings, FusionReadings, ReadingSide
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("train")
+
+
+class ReaderPart(Protocol):
+    """A reader in training, whatever its kind.
+
+    Attributes:
+        model: begins with the weights of the starting point; where a run is resumed they are overwritten.
+    """
+
+    @property
+    def model(self) -> ReaderModel | ExtractiveReader: ...
+
+    def readings(self, evidence: EvidenceStore) -> ReadingSide:
+        """For the step."""
+        ...
+
+    def answerer(self, scores: PassageScoreConfig) -> Reader:
+        """What answers with the weights of the moment, and the passages' scores used like that."""
+        ...
+
+    def saved(self, scores: Callable[[], PassageScoreConfig]) -> ModelPart:
+        """What checkpoints keep beside the weights, given how scores are used at the moment."""
+        ...
+
+
+class FusionPart:
+    """A reader that writes; see ReaderPart.
+
+    Raises:
+        ConfigError: sequences longer than its positions, or no room for passages.
+        CheckpointError: its weights cannot be used.
+    """
+
+    def __init__(
+        self, config: EndToEndFinetuneConfig, start: FusionReaderDescription, topology: ProcessTopology
+    ) -> None:
+        self._start, self._topology = start, topology
+        self._shape, self._generation = config.model.over(start.config), config.answers.generation()
+        require_reading_positions(self._shape, config.layout, self._generation)
+        self._tokenizer = start.tokenizer()
+        self._layout = FusionLayout(config.layout.fusion(), self._tokenizer)
+        build = start.architecture.build
+        self.model: ReaderModel = build(self._shape, self._tokenizer, topology, config.training.precision.dtype)
+        load_weights(start.folder, start.manifest, self.model, topology)
+        self._reader = FusionReader(self.model, config.encode)
+        log.info("reader: scores enter the decoder's attention in the form %r", self._reader.score_form)
+
+    def readings(self, evidence: EvidenceStore) -> FusionReadings:
+        """See ReaderPart."""
+        longest = self._generation.max_answer_length
+        texts = RetrievedTexts(evidence, self._layout, self._tokenizer, max_answer_length=longest)
+        return FusionReadings(self._reader, texts, self._topology)
+
+    def answerer(self, scores: PassageScoreConfig) -> FusionAnswerer:
+        """See ReaderPart."""
+        return FusionAnswerer(
+            self._reader, self._tokenizer, self._layout, self._generation, self._topology, passage_scores=scores
+        )
+
+    def saved(self, scores: Callable[[], PassageScoreConfig]) -> ModelPart:
+        """See ReaderPart."""
+        start, shape, layout = self._start, self._shape, self._layout.config
+        return ModelPart(fusion_reader.KIND, lambda: start.reader_config(shape, layout, scores()), start.assets())
+
+
+class ExtractivePart:
+    """A reader that points to its answers; see ReaderPart.
+
+    Its head for selecting passages is frozen: the retriever does that now, and weight decay would wear it down.
+
+    Raises:
+        ConfigError: an objective that it cannot learn by, or sequences longer than its positions.
+        CheckpointError: its weights cannot be used.
+    """
+
+    def __init__(
+        self, config: EndToEndFinetuneConfig, start: ExtractiveReaderDescription, topology: ProcessTopology
+    ) -> None:
+        if config.step.objective not in PASSAGE_OBJECTIVES:
+            raise ConfigError(
+                f"--objective {config.step.objective} is for readers that write, and {start.folder} holds an "
+                f"{start.kind}, which learns by {' or '.join(PASSAGE_OBJECTIVES)}."
+            )
+        self._topology, self._batch_size = topology, config.encode.encode_batch_size
+        self._shape, self._answers = config.model.over(start.config), config.answers.extractive()
+        self._layout = config.layout.extractive()
+        require_positions(self._shape, reader_seq_length=self._layout.reader_seq_length)
+        self._tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
+        self.model = ExtractiveReader(self._shape, topology, config.training.precision.dtype)
+        load_weights(start.folder, start.manifest, self.model, topology)
+        self.model.selection.requires_grad_(False)
+
+    def readings(self, evidence: EvidenceStore) -> ExtractiveReadings:
+        """See ReaderPart."""
+        longest = self._answers.max_answer_length
+        answers = RetrievedAnswers(evidence, self._layout, self._tokenizer, max_answer_length=longest)
+        return ExtractiveReadings(self.model, answers, self._topology, batch_size=self._batch_size)
+
+    def answerer(self, scores: PassageScoreConfig) -> ExtractiveAnswerer:
+        """See ReaderPart."""
+        return ExtractiveAnswerer(
+            self.model,
+            self._tokenizer,
+            self._layout,
+            self._answers,
+            device=self._topology.device,
+            passage_scores=scores,
+        )
+
+    def saved(self, scores: Callable[[], PassageScoreConfig]) -> ModelPart:
+        """See ReaderPart."""
+        settings = self._shape, self._layout, self._tokenizer.lower_case
+        return ModelPart(
+            extractive_reader.KIND,
+            lambda: extractive_reader_checkpoint_config(*settings, scores()),
+            {VOCAB_NAME: self._tokenizer.vocab_file.read_bytes()},
+        )
+
+
+def reader_part(config: EndToEndFinetuneConfig, start: ReaderDescription, topology: ProcessTopology) -> ReaderPart:
+    """The class for the kind of reader; for errors see there."""
+    if isinstance(start, ExtractiveReaderDescription):
+        return ExtractivePart(config, start, topology)
+    return FusionPart(config, start, topology)

@@ -1,0 +1,1 @@
+"""The index follows the encoder while it trains."""

@@ -1,0 +1,87 @@
+"""The encoder in training, as versions of the index are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.embedder import TokenizedEvidence, embed_evidence, store_identity
+from megatron_retrieval.retrieval.index_versions import IndexVersions
+from megatron_retrieval.training.steps.step import evaluation_mode
+
+
+class IndexEncoder:
+    """Writes the encoder of the moment, and embeds the evidence with it.
+
+    Args:
+        main_weight: the fp32 weights of a parameter of `model`.
+        config, assets: what checkpoints of the encoder hold beside weights; see `checkpoint_config`.
+        embedding_dtype: type in which vectors are stored.
+        micro_batch_size: passages encoded at once by each copy of the model.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        main_weight: Callable[[str], Tensor],
+        *,
+        config: dict[str, Any],
+        assets: Mapping[str, bytes],
+        evidence: TokenizedEvidence,
+        text_format: TextFormatConfig,
+        topology: ProcessTopology,
+        embedding_dtype: StorageDtype = "float16",
+        micro_batch_size: int = 128,
+    ) -> None:
+        self.evidence = evidence
+        self._model, self._main_weight, self._config, self._assets = model, main_weight, config, assets
+        self._text_format, self._topology = text_format, topology
+        self._dtype, self._micro_batch_size = embedding_dtype, micro_batch_size
+
+    def snapshot(self, versions: IndexVersions, iteration: int) -> str:
+        """Write a checkpoint of the encoder as it is, and clear the place of the version that it makes; a collective
+        over all ranks.
+
+        Returns:
+            The encoder's fingerprint.
+        """
+        folder = save_checkpoint(
+            versions.snapshots,
+            self._model,
+            self._topology,
+            kind=KIND,
+            config=self._config,
+            assets=self._assets,
+            iteration=iteration,
+            weight_of=self._main_weight,
+        )
+        fingerprint = read_manifest(folder).fingerprint
+        if self._topology.is_main:
+            identity = store_identity(self.evidence, self._model.encode_passages, fingerprint, self._dtype)
+            versions.make_room(iteration, identity)
+        self._topology.barrier()
+        return fingerprint
+
+    def embed(self, versions: IndexVersions, iteration: int, fingerprint: str) -> EmbeddingStore:
+        """Make a version with the encoder as it is, without dropout, after its snapshot; a collective over all ranks
+        that leaves the model in its mode and the random streams as they were."""
+        with evaluation_mode(self._model):
+            return embed_evidence(
+                self.evidence,
+                self._model.encode_passages,
+                versions.path(iteration),
+                self._topology,
+                encoder_fingerprint=fingerprint,
+                text_format=self._text_format,
+                embedding_dtype=self._dtype,
+                micro_batch_size=self._micro_batch_size,
+            )

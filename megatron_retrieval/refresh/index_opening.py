@@ -1,0 +1,78 @@
+"""The index that a run begins with, given or named by the checkpoint that it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from megatron_retrieval.errors import CheckpointError, ConfigError, DataError, MismatchError
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.retrieval.embedder import TokenizedEvidence
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
+
+
+@dataclass(frozen=True)
+class VersionInUse:
+    """A version that is searched, or is to be.
+
+    Attributes:
+        made_at: when its encoder was written, in seconds of a clock that another process does not share.
+    """
+
+    request: IndexRequest
+    made_at: float
+
+    def to_json(self, now: float) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {**vars(self.request), "age_seconds": now - self.made_at}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any], now: float) -> Self:
+        """The inverse of `to_json`, as if no time had passed."""
+        request = {name: value for name, value in saved.items() if name != "age_seconds"}
+        return cls(IndexRequest(**request), now - saved["age_seconds"])
+
+
+def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fingerprint: str | None) -> EmbeddingStore:
+    """The folder that --embeddings names.
+
+    Args:
+        encoder_fingerprint: of the dual encoder that the run started from; None: it started from something else.
+
+    Raises:
+        ConfigError: there is no encoder whose embeddings these could be.
+        DataError, MismatchError: the embeddings are damaged, or of another evidence or encoder.
+    """
+    if encoder_fingerprint is None:
+        raise ConfigError(
+            f"--embeddings {embeddings}: training does not start from a dual encoder's checkpoint, so no embeddings "
+            "can be its own; leave the flag out, and the evidence is embedded before the first step."
+        )
+    store = EmbeddingStore(embeddings)
+    store.require(evidence_fingerprint=evidence.fingerprint, encoder_fingerprint=encoder_fingerprint)
+    return store
+
+
+def open_resumed(versions: IndexVersions, evidence: TokenizedEvidence, request: IndexRequest) -> EmbeddingStore:
+    """The version that a checkpoint was saved with.
+
+    Raises:
+        CheckpointError: it cannot be opened; the message says what to do.
+    """
+    try:
+        return versions.open_for(request, evidence.fingerprint)
+    except (DataError, MismatchError) as error:
+        raise CheckpointError(
+            f"the checkpoint was saved with index version {request.iteration}, which cannot be opened: {error} "
+            f"{_remedy(versions, request.iteration)} --index-dir names the folder of versions."
+        ) from error
+
+
+def _remedy(versions: IndexVersions, iteration: int) -> str:
+    if iteration == 0:
+        return "Give --embeddings as at the start."
+    if versions.snapshot(iteration).exists():
+        path, snapshot = versions.path(iteration), versions.snapshot(iteration)
+        return f"tools/embed_evidence.py --load {snapshot} --output {path} makes it again."
+    return "Resume another checkpoint, or start anew with this one as pretrained checkpoint."

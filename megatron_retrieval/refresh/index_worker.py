@@ -1,0 +1,161 @@
+"""A process that embeds the evidence beside training: it is asked for versions of the index, and asks for nothing.
+
+`python -m megatron_retrieval.refresh.index_worker`, started by training itself; see `WorkerSupervisor`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.refresh.config import IndexRefreshConfig
+from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.embedder import embed_part
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
+from megatron_retrieval.utils.logging import get_logger
+
+POLL_SECONDS = 0.2
+
+log = get_logger("index")
+
+
+@dataclass(kw_only=True, frozen=True)
+class IndexWorkerConfig:
+    """Embed the evidence with every encoder that a training run asks for, until it ends."""
+
+    index_dir: Path
+    """Folder of the index's versions and of the requests."""
+    evidence: Path
+    """Folder of the evidence (tools/build_evidence.py)."""
+    worker: int = 0
+    """Number of this process, from 0; the first one seals finished versions."""
+    num_workers: int = 1
+    """Processes that share the work."""
+    parent_pid: int
+    """The process that started this one; this one ends with it."""
+    embedding_dtype: StorageDtype = "float16"
+    """Type in which vectors are stored."""
+    embedding_threads: int = 1
+    """CPU threads."""
+    device: str | None = None
+    """cpu or cuda; default: cuda where it is available."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How the encoder is run."""
+
+
+def worker_command(
+    config: IndexRefreshConfig,
+    *,
+    index_dir: str | Path,
+    evidence: str | Path,
+    precision: PrecisionConfig,
+    device: torch.device,
+    num_workers: int = 1,
+) -> list[str]:
+    """The words that start a worker, but for its number and its parent, which `WorkerSupervisor` adds."""
+    settings = {
+        "index-dir": index_dir,
+        "evidence": evidence,
+        "num-workers": num_workers,
+        "embedding-dtype": config.embedding_dtype,
+        "embedding-threads": config.embedding_threads,
+        "device": device.type,
+        "micro-batch-size": config.index_micro_batch_size,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    words += [f"--{name}" for name in ("bf16", "fp16") if getattr(precision, name)]
+    return [sys.executable, "-m", "megatron_retrieval.refresh.index_worker", *words]
+
+
+def main(config: IndexWorkerConfig) -> None:
+    _end_with_parent(config.parent_pid)
+    torch.set_num_threads(config.embedding_threads)
+    with process_topology(ParallelConfig(device=config.device)) as topology:
+        serve(config, topology)
+
+
+def serve(config: IndexWorkerConfig, topology: ProcessTopology) -> None:
+    """Fulfil one request after the other; without end."""
+    versions, evidence = IndexVersions(config.index_dir), EvidenceStore(config.evidence)
+    done: IndexRequest | None = None
+    while True:
+        request = versions.requested()
+        if request is None or request == done:
+            time.sleep(POLL_SECONDS)
+            continue
+        fulfil(request, versions, evidence, config, topology)
+        done = request
+
+
+def fulfil(
+    request: IndexRequest,
+    versions: IndexVersions,
+    evidence: EvidenceStore,
+    config: IndexWorkerConfig,
+    topology: ProcessTopology,
+) -> None:
+    """Do this worker's part of a version; the first worker stays until all have done theirs, or nobody asks any more.
+
+    Raises:
+        CheckpointError: the snapshot is missing or damaged.
+        MismatchError: it is not the encoder that was asked for, or of another vocabulary than the evidence.
+    """
+    started, folder = time.monotonic(), versions.snapshot(request.iteration)
+    encoder = load_encoder_for(evidence, folder, topology, config.encode.dtype)
+    found = encoder.description.fingerprint
+    if found != request.encoder_fingerprint:
+        raise MismatchError(f"{folder} holds encoder {found}, but {request.encoder_fingerprint} is asked for.")
+    log.info("embedding for index version %d", request.iteration)
+
+    def is_wanted() -> bool:
+        return versions.requested() == request
+
+    while is_wanted():
+        is_finished = embed_part(
+            evidence,
+            encoder.model.encode_passages,
+            versions.path(request.iteration),
+            topology,
+            worker=config.worker,
+            num_workers=config.num_workers,
+            encoder_fingerprint=found,
+            text_format=encoder.description.text_format,
+            embedding_dtype=config.embedding_dtype,
+            micro_batch_size=config.encode.micro_batch_size,
+            is_wanted=is_wanted,
+        )
+        if is_finished or config.worker > 0:
+            log.info("done with index version %d after %.1f s", request.iteration, time.monotonic() - started)
+            break
+        time.sleep(POLL_SECONDS)
+    if topology.device.type == "cuda":
+        del encoder
+        torch.cuda.empty_cache()  # training may need the memory
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """End this process soon after the one that started it, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(POLL_SECONDS)
+        os._exit(0)  # in the midst of whatever it does: files appear whole or not at all
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    run_program(IndexWorkerConfig, main)

@@ -1,0 +1,82 @@
+"""One list of passages out of two, of a dense and of a lexical search; a pure function of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.index.exact.pair_scores import best_of_pairs
+from megatron_retrieval.types.search import SearchResult
+
+
+@dataclass(kw_only=True, frozen=True)
+class FusionConfig:
+    """How the passages of a dense search and of BM25 are put into one order; used where both are given."""
+
+    fusion: Literal["weighted", "rrf"] = "weighted"
+    """weighted: sum of scores, each scaled to 0 to 1 within its list. rrf: reciprocal rank fusion, sum of
+    1 / (k + rank) (Cormack et al. 2009). What one list lacks gets 0 from it."""
+    dense_weight: float = 0.5
+    """Weight of the dense search, from 0 to 1; BM25 has the rest. For both kinds of fusion."""
+    rrf_k: float = 60.0
+    """The k of reciprocal rank fusion: the greater, the less the first ranks count."""
+    fusion_depth: int = 200
+    """Passages of either list that are put together; at least as many as are asked for."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dense_weight <= 1:
+            raise ConfigError(f"--dense-weight {self.dense_weight}: it must lie from 0 to 1.")
+        if self.rrf_k < 0 or self.fusion_depth < 1:
+            raise ConfigError("--rrf-k must not be negative, and --fusion-depth must be at least 1.")
+
+
+def fuse(dense: SearchResult, lexical: SearchResult, config: FusionConfig, k: int) -> SearchResult:
+    """The k best passages for each of B questions out of two lists.
+
+    Args:
+        dense: [B, any number].
+        lexical: [B, any number], on the same device.
+
+    Returns:
+        scores [B, k] and rows [B, k]; equal scores are ordered by row; row -1 and score -inf where fewer are found.
+    """
+    value = _reciprocal_ranks if config.fusion == "rrf" else _scaled
+    lists = ((dense, config.dense_weight), (lexical, 1 - config.dense_weight))
+    query_index, rows, values = (
+        torch.cat(parts)
+        for parts in zip(*(_pairs(result, weight * value(result, config)) for result, weight in lists), strict=True)
+    )
+    num_rows = int(rows.max()) + 1 if len(rows) else 1
+    pairs, place = torch.unique(query_index * num_rows + rows, return_inverse=True)
+    sums = values.new_zeros(len(pairs)).index_add_(0, place, values)
+    return best_of_pairs(pairs // num_rows, sums.float(), pairs % num_rows, len(dense.rows), k)
+
+
+def fused_depth(config: FusionConfig, k: int) -> int:
+    """Passages to retrieve from either search for a list of k."""
+    return max(config.fusion_depth, k)
+
+
+def _pairs(result: SearchResult, values: Tensor) -> Sequence[Tensor]:
+    """(query, row, value) of everything found."""
+    query_index, column = (result.rows >= 0).nonzero(as_tuple=True)
+    return query_index, result.rows[query_index, column], values[query_index, column]
+
+
+def _reciprocal_ranks(result: SearchResult, config: FusionConfig) -> Tensor:
+    """[B, K] float64; the column is the rank."""
+    ranks = torch.arange(1, result.rows.size(1) + 1, device=result.rows.device, dtype=torch.float64)
+    return (1 / (config.rrf_k + ranks)).expand(result.rows.shape)
+
+
+def _scaled(result: SearchResult, config: FusionConfig) -> Tensor:
+    """[B, K] float64: the best of a list is 1, the last is 0; where all are equal, all are 1."""
+    scores, found = result.scores.double(), result.rows >= 0
+    best = scores.masked_fill(~found, -torch.inf).amax(1, keepdim=True)
+    span = best - scores.masked_fill(~found, torch.inf).amin(1, keepdim=True)
+    return torch.where(span > 0, 1 - (best - scores) / span, 1.0)

@@ -1,0 +1,1 @@
+"""One step module per paradigm."""

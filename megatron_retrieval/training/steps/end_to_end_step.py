@@ -1,0 +1,153 @@
+"""The step of end-to-end training: retrieve, encode what was found anew, read it, and let retriever and reader learn
+from the answer (Sachan et al. 2021, arXiv 2101.00408, section 3)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.examples.open_questions import AskedBatch
+from megatron_retrieval.models.end_to_end import EndToEndModel
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.answer_objectives import OBJECTIVES, ObjectiveName
+from megatron_retrieval.training.steps.passage_search import PassageSearch
+from megatron_retrieval.training.steps.readings import Reading, ReadingSide
+from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
+from megatron_retrieval.training.steps.step import start_dropout
+from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.questions import Question
+from megatron_retrieval.utils.stopwatch import Stopwatch
+
+
+@dataclass(kw_only=True, frozen=True)
+class EndToEndStepConfig:
+    """The objective and how its step is computed."""
+
+    objective: ObjectiveName = "individual-topk"
+    """individual-topk, joint-topk: Sachan et al. 2021; rag-token: RAG; fid: Joint Top-k without scores in the reader,
+    which leaves the retriever as it is; emdr2: fid and, for the retriever, Individual Top-k with the reader held fixed;
+    distillation: fid and, for the retriever, the likelihoods that the reader gives the answer with each passage."""
+    score_weight: float = 1.0
+    """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned."""
+    scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
+    micro_batch_size: int = 1
+    """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
+    passage_batch_size: int = 32
+    """Passages that go through the retriever's encoder together; memory and speed depend on it, the result does not."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The questions of one forward pass.
+
+    Attributes:
+        places: [m] in the batch.
+        rows: [m, K] of the evidence, -1 for none, best first by the index.
+    """
+
+    batch: AskedBatch
+    places: Tensor
+    rows: Tensor
+
+    @property
+    def questions(self) -> list[Question]:
+        return [self.batch.questions[place] for place in self.places.tolist()]
+
+    @property
+    def targets(self) -> list[str]:
+        """The answer to learn of each."""
+        return [self.batch.targets[place] for place in self.places.tolist()]
+
+
+class EndToEndStep:
+    """Losses are means over the questions of the global batch. Dropout depends on (seed, iteration, rank, chunk) only.
+
+    Args:
+        readings: over `model.reader`.
+        search: over the index of the moment.
+    """
+
+    def __init__(
+        self,
+        model: EndToEndModel,
+        readings: ReadingSide,
+        search: PassageSearch,
+        config: EndToEndStepConfig,
+        topology: ProcessTopology,
+        seed: int,
+    ) -> None:
+        self.model, self.search, self.config = model, search, config
+        self._readings, self._topology, self._seed = readings, topology, seed
+        self._divisor = config.scaling.score_divisor(model.retriever.dimension)
+
+    def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
+        `seconds_...`: of the parts of the step, means over ranks."""
+        watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
+        with watch("searching"):
+            chunks = list(self._chunks(batch))
+        self.model.train()
+        sums: dict[str, Tensor] = defaultdict(self._zero)
+        for number, chunk in enumerate(chunks):
+            start_dropout(self._seed, self._topology, iteration, number)
+            with watch("encoding"):
+                scores = self._fresh_scores(chunk)
+            with watch("reading"):
+                output = self._loss(chunk, scores)
+                # with a frozen retriever, passages without an answer leave nothing to learn from
+                if output.loss.requires_grad:
+                    (output.loss * (0 if batch.is_filler else loss_scale)).backward()
+            self._add(sums, chunk, output, scores)
+        num_copies = self._topology.dp_size
+        for name, seconds in watch.seconds.items():
+            sums[f"seconds_{name}"] += seconds / num_copies
+        sums["score_weight"] += self.model.score_weight.detach()[0] / num_copies
+        return sums
+
+    @torch.no_grad()
+    def evaluate(self, batch: AskedBatch) -> Mapping[str, Tensor]:
+        """See StepModule; beside it what the reader makes of questions without any passage."""
+        chunks = list(self._chunks(batch))
+        self.model.eval()
+        sums: dict[str, Tensor] = defaultdict(self._zero)
+        for chunk in chunks:
+            scores = self._fresh_scores(chunk)
+            self._add(sums, chunk, self._loss(chunk, scores), scores)
+            for name, value in self._readings.without_passages(chunk.questions, chunk.targets).items():
+                sums[name] += value * (not batch.is_filler) / batch.num_questions
+        num_questions = self._zero() + len(batch) * (not batch.is_filler)
+        return {**sums, "num_examples": num_questions, "num_questions": num_questions}
+
+    def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
+        """The questions with what the index holds for them."""
+        rows = self.search.find(batch).rows
+        for places in torch.arange(len(batch)).split(self.config.micro_batch_size):
+            yield _Chunk(batch, places, rows[places.to(rows.device)])
+
+    def _fresh_scores(self, chunk: _Chunk) -> Tensor:
+        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now."""
+        # without scores in the reader, nothing that the retriever does bears on the loss
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.objective != "fid"):
+            texts = chunk.batch.queries.rows(chunk.places).to(self._topology.device)
+            queries = self.model.retriever.encode_queries(texts)
+            return self.search.fresh_scores(queries, chunk.rows) / self._divisor
+
+    def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
+        objective = OBJECTIVES[self.config.objective]
+        reading: Reading = self._readings.reading(chunk.questions, chunk.targets, chunk.rows)
+        return objective(reading, scores, self.model.score_weight, chunk.batch.num_questions)
+
+    def _add(self, sums: dict[str, Tensor], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
+        """Add a chunk's numbers; those of fillers are nothing, but have the same names."""
+        weight, num_questions = float(not chunk.batch.is_filler), chunk.batch.num_questions
+        best = scores.detach().masked_fill(chunk.rows < 0, float("-inf")).argmax(1)
+        changed = (best > 0).sum() / num_questions
+        for name, value in {**output.metrics, "loss": output.loss.detach(), "best_passage_changed": changed}.items():
+            sums[name] += value * weight
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self._topology.device)

@@ -1,0 +1,100 @@
+"""The step of extractive readers: find the answer in a passage that has one, and that passage among others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.objectives.extractive import reading_loss
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.step import start_dropout
+from megatron_retrieval.types.extractive import ReadingBatch, SpanLogits
+from megatron_retrieval.types.losses import LossOutput
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExtractiveStepConfig:
+    """The loss of an extractive reader and how its step is computed."""
+
+    marginal_likelihood: bool = True
+    """All occurrences of an answer share the likelihood; off: the likeliest one has it all."""
+    micro_batch_size: int = 1
+    """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
+
+
+class ExtractiveStep:
+    """Loss and accuracies are means over the questions of the global batch.
+
+    Dropout depends on (seed, iteration, rank, micro-batch) only.
+    """
+
+    def __init__(
+        self, model: ExtractiveReader, config: ExtractiveStepConfig, topology: ProcessTopology, seed: int
+    ) -> None:
+        self.model, self.config, self.topology, self.seed = model, config, topology, seed
+
+    def forward_backward(self, batch: ReadingBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        self.model.train()
+        return self._sum_over_chunks(batch, iteration, loss_scale)
+
+    @torch.no_grad()
+    def evaluate(self, batch: ReadingBatch) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        self.model.eval()
+        num_questions = batch.is_real[:, 0].sum().to(self.topology.device)
+        return {**self._sum_over_chunks(batch, None, 1.0), "num_examples": num_questions}
+
+    def _sum_over_chunks(self, batch: ReadingBatch, iteration: int | None, loss_scale: float) -> dict[str, Tensor]:
+        batch = batch.to(self.topology.device)
+        names = ("loss", "span_loss", "selection_loss", "span_accuracy", "selection_accuracy", "accuracy")
+        sums = {name: torch.zeros((), device=self.topology.device) for name in names}
+        for number, questions in enumerate(self._chunks(batch)):
+            if iteration is not None:
+                start_dropout(self.seed, self.topology, iteration, number)
+            output = self._loss(batch.questions(questions))
+            if iteration is not None:
+                (output.loss * loss_scale).backward()
+            sums["loss"] += output.loss.detach()
+            for name, value in output.metrics.items():
+                sums[name] += value
+        return sums
+
+    def _chunks(self, batch: ReadingBatch) -> tuple[Tensor, ...]:
+        """Numbers of the real questions, those of like length together: padding then costs little."""
+        longest = batch.passages.tokens.lengths.view_as(batch.is_real).amax(1)
+        questions = torch.argsort(longest, stable=True)
+        return questions[batch.is_real[questions, 0]].split(self.config.micro_batch_size)
+
+    def _loss(self, batch: ReadingBatch) -> LossOutput:
+        return reading_loss(
+            self._logits(batch),
+            batch.passages.is_text,
+            batch.is_real,
+            batch.spans,
+            batch.num_questions,
+            marginal=self.config.marginal_likelihood,
+        )
+
+    def _logits(self, batch: ReadingBatch) -> SpanLogits:
+        """Of all passages; fillers are not computed but zero."""
+        is_real = batch.is_real.flatten()
+        if bool(is_real.all()):
+            logits: SpanLogits = self.model(batch.passages)
+            return logits
+        rows = is_real.nonzero()[:, 0]
+        real = self.model(batch.passages.rows(rows))
+        shape = batch.passages.tokens.ids.shape
+        starts, ends = (
+            part.new_zeros(shape).index_put((rows,), _widened(part, shape[1])) for part in (real.starts, real.ends)
+        )
+        return SpanLogits(starts, ends, real.selection.new_zeros(shape[0]).index_put((rows,), real.selection))
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """[P, T] -> [P, width], zeros added."""
+    return torch.nn.functional.pad(values, (0, width - values.size(1)))

@@ -1,0 +1,118 @@
+"""Which passages a step reads: found in the index by the query encoder of the moment, without gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.examples.open_questions import AskedBatch
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.index.api import SearchIndex
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel.collectives import broadcast_first
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.retriever import Retriever
+from megatron_retrieval.training.steps.step import encode_texts, evaluation_mode
+from megatron_retrieval.types.search import SearchResult
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+@dataclass(kw_only=True, frozen=True)
+class PassageSearchConfig:
+    """How many passages are found and read for a question."""
+
+    num_passages: int = 8
+    """Passages read for each question (the k of top-k)."""
+    num_candidates: int | None = None
+    """Retrieve so many, encode them anew, and read the best --num-passages by their fresh scores; default: as many as
+    are read, in the order of the index."""
+
+    def __post_init__(self) -> None:
+        if self.num_passages < 1:
+            raise ConfigError(f"--num-passages {self.num_passages}: must be at least 1.")
+        if self.num_candidates is not None and self.num_candidates < self.num_passages:
+            raise ConfigError(
+                f"--num-candidates {self.num_candidates} must not be below --num-passages {self.num_passages}."
+            )
+
+
+class PassageSearch:
+    """Searches the index of the moment.
+
+    Attributes:
+        index: replaced when it is refreshed; None until the first one is there.
+        last_queries: [n, D] the query vectors of this rank's last search.
+
+    Args:
+        encode_batch_size: passages encoded at once.
+    """
+
+    def __init__(
+        self,
+        config: PassageSearchConfig,
+        retriever: DualEncoder,
+        evidence: EvidenceStore,
+        text_format: TextFormatConfig,
+        topology: ProcessTopology,
+        *,
+        encode_batch_size: int,
+    ) -> None:
+        self.config, self._model, self._evidence, self._format = config, retriever, evidence, text_format
+        self._topology, self._encode_batch_size = topology, encode_batch_size
+        self.index: SearchIndex | None = None
+        self.last_queries: Tensor | None = None
+
+    @torch.no_grad()
+    def find(self, batch: AskedBatch) -> SearchResult:
+        """The passages to read for each question, best first: [n, K] rows, -1 where the evidence has no more.
+
+        A collective over all ranks. The query encoder is in evaluation mode, so that what is found does not depend on
+        the number of ranks. Scores are those of the index, or the fresh ones where candidates are re-ranked.
+        """
+        device = self._topology.device
+        with evaluation_mode(self._model):
+            self.last_queries = vectors = self._model.encode_queries(batch.queries.to(device))
+            found = self._ask(vectors, batch.excluded_rows.to(device))
+            return found if self.config.num_candidates is None else self._rerank(vectors, found)
+
+    def _ask(self, vectors: Tensor, excluded: Tensor) -> SearchResult:
+        """Tensor-parallel neighbours have the same questions: the first of them asks, and tells the others."""
+        k, num_questions = self.config.num_candidates or self.config.num_passages, len(vectors)
+        asks = self._topology.tp_rank == 0
+        result = Retriever(self.current_index()).retrieve(
+            vectors[: num_questions * asks], k, excluded[: num_questions * asks]
+        )
+        scores, rows = result.scores.to(vectors.device), result.rows.to(vectors.device)
+        if not asks:
+            scores, rows = scores.new_empty(num_questions, k), rows.new_empty(num_questions, k)
+        group = self._topology.groups.tp
+        return SearchResult(broadcast_first(scores, group), broadcast_first(rows, group))
+
+    def current_index(self) -> SearchIndex:
+        """What is searched now."""
+        assert self.index is not None, "there is no index to search yet"
+        return self.index
+
+    def _rerank(self, vectors: Tensor, found: SearchResult) -> SearchResult:
+        """The best of the candidates by the passage encoder of the moment; equal scores keep their order."""
+        scores = self.fresh_scores(vectors, found.rows).masked_fill(found.rows < 0, float("-inf"))
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_passages]
+        return SearchResult(scores.gather(1, order), found.rows.gather(1, order))
+
+    def fresh_scores(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """s(q, z) of [n, D] query vectors with [n, K] rows by the passage encoder as it is: [n, K], differentiable;
+        those of fillers mean nothing. Each passage is encoded once, however many questions found it."""
+        distinct, place_of = torch.unique(rows.clamp(min=0), return_inverse=True)
+        passages = encode_texts(self._model.encode_passages, self.tokens(distinct), self._encode_batch_size)
+        return torch.einsum("nd,nkd->nk", vectors, passages[place_of])
+
+    def tokens(self, rows: Tensor) -> TokenBatch:
+        """Passages by row, as the retriever reads them, on this rank's device."""
+        numbers = rows.cpu().numpy().astype(np.int64)
+        tokens = self._evidence.tokens(numbers, self._format.retriever_seq_length, self._format.passage_format)
+        return tokens.to(self._topology.device)

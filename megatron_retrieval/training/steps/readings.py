@@ -1,0 +1,169 @@
+"""What the objectives of end-to-end training ask of a reader, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.examples.retrieved_extractive import AnswerPassages, RetrievedAnswers
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.models.t5 import shift_right
+from megatron_retrieval.objectives.extractive import answer_log_likelihoods
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.types.questions import Question
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+class Reading(Protocol):
+    """A reader, with n questions, K passages for each and their answers before it."""
+
+    @property
+    def is_real(self) -> Tensor:
+        """[n, K] bool, False for fillers."""
+        ...
+
+    def each(self) -> Tensor:
+        """[n, K] log p(a | q, z) of every passage for itself; -inf where it has no chance, and for fillers."""
+        ...
+
+
+class WritingReading(Reading, Protocol):
+    """Of a reader that writes the answer token by token."""
+
+    @property
+    def is_token(self) -> Tensor:
+        """[n, L] bool, False behind the answers."""
+        ...
+
+    def each_token(self) -> Tensor:
+        """[n, K, L] log p(a_l | a_1 .. a_(l-1), q, z) of every passage for itself."""
+        ...
+
+    def together(self, passage_scores: Tensor | None = None) -> Tensor:
+        """[M] log-likelihoods of all answers' tokens, with all passages of a question read together."""
+        ...
+
+
+class ReadingSide(Protocol):
+    """Puts questions and what was found for them before a reader."""
+
+    def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> Reading:
+        """Of n questions, the answer to learn of each, and [n, K] rows of the evidence, -1 for none."""
+        ...
+
+    def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
+        """What the reader makes of the questions alone, sums over them; nothing where it cannot do without passages."""
+        ...
+
+
+@dataclass(frozen=True)
+class FusionReading:
+    """See WritingReading.
+
+    Attributes:
+        texts: n * K rows; those of a question stand together.
+        is_real: [n, K] bool.
+        labels: [n, L] int64, the answers with their end tokens, -1 behind them.
+    """
+
+    reader: FusionReader
+    texts: TokenBatch
+    is_real: Tensor
+    labels: Tensor
+
+    @property
+    def is_token(self) -> Tensor:
+        """See WritingReading."""
+        return self.labels >= 0
+
+    def each(self) -> Tensor:
+        """See Reading."""
+        return self.reader.score_each(self.texts, self.is_real, self.labels)
+
+    def each_token(self) -> Tensor:
+        """See WritingReading."""
+        return self.reader.score_tokens(self.texts, self.is_real, self.labels)
+
+    def together(self, passage_scores: Tensor | None = None) -> Tensor:
+        """See WritingReading."""
+        decoder_ids = shift_right(self.labels, self.reader.model.start_id)
+        places = self.is_token.flatten().nonzero()[:, 0]
+        logits = self.reader(self.texts, self.is_real, decoder_ids, passage_scores, places)
+        return -vocab_parallel_cross_entropy(logits, self.labels[self.is_token])
+
+
+@dataclass(frozen=True)
+class ExtractiveReading:
+    """See Reading; passages without an answer have no chance, and are not read.
+
+    Attributes:
+        found: the others.
+        is_real: [n, K] bool.
+        batch_size: passages read at once.
+    """
+
+    model: ExtractiveReader
+    found: AnswerPassages
+    is_real: Tensor
+    batch_size: int
+
+    def each(self) -> Tensor:
+        """See Reading."""
+        likelihoods = torch.full((self.is_real.numel(),), -torch.inf, device=self.is_real.device)
+        order = self.found.passages.tokens.lengths.argsort(stable=True)
+        for rows in order.split(self.batch_size) if len(order) else ():
+            found = self.found.rows(rows)
+            own = answer_log_likelihoods(self.model(found.passages), found.passages.is_text, found.spans)
+            likelihoods = likelihoods.index_copy(0, found.slots, own)
+        return likelihoods.view_as(self.is_real)
+
+
+class FusionReadings:
+    """The side of a reader that writes; see ReadingSide.
+
+    Args:
+        reader: over the parameters in training.
+    """
+
+    def __init__(self, reader: FusionReader, texts: RetrievedTexts, topology: ProcessTopology) -> None:
+        self._reader, self._texts, self._device = reader, texts, topology.device
+
+    def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> FusionReading:
+        """See ReadingSide."""
+        texts, is_real = self._texts.texts([question.text for question in questions], rows.cpu().numpy())
+        labels = self._texts.labels(targets)
+        return FusionReading(self._reader, texts.to(self._device), is_real.to(self._device), labels.to(self._device))
+
+    def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
+        """`log_likelihood_alone`: of the answers' tokens."""
+        no_rows = torch.empty(len(questions), 0, dtype=torch.int64)
+        return {"log_likelihood_alone": self.reading(questions, targets, no_rows).together().sum()}
+
+
+class ExtractiveReadings:
+    """The side of an extractive reader, which learns all answers of a question; see ReadingSide.
+
+    Args:
+        batch_size: passages read at once.
+    """
+
+    def __init__(
+        self, model: ExtractiveReader, answers: RetrievedAnswers, topology: ProcessTopology, *, batch_size: int
+    ) -> None:
+        self._model, self._answers, self._device, self._batch_size = model, answers, topology.device, batch_size
+
+    def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> ExtractiveReading:
+        """See ReadingSide."""
+        found = self._answers.find(questions, rows.cpu().numpy())
+        return ExtractiveReading(self._model, found.to(self._device), rows.to(self._device) >= 0, self._batch_size)
+
+    def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
+        """See ReadingSide."""
+        return {}

@@ -1,0 +1,80 @@
+"""What the trainer asks of a paradigm, and the pieces that step modules share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from megatron_retrieval.parallel.megatron_compat import seed_dropout
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.utils.seeds import derive_seed
+
+
+class StepModule(Protocol):
+    """One paradigm's step: from a rank's share of a batch to gradients, or to numbers only."""
+
+    def forward_backward(self, batch: Any, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """Accumulate the gradients of `loss * loss_scale`.
+
+        Returns:
+            Scalars by name, `loss` among them; this rank's part, so that sums over data-parallel ranks are means
+            (or counts, named `num_...`) over the global batch.
+        """
+        ...
+
+    def evaluate(self, batch: Any) -> Mapping[str, Tensor]:
+        """The same means and counts without gradient or dropout, and with them `num_examples`: this rank's part of
+        what the means are over (questions, masked tokens), by which batches are weighted when they are averaged."""
+        ...
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model without dropout inside the block; afterwards in the mode in which it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def start_dropout(seed: int, topology: ProcessTopology, iteration: int, *chunk: str | int) -> None:
+    """Start the dropout streams of one forward pass: a function of the seed, the iteration, the rank and the chunk, so
+    that a resumed run, or a second pass over the same texts, drops the same."""
+    stream = derive_seed(seed, "dropout", iteration, topology.dp_rank, *chunk)
+    seed_dropout(stream >> 16, topology.tp_rank)
+
+
+def length_sorted_chunks(texts: TokenBatch, micro_batch_size: int) -> Iterator[Tensor]:
+    """Row numbers of `texts` in chunks of at most `micro_batch_size`, texts of like length together.
+
+    Padding then costs little, and the result is the same because no text sees another.
+    """
+    yield from torch.argsort(texts.lengths, stable=True).split(micro_batch_size)
+
+
+def encode_texts(encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, micro_batch_size: int) -> Tensor:
+    """[n, D] vectors of the texts, in their order, encoded a length-sorted chunk at a time."""
+    chunks = list(length_sorted_chunks(texts, micro_batch_size))
+    vectors = torch.cat([encode(texts.rows(chunk)) for chunk in chunks])
+    return vectors[torch.argsort(torch.cat(chunks))]
+
+
+def distinct_texts(texts: TokenBatch) -> tuple[TokenBatch, Tensor]:
+    """Each different text once, and for every row of `texts` its place among them.
+
+    Questions of one article share passages and hard negatives; encoding a text once gives all of them its vector,
+    and its gradient is the sum of theirs.
+    """
+    is_padding = torch.arange(texts.ids.size(1), device=texts.ids.device) >= texts.lengths[:, None]
+    keys = torch.cat([texts.lengths[:, None], texts.ids.masked_fill(is_padding, 0)], dim=1)
+    _, place_of = torch.unique(keys, dim=0, return_inverse=True)
+    rows = torch.arange(len(texts), device=place_of.device)
+    first = rows.new_full((int(place_of.max()) + 1,), len(texts)).scatter_reduce_(0, place_of, rows, "amin")
+    return texts.rows(first), place_of

@@ -1,0 +1,81 @@
+"""What steps have in common whose loss is the mean over tokens to predict."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from megatron_retrieval.parallel.collectives import all_reduce_sum
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.parallel.vocab_loss import vocab_parallel_accuracy, vocab_parallel_cross_entropy
+from megatron_retrieval.training.steps.step import start_dropout
+
+
+class LabelledBatch(Protocol):
+    """A rank's share of a batch; labels are negative where nothing is to be predicted."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+Batch = TypeVar("Batch", bound=LabelledBatch)
+
+
+class TokenStep(ABC, Generic[Batch]):
+    """Loss and accuracy are means over the tokens to predict of the global batch, each token weighing the same.
+
+    Dropout depends on (seed, iteration, rank, micro-batch) only.
+    """
+
+    #: the metric that counts the tokens
+    counted: ClassVar[str]
+
+    def __init__(self, model: nn.Module, topology: ProcessTopology, seed: int) -> None:
+        self.model, self.topology, self.seed = model, topology, seed
+
+    @abstractmethod
+    def chunks(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in parts for one forward pass each; fillers may be left out."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """[M, V / tensor-parallel size] float32 logits of the tokens to predict, in the order of the labels."""
+
+    def forward_backward(self, batch: Batch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+        """See StepModule."""
+        self.model.train()
+        return self._sum_over_chunks(batch, iteration, loss_scale)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Mapping[str, Tensor]:
+        """See StepModule; the examples that it counts are tokens to predict."""
+        self.model.eval()
+        metrics = self._sum_over_chunks(batch, None, 1.0)
+        return {**metrics, "num_examples": metrics[self.counted]}
+
+    def _sum_over_chunks(self, batch: Batch, iteration: int | None, loss_scale: float) -> dict[str, Tensor]:
+        batch = batch.to(self.topology.device)
+        num_labels = (batch.labels >= 0).sum().float()
+        # no rank knows how many the others have
+        total = all_reduce_sum(num_labels, self.topology.groups.dp)
+        sums = {"loss": torch.zeros_like(total), "accuracy": torch.zeros_like(total)}
+        for number, chunk in enumerate(self.chunks(batch)):
+            labels = chunk.labels[chunk.labels >= 0]
+            if not len(labels):  # fillers only; tensor-parallel ranks hold the same rows, hence agree
+                continue
+            if iteration is not None:
+                start_dropout(self.seed, self.topology, iteration, number)
+            logits = self.logits(chunk)
+            is_best = vocab_parallel_accuracy(logits, labels, self.topology.groups.tp)
+            loss = vocab_parallel_cross_entropy(logits, labels).sum() / total
+            if iteration is not None:
+                (loss * loss_scale).backward()
+            sums["loss"] += loss.detach()
+            sums["accuracy"] += is_best.sum() / total
+        return {**sums, self.counted: num_labels}

@@ -1,0 +1,130 @@
+"""Recall during training: questions against evidence that is embedded with the weights of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_sample import EvidenceSample, spread_rows
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.evaluation.results import retrieval_metrics
+from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
+from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.embedder import embed_in_memory
+from megatron_retrieval.retrieval.retriever import Retriever, tokenize_questions
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.steps.step import evaluation_mode
+from megatron_retrieval.types.questions import Question
+
+
+@dataclass(kw_only=True, frozen=True)
+class RecallConfig:
+    """Recall on a question file before, during and after training, every --eval-interval."""
+
+    eval_questions: str | None = None
+    """Questions: DPR .qa.csv, JSON lines, or DPR biencoder JSON, plain or gzip; default: no recall is measured."""
+    eval_evidence: str | None = None
+    """Folder of the evidence that is searched (tools/build_evidence.py), with the model's vocabulary."""
+    eval_max_questions: int | None = None
+    """Ask only so many questions, at equal distances in the file; default: all."""
+    eval_max_passages: int | None = None
+    """Search only so many passages, at equal distances in the evidence; recall is then higher than over all of it, but
+    lacks questions whose answers were left out. Default: all."""
+    eval_topk: tuple[int, ...] = (1, 5, 20, 100)
+    """Depths at which recall is measured."""
+    eval_micro_batch_size: int = 128
+    """Texts encoded at once by each copy of the model while recall is measured."""
+    eval_embedding_dtype: StorageDtype = "float16"
+    """Type in which passage vectors are kept in memory."""
+    matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
+    """When a passage holds an answer."""
+
+    def __post_init__(self) -> None:
+        if (self.eval_questions is None) != (self.eval_evidence is None):
+            raise ConfigError("--eval-questions and --eval-evidence belong together: give both, or neither.")
+        for name in ("eval_max_questions", "eval_max_passages", "eval_micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
+        if not self.eval_topk or min(self.eval_topk) < 1:
+            raise ConfigError(f"--eval-topk {' '.join(map(str, self.eval_topk))}: depths must be at least 1.")
+
+    def open(
+        self, model: DualEncoder, text_format: TextFormatConfig, tokenizer: WordPieceTokenizer
+    ) -> RecallTask | None:
+        """Read the questions and open the evidence; None where no questions are given.
+
+        Raises:
+            DataError: a file is missing or malformed.
+            MismatchError: the evidence was tokenized with another vocabulary than `tokenizer`'s.
+        """
+        if self.eval_questions is None or self.eval_evidence is None:
+            return None
+        evidence = EvidenceStore(self.eval_evidence)
+        evidence.require_vocabulary(tokenizer, "the model in training")
+        questions = read_questions(self.eval_questions)
+        chosen = [questions[number] for number in spread_rows(len(questions), self.eval_max_questions)]
+        sample = EvidenceSample(evidence, self.eval_max_passages)
+        return RecallTask(self, model, text_format, tokenizer, chosen, sample)
+
+
+class RecallTask:
+    """Questions and passages, to be put to a model as often as wanted. Nothing is left on disk."""
+
+    name = "recall"
+
+    def __init__(
+        self,
+        config: RecallConfig,
+        model: DualEncoder,
+        text_format: TextFormatConfig,
+        tokenizer: WordPieceTokenizer,
+        questions: Sequence[Question],
+        evidence: EvidenceSample,
+    ) -> None:
+        self._config, self._model, self._text_format = config, model, text_format
+        self._questions, self._evidence = questions, evidence
+        self._tokens = tokenize_questions([question.text for question in questions], tokenizer, text_format)
+
+    def measure(self, topology: ProcessTopology) -> dict[str, Any]:
+        """`retrieval_metrics` of the model as it stands, and `num_passages`; a collective over all ranks.
+
+        Draws no random number and gives the model back in the mode in which it was.
+        """
+        with evaluation_mode(self._model):
+            return self._measure(topology)
+
+    @torch.no_grad()
+    def _measure(self, topology: ProcessTopology) -> dict[str, Any]:
+        config = self._config
+        index = embed_in_memory(
+            self._evidence,
+            self._model.encode_passages,
+            self._model.dimension,
+            topology,
+            text_format=self._text_format,
+            embedding_dtype=config.eval_embedding_dtype,
+            micro_batch_size=config.eval_micro_batch_size,
+        )
+        retrieved = evaluate_retriever(
+            self._questions,
+            self._tokens,
+            self._model.encode_queries,
+            Retriever(index),
+            self._evidence,
+            AnswerMatcher(config.matching),
+            topology,
+            depth=max(config.eval_topk),
+            micro_batch_size=config.eval_micro_batch_size,
+        )
+        metrics = retrieval_metrics(retrieved.ranks, sorted(set(config.eval_topk)))
+        return {**metrics, "num_passages": len(self._evidence)}

@@ -1,0 +1,42 @@
+"""One training run from its configuration to its end, with what it leaves in its output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.run_record import RunRecord
+from megatron_retrieval.training.trainer import Trainer
+
+
+class TrainingJob(Protocol):
+    """What the configuration of a training job has, whatever is trained."""
+
+    @property
+    def training(self) -> TrainingConfig: ...
+
+
+Job = TypeVar("Job", bound=TrainingJob)
+
+
+def run_training(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology: ProcessTopology) -> None:
+    """Train to the end, or until a stop signal.
+
+    In both cases config.yaml, metrics, a checkpoint (where `--save` asks for them) and the run record remain.
+
+    Args:
+        build: reads the data, builds the model and makes the trainer; what it refuses leaves no folder behind.
+    """
+    record = RunRecord(config, topology.world_size)
+    folder = Path(config.training.log.output_dir)
+    trainer = build(config, topology)
+    if topology.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / "config.yaml")
+    finished = trainer.fit()
+    if topology.is_main:
+        record.write(folder, iterations=trainer.iteration, finished=finished)

@@ -1,0 +1,76 @@
+"""Batches of questions and passages for contrastive training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class SameGroup:
+    """The mask [n, P] of passages that are of the question's own group (document), made row by row as it is needed:
+    of a batch of thousands it would take more memory than the batch.
+
+    Attributes:
+        questions: [n] int64, the group of each question; `NO_GROUP` where none is excluded.
+        passages: [P] int64, the group of each passage; `FILLER` where it is no candidate for anyone.
+        positives: [n] int64, the column of each question's positive, which is never excluded.
+    """
+
+    NO_GROUP: ClassVar = -2
+    FILLER: ClassVar = -1
+
+    questions: Tensor
+    passages: Tensor
+    positives: Tensor
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """[rows, P] bool, where a passage is no candidate."""
+        excluded = (self.questions[rows, None] == self.passages) | (self.passages == self.FILLER)
+        return excluded.scatter_(1, self.positives[rows, None], False)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> SameGroup:
+        columns = (self.questions, self.passages, self.positives)
+        return SameGroup(*(column.to(device, non_blocking=non_blocking) for column in columns))
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """One rank's share of a global batch of questions with their positive and hard negative passages.
+
+    All ranks hold the same number n of questions, so the batch of W ranks has W * n question slots and
+    W * n * (1 + H) passage slots, in the order of the global batch whatever W is. Slots beyond the end of an uneven
+    last batch are fillers.
+
+    Attributes:
+        questions: n rows.
+        passages: n * (1 + H) rows; row j * (1 + H) is the positive of question j, its H hard negatives follow.
+        question_is_real: [n] bool, False for fillers; they do not count in the loss.
+        excluded: [n, W * n * (1 + H)] bool, passages of the global batch that are no candidates for the question:
+            fillers and false negatives (its own positive again, or a passage that contains its answer); a tensor, or
+            what gives the same rows of it.
+        num_questions: real questions in the global batch (the denominator of the loss).
+        num_false_negatives: pairs of this rank's share excluded as false negatives.
+    """
+
+    questions: TokenBatch
+    passages: TokenBatch
+    question_is_real: Tensor
+    excluded: Tensor | SameGroup
+    num_questions: int
+    num_false_negatives: int = 0
+
+    def to(self, device: torch.device) -> ContrastiveBatch:
+        return ContrastiveBatch(
+            self.questions.to(device),
+            self.passages.to(device),
+            self.question_is_real.to(device, non_blocking=True),
+            self.excluded.to(device, non_blocking=True),
+            self.num_questions,
+            self.num_false_negatives,
+        )
