@@ -24,8 +24,8 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.index.store.embedding_store import (
     MANIFEST,
+    EmbeddingManifest,
     EmbeddingStore,
-    Manifest,
     Shard,
     StoreIdentity,
     shard_ranges,
@@ -90,7 +90,7 @@ def make_store(directory: Path, num_rows: int, dimension: int, content: bytes | 
             path.write_bytes(memoryview(content)[: rows * dimension * 2])
         shards.append(Shard(path.name, rows, checksum=""))
     identity = StoreIdentity("evidence", "encoder", num_rows, "bfloat16")
-    manifest = Manifest(identity, dimension, MAX_ROWS_PER_SHARD, tuple(shards), created="")
+    manifest = EmbeddingManifest(identity, dimension, MAX_ROWS_PER_SHARD, tuple(shards), created="")
     write_json(directory / MANIFEST, manifest.to_json())
 
 

@@ -15,7 +15,7 @@ parallel=(torchrun --standalone --nproc-per-node "${PROCESSES:-8}")
 run=$out/$name-$kind
 
 case $kind in
-  extractive) format=hf-bert training=(tasks/main.py --task reader-finetune --config examples/dpr_reader.yaml) ;;
+  extractive) format=hf-bert training=(tasks/main.py --task extractive-finetune --config examples/dpr_reader.yaml) ;;
   fusion) format=hf-t5 training=(tasks/main.py --task fusion-finetune --config examples/fid.yaml) ;;
   *)
     echo "error: '$kind' is no reader: extractive or fusion" >&2

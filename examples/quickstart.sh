@@ -55,7 +55,7 @@ printf '\nquestion: %s\n\n' "$question"
 
 step "6/8 read" # a reader from the retriever's encoder learns to point to the answer in a passage that holds it
 ask biencoder-train.json train-evaluation 1 5
-"${train[@]}" tasks/main.py --task reader-finetune --config examples/quickstart_reader.yaml --log-interval 50 --no-tensorboard \
+"${train[@]}" tasks/main.py --task extractive-finetune --config examples/quickstart_reader.yaml --log-interval 50 --no-tensorboard \
   --pretrained-checkpoint "$out/finetuned/checkpoint" --train-data "$out/finetuned/train-evaluation/results.json" \
   --output-dir "$out/reader" --save "$out/reader/checkpoint"
 "$python" tasks/main.py --task qa-evaluate --load "$out/reader/checkpoint" --num-passages 1 \

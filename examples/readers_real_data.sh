@@ -50,7 +50,7 @@ measure() { # NAME FLAGS...: reads the best 5 and the best 20 passages
 retrieve squad-train --questions "$out/squad/train-v1.1.qa.csv" --question-stride 2 --topk 1 5 8
 retrieve squad-tuned --questions "$out/squad/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100
 
-train extractive tasks/main.py --task reader-finetune --config examples/extractive_small.yaml \
+train extractive tasks/main.py --task extractive-finetune --config examples/extractive_small.yaml \
   --pretrained-checkpoint "$out/minilm"
 measure extractive
 

@@ -12,11 +12,13 @@ from megatron_retrieval.parallel.launch import run_distributed
 TASKS = {
     "retriever-finetune": ("retriever_finetune", "RetrieverFinetuneConfig"),
     "retriever-evaluate": ("retriever_evaluate", "RetrieverEvaluateConfig"),
-    "reader-finetune": ("reader_finetune", "ReaderFinetuneConfig"),
+    "extractive-finetune": ("extractive_finetune", "ExtractiveFinetuneConfig"),
     "fusion-finetune": ("fusion_finetune", "FusionFinetuneConfig"),
     "end-to-end-finetune": ("end_to_end_finetune", "EndToEndFinetuneConfig"),
     "qa-evaluate": ("qa_evaluate", "QaEvaluateConfig"),
 }
+#: old name -> the task's name; accepted with a warning until the next version
+RENAMED_TASKS = {"reader-finetune": "extractive-finetune"}
 
 
 def split_task(args: list[str]) -> tuple[str, list[str]]:
@@ -33,6 +35,9 @@ def split_task(args: list[str]) -> tuple[str, list[str]]:
             name = value if equals else next(words, "")
         else:
             rest.append(word)
+    if name in RENAMED_TASKS:
+        sys.stderr.write(f"warning: --task {name} is called --task {RENAMED_TASKS[name]} now; the old name will go.\n")
+        name = RENAMED_TASKS[name]
     if name not in TASKS:
         nearest = difflib.get_close_matches(name, TASKS, n=1)
         hint = f" Perhaps you meant {nearest[0]}." if nearest else ""

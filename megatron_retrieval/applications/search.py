@@ -22,7 +22,7 @@ from megatron_retrieval.index.exact.placement import Placement
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import EncodeConfig
-from megatron_retrieval.retrieval.rank_fusion import FusionConfig, fuse, fused_depth
+from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
 from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, tokenize_questions
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.questions import Passage, Question
@@ -33,7 +33,7 @@ from megatron_retrieval.types.search import SearchResult
 class SearchOptionsConfig:
     """How evidence is searched, whatever it is searched with."""
 
-    fusion: FusionConfig = field(default_factory=FusionConfig)
+    fusion: RankFusionConfig = field(default_factory=RankFusionConfig)
     """How two lists of passages become one."""
     approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
     """Whether all embeddings are compared with a question, or a part of them."""
@@ -100,7 +100,7 @@ class SearchSession:
     evidence: EvidenceStore
     dense: DenseSearch | None
     lexical: LexicalIndex | None
-    fusion: FusionConfig
+    fusion: RankFusionConfig
 
     def search(self, questions: Sequence[str], k: int) -> list[list[tuple[Passage, float]]]:
         """For each question the k best (passage, score); a collective where several ranks hold the index."""

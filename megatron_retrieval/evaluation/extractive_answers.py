@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import to_offsets, tokenize
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import normalized_answer
@@ -20,7 +20,7 @@ from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.types.extractive import ReadPassages, SpanLogits
+from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -77,7 +77,7 @@ class ExtractiveAnswerer:
         self,
         model: ExtractiveReader,
         tokenizer: WordPieceTokenizer,
-        layout: ReaderFormatConfig,
+        layout: ExtractiveFormatConfig,
         config: ExtractiveAnswerConfig,
         *,
         device: torch.device,
@@ -104,7 +104,7 @@ class ExtractiveAnswerer:
         """See Reader."""
         return sum(len(ids) > self._config.max_answer_length for ids in self._tokenizer.encode(answers))
 
-    def _lay_out(self, questions: Sequence[ReaderQuestion]) -> ReadPassages:
+    def _lay_out(self, questions: Sequence[ReaderQuestion]) -> ExtractivePassages:
         read = [passage for question in questions for passage in question.passages]
         owner = np.repeat(np.arange(len(questions)), [len(question.passages) for question in questions])
         asked = tokenize(self._tokenizer, [question.text for question in questions])
@@ -112,7 +112,7 @@ class ExtractiveAnswerer:
         texts = tokenize(self._tokenizer, [passage.text for passage in read])
         return self._layout.lay_out(asked.take(owner), titles, texts, self._tokenizer.special)
 
-    def _best_spans(self, passages: ReadPassages) -> BestSpans:
+    def _best_spans(self, passages: ExtractivePassages) -> BestSpans:
         """Passages of like length are read together."""
         order = passages.tokens.lengths.argsort(descending=True, stable=True)
         # where no question has passages, `split` gives one part of nothing
@@ -122,12 +122,14 @@ class ExtractiveAnswerer:
         columns = ([getattr(part, name).cpu() for part in parts] for name in ("scores", "first", "last", "selection"))
         return BestSpans(*(torch.cat(column)[place] if column else torch.zeros(0) for column in columns))
 
-    def _best_of(self, passages: ReadPassages) -> BestSpans:
+    def _best_of(self, passages: ExtractivePassages) -> BestSpans:
         logits: SpanLogits = self._model(passages)
         continues = self._continues_word[passages.tokens.ids.clamp(max=len(self._continues_word) - 1)]
         return best_spans(logits, passages.is_text, continues, self._config.max_answer_length)
 
-    def _choose(self, question: ReaderQuestion, passages: ReadPassages, best: BestSpans, rows: slice) -> Prediction:
+    def _choose(
+        self, question: ReaderQuestion, passages: ExtractivePassages, best: BestSpans, rows: slice
+    ) -> Prediction:
         """The answer from the passages `rows`; none where there is no text to take it from."""
         scores = best.scores[rows].double()
         has_span = scores > float("-inf")
@@ -155,7 +157,7 @@ class ExtractiveAnswerer:
         return (scores / self._scores.passage_score_divisor).log_softmax(0)
 
     def _text(
-        self, question: ReaderQuestion, passages: ReadPassages, best: BestSpans, first_row: int, place: int
+        self, question: ReaderQuestion, passages: ExtractivePassages, best: BestSpans, first_row: int, place: int
     ) -> str:
         """The best span of a question's passage, as it stands there."""
         row, text = first_row + place, question.passages[place].text

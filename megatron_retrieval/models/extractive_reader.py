@@ -8,7 +8,7 @@ from torch import nn
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.types.extractive import ReadPassages, SpanLogits
+from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 
 
 class ExtractiveReader(nn.Module):
@@ -34,7 +34,7 @@ class ExtractiveReader(nn.Module):
         initialise_normal(self, topology, std=config.init_method_std, seed=seed)
         self.to(topology.device)
 
-    def forward(self, passages: ReadPassages) -> SpanLogits:
+    def forward(self, passages: ExtractivePassages) -> SpanLogits:
         """P passages of T tokens -> logits of their tokens and of themselves; those outside the text mean nothing."""
         states = self.bert(passages.tokens, passages.segments)
         starts, ends = self.span(states).float().unbind(2)

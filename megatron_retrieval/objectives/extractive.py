@@ -30,7 +30,7 @@ def answer_log_likelihoods(logits: SpanLogits, is_text: Tensor, spans: Tensor) -
     return occurrence_log_likelihoods(starts, ends, spans).logsumexp(1)
 
 
-def reading_loss(
+def extractive_loss(
     logits: SpanLogits,
     is_text: Tensor,
     is_real: Tensor,

@@ -20,34 +20,34 @@ from megatron_retrieval.data.files.passage_questions import (
     ReaderTrainingDataConfig,
     read_training_questions,
 )
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_positions, within_positions
-from megatron_retrieval.recipes.reader_training import ReaderModelConfig, ReadingDataConfig
+from megatron_retrieval.recipes.reader_training import ReaderDataConfig, ReaderModelConfig
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
-from megatron_retrieval.training.tasks.answers import ReadingTask
+from megatron_retrieval.training.tasks.answers import GivenPassagesTask
 from megatron_retrieval.training.trainer import Trainer
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderFinetuneConfig:
+class ExtractiveFinetuneConfig:
     """Fine-tune an extractive reader: BERT that points to the answer in one of the passages (DPR)."""
 
     pretrained_checkpoint: str | None = None
     """Checkpoint whose encoder, vocabulary and, if it is a reader, heads and layout training starts from: of a masked
     language model, a dual encoder (its passage tower) or a reader of this kind."""
-    data: ReadingDataConfig
+    data: ReaderDataConfig
     training: TrainingConfig
     model: ReaderModelConfig = field(default_factory=ReaderModelConfig)
-    layout: ReaderFormatConfig = field(default_factory=ReaderFormatConfig)
+    layout: ExtractiveFormatConfig = field(default_factory=ExtractiveFormatConfig)
     draw: ExtractiveDataConfig = field(default_factory=ExtractiveDataConfig)
     answers: ExtractiveAnswerConfig = field(default_factory=ExtractiveAnswerConfig)
     step: ExtractiveStepConfig = field(default_factory=ExtractiveStepConfig)
@@ -69,14 +69,14 @@ class ReaderFinetuneConfig:
             raise ConfigError("nothing to start from: give --pretrained-checkpoint, a trained encoder or reader.")
         return start
 
-    def with_artefact_defaults(self) -> ReaderFinetuneConfig:
+    def with_artefact_defaults(self) -> ExtractiveFinetuneConfig:
         """A reader's layout is the default of its flags; sequences are no longer than the encoder's positions."""
         start = self.starting_point()
         layout = describe_extractive_reader(start.folder).layout if start.kind == KIND else self.layout
         return dataclasses.replace(self, layout=within_positions(layout, start.bert))
 
 
-def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
+def build(config: ExtractiveFinetuneConfig, topology: ProcessTopology) -> Trainer:
     """Read the data, build the model, and make the trainer.
 
     Raises:
@@ -96,7 +96,7 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
         held_out = _dataset(config, held_out_data, tokenizer)
         questions: list[ReaderQuestion] = list(read_training_questions(held_out_data, QuestionCensus()))
         answerer = ExtractiveAnswerer(model, tokenizer, config.layout, config.answers, device=topology.device)
-        tasks.append(ReadingTask(questions, answerer, model, config.scoring))
+        tasks.append(GivenPassagesTask(questions, answerer, model, config.scoring))
     return build_trainer(
         training,
         topology,
@@ -115,7 +115,7 @@ def build(config: ReaderFinetuneConfig, topology: ProcessTopology) -> Trainer:
 
 
 def _dataset(
-    config: ReaderFinetuneConfig, data: ReaderTrainingDataConfig, tokenizer: WordPieceTokenizer
+    config: ExtractiveFinetuneConfig, data: ReaderTrainingDataConfig, tokenizer: WordPieceTokenizer
 ) -> ExtractiveDataset:
     return ExtractiveDataset(
         data,

@@ -28,11 +28,11 @@ from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionRe
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions, within_positions
-from megatron_retrieval.recipes.reader_training import ReaderModelConfig, ReadingDataConfig
+from megatron_retrieval.recipes.reader_training import ReaderDataConfig, ReaderModelConfig
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, build_trainer
-from megatron_retrieval.training.steps.fusion_step import ReadingStep, ReadingStepConfig
-from megatron_retrieval.training.tasks.answers import ReadingTask
+from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
+from megatron_retrieval.training.tasks.answers import GivenPassagesTask
 from megatron_retrieval.training.trainer import Trainer
 
 
@@ -67,12 +67,12 @@ class FusionFinetuneConfig:
     """Checkpoint whose weights, shape, vocabulary and, if it is a fusion reader, layout training starts from: of a T5,
     of a fusion reader, or of a BERT (a dual encoder's passage tower, a masked LM, an extractive reader), which becomes
     encoder and decoder."""
-    data: ReadingDataConfig
+    data: ReaderDataConfig
     training: TrainingConfig
     model: FusionModelConfig = field(default_factory=FusionModelConfig)
     layout: FusionFormatConfig = field(default_factory=FusionFormatConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    step: ReadingStepConfig = field(default_factory=ReadingStepConfig)
+    step: FusionStepConfig = field(default_factory=FusionStepConfig)
     scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
     encode: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
 
@@ -122,12 +122,12 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
         held_out = _dataset(config, held_out_data, layout, tokenizer)
         questions = list(read_training_questions(held_out_data, QuestionCensus()))
         answerer = FusionAnswerer(reader, tokenizer, layout, config.generation, topology)
-        tasks.append(ReadingTask(questions, answerer, model, config.scoring))
+        tasks.append(GivenPassagesTask(questions, answerer, model, config.scoring))
     return build_trainer(
         training,
         topology,
         model=model,
-        step=ReadingStep(reader, config.step, topology, seed),
+        step=FusionStep(reader, config.step, topology, seed),
         examples=examples,
         held_out=held_out,
         saved=SavedModel(

@@ -6,13 +6,13 @@ import dataclasses
 from typing import TypeVar
 
 from megatron_retrieval.checkpoint.kinds.architectures import Shape
-from megatron_retrieval.data.layouts.extractive import ReadingLengthsConfig
+from megatron_retrieval.data.layouts.extractive import ReaderLengthsConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.generation import GenerationConfig
 
-Layout = TypeVar("Layout", bound=ReadingLengthsConfig)
+Layout = TypeVar("Layout", bound=ReaderLengthsConfig)
 
 
 def require_positions(bert: BertConfig, **lengths: int) -> None:

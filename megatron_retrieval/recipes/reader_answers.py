@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, SpanChoiceConfig
 from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
@@ -34,7 +34,7 @@ class ReaderAnswersConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class AnyFormatConfig(FusionFormatConfig, ReaderFormatConfig):
+class AnyFormatConfig(FusionFormatConfig, ExtractiveFormatConfig):
     """Layout of a question together with a passage; prefixes are of readers that write."""
 
     def __post_init__(self) -> None:
@@ -44,6 +44,6 @@ class AnyFormatConfig(FusionFormatConfig, ReaderFormatConfig):
         """For a reader that writes."""
         return from_flat_dict(FusionFormatConfig, to_flat_dict(self))
 
-    def extractive(self) -> ReaderFormatConfig:
+    def extractive(self) -> ExtractiveFormatConfig:
         """For an extractive reader."""
-        return from_flat_dict(ReaderFormatConfig, to_flat_dict(self))
+        return from_flat_dict(ExtractiveFormatConfig, to_flat_dict(self))

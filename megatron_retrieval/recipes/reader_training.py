@@ -14,7 +14,7 @@ Shape = TypeVar("Shape", bound=BertConfig | T5Config)
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReadingDataConfig:
+class ReaderDataConfig:
     """Questions to learn from, and questions held out."""
 
     train: ReaderTrainingDataConfig

@@ -15,7 +15,7 @@ from megatron_retrieval.types.search import SearchResult
 
 
 @dataclass(kw_only=True, frozen=True)
-class FusionConfig:
+class RankFusionConfig:
     """How the passages of a dense search and of BM25 are put into one order; used where both are given."""
 
     fusion: Literal["weighted", "rrf"] = "weighted"
@@ -35,7 +35,7 @@ class FusionConfig:
             raise ConfigError("--rrf-k must not be negative, and --fusion-depth must be at least 1.")
 
 
-def fuse(dense: SearchResult, lexical: SearchResult, config: FusionConfig, k: int) -> SearchResult:
+def fuse(dense: SearchResult, lexical: SearchResult, config: RankFusionConfig, k: int) -> SearchResult:
     """The k best passages for each of B questions out of two lists.
 
     Args:
@@ -57,7 +57,7 @@ def fuse(dense: SearchResult, lexical: SearchResult, config: FusionConfig, k: in
     return best_of_pairs(pairs // num_rows, sums.float(), pairs % num_rows, len(dense.rows), k)
 
 
-def fused_depth(config: FusionConfig, k: int) -> int:
+def fused_depth(config: RankFusionConfig, k: int) -> int:
     """Passages to retrieve from either search for a list of k."""
     return max(config.fusion_depth, k)
 
@@ -68,13 +68,13 @@ def _pairs(result: SearchResult, values: Tensor) -> Sequence[Tensor]:
     return query_index, result.rows[query_index, column], values[query_index, column]
 
 
-def _reciprocal_ranks(result: SearchResult, config: FusionConfig) -> Tensor:
+def _reciprocal_ranks(result: SearchResult, config: RankFusionConfig) -> Tensor:
     """[B, K] float64; the column is the rank."""
     ranks = torch.arange(1, result.rows.size(1) + 1, device=result.rows.device, dtype=torch.float64)
     return (1 / (config.rrf_k + ranks)).expand(result.rows.shape)
 
 
-def _scaled(result: SearchResult, config: FusionConfig) -> Tensor:
+def _scaled(result: SearchResult, config: RankFusionConfig) -> Tensor:
     """[B, K] float64: the best of a list is 1, the last is 0; where all are equal, all are 1."""
     scores, found = result.scores.double(), result.rows >= 0
     best = scores.masked_fill(~found, -torch.inf).amax(1, keepdim=True)

@@ -15,13 +15,11 @@ from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes import (
     bert_pretraining,
+    extractive_finetune,
     fusion_finetune,
     ict_pretraining,
     retriever_finetune,
     t5_pretraining,
-)
-from megatron_retrieval.recipes import (
-    extractive_finetune as reader_finetune,
 )
 from megatron_retrieval.recipes.end_to_end import build as end_to_end
 from megatron_retrieval.recipes.end_to_end import config as end_to_end_finetune
@@ -40,7 +38,7 @@ BERT = Recipe(bert_pretraining.BertPretrainingConfig, bert_pretraining.build)
 ICT = Recipe(ict_pretraining.IctPretrainingConfig, ict_pretraining.build)
 T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
-READER = Recipe(reader_finetune.ReaderFinetuneConfig, reader_finetune.build)
+READER = Recipe(extractive_finetune.ExtractiveFinetuneConfig, extractive_finetune.build)
 FUSION = Recipe(fusion_finetune.FusionFinetuneConfig, fusion_finetune.build)
 END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build)
 

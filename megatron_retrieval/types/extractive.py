@@ -11,7 +11,7 @@ from megatron_retrieval.types.tokens import TokenBatch, rows_of_groups
 
 
 @dataclass(frozen=True)
-class ReadPassages:
+class ExtractivePassages:
     """Passages, each read together with a question: [CLS] question [SEP] title [SEP] text [SEP].
 
     Attributes:
@@ -42,14 +42,14 @@ class ReadPassages:
         columns = torch.arange(self.tokens.ids.size(1), device=self.tokens.ids.device)
         return (columns >= self.passage_starts[:, None]).long()
 
-    def rows(self, index: Tensor) -> ReadPassages:
+    def rows(self, index: Tensor) -> ExtractivePassages:
         """The rows `index` [n], cut like their tokens."""
         starts = None if self.passage_starts is None else self.passage_starts[index]
-        return ReadPassages(self.tokens.rows(index), starts, self.text_starts[index])
+        return ExtractivePassages(self.tokens.rows(index), starts, self.text_starts[index])
 
-    def to(self, device: torch.device) -> ReadPassages:
+    def to(self, device: torch.device) -> ExtractivePassages:
         starts = None if self.passage_starts is None else self.passage_starts.to(device, non_blocking=True)
-        return ReadPassages(self.tokens.to(device), starts, self.text_starts.to(device, non_blocking=True))
+        return ExtractivePassages(self.tokens.to(device), starts, self.text_starts.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SpanLogits:
 
 
 @dataclass(frozen=True)
-class ReadingBatch:
+class ExtractiveBatch:
     """One rank's share of a global batch of questions, each with K passages of which the first holds an answer.
 
     Attributes:
@@ -79,16 +79,16 @@ class ReadingBatch:
         num_questions: real questions in the global batch (the denominator of the loss).
     """
 
-    passages: ReadPassages
+    passages: ExtractivePassages
     is_real: Tensor
     spans: Tensor
     num_questions: int
 
-    def questions(self, index: Tensor) -> ReadingBatch:
+    def questions(self, index: Tensor) -> ExtractiveBatch:
         """The questions `index` [n] with their passages."""
         passages = self.passages.rows(rows_of_groups(index, self.is_real.size(1)))
-        return ReadingBatch(passages, self.is_real[index], self.spans[index], self.num_questions)
+        return ExtractiveBatch(passages, self.is_real[index], self.spans[index], self.num_questions)
 
-    def to(self, device: torch.device) -> ReadingBatch:
+    def to(self, device: torch.device) -> ExtractiveBatch:
         is_real, spans = (column.to(device, non_blocking=True) for column in (self.is_real, self.spans))
-        return ReadingBatch(self.passages.to(device), is_real, spans, self.num_questions)
+        return ExtractiveBatch(self.passages.to(device), is_real, spans, self.num_questions)

@@ -23,8 +23,8 @@ from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
-from megatron_retrieval.training.steps.passage_search import PassageSearch, PassageSearchConfig
-from megatron_retrieval.training.steps.readings import ReadingSide
+from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
+from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.trainer import reduce_metrics
 
 NUM_PASSAGES = 6
@@ -78,7 +78,7 @@ class Setting:
         self.evidence = EvidenceStore(folder / "evidence")
         self.tokenizer = self.evidence.tokenizer
         self.search = PassageSearch(
-            PassageSearchConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
+            TopkConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
         )
         with torch.no_grad():
             self.search.index = ShardedIndex(retriever.eval().encode_passages(self.search.tokens(all_rows())), topology)
@@ -93,7 +93,7 @@ class Setting:
         """That of all ranks."""
         return self.questions.batch(range(len(self.questions)), 0, 0)
 
-    def step(self, readings: ReadingSide, objective: ObjectiveName) -> dict[str, Any]:
+    def step(self, readings: ReaderSide, objective: ObjectiveName) -> dict[str, Any]:
         """The gradients of all parameters, and the metrics of a step and of an evaluation."""
         config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4)
         step = EndToEndStep(self.model, readings, self.search, config, self.topology, seed=3)

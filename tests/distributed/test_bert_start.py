@@ -22,7 +22,7 @@ from megatron_retrieval.checkpoint.kinds.fusion_reader import (
     start_fusion_reader,
 )
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError, ConfigError
@@ -56,7 +56,7 @@ def _full(model: nn.Module, topology: ProcessTopology) -> State:
 
 def _save_berts(topology: ProcessTopology, folder: str) -> State:
     """A checkpoint of each kind of BERT; the weights of all, by kind."""
-    layout = ReaderFormatConfig(question_seq_length=8, reader_seq_length=20)
+    layout = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=20)
     towers = {
         name: DualEncoderConfig(bert=BERT, biencoder_shared_query_context_model=name == "shared")
         for name in ("shared", "separate")

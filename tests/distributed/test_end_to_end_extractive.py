@@ -20,7 +20,7 @@ from megatron_retrieval.checkpoint.kinds.extractive_reader import (
 )
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.end_to_end import FreezeConfig
@@ -29,7 +29,7 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.steps.readings import ExtractiveReadings
-from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 
 K, MAX_ANSWER_LENGTH = 4, 2
@@ -41,7 +41,7 @@ ANSWERS = {
     "w20": ["w26", "w29", "w16 w15", "w27 w28"],
     "w5 w5": ["w10 w11", "w11", "w12", "w3", "w14", "w29"],
 }
-LAYOUT = ReaderFormatConfig(question_seq_length=2, reader_seq_length=11)
+LAYOUT = ExtractiveFormatConfig(question_seq_length=2, reader_seq_length=11)
 SCORES = PassageScoreConfig(passage_score_use="marginal", passage_score_divisor=4.0)
 
 
@@ -83,7 +83,7 @@ def _likelihood(setting: ExtractiveSetting, question: str, answers: tuple[str, .
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     ids = torch.tensor([[vocabulary.index(word) for word in [*before, *text, "[SEP]"]]])
     tokens = TokenBatch(ids, torch.tensor([ids.size(1)]))
-    passages = ReadPassages(tokens, torch.tensor([len(words) + 2]), torch.tensor([len(before)]))
+    passages = ExtractivePassages(tokens, torch.tensor([len(words) + 2]), torch.tensor([len(before)]))
     logits = setting.reader(passages)
     starts, ends = (
         F.softmax(values[0, len(before) : len(before) + len(text)], 0) for values in (logits.starts, logits.ends)

@@ -26,7 +26,7 @@ from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.steps.passage_search import PassageSearch, PassageSearchConfig
+from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
 
 QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}"] for n in range(5)}
 
@@ -150,7 +150,7 @@ def _found(topology: ProcessTopology, folder: str, num_candidates: int | None) -
         for parameter in model.towers["passage"].parameters():
             parameter.mul_(1.5)
         batch = setting.batch()
-        settings = PassageSearchConfig(num_passages=2, num_candidates=num_candidates)
+        settings = TopkConfig(num_passages=2, num_candidates=num_candidates)
         search = PassageSearch(settings, model, setting.evidence, TEXT_FORMAT, topology, encode_batch_size=3)
         search.index = setting.search.index
         found = search.find(batch)

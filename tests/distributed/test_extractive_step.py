@@ -15,7 +15,7 @@ from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.trainer import reduce_metrics
-from megatron_retrieval.types.extractive import ReadingBatch, ReadPassages
+from megatron_retrieval.types.extractive import ExtractiveBatch, ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_QUESTIONS, NUM_PASSAGES = 5, 3
@@ -23,7 +23,7 @@ SHAPE: BertConfig = tiny_dual_encoder_config().bert
 Result = dict[str, dict[str, torch.Tensor]]
 
 
-def _whole_batch(num_slots: int) -> ReadingBatch:
+def _whole_batch(num_slots: int) -> ExtractiveBatch:
     """Questions with passages of different lengths, some without a third passage; slots beyond them are fillers."""
     texts = random_texts(NUM_QUESTIONS * NUM_PASSAGES, 14, seed=5)
     filler_rows = (num_slots - NUM_QUESTIONS) * NUM_PASSAGES
@@ -35,10 +35,10 @@ def _whole_batch(num_slots: int) -> ReadingBatch:
     is_real[NUM_QUESTIONS:] = False
     spans = torch.tensor([[4, 5], [6, 6]]).expand(num_slots, 2, 2).clone()
     spans[2, 1] = -1
-    return ReadingBatch(ReadPassages(tokens, starts - 2, starts), is_real, spans, NUM_QUESTIONS)
+    return ExtractiveBatch(ExtractivePassages(tokens, starts - 2, starts), is_real, spans, NUM_QUESTIONS)
 
 
-def _share(topology: ProcessTopology) -> ReadingBatch:
+def _share(topology: ProcessTopology) -> ExtractiveBatch:
     size = -(-NUM_QUESTIONS // topology.dp_size)
     first = topology.dp_rank * size
     return _whole_batch(size * topology.dp_size).questions(torch.arange(first, first + size))

@@ -23,7 +23,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
-from megatron_retrieval.training.steps.fusion_step import ReadingStep, ReadingStepConfig
+from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
 from megatron_retrieval.training.trainer import reduce_metrics
 from megatron_retrieval.types.fusion import FusionBatch
 from megatron_retrieval.types.tokens import TokenBatch
@@ -142,7 +142,7 @@ def _of_layout(topology: ProcessTopology, shape: Shape, micro_batch_size: int, e
     share = _whole_batch(slots * topology.dp_size).questions(own)
     reader = _reader(topology, shape, encode_batch_size)
     parallel = DataParallelModel(reader.model, topology)
-    step = ReadingStep(reader, ReadingStepConfig(micro_batch_size=micro_batch_size), topology, seed=3)
+    step = FusionStep(reader, FusionStepConfig(micro_batch_size=micro_batch_size), topology, seed=3)
     parallel.zero_gradients()
     trained = reduce_metrics(step.forward_backward(share, 0, 1.0), topology)
     parallel.reduce_gradients()

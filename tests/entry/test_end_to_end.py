@@ -22,7 +22,7 @@ from megatron_retrieval.checkpoint.kinds.extractive_reader import extractive_rea
 from megatron_retrieval.checkpoint.store.manifest import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import to_flat_dict
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.bert import BertConfig
@@ -53,7 +53,7 @@ def _save_starts(topology: ProcessTopology, folder: str) -> None:
     root = Path(folder)
     text_format, extractive, fusion = (
         text_format_within(TextFormatConfig(), TINY.bert),
-        ReaderFormatConfig(**LENGTHS),
+        ExtractiveFormatConfig(**LENGTHS),
         FusionFormatConfig(**LENGTHS, question_prefix="where", title_prefix="title", passage_prefix="of"),
     )
     bert, seq2seq = BertConfig(**READER), BertSeq2SeqConfig(**READER, decoder_num_layers=1)

@@ -21,7 +21,7 @@ BERT = BertConfig(
     num_layers=1, hidden_size=16, num_attention_heads=2, max_position_embeddings=40, vocab_size=39, init_method_std=0.1
 )
 RETRIEVER, FINETUNE, EVALUATE = (
-    ("tasks/main.py", "--task", name) for name in ("retriever-finetune", "reader-finetune", "qa-evaluate")
+    ("tasks/main.py", "--task", name) for name in ("retriever-finetune", "extractive-finetune", "qa-evaluate")
 )
 
 LONG = ("--reader-seq-length", "64", "--question-seq-length", "32")

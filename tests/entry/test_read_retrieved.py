@@ -17,7 +17,7 @@ from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, QuestionCensus
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
@@ -35,7 +35,7 @@ TINY = tiny_dual_encoder_config()
 #: weights so large that every word tells in what a random model finds
 SHAPE = dataclasses.replace(TINY, bert=dataclasses.replace(TINY.bert, init_method_std=1.0))
 READER = dataclasses.replace(SHAPE.bert, max_position_embeddings=32)
-LAYOUT = ReaderFormatConfig(question_seq_length=8, reader_seq_length=READER.max_position_embeddings)
+LAYOUT = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=READER.max_position_embeddings)
 
 
 def _prepare(topology: ProcessTopology, folder: str) -> None:

@@ -34,7 +34,7 @@ JOBS = {
     "pretrain_bert": Job(runs.BERT, "wordpiece_corpus"),
     "pretrain_ict": Job(runs.ICT, "wordpiece_corpus"),
     "pretrain_t5": Job(runs.T5, "sentencepiece_corpus"),
-    "reader-finetune": Job(runs.READER, "questions_for_bert"),
+    "extractive-finetune": Job(runs.READER, "questions_for_bert"),
     "fusion-finetune": Job(runs.FUSION, "questions_for_t5"),
     "end-to-end-finetune": Job(runs.END_TO_END, "asked_questions"),
 }

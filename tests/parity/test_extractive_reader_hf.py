@@ -12,15 +12,15 @@ from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_bert
-from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.extractive import ExtractivePassages
 
 TOLERANCE = 1e-5
 
 
-def _passages(*, with_segments: bool) -> ReadPassages:
+def _passages(*, with_segments: bool) -> ExtractivePassages:
     tokens = random_batch()
     starts = torch.arange(len(tokens)) % 5
-    return ReadPassages(tokens, starts if with_segments else None, starts)
+    return ExtractivePassages(tokens, starts if with_segments else None, starts)
 
 
 def _logits(topology: ProcessTopology, full: dict[str, Tensor], with_segments: bool) -> list[Tensor]:

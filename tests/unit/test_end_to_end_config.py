@@ -22,7 +22,7 @@ from megatron_retrieval.recipes.end_to_end.config import (
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.training.metrics_log import LogConfig
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStepConfig
-from megatron_retrieval.training.steps.passage_search import PassageSearchConfig
+from megatron_retrieval.training.steps.passage_search import TopkConfig
 
 
 def _config(**settings: Any) -> EndToEndFinetuneConfig:
@@ -75,6 +75,6 @@ def test_contradictions_are_refused(case: str) -> None:
 
 def test_numbers_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="--num-candidates 3 must not be below --num-passages 5"):
-        PassageSearchConfig(num_passages=5, num_candidates=3)
+        TopkConfig(num_passages=5, num_candidates=3)
     with pytest.raises(ConfigError, match="leave nothing to train"):
         FreezeConfig(freeze_query_encoder=True, freeze_passage_encoder=True, freeze_reader=True)

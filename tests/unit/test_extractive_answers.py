@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer, best_spans
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.types.extractive import ReadPassages, SpanLogits
+from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 from megatron_retrieval.types.questions import Passage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cafe", "##s", "of", "paris", "rome", "(", ")", "who"]
@@ -57,7 +57,7 @@ class _Oracle(nn.Module):
         super().__init__()
         self.wanted, self.preferred = wanted, preferred
 
-    def forward(self, passages: ReadPassages) -> SpanLogits:
+    def forward(self, passages: ExtractivePassages) -> SpanLogits:
         ids = passages.tokens.ids
         assert len(ids)  # real models cannot read nothing
         points = _weights(ids, self.wanted)
@@ -88,7 +88,7 @@ def answerer(
     return ExtractiveAnswerer(
         _Oracle(*weights),  # type: ignore[arg-type]
         tokenizer,
-        ReaderFormatConfig(question_seq_length=4, reader_seq_length=24),
+        ExtractiveFormatConfig(question_seq_length=4, reader_seq_length=24),
         ExtractiveAnswerConfig(**config),  # type: ignore[arg-type]
         device=torch.device("cpu"),
         passage_scores=passage_scores,

@@ -16,14 +16,14 @@ from megatron_retrieval.data.examples.extractive import ExtractiveDataset
 from megatron_retrieval.data.examples.extractive_examples import ExtractiveDataConfig
 from megatron_retrieval.data.examples.passage_tokens import PassageTokens
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderTrainingDataConfig
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.types.extractive import ReadingBatch
+from megatron_retrieval.types.extractive import ExtractiveBatch
 from megatron_retrieval.types.questions import Passage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##s", ".", "q", "t", *(f"n{n}" for n in range(6))]
-LAYOUT = ReaderFormatConfig(question_seq_length=3, reader_seq_length=16)
+LAYOUT = ExtractiveFormatConfig(question_seq_length=3, reader_seq_length=16)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def tokenizer(tmp_path: Path) -> WordPieceTokenizer:
 
 
 def dataset(
-    tokenizer: WordPieceTokenizer, records: list[dict[str, Any]], layout: ReaderFormatConfig = LAYOUT, **config: Any
+    tokenizer: WordPieceTokenizer, records: list[dict[str, Any]], layout: ExtractiveFormatConfig = LAYOUT, **config: Any
 ) -> ExtractiveDataset:
     path = tokenizer.vocab_file.parent / "data.json"
     path.write_text(json.dumps(records))
@@ -46,7 +46,7 @@ def record(question: str, answers: list[str], *texts: str) -> dict[str, Any]:
     return {"question": question, "answers": answers, "ctxs": [{"title": "t", "text": text} for text in texts]}
 
 
-def rows(batch: ReadingBatch, tokenizer: WordPieceTokenizer) -> list[str]:
+def rows(batch: ExtractiveBatch, tokenizer: WordPieceTokenizer) -> list[str]:
     words = tokenizer.vocab_file.read_text().split()
     tokens = batch.passages.tokens
     return [
@@ -108,7 +108,7 @@ def test_a_batch(tokenizer: WordPieceTokenizer) -> None:
     segments = passages.segments
     assert segments is not None
     assert segments[0, :8].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
-    plain = dataset(tokenizer, records, ReaderFormatConfig(reader_seq_length=72, passage_segment=False))
+    plain = dataset(tokenizer, records, ExtractiveFormatConfig(reader_seq_length=72, passage_segment=False))
     assert plain.batch([0], 0, 0).passages.segments is None
 
 
@@ -168,7 +168,7 @@ def test_bad_settings(tokenizer: WordPieceTokenizer) -> None:
     with pytest.raises(ConfigError, match="--num-train-passages must be at least 1"):
         ExtractiveDataConfig(num_train_passages=0)
     with pytest.raises(ConfigError, match="leave 8 tokens"):
-        ReaderFormatConfig(question_seq_length=64, reader_seq_length=64)
+        ExtractiveFormatConfig(question_seq_length=64, reader_seq_length=64)
     data = ReaderTrainingDataConfig(train_data=("x",), reading=PassagesToReadConfig(closed_book=True))
     with pytest.raises(ConfigError, match="takes its answers from passages"):
         ExtractiveDataset(data, ExtractiveDataConfig(), LAYOUT, tokenizer, max_answer_length=2, seed=1)

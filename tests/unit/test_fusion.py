@@ -10,7 +10,7 @@ import torch
 
 from megatron_retrieval.applications.search import SearchConfig
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.retrieval.rank_fusion import FusionConfig, fuse, fused_depth
+from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
 from megatron_retrieval.types.search import SearchResult
 
 NOTHING = (-1, -math.inf)
@@ -24,7 +24,7 @@ def _result(*lists: list[tuple[int, float]]) -> SearchResult:
 def test_weighted_sum_of_scaled_scores() -> None:
     dense = _result([(7, 4.0), (2, 3.0), (5, 2.0)], [(1, -1.0), (3, -2.0), NOTHING])
     lexical = _result([(5, 30.0), (9, 20.0), (7, 10.0), NOTHING], [NOTHING] * 4)
-    fused = fuse(dense, lexical, FusionConfig(dense_weight=0.75), k=4)
+    fused = fuse(dense, lexical, RankFusionConfig(dense_weight=0.75), k=4)
     # first question: 7: 3/4 * 1 + 1/4 * 0, 2: 3/4 * 1/2, 5: 3/4 * 0 + 1/4 * 1, 9: 1/4 * 1/2
     assert fused.rows.tolist() == [[7, 2, 5, 9], [1, 3, -1, -1]]
     assert fused.scores.tolist() == [[0.75, 0.375, 0.25, 0.125], [0.75, 0.0, -math.inf, -math.inf]]
@@ -34,25 +34,25 @@ def test_weighted_sum_of_scaled_scores() -> None:
 def test_reciprocal_ranks() -> None:
     dense = _result([(7, 4.0), (2, 3.0), (5, 2.0)])
     lexical = _result([(5, 3.0), (7, 2.0), NOTHING])
-    fused = fuse(dense, lexical, FusionConfig(fusion="rrf", rrf_k=1), k=3)
+    fused = fuse(dense, lexical, RankFusionConfig(fusion="rrf", rrf_k=1), k=3)
     assert fused.rows.tolist() == [[7, 5, 2]]
     assert fused.scores.tolist()[0] == pytest.approx([0.5 / 2 + 0.5 / 3, 0.5 / 4 + 0.5 / 2, 0.5 / 3])
 
 
 def test_equal_scores_are_ordered_by_row_and_equal_lists_count_as_best() -> None:
     dense, lexical = _result([(4, 2.0), (3, 2.0)]), _result([(1, 5.0), NOTHING])
-    fused = fuse(dense, lexical, FusionConfig(), k=2)
+    fused = fuse(dense, lexical, RankFusionConfig(), k=2)
     assert fused.rows.tolist() == [[1, 3]]
     assert fused.scores.tolist() == [[0.5, 0.5]]
 
 
 def test_no_questions() -> None:
     nothing = SearchResult(scores=torch.empty(0, 3), rows=torch.empty(0, 3, dtype=torch.int64))
-    assert fuse(nothing, nothing, FusionConfig(), k=2).rows.shape == (0, 2)
+    assert fuse(nothing, nothing, RankFusionConfig(), k=2).rows.shape == (0, 2)
 
 
 def test_depth_is_at_least_what_is_asked_for() -> None:
-    assert [fused_depth(FusionConfig(fusion_depth=50), k) for k in (10, 50, 80)] == [50, 50, 80]
+    assert [fused_depth(RankFusionConfig(fusion_depth=50), k) for k in (10, 50, 80)] == [50, 50, 80]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_depth_is_at_least_what_is_asked_for() -> None:
 )
 def test_settings_out_of_range(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FusionConfig(**settings)  # type: ignore[arg-type]
+        RankFusionConfig(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_retrieval.objectives.extractive import reading_loss
+from megatron_retrieval.objectives.extractive import extractive_loss
 from megatron_retrieval.types.extractive import SpanLogits
 
 LN = math.log
@@ -30,7 +30,7 @@ SPANS = torch.tensor([[[1, 1], [1, 2]], [[2, 2], [-1, -1]]])
 
 
 def loss(spans: Tensor = SPANS, is_real: Tensor = ALL_REAL, *, marginal: bool = True) -> dict[str, float]:
-    output = reading_loss(logits(), IS_TEXT, is_real, spans, 2, marginal=marginal)
+    output = extractive_loss(logits(), IS_TEXT, is_real, spans, 2, marginal=marginal)
     return {"loss": output.loss.item(), **{name: value.item() for name, value in output.metrics.items()}}
 
 
@@ -65,7 +65,7 @@ def test_filler_passages_are_no_candidates() -> None:
 def test_gradients_are_finite_and_stay_inside_the_text_of_positives() -> None:
     values = logits(requires_grad=True)
     arguments = (IS_TEXT, torch.tensor([[True, True], [True, False]]), SPANS, 2)
-    reading_loss(values, *arguments).loss.backward()
+    extractive_loss(values, *arguments).loss.backward()
     for gradient in (values.starts.grad, values.ends.grad):
         assert gradient is not None
         assert torch.isfinite(gradient).all()
@@ -76,6 +76,6 @@ def test_gradients_are_finite_and_stay_inside_the_text_of_positives() -> None:
     torch.testing.assert_close(values.selection.grad, torch.tensor([-0.1, 0.1, 0, 0], dtype=torch.float64))
 
     def scalar(*parts: Tensor) -> Tensor:
-        return reading_loss(SpanLogits(*parts), *arguments).loss
+        return extractive_loss(SpanLogits(*parts), *arguments).loss
 
     assert torch.autograd.gradcheck(scalar, (values.starts, values.ends, values.selection))

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_retrieval.checkpoint.kinds import t5
 from megatron_retrieval.checkpoint.kinds.description import LOWER_CASE_KEY, VOCAB_NAME, ModelDescription
-from megatron_retrieval.checkpoint.store.manifest import Manifest
+from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.t5 import T5
@@ -79,7 +79,7 @@ BERT_ARCHITECTURE = Architecture(
 _ARCHITECTURES = {architecture.name: architecture for architecture in (T5_ARCHITECTURE, BERT_ARCHITECTURE)}
 
 
-def saved_architecture(manifest: Manifest, source: object) -> Architecture:
+def saved_architecture(manifest: CheckpointManifest, source: object) -> Architecture:
     """The architecture of a T5 or a fusion reader; checkpoints that name none hold a T5.
 
     Raises:

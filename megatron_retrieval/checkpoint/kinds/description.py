@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from megatron_retrieval.checkpoint.store.manifest import Manifest, read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, read_manifest, resolve_checkpoint
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
@@ -27,7 +27,7 @@ class ModelDescription:
     """
 
     folder: Path
-    manifest: Manifest
+    manifest: CheckpointManifest
 
     @property
     def kind(self) -> str:

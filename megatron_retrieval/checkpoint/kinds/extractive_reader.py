@@ -17,7 +17,7 @@ from megatron_retrieval.checkpoint.kinds.description import (
 )
 from megatron_retrieval.checkpoint.store.reader import load_weights
 from megatron_retrieval.config.parser import to_flat_dict
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
@@ -36,7 +36,7 @@ class ExtractiveReaderDescription(CheckpointDescription):
     """
 
     config: BertConfig
-    layout: ReaderFormatConfig
+    layout: ExtractiveFormatConfig
     passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
 
 
@@ -55,7 +55,7 @@ def describe_extractive_reader(path: str | Path) -> ExtractiveReaderDescription:
         CheckpointError: no checkpoint here, or one of something else.
     """
     found = open_checkpoint(path, (KIND,))
-    config, layout = saved_settings(BertConfig, found), saved_settings(ReaderFormatConfig, found)
+    config, layout = saved_settings(BertConfig, found), saved_settings(ExtractiveFormatConfig, found)
     scores = saved_passage_scores(found)
     if scores.passage_score_use == "bias":
         raise CheckpointError(f"{found.folder}/manifest.json: scores as a bias are for readers that write.")
@@ -74,7 +74,7 @@ def load_extractive_reader(
 
 def extractive_reader_checkpoint_config(
     config: BertConfig,
-    layout: ReaderFormatConfig,
+    layout: ExtractiveFormatConfig,
     lower_case: bool,
     passage_scores: PassageScoreConfig | None = None,
 ) -> dict[str, Any]:

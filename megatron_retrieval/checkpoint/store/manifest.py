@@ -26,7 +26,7 @@ LATEST_NAME = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(kw_only=True, frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint says of itself.
 
     Attributes:
@@ -84,7 +84,7 @@ def _existing_part(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_manifest(folder: str | Path) -> CheckpointManifest:
     """Read what a checkpoint says of itself.
 
     Raises:
@@ -97,12 +97,12 @@ def read_manifest(folder: str | Path) -> Manifest:
         if version != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format {version}; this version reads format {FORMAT_VERSION}.")
         layouts = {name: ShardLayout(**layout) for name, layout in fields.pop("layouts").items()}
-        return Manifest(layouts=layouts, parts=tuple(fields.pop("parts", ())), **fields)
+        return CheckpointManifest(layouts=layouts, parts=tuple(fields.pop("parts", ())), **fields)
     except (DataError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the manifest of a checkpoint ({error}).") from error
 
 
-def check_file(path: Path, manifest: Manifest) -> None:
+def check_file(path: Path, manifest: CheckpointManifest) -> None:
     """Raise CheckpointError unless the file is there and its contents are those that were saved."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing from the checkpoint.")

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.store.manifest import Manifest, check_file, read_manifest
+from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, check_file, read_manifest
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.sharding import join_shards, shard_of
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -22,7 +22,7 @@ class TensorReader:
         CheckpointError: on construction, where a file is missing, damaged or cut off.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, stem: str = "model") -> None:
+    def __init__(self, folder: str | Path, manifest: CheckpointManifest, stem: str = "model") -> None:
         self.folder, self.manifest = Path(folder), manifest
         names = [f"{stem}.tp{rank}of{manifest.tp_size}.safetensors" for rank in range(manifest.tp_size)]
         for name in names:
@@ -49,7 +49,7 @@ class TensorReader:
 
 
 def load_weights(
-    folder: str | Path, manifest: Manifest, model: nn.Module, topology: ProcessTopology
+    folder: str | Path, manifest: CheckpointManifest, model: nn.Module, topology: ProcessTopology
 ) -> dict[str, Tensor]:
     """Fill `model` from a checkpoint saved at any layout.
 
@@ -95,7 +95,7 @@ def fill_model(
 
 
 def load_moments(
-    folder: str | Path, manifest: Manifest, model: nn.Module, topology: ProcessTopology
+    folder: str | Path, manifest: CheckpointManifest, model: nn.Module, topology: ProcessTopology
 ) -> dict[str, Tensor]:
     """This rank's shards of the optimizer's moments, from a checkpoint saved at any layout."""
     reader = TensorReader(folder, manifest, "optimizer")

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.store.manifest import FORMAT_VERSION, LATEST_NAME, Manifest
+from megatron_retrieval.checkpoint.store.manifest import FORMAT_VERSION, LATEST_NAME, CheckpointManifest
 from megatron_retrieval.models.sharding import gather_full, layout_of
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -120,7 +120,7 @@ def _write_model(
         for name, content in described.assets.items():
             (folder / name).write_bytes(content)
             all_checksums[name] = file_fingerprint(folder / name)
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             kind=described.kind,
             iteration=described.iteration,
             config=described.config,

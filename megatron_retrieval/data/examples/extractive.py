@@ -12,11 +12,11 @@ from megatron_retrieval.data.examples.answer_spans import span_columns
 from megatron_retrieval.data.examples.extractive_examples import ExampleCollector, ExtractiveDataConfig
 from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig, read_training_questions
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.types.extractive import ReadingBatch
+from megatron_retrieval.types.extractive import ExtractiveBatch
 from megatron_retrieval.utils.seeds import generator
 
 #: collected together; with a hundred passages each their texts and encodings take some 50 MiB
@@ -42,7 +42,7 @@ class ExtractiveDataset:
         self,
         data: ReaderTrainingDataConfig,
         config: ExtractiveDataConfig,
-        layout: ReaderFormatConfig,
+        layout: ExtractiveFormatConfig,
         tokenizer: WordPieceTokenizer,
         *,
         max_answer_length: int,
@@ -68,7 +68,7 @@ class ExtractiveDataset:
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
-    ) -> ReadingBatch:
+    ) -> ExtractiveBatch:
         """This rank's share of a global batch; see `DprDataset.batch`."""
         share = Share.of(len(indices), dp_rank, dp_size)
         num_passages = self._config.num_train_passages
@@ -86,7 +86,7 @@ class ExtractiveDataset:
         )
         spans = [self._spans[row] for row in positive_rows.tolist()]
         columns = span_columns(spans, passages.text_starts[::num_passages].tolist())
-        return ReadingBatch(passages, torch.from_numpy(is_real), columns, len(indices))
+        return ExtractiveBatch(passages, torch.from_numpy(is_real), columns, len(indices))
 
     def _draw(self, index: int, epoch: int, position: int) -> tuple[int, Rows]:
         """The row of the positive among all positives, and the numbers of the passages, the positive first."""

@@ -11,7 +11,7 @@ import numpy as np
 from megatron_retrieval.data.examples.answer_spans import AnswerFinder
 from megatron_retrieval.data.examples.passage_tokens import PassageTokens, RaggedBuilder
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import token_dtype, tokenize
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
@@ -60,7 +60,7 @@ class ExampleCollector:
     def __init__(
         self,
         config: ExtractiveDataConfig,
-        layout: ReaderFormatConfig,
+        layout: ExtractiveFormatConfig,
         tokenizer: WordPieceTokenizer,
         max_answer_length: int,
     ) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from megatron_retrieval.data.examples.answer_spans import AnswerFinder, span_columns
 from megatron_retrieval.data.examples.retrieved_fusion import PassageColumns
-from megatron_retrieval.data.layouts.extractive import ReaderFormatConfig
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype, tokenize
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.questions import Question
 
 
@@ -31,7 +31,7 @@ class AnswerPassages:
     """
 
     slots: Tensor
-    passages: ReadPassages
+    passages: ExtractivePassages
     spans: Tensor
 
     def rows(self, index: Tensor) -> AnswerPassages:
@@ -54,7 +54,7 @@ class RetrievedAnswers:
     def __init__(
         self,
         evidence: EvidenceStore,
-        layout: ReaderFormatConfig,
+        layout: ExtractiveFormatConfig,
         tokenizer: WordPieceTokenizer,
         *,
         max_answer_length: int,

@@ -11,11 +11,11 @@ from megatron_retrieval.data.layouts.sequences import format_question_and_passag
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.wordpiece import SpecialIds
-from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.extractive import ExtractivePassages
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReadingLengthsConfig:
+class ReaderLengthsConfig:
     """How long the sequences of any reader are."""
 
     question_seq_length: int = 64
@@ -25,7 +25,7 @@ class ReadingLengthsConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderFormatConfig(ReadingLengthsConfig):
+class ExtractiveFormatConfig(ReaderLengthsConfig):
     """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
 
     passage_segment: bool = True
@@ -39,7 +39,7 @@ class ReaderFormatConfig(ReadingLengthsConfig):
                 f"--reader-seq-length {self.reader_seq_length}."
             )
 
-    def lay_out(self, questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds) -> ReadPassages:
+    def lay_out(self, questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds) -> ExtractivePassages:
         """The sequences of P pairs of question and passage."""
         questions = questions.take(np.arange(len(questions)), self.question_seq_length)
         passages = format_question_and_passage(questions, titles, texts, special, self.reader_seq_length)

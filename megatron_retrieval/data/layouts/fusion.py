@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.extractive import ReadingLengthsConfig
+from megatron_retrieval.data.layouts.extractive import ReaderLengthsConfig
 from megatron_retrieval.data.layouts.sequences import join_segments
 from megatron_retrieval.data.stores.ragged import Ragged, Tokenizer, token_dtype
 from megatron_retrieval.errors import ConfigError
@@ -18,7 +18,7 @@ MIN_PASSAGE_TOKENS = 8
 
 
 @dataclass(kw_only=True, frozen=True)
-class FusionFormatConfig(ReadingLengthsConfig):
+class FusionFormatConfig(ReaderLengthsConfig):
     """Layout of a question together with a passage: question: ... title: ... context: ... (FiD)."""
 
     question_prefix: str = "question:"

@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.wordpiece import SpecialIds
-from megatron_retrieval.types.extractive import ReadPassages
+from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 
 PassageFormat = Literal["title-sep-text", "title-text"]
@@ -55,12 +55,12 @@ def format_passages(
 
 def format_question_and_passage(
     questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds, seq_length: int
-) -> ReadPassages:
+) -> ExtractivePassages:
     """[CLS] question [SEP] title [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
     tokens = _frame([questions, titles, texts], special, seq_length, separated=True)
     passage_starts = np.minimum(questions.lengths + 2, seq_length)
     text_starts = np.minimum(passage_starts + titles.lengths + 1, seq_length)
-    return ReadPassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
+    return ExtractivePassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
 
 
 def join_segments(segments: Sequence[Ragged], seq_length: int, *, end_id: int, pad_id: int) -> TokenBatch:

@@ -53,7 +53,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class EmbeddingManifest:
     """The content of `manifest.json`, written last: a folder without it is unfinished."""
 
     identity: StoreIdentity
@@ -201,7 +201,7 @@ class EmbeddingStore:
         return self._mapped[number]
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> EmbeddingManifest:
     """Parse a folder's manifest.
 
     Raises:
@@ -218,7 +218,7 @@ def read_manifest(directory: Path) -> Manifest:
         if raw["dtype"] not in get_args(StorageDtype):
             raise DataError(path, f"unknown dtype {raw['dtype']!r}")
         raw.setdefault("precision", "")  # stores that are older than this entry do not say
-        manifest = Manifest(
+        manifest = EmbeddingManifest(
             identity=StoreIdentity(**{name: raw[name] for name in StoreIdentity.__dataclass_fields__}),
             dimension=int(raw["dimension"]),
             rows_per_shard=int(raw["rows_per_shard"]),

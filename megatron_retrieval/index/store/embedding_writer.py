@@ -15,8 +15,8 @@ from torch import Tensor
 from megatron_retrieval.errors import DataError, MegatronRetrievalError, MismatchError
 from megatron_retrieval.index.store.embedding_store import (
     MANIFEST,
+    EmbeddingManifest,
     EmbeddingStore,
-    Manifest,
     Shard,
     StorageDtype,
     StoreIdentity,
@@ -139,7 +139,7 @@ class EmbeddingWriter:
         dimensions = {int(shard["dimension"]) for shard in complete}
         if len(dimensions) > 1:
             raise DataError(self.directory, f"shards of different dimensions: {sorted(dimensions)}")
-        manifest = Manifest(
+        manifest = EmbeddingManifest(
             identity=self.identity,
             dimension=dimensions.pop() if dimensions else 0,
             rows_per_shard=self.rows_per_shard,

@@ -33,7 +33,7 @@ from megatron_retrieval.training.run import build_trainer
 from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
-from megatron_retrieval.training.tasks.end_to_end_evaluation import AnsweringTask
+from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
 from megatron_retrieval.training.trainer import Trainer
 
 #: what readers that were trained with an objective do with the scores of passages
@@ -128,10 +128,10 @@ class EndToEndRun:
             data, self.config.text_format, self.tokenizer, self.evidence, seed=self.config.training.seed
         )
 
-    def _task(self, held_out: AskedQuestions) -> AnsweringTask:
+    def _task(self, held_out: AskedQuestions) -> RetrievedPassagesTask:
         questions = held_out.questions
         tokens = tokenize_questions([question.text for question in questions], self.tokenizer, self.config.text_format)
-        return AnsweringTask(
+        return RetrievedPassagesTask(
             self.config.answering, questions, tokens, self.model, self.search, self.evidence, self._answerer
         )
 

@@ -21,7 +21,7 @@ from megatron_retrieval.recipes.reader_training import ReaderModelConfig
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.training.run import TrainingConfig
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStepConfig
-from megatron_retrieval.training.steps.passage_search import PassageSearchConfig
+from megatron_retrieval.training.steps.passage_search import TopkConfig
 from megatron_retrieval.training.tasks.end_to_end_evaluation import AnsweringConfig
 
 #: the parts of a checkpoint, each a checkpoint by itself, and the kind of the whole
@@ -91,7 +91,7 @@ class EndToEndFinetuneConfig:
     data: AskedTrainingDataConfig
     training: EndToEndTrainingConfig
     step: EndToEndStepConfig = field(default_factory=EndToEndStepConfig)
-    search: PassageSearchConfig = field(default_factory=PassageSearchConfig)
+    search: TopkConfig = field(default_factory=TopkConfig)
     index: IndexRefreshConfig = field(default_factory=IndexRefreshConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     rates: ModuleRatesConfig = field(default_factory=ModuleRatesConfig)

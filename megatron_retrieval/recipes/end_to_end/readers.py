@@ -32,7 +32,7 @@ from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
 from megatron_retrieval.recipes.lengths import require_positions, require_reading_positions
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.steps.answer_objectives import PASSAGE_OBJECTIVES
-from megatron_retrieval.training.steps.readings import ExtractiveReadings, FusionReadings, ReadingSide
+from megatron_retrieval.training.steps.readings import ExtractiveReadings, FusionReadings, ReaderSide
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -48,7 +48,7 @@ class ReaderPart(Protocol):
     @property
     def model(self) -> ReaderModel | ExtractiveReader: ...
 
-    def readings(self, evidence: EvidenceStore) -> ReadingSide:
+    def readings(self, evidence: EvidenceStore) -> ReaderSide:
         """For the step."""
         ...
 

@@ -49,8 +49,8 @@ class ContrastiveStep:
         self.model.train()
         batch = batch.to(self.topology.device)
         towers = [
-            _Tower(self.model.encode_queries, batch.questions, self._chunk_seed(iteration, "query"), self.config),
-            _Tower(self.model.encode_passages, batch.passages, self._chunk_seed(iteration, "passage"), self.config),
+            _TowerPass(self.model.encode_queries, batch.questions, self._chunk_seed(iteration, "query"), self.config),
+            _TowerPass(self.model.encode_passages, batch.passages, self._chunk_seed(iteration, "passage"), self.config),
         ]
         cached = self.config.gradient_caching and any(len(tower.chunks) > 1 for tower in towers)
         with torch.set_grad_enabled(not cached):
@@ -71,8 +71,8 @@ class ContrastiveStep:
         """See StepModule."""
         self.model.eval()
         batch = batch.to(self.topology.device)
-        queries = _Tower(self.model.encode_queries, batch.questions, None, self.config).encode()
-        passages = _Tower(self.model.encode_passages, batch.passages, None, self.config).encode()
+        queries = _TowerPass(self.model.encode_queries, batch.questions, None, self.config).encode()
+        passages = _TowerPass(self.model.encode_passages, batch.passages, None, self.config).encode()
         output = self._loss(queries, passages, batch)
         num_questions = batch.question_is_real.sum()
         return {**output.metrics, "loss": output.loss, "num_examples": num_questions, "num_questions": num_questions}
@@ -126,7 +126,7 @@ def _row_blocks(num_questions: int, num_passages: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, num_questions, size))
 
 
-class _Tower:
+class _TowerPass:
     """One encoder over its texts, each different text once, in length-sorted chunks that can be encoded twice with
     the same dropout."""
 

@@ -15,7 +15,7 @@ from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.answer_objectives import OBJECTIVES, ObjectiveName
 from megatron_retrieval.training.steps.passage_search import PassageSearch
-from megatron_retrieval.training.steps.readings import Reading, ReadingSide
+from megatron_retrieval.training.steps.readings import ReaderSide, Reading
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.losses import LossOutput
@@ -74,7 +74,7 @@ class EndToEndStep:
     def __init__(
         self,
         model: EndToEndModel,
-        readings: ReadingSide,
+        readings: ReaderSide,
         search: PassageSearch,
         config: EndToEndStepConfig,
         topology: ProcessTopology,

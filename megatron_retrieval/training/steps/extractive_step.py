@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.objectives.extractive import reading_loss
+from megatron_retrieval.objectives.extractive import extractive_loss
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.step import start_dropout
-from megatron_retrieval.types.extractive import ReadingBatch, SpanLogits
+from megatron_retrieval.types.extractive import ExtractiveBatch, SpanLogits
 from megatron_retrieval.types.losses import LossOutput
 
 
@@ -37,19 +37,19 @@ class ExtractiveStep:
     ) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
 
-    def forward_backward(self, batch: ReadingBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: ExtractiveBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
         """See StepModule."""
         self.model.train()
         return self._sum_over_chunks(batch, iteration, loss_scale)
 
     @torch.no_grad()
-    def evaluate(self, batch: ReadingBatch) -> Mapping[str, Tensor]:
+    def evaluate(self, batch: ExtractiveBatch) -> Mapping[str, Tensor]:
         """See StepModule."""
         self.model.eval()
         num_questions = batch.is_real[:, 0].sum().to(self.topology.device)
         return {**self._sum_over_chunks(batch, None, 1.0), "num_examples": num_questions}
 
-    def _sum_over_chunks(self, batch: ReadingBatch, iteration: int | None, loss_scale: float) -> dict[str, Tensor]:
+    def _sum_over_chunks(self, batch: ExtractiveBatch, iteration: int | None, loss_scale: float) -> dict[str, Tensor]:
         batch = batch.to(self.topology.device)
         names = ("loss", "span_loss", "selection_loss", "span_accuracy", "selection_accuracy", "accuracy")
         sums = {name: torch.zeros((), device=self.topology.device) for name in names}
@@ -64,14 +64,14 @@ class ExtractiveStep:
                 sums[name] += value
         return sums
 
-    def _chunks(self, batch: ReadingBatch) -> tuple[Tensor, ...]:
+    def _chunks(self, batch: ExtractiveBatch) -> tuple[Tensor, ...]:
         """Numbers of the real questions, those of like length together: padding then costs little."""
         longest = batch.passages.tokens.lengths.view_as(batch.is_real).amax(1)
         questions = torch.argsort(longest, stable=True)
         return questions[batch.is_real[questions, 0]].split(self.config.micro_batch_size)
 
-    def _loss(self, batch: ReadingBatch) -> LossOutput:
-        return reading_loss(
+    def _loss(self, batch: ExtractiveBatch) -> LossOutput:
+        return extractive_loss(
             self._logits(batch),
             batch.passages.is_text,
             batch.is_real,
@@ -80,7 +80,7 @@ class ExtractiveStep:
             marginal=self.config.marginal_likelihood,
         )
 
-    def _logits(self, batch: ReadingBatch) -> SpanLogits:
+    def _logits(self, batch: ExtractiveBatch) -> SpanLogits:
         """Of all passages; fillers are not computed but zero."""
         is_real = batch.is_real.flatten()
         if bool(is_real.all()):

@@ -17,19 +17,19 @@ from megatron_retrieval.types.tokens import real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReadingStepConfig:
+class FusionStepConfig:
     """How the step is computed."""
 
     micro_batch_size: int = 1
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
 
 
-class ReadingStep(TokenStep[FusionBatch]):
+class FusionStep(TokenStep[FusionBatch]):
     """Negative log-likelihood of the answers' tokens; see TokenStep."""
 
     counted = "num_answer_tokens"
 
-    def __init__(self, reader: FusionReader, config: ReadingStepConfig, topology: ProcessTopology, seed: int) -> None:
+    def __init__(self, reader: FusionReader, config: FusionStepConfig, topology: ProcessTopology, seed: int) -> None:
         super().__init__(reader, topology, seed)
         self.reader, self.config = reader, config
 

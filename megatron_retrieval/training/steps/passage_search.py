@@ -23,7 +23,7 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class PassageSearchConfig:
+class TopkConfig:
     """How many passages are found and read for a question."""
 
     num_passages: int = 8
@@ -54,7 +54,7 @@ class PassageSearch:
 
     def __init__(
         self,
-        config: PassageSearchConfig,
+        config: TopkConfig,
         retriever: DualEncoder,
         evidence: EvidenceStore,
         text_format: TextFormatConfig,

@@ -51,7 +51,7 @@ class WritingReading(Reading, Protocol):
         ...
 
 
-class ReadingSide(Protocol):
+class ReaderSide(Protocol):
     """Puts questions and what was found for them before a reader."""
 
     def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> Reading:
@@ -126,7 +126,7 @@ class ExtractiveReading:
 
 
 class FusionReadings:
-    """The side of a reader that writes; see ReadingSide.
+    """The side of a reader that writes; see ReaderSide.
 
     Args:
         reader: over the parameters in training.
@@ -136,7 +136,7 @@ class FusionReadings:
         self._reader, self._texts, self._device = reader, texts, topology.device
 
     def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> FusionReading:
-        """See ReadingSide."""
+        """See ReaderSide."""
         texts, is_real = self._texts.texts([question.text for question in questions], rows.cpu().numpy())
         labels = self._texts.labels(targets)
         return FusionReading(self._reader, texts.to(self._device), is_real.to(self._device), labels.to(self._device))
@@ -148,7 +148,7 @@ class FusionReadings:
 
 
 class ExtractiveReadings:
-    """The side of an extractive reader, which learns all answers of a question; see ReadingSide.
+    """The side of an extractive reader, which learns all answers of a question; see ReaderSide.
 
     Args:
         batch_size: passages read at once.
@@ -160,10 +160,10 @@ class ExtractiveReadings:
         self._model, self._answers, self._device, self._batch_size = model, answers, topology.device, batch_size
 
     def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> ExtractiveReading:
-        """See ReadingSide."""
+        """See ReaderSide."""
         found = self._answers.find(questions, rows.cpu().numpy())
         return ExtractiveReading(self._model, found.to(self._device), rows.to(self._device) >= 0, self._batch_size)
 
     def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
-        """See ReadingSide."""
+        """See ReaderSide."""
         return {}

@@ -14,7 +14,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.step import evaluation_mode
 
 
-class ReadingTask:
+class GivenPassagesTask:
     """Questions to put to a reader in training, as often as wanted.
 
     Args:

@@ -38,7 +38,7 @@ class AnsweringConfig:
             raise ConfigError(f"--eval-topk {' '.join(map(str, self.eval_topk))}: depths must be at least 1.")
 
 
-class AnsweringTask:
+class RetrievedPassagesTask:
     """Questions to find passages for and to answer from them, as often as wanted.
 
     Args:
