@@ -18,10 +18,16 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import tyro
 import yaml
 
+from megatron_retrieval.config.choices import describe_choices
+from megatron_retrieval.config.extensions import loaded_extensions, take_extensions
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.utils.files import atomic_file, read_lines
 
 Config = TypeVar("Config")
+
+_COMMON_FLAGS = """--config FILE.yaml reads the same keys from YAML; flags given after it win.
+--extensions MODULE ... imports modules (or .py files) of your own, which add objectives, losses, encoders, readers or
+data formats to those that are listed here."""
 
 
 def parse_config(config_class: type[Config], args: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
@@ -37,9 +43,10 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
         SystemExit: a flag is unknown (the nearest ones are shown), missing or of the wrong type (status 2).
     """
     words = _expand_config_files(config_class, list(sys.argv[1:] if args is None else args))
+    words = take_extensions(words)
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)(config_class)
-    description = (
-        f"{config_class.__doc__}\n\n--config FILE.yaml reads the same keys from YAML; flags given after it win."
+    description = "\n\n".join(
+        part for part in (config_class.__doc__, _COMMON_FLAGS, describe_choices(_annotations(config_class))) if part
     )
     config: Config = tyro.cli(flat, args=words, prog=prog, description=description)
     if isinstance(config, HasArtefactDefaults):
@@ -64,6 +71,12 @@ def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Fie
             yield from field_flags(typing.cast(type, hints[field.name]))
         else:
             yield field.name.replace("_", "-"), config_class, field
+
+
+def _annotations(config_class: type) -> Iterator[tuple[str, Any]]:
+    """Yield (flag without dashes, annotation with its extras) for every leaf of a nested config."""
+    for flag, owner, field in field_flags(config_class):
+        yield flag, typing.get_type_hints(owner, include_extras=True)[field.name]
 
 
 def to_flat_dict(config: Any) -> dict[str, Any]:
@@ -102,9 +115,10 @@ def from_flat_dict(config_class: type[Config], flat: Mapping[str, Any]) -> Confi
 
 
 def write_config(config: Any, path: str | Path) -> None:
-    """Write the resolved settings as YAML that `--config` reads back."""
+    """Write the resolved settings, and the extensions that they need, as YAML that `--config` reads back."""
+    extensions = {"extensions": list(loaded_extensions())} if loaded_extensions() else {}
     with atomic_file(path) as file:
-        yaml.safe_dump(to_flat_dict(config), file, sort_keys=False)
+        yaml.safe_dump({**to_flat_dict(config), **extensions}, file, sort_keys=False)
 
 
 def _expand_config_files(config_class: type, words: list[str]) -> list[str]:
@@ -133,7 +147,7 @@ def _yaml_to_words(config_class: type, path: Path) -> list[str]:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
     if root is None or not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected `key: value` lines.")
-    known = {flag for flag, _, _ in field_flags(config_class)}
+    known = {flag for flag, _, _ in field_flags(config_class)} | {"extensions"}
     key_lines = {node.value: node.start_mark.line + 1 for node, _ in root.value}
     words: list[str] = []
     for key, value in settings.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.config.extensions import extension_words
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MismatchError
@@ -77,7 +78,7 @@ def worker_command(
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     words += [f"--{name}" for name in ("bf16", "fp16") if getattr(precision, name)]
-    return [sys.executable, "-m", "megatron_retrieval.refresh.index_worker", *words]
+    return [sys.executable, "-m", "megatron_retrieval.refresh.index_worker", *words, *extension_words()]
 
 
 def main(config: IndexWorkerConfig) -> None:

@@ -12,9 +12,11 @@ from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
 from megatron_retrieval import cli
 from megatron_retrieval.applications.plan.config import PlanConfig
+from megatron_retrieval.config.choices import registry_of
 from megatron_retrieval.config.parser import field_flags
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +41,12 @@ class Job:
     def surface(self) -> str:
         """One line per flag: name, type and default, in alphabetical order."""
         lines = []
-        for flag, _, field in field_flags(self.config):
+        for flag, owner, field in field_flags(self.config):
             factory = field.default_factory
             default = field.default if factory is MISSING else factory()
-            lines.append(f"--{flag}: {field.type}" + (" (required)" if default is MISSING else f" = {default!r}"))
+            registry = registry_of(get_type_hints(owner, include_extras=True)[field.name])
+            kind = field.type if registry is None else f"{{{', '.join(registry)}}}"
+            lines.append(f"--{flag}: {kind}" + (" (required)" if default is MISSING else f" = {default!r}"))
         return "".join(f"{line}\n" for line in [" ".join(self.command), *sorted(lines)])
 
 
