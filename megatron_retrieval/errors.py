@@ -30,7 +30,7 @@ class DataError(MegatronRetrievalError):
     """
 
     def __init__(self, path: str | Path, problem: str, *, line: int | None = None, hint: str = "") -> None:
-        self.path, self.line = Path(path), line
+        self.path, self.problem, self.line = Path(path), problem, line
         where = f"{path}:{line}" if line is not None else str(path)
         super().__init__(f"{where}: {problem}." + (f" {hint}" if hint else ""))
 
