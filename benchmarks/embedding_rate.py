@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
@@ -34,27 +35,23 @@ MATRIX_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 
 
 @dataclass(kw_only=True, frozen=True)
-class EmbeddingRateConfig:
+class EmbeddingRateConfig(Checked):
     """Measure passages a second, and the share of the matrix rate."""
 
     shape: BertConfig = field(default_factory=BertConfig)
     """The encoder."""
-    num_tokens: int = 128
+    num_tokens: PositiveInt = 128
     """Tokens of a passage."""
-    num_passages: int = 8192
+    num_passages: PositiveInt = 8192
     """Passages embedded in a round."""
-    num_rounds: int = 5
+    num_rounds: PositiveInt = 5
     """Rounds that are timed."""
-    matrix_sizes: tuple[int, ...] = ()
+    matrix_sizes: tuple[PositiveInt, ...] | None = None
     """Rows of the square matrices whose products show the matrix rate; default: up to 2048 on CPU, 16384 on CUDA."""
     device: str | None = None
     """cpu or cuda; default: cuda where it is available."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """How the encoder is run."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_tokens, self.num_passages, self.num_rounds, *self.matrix_sizes) < 1:
-            raise ConfigError("--num-tokens, --num-passages, --num-rounds and --matrix-sizes must be at least 1.")
 
 
 def main(config: EmbeddingRateConfig) -> None:

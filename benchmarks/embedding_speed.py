@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval.batches import EncodeConfig, encode_sequences
@@ -34,7 +35,7 @@ LEAST_COSINE = 0.999
 
 
 @dataclass(kw_only=True, frozen=True)
-class EmbeddingSpeedConfig:
+class EmbeddingSpeedConfig(Checked):
     """Compare the speed of embedding with sentence-transformers, round by round."""
 
     evidence: Path
@@ -43,18 +44,14 @@ class EmbeddingSpeedConfig:
     """Checkpoint imported from the model (tools/import_checkpoint.py --format sentence-transformers)."""
     model: Path
     """Folder of the model as sentence-transformers reads it."""
-    num_passages: int = 1024
+    num_passages: PositiveInt = 1024
     """Passages embedded in a round, spread over the evidence."""
-    num_rounds: int = 5
+    num_rounds: PositiveInt = 5
     """Rounds that are timed."""
-    num_threads: int = 2
+    num_threads: PositiveInt = 2
     """Threads of each, on CPU."""
     encode: EncodeConfig = field(default_factory=lambda: EncodeConfig(bf16=True))
     """How the project's encoder is run."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_passages, self.num_rounds, self.num_threads) < 1:
-            raise ConfigError("--num-passages, --num-rounds and --num-threads must be at least 1.")
 
 
 def main(config: EmbeddingSpeedConfig) -> None:

@@ -25,10 +25,10 @@ from tempfile import TemporaryDirectory
 
 import psutil  # type: ignore[import-untyped]
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -37,23 +37,19 @@ _BATCH_TEXTS = 2048
 
 
 @dataclass(kw_only=True, frozen=True)
-class EvidenceBenchmarkConfig:
+class EvidenceBenchmarkConfig(Checked):
     """Compare the evidence builder with the raw tokenizer."""
 
     input: tuple[str, ...]
     """Passage files; their passages are repeated, with ids of their own, up to the numbers wanted."""
     vocab_file: str
     """WordPiece vocabulary (vocab.txt)."""
-    num_passages: tuple[int, ...] = (50_000, 500_000)
+    num_passages: tuple[PositiveInt, ...] = (50_000, 500_000)
     """Sizes of the evidence."""
-    workers: int = 1
+    workers: PositiveInt = 1
     """Threads of the tokenizer, processes of the builder."""
-    num_rounds: int = 3
+    num_rounds: PositiveInt = 3
     """Runs of each that are timed, at each size."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_passages) < 1 or self.workers < 1 or self.num_rounds < 1:
-            raise ConfigError("--num-passages, --workers and --num-rounds must be at least 1.")
 
 
 @dataclass(frozen=True)

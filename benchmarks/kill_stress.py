@@ -20,8 +20,9 @@ from typing import Any
 
 import psutil
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.errors import ConfigError, MegatronRetrievalError, MismatchError
+from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
 from megatron_retrieval.index.store.embedding_store import MANIFEST
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.utils.files import read_json
@@ -37,7 +38,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(kw_only=True, frozen=True)
-class KillStressConfig:
+class KillStressConfig(Checked):
     """Kill the building and the embedding of evidence at random moments, and compare what they resume to."""
 
     input: Path
@@ -46,9 +47,9 @@ class KillStressConfig:
     """Checkpoint of the dual encoder."""
     vocab_file: Path
     """Its vocabulary."""
-    num_kills: int = 100
+    num_kills: PositiveInt = 100
     """Kills in all, over both jobs."""
-    max_processes: int = 2
+    max_processes: PositiveInt = 2
     """Processes of a start are between one and so many."""
     micro_batch_size: int = 32
     """Passages embedded at once."""
@@ -56,10 +57,6 @@ class KillStressConfig:
     """Passages per file of the embeddings."""
     seed: int = 0
     """Of the moments and the numbers of processes."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_kills, self.max_processes) < 1:
-            raise ConfigError("--num-kills and --max-processes must be at least 1.")
 
 
 class Job:

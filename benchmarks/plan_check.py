@@ -28,11 +28,11 @@ import torch
 from megatron_retrieval.applications.plan.config import HardwareConfig, PlanConfig, PlannedTrainingConfig, RatesConfig
 from megatron_retrieval.applications.plan.plan import Plan, make_plan
 from megatron_retrieval.applications.plan.rates import random_vectors, seconds_of, write_random
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.bert import BertConfig
@@ -46,14 +46,14 @@ _SEARCHES = 3
 
 
 @dataclass(kw_only=True, frozen=True)
-class PlanCheckConfig:
+class PlanCheckConfig(Checked):
     """Compare plans with what happens."""
 
     input: str
     """Passage file whose passages are repeated: psgs_w100.tsv or JSONL."""
     vocab_file: Path
     """WordPiece vocabulary."""
-    passages: tuple[int, ...] = (100_000, 300_000)
+    passages: tuple[PositiveInt, ...] = (100_000, 300_000)
     """Sizes, one after the other."""
     num_layers: int = 1
     """Layers of the encoder."""
@@ -71,10 +71,6 @@ class PlanCheckConfig:
     """Seconds on the wall, or those that the process spends, which other jobs change less."""
     folder: Path | None = None
     """Where evidence and embeddings are written, and removed again; default: the system's folder for such files."""
-
-    def __post_init__(self) -> None:
-        if not self.passages or min(self.passages) < 1:
-            raise ConfigError("--passages: give sizes of at least 1.")
 
     def seconds(self, work: Callable[[], object]) -> float:
         """What `work` takes."""

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_from_hf, t5_config_to_hf
 from megatron_retrieval.checkpoint.store.reader import fill_model
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.fusion_reader import FusionReader
@@ -54,7 +55,7 @@ class SmallT5Config(T5Config):
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReadingSpeedConfig:
+class ReadingSpeedConfig(Checked):
     """Compare the speed of the fusion reader with one on Hugging Face's T5, answer by answer and round by round."""
 
     shape: SmallT5Config = field(default_factory=SmallT5Config)
@@ -63,33 +64,31 @@ class ReadingSpeedConfig:
     """How answers are written."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """How our reader is run."""
-    num_questions: int = 12
+    num_questions: PositiveInt = 12
     """Questions of a round."""
-    num_passages: int = 10
+    num_passages: PositiveInt = 10
     """Texts to each question."""
-    shortest_text: int = 130
+    shortest_text: PositiveInt = 130
     """Texts have from so many tokens, each number as likely as another: a question, a title and 100 words."""
     longest_text: int = 200
     """Texts have up to so many tokens."""
-    hf_batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    hf_batch_sizes: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     """Questions that the other reader reads at once; of several, those are taken with which it is fastest."""
     hf_attention: Literal["sdpa", "eager"] = "sdpa"
     """How the other reader's attention is computed."""
     hf_padding: Literal["longest", "max-length"] = "longest"
     """The other reader's texts are padded to the longest of the batch, or all to --longest-text, as FiD's code does."""
-    num_rounds: int = 5
+    num_rounds: PositiveInt = 5
     """How often both read all questions."""
     num_threads: int = 1
     """Threads of each."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shortest_text <= self.longest_text:
+        super().__post_init__()
+        if self.shortest_text > self.longest_text:
             raise ConfigError(
-                f"--shortest-text {self.shortest_text} must be at least 1 and not above --longest-text "
-                f"{self.longest_text}."
+                f"--shortest-text {self.shortest_text} must not be above --longest-text {self.longest_text}."
             )
-        if min(self.num_questions, self.num_passages, self.num_rounds, *self.hf_batch_sizes) < 1:
-            raise ConfigError("--num-questions, --num-passages, --num-rounds and --hf-batch-sizes must be at least 1.")
 
 
 @dataclass(frozen=True)

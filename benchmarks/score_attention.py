@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.t5 import T5, T5Decoder
 from megatron_retrieval.models.t5_config import T5Config
@@ -53,32 +55,29 @@ class DecoderShapeConfig:
         return torch.bfloat16 if self.bf16 else torch.float32
 
 
+NumPassages = Annotated[int, Bounds(least=2, why="the score of a passage alone changes nothing")]
+
+
 @dataclass(kw_only=True, frozen=True)
-class ScoreAttentionBenchmarkConfig:
+class ScoreAttentionBenchmarkConfig(Checked):
     """Compare the forms of attention with scores of passages by time and memory of training."""
 
     shape: DecoderShapeConfig = field(default_factory=DecoderShapeConfig)
     """The decoder."""
-    num_passages: tuple[int, ...] = (5, 20, 50, 100)
+    num_passages: tuple[NumPassages, ...] = (5, 20, 50, 100)
     """Passages to a question, several numbers one after the other."""
-    num_questions: int = 1
+    num_questions: PositiveInt = 1
     """Questions of a step."""
-    passage_tokens: int = 200
+    passage_tokens: PositiveInt = 200
     """Tokens of a passage."""
-    answer_tokens: int = 32
+    answer_tokens: PositiveInt = 32
     """Tokens of an answer."""
-    num_rounds: int = 5
+    num_rounds: PositiveInt = 5
     """Steps of each form that are timed."""
     num_threads: int = 1
     """Threads, on CPU."""
     device: str | None = None
     """cpu or cuda; default: cuda where it is available."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_questions, self.passage_tokens, self.answer_tokens, self.num_rounds) < 1:
-            raise ConfigError("--num-questions, --passage-tokens, --answer-tokens and --num-rounds must be at least 1.")
-        if min(self.num_passages) < 2:
-            raise ConfigError("--num-passages must be at least 2: the score of a passage alone changes nothing.")
 
 
 @dataclass(frozen=True)

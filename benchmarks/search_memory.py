@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.flat import FlatIndex
@@ -37,25 +38,21 @@ MIB = 2**20
 
 
 @dataclass(kw_only=True, frozen=True)
-class SearchMemoryConfig:
+class SearchMemoryConfig(Checked):
     """Measure the memory that exact search from disk takes."""
 
     folder: Path | None = None
     """Where the store is made, and removed again; default: the system's temporary folder."""
-    num_rows: int = 4_000_000
+    num_rows: PositiveInt = 4_000_000
     """Vectors that are searched."""
-    num_rows_opened: int = 21_015_324
+    num_rows_opened: PositiveInt = 21_015_324
     """Vectors of the store that is only opened."""
-    dimension: int = 768
+    dimension: PositiveInt = 768
     """Dimension of the vectors."""
-    num_queries: int = 64
+    num_queries: PositiveInt = 64
     """Queries of the search."""
-    k: int = 50
+    k: PositiveInt = 50
     """Rows wanted."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_rows, self.num_rows_opened, self.dimension, self.num_queries, self.k) < 1:
-            raise ConfigError("All numbers must be at least 1.")
 
 
 def main(config: SearchMemoryConfig) -> None:

@@ -18,6 +18,7 @@ import faiss
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.index.exact.flat import FlatIndex
@@ -26,29 +27,28 @@ from megatron_retrieval.reports.tables import text_table
 
 
 @dataclass(kw_only=True, frozen=True)
-class SearchSpeedConfig:
+class SearchSpeedConfig(Checked):
     """Compare the speed of exact search with faiss's IndexFlatIP, round by round."""
 
-    num_rows: int = 400_000
+    num_rows: PositiveInt = 400_000
     """Vectors searched."""
-    dimension: int = 384
+    dimension: PositiveInt = 384
     """Their dimension."""
-    num_clusters: int = 0
+    num_clusters: NonNegativeInt = 0
     """Clusters that the vectors, and the queries, lie in; 0: directions have nothing in common."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
-    num_queries: tuple[int, ...] = (1, 16, 64)
+    num_queries: tuple[PositiveInt, ...] = (1, 16, 64)
     """Queries asked at once, several numbers one after the other."""
-    k: int = 100
+    k: PositiveInt = 100
     """Rows wanted."""
-    num_rounds: int = 9
+    num_rounds: PositiveInt = 9
     """Searches of each that are timed."""
-    num_threads: int = 2
+    num_threads: PositiveInt = 2
     """Threads of each."""
 
     def __post_init__(self) -> None:
-        if min(self.num_rows, self.dimension, self.k, self.num_rounds, self.num_threads, *self.num_queries) < 1:
-            raise ConfigError("All numbers but --num-clusters must be at least 1.")
+        super().__post_init__()
         if self.k > self.num_rows:
             raise ConfigError(f"-k {self.k} rows are more than --num-rows {self.num_rows}.")
 

@@ -13,8 +13,8 @@ import tyro
 from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.applications.plan.plan import PLAN, make_plan
 from megatron_retrieval.applications.search import SearchConfig, open_search
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
@@ -34,12 +34,12 @@ commands:
 
 
 @dataclass(kw_only=True, frozen=True)
-class SearchCommandConfig:
+class SearchCommandConfig(Checked):
     """Print the passages nearest to a question, the words that speak of it in bold."""
 
     question: tyro.conf.Positional[str]
     """The question."""
-    topk: int = 5
+    topk: PositiveInt = 5
     """Passages to print."""
     answer: tuple[str, ...] = ()
     """Answers to underline in the passages."""
@@ -51,10 +51,6 @@ class SearchCommandConfig:
     """How the question is encoded."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
-
-    def __post_init__(self) -> None:
-        if self.topk < 1:
-            raise ConfigError(f"--topk {self.topk}: at least one passage must be asked for.")
 
 
 def search(config: SearchCommandConfig, topology: ProcessTopology) -> None:

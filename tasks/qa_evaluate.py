@@ -11,9 +11,9 @@ from typing import Any
 
 from megatron_retrieval.applications.open_reader import ReaderConfig, open_reader
 from megatron_retrieval.applications.questions_to_read import QuestionsToRead, QuestionsToReadConfig, open_questions
+from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, answer_metrics
 from megatron_retrieval.evaluation.predictions import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
@@ -29,7 +29,7 @@ Results = Sequence[tuple[Prediction, AnswerScore]]
 
 
 @dataclass(kw_only=True, frozen=True)
-class QaEvaluateConfig:
+class QaEvaluateConfig(Checked):
     """Evaluate a reader by exact match and F1."""
 
     reader: ReaderConfig
@@ -40,14 +40,10 @@ class QaEvaluateConfig:
     """When an answer is right."""
     output_dir: Path
     """Folder for metrics.json, predictions.jsonl, examples.html, config.yaml and run_record.json."""
-    num_examples: int = 50
+    num_examples: NonNegativeInt = 50
     """Questions that examples.html shows, at equal distances; 0: no such page."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
-
-    def __post_init__(self) -> None:
-        if self.num_examples < 0:
-            raise ConfigError(f"--num-examples must not be negative: {self.num_examples}.")
 
 
 def main(config: QaEvaluateConfig, topology: ProcessTopology) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.applications.search import SearchConfig, SearchSession, open_search
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.results import (
     METRICS,
@@ -34,7 +34,7 @@ from megatron_retrieval.utils.files import write_json
 
 
 @dataclass(kw_only=True, frozen=True)
-class RetrieverEvaluateConfig:
+class RetrieverEvaluateConfig(Checked):
     """Evaluate a retriever by answer recall and, where gold is known, gold-passage recall."""
 
     search: SearchConfig
@@ -45,7 +45,7 @@ class RetrieverEvaluateConfig:
     """Which of them are asked, and how."""
     output_dir: Path
     """Folder for metrics.json, ranks.jsonl, results.json (DPR's format), run.trec, config.yaml and run_record.json."""
-    topk: tuple[int, ...] = (1, 5, 20, 100)
+    topk: tuple[PositiveInt, ...] = (1, 5, 20, 100)
     """Depths at which recall is measured; the greatest is the number of passages retrieved."""
     write_results: bool = True
     """Write the retrieved passages (results.json, run.trec) as well as the figures."""
@@ -55,10 +55,6 @@ class RetrieverEvaluateConfig:
     """How questions are encoded."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
-
-    def __post_init__(self) -> None:
-        if not self.topk or min(self.topk) < 1:
-            raise ConfigError(f"--topk {' '.join(map(str, self.topk))}: depths must be at least 1.")
 
 
 def main(config: RetrieverEvaluateConfig, topology: ProcessTopology) -> None:

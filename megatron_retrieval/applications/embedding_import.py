@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity, torch_dtype
@@ -33,7 +34,7 @@ log = get_logger("index")
 
 
 @dataclass(kw_only=True, frozen=True)
-class ImportEmbeddingsConfig:
+class ImportEmbeddingsConfig(Checked):
     """Import pickled embeddings; nothing that a pickle says is run."""
 
     format: PickleFormat
@@ -53,20 +54,16 @@ class ImportEmbeddingsConfig:
     """Written before every id in the files, and not in the passage file, such as wiki: in some of DPR's."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
-    max_missing: int = 0
+    max_missing: NonNegativeInt = 0
     """Passages that may lack a vector (of those released with DPR, 24 do): they get zeros, whose score is 0, and are
     listed in missing.txt."""
-    verify_passages: int = 16
+    verify_passages: NonNegativeInt = 16
     """Passages of each file that are encoded anew and compared with their vectors, since a wrong encoder shows in
     nothing else but bad results; 0: none."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """How the encoder is run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
-
-    def __post_init__(self) -> None:
-        if self.max_missing < 0 or self.verify_passages < 0:
-            raise ConfigError("--max-missing and --verify-passages must not be negative.")
 
 
 class _Rows:

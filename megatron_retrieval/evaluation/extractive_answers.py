@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import to_offsets, tokenize
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import normalized_answer
 from megatron_retrieval.evaluation.likeliest_answer import likeliest_answer
 from megatron_retrieval.evaluation.predictions import Prediction
@@ -34,15 +34,11 @@ class SpanChoiceConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class ExtractiveAnswerConfig(SpanChoiceConfig):
+class ExtractiveAnswerConfig(SpanChoiceConfig, Checked):
     """How an answer is chosen; recorded in every result."""
 
-    max_answer_length: int = 10
+    max_answer_length: PositiveInt = 10
     """Longest answer, in tokens."""
-
-    def __post_init__(self) -> None:
-        if self.max_answer_length < 1:
-            raise ConfigError(f"--max-answer-length must be at least 1, not {self.max_answer_length}.")
 
 
 @dataclass(frozen=True)

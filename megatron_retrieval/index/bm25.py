@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_retrieval.errors import ConfigError, DataError, MismatchError
+from megatron_retrieval.config.checks import Checked, Fraction, NonNegativeFloat
+from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.tokenizers.words import WordAnalyzer, WordConfig
 from megatron_retrieval.types.questions import Passage
@@ -33,21 +34,17 @@ _MANIFEST_KEYS = {"evidence_fingerprint", "num_passages", "settings", "file_byte
 
 
 @dataclass(kw_only=True, frozen=True)
-class LexicalConfig:
+class LexicalConfig(Checked):
     """How passages are scored by their words."""
 
-    bm25_k1: float = 0.9
+    bm25_k1: NonNegativeFloat = 0.9
     """How much a word counts that occurs again; 0: not at all."""
-    bm25_b: float = 0.4
+    bm25_b: Fraction = 0.4
     """How much long passages are held back, from 0 (not) to 1 (in proportion to their length)."""
     index_titles: bool = True
     """Count the words of the title as well as those of the text."""
     words: WordConfig = field(default_factory=WordConfig)
     """Which words count."""
-
-    def __post_init__(self) -> None:
-        if self.bm25_k1 < 0 or not 0 <= self.bm25_b <= 1:
-            raise ConfigError("--bm25-k1 must not be negative, and --bm25-b must lie from 0 to 1.")
 
 
 class LexicalIndex:

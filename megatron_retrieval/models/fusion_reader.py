@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
@@ -19,10 +19,10 @@ from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)
-class FusionEncodeConfig:
+class FusionEncodeConfig(Checked):
     """How a fusion reader is run."""
 
-    encode_batch_size: int = 8
+    encode_batch_size: PositiveInt = 8
     """Texts that go through the encoder of a fusion reader, or in end-to-end training of any reader, together, those of
     like length; memory and speed depend on it, the result does not."""
     score_attention: Literal["auto", "explicit", "mask", "feature"] = "auto"
@@ -30,10 +30,6 @@ class FusionEncodeConfig:
     (explicit), as a mask of fused kernels (mask), or as features of the keys, for kernels that take no mask (feature).
     auto: feature on CUDA where a flash kernel takes the model's dtype and heads, else mask. Speed and memory depend on
     it, the result does not."""
-
-    def __post_init__(self) -> None:
-        if self.encode_batch_size < 1:
-            raise ConfigError(f"--encode-batch-size must be at least 1, not {self.encode_batch_size}.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.beams import Beams, BestTokens, Generated
 from megatron_retrieval.models.score_attention import ScoreForm
@@ -16,10 +17,10 @@ from megatron_retrieval.parallel.collectives import gather_rows
 
 
 @dataclass(kw_only=True, frozen=True)
-class BeamSearchConfig:
+class BeamSearchConfig(Checked):
     """How an answer is searched."""
 
-    num_beams: int = 1
+    num_beams: PositiveInt = 1
     """Sequences kept for each question while its answer is searched; 1: greedy, always the likeliest next token."""
     min_answer_length: int = 0
     """Shortest answer, in tokens without the end token."""
@@ -27,10 +28,6 @@ class BeamSearchConfig:
     """Beam search compares log-likelihood / length ** penalty: above 0 longer answers win, below 0 shorter ones."""
     stop_at_first_answers: bool = False
     """Beam search ends with as many finished answers as beams; off: also when no open one can score higher."""
-
-    def __post_init__(self) -> None:
-        if self.num_beams < 1:
-            raise ConfigError(f"--num-beams must be at least 1, not {self.num_beams}.")
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch._C._distributed_c10d import HashStore, Store
 
+from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import megatron_compat
 from megatron_retrieval.parallel.job import Job
@@ -37,15 +38,11 @@ class ParallelConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class EmbeddingRanksConfig(ParallelConfig):
+class EmbeddingRanksConfig(ParallelConfig, Checked):
     """Processes and devices, some of which embed the evidence while the others train."""
 
-    num_embedding_ranks: int = 0
+    num_embedding_ranks: NonNegativeInt = 0
     """The last so many processes embed the evidence for the next index while the others train."""
-
-    def __post_init__(self) -> None:
-        if self.num_embedding_ranks < 0:
-            raise ConfigError(f"--num-embedding-ranks {self.num_embedding_ranks}: must not be negative.")
 
     @property
     def num_side_ranks(self) -> int:

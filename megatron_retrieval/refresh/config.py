@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 
 
 @dataclass(kw_only=True, frozen=True)
-class IndexRefreshConfig:
+class IndexRefreshConfig(Checked):
     """The index that is searched, and how it follows the encoder."""
 
     embeddings: Path | None = None
     """Embeddings of the evidence by the retriever that training starts from (tools/embed_evidence.py); default: they
     are made before the first step."""
-    index_refresh_interval: int | None = None
+    index_refresh_interval: PositiveInt | None = None
     """Steps between two encoders that embed the evidence anew; default: the index stays that of the start."""
     index_refresh_mode: Literal["in-place", "background"] = "in-place"
     """in-place: training waits while all ranks embed; background: a process beside rank 0 embeds while training goes on
@@ -26,16 +26,10 @@ class IndexRefreshConfig:
     """Folder of the index's versions; default: index in --output-dir."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored; scores are computed in float32 from what is stored."""
-    index_micro_batch_size: int = 128
+    index_micro_batch_size: PositiveInt = 128
     """Passages encoded at once by each copy of the model where the evidence is embedded."""
-    embedding_threads: int = 1
+    embedding_threads: PositiveInt = 1
     """CPU threads of each process that embeds beside training."""
-
-    def __post_init__(self) -> None:
-        for name in ("index_refresh_interval", "index_micro_batch_size", "embedding_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
 
     def folder(self, output_dir: str | Path) -> Path:
         """Where the versions stand."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.precision import PrecisionConfig, bf16_is_fast
 from megatron_retrieval.types.tokens import TokenBatch
@@ -20,19 +21,15 @@ Encode = Callable[[TokenBatch], Tensor]
 
 
 @dataclass(kw_only=True, frozen=True)
-class EncodeConfig:
+class EncodeConfig(Checked):
     """How an encoder is run without training."""
 
-    micro_batch_size: int = 128
+    micro_batch_size: PositiveInt = 128
     """Texts encoded at once by each copy of the model; a CPU takes them in parts that fit into its caches."""
     bf16: bool = False
     """Encode in bfloat16."""
     fp16: bool = False
     """Encode in float16."""
-
-    def __post_init__(self) -> None:
-        if self.micro_batch_size < 1:
-            raise ConfigError(f"--micro-batch-size {self.micro_batch_size}: must be at least 1.")
 
     @property
     def dtype(self) -> torch.dtype:

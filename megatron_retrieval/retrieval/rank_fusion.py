@@ -9,30 +9,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.config.checks import Checked, Fraction, NonNegativeFloat, PositiveInt
 from megatron_retrieval.index.exact.pair_scores import best_of_pairs
 from megatron_retrieval.types.search import SearchResult
 
 
 @dataclass(kw_only=True, frozen=True)
-class RankFusionConfig:
+class RankFusionConfig(Checked):
     """How the passages of a dense search and of BM25 are put into one order; used where both are given."""
 
     fusion: Literal["weighted", "rrf"] = "weighted"
     """weighted: sum of scores, each scaled to 0 to 1 within its list. rrf: reciprocal rank fusion, sum of
     1 / (k + rank) (Cormack et al. 2009). What one list lacks gets 0 from it."""
-    dense_weight: float = 0.5
+    dense_weight: Fraction = 0.5
     """Weight of the dense search, from 0 to 1; BM25 has the rest. For both kinds of fusion."""
-    rrf_k: float = 60.0
+    rrf_k: NonNegativeFloat = 60.0
     """The k of reciprocal rank fusion: the greater, the less the first ranks count."""
-    fusion_depth: int = 200
+    fusion_depth: PositiveInt = 200
     """Passages of either list that are put together; at least as many as are asked for."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dense_weight <= 1:
-            raise ConfigError(f"--dense-weight {self.dense_weight}: it must lie from 0 to 1.")
-        if self.rrf_k < 0 or self.fusion_depth < 1:
-            raise ConfigError("--rrf-k must not be negative, and --fusion-depth must be at least 1.")
 
 
 def fuse(dense: SearchResult, lexical: SearchResult, config: RankFusionConfig, k: int) -> SearchResult:

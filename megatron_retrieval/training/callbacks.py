@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.metrics_log import MetricsLog
@@ -42,12 +43,12 @@ class SaveCheckpoints(Callback):
 
 
 @dataclass(kw_only=True, frozen=True)
-class EvalConfig:
+class EvalConfig(Checked):
     """Evaluation on held-out batches during training."""
 
-    eval_interval: int = 500
+    eval_interval: PositiveInt = 500
     """Iterations between two evaluations."""
-    eval_iters: int | None = None
+    eval_iters: PositiveInt | None = None
     """Held-out batches per evaluation; default: all."""
 
 

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 from megatron_retrieval.utils.files import atomic_file, write_json
 from megatron_retrieval.utils.logging import get_logger
@@ -19,12 +20,12 @@ log = get_logger("train")
 
 
 @dataclass(kw_only=True, frozen=True)
-class LogConfig:
+class LogConfig(Checked):
     """What is logged, and where."""
 
     output_dir: str
     """Folder for metrics.jsonl, metrics.json, the resolved configuration and the run record."""
-    log_interval: int = 10
+    log_interval: PositiveInt = 10
     """Iterations between two logged steps."""
     tensorboard: bool = True
     """Write TensorBoard events into the folder tensorboard/ of --output-dir."""

@@ -17,6 +17,7 @@ from torch import nn
 from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
 from megatron_retrieval.checkpoint.store.reader import load_moments, load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -29,7 +30,7 @@ STATES_KEY = "states"
 
 
 @dataclass(kw_only=True, frozen=True)
-class SaveConfig:
+class SaveConfig(Checked):
     """Checkpoints of a training run."""
 
     load: str | None = None
@@ -37,9 +38,9 @@ class SaveConfig:
     empty at the first start."""
     save: str | None = None
     """Folder to write checkpoints to."""
-    save_interval: int = 500
+    save_interval: PositiveInt = 500
     """Iterations between two checkpoints; one more is written at the end and at a stop signal."""
-    keep_last: int | None = None
+    keep_last: PositiveInt | None = None
     """Keep only this many newest checkpoints; default: all."""
 
     def resume_folder(self) -> Path | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
@@ -30,14 +30,14 @@ from megatron_retrieval.training.trainer import Callback, Trainer
 
 
 @dataclass(kw_only=True, frozen=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """How long, with what, and where to."""
 
-    global_batch_size: int = 128
+    global_batch_size: PositiveInt = 128
     """Examples per step over all ranks; it defines the result, the number of ranks only the speed."""
-    epochs: int = 40
+    epochs: PositiveInt = 40
     """Passes over the training examples."""
-    train_iters: int | None = None
+    train_iters: PositiveInt | None = None
     """Steps to train; replaces --epochs."""
     seed: int = 1234
     """Names every random stream: initial weights, order of the data, sampled negatives, dropout."""
@@ -48,12 +48,6 @@ class TrainingConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("global_batch_size", "epochs", "train_iters"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
 
     def num_steps(self, num_examples: int) -> int:
         """Training steps over `num_examples` examples; the uneven last batch of an epoch is a step too."""

@@ -13,18 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from megatron_retrieval.errors import ConfigError, MegatronRetrievalError
+from megatron_retrieval.errors import MegatronRetrievalError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _AHEAD = 4  # tasks for each worker: enough to keep it busy, few enough to bound the memory
-
-
-def check_workers(workers: int) -> None:
-    """Raises ConfigError unless `--workers` is positive."""
-    if workers < 1:
-        raise ConfigError(f"--workers must be at least 1, not {workers}.")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 from jobs import ROOT, SURFACE, Job, all_jobs, config_name, program_files
 
+from megatron_retrieval.config.checks import Checked, field_bounds
 from megatron_retrieval.config.parser import field_flags, parse_config
 
 every_job = pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.name)
@@ -65,6 +66,13 @@ def test_every_flag_is_documented(job: Job) -> None:
         if not any(field.name in documented_fields(c) for c in owner.__mro__ if c is not object)
     ]
     assert not missing, f"no docstring under {', '.join(missing)}"
+
+
+@every_job
+def test_every_bound_is_checked(job: Job) -> None:
+    owners = {owner for _, owner, _ in field_flags(job.config)}
+    unchecked = [owner.__name__ for owner in owners if field_bounds(owner) and not issubclass(owner, Checked)]
+    assert not unchecked, f"{unchecked} have bounds: let them inherit Checked"
 
 
 @every_job

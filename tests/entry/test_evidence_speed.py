@@ -28,4 +28,4 @@ def test_tokenizer_and_builder_are_timed(inputs: tuple[object, ...]) -> None:
 
 
 def test_no_rounds_are_refused(inputs: tuple[object, ...]) -> None:
-    refuse(command(PROGRAM, *inputs, "--num-rounds", 0), "--num-rounds must be at least 1")
+    refuse(command(PROGRAM, *inputs, "--num-rounds", 0), "--num-rounds 0: must be at least 1")

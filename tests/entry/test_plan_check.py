@@ -20,4 +20,4 @@ def test_plans_are_compared_with_what_happens(tmp_path: Path) -> None:
         (difference,) = re.findall(rf"^{name}, MB .* ([-+]\d+\.\d)%$", result.stdout, re.MULTILINE)
         assert -5 < float(difference) <= 0
     assert len(re.findall(r"^(building|embedding|a search), s +\S+ +\S+ +[-+]", result.stdout, re.MULTILINE)) == 3
-    refuse(command("benchmarks/plan_check.py", *given, "--passages", 0), "--passages: give sizes of at least 1")
+    refuse(command("benchmarks/plan_check.py", *given, "--passages", 0), "--passages 0: must be at least 1")

@@ -92,7 +92,7 @@ BAD_SETTINGS = {
     "sequences longer than positions": (["--seq-length", "33"], "--seq-length 33 exceeds"),
     "sequences shorter than a sentence": (["--seq-length", "4"], "sequences of 4 tokens are too short"),
     "everything held out": (["--valid-fraction", "0.9999999"], "there is no text to train on"),
-    "mask share": (["--mask-prob", "1"], "--mask-prob must be above 0 and below 1"),
+    "mask share": (["--mask-prob", "1"], "--mask-prob 1.0: must be above 0 and below 1"),
 }
 
 

@@ -21,4 +21,4 @@ def test_every_form_is_timed() -> None:
 
 
 def test_one_passage_is_refused() -> None:
-    refuse(command(PROGRAM, "--num-passages", 5, 1), "--num-passages must be at least 2")
+    refuse(command(PROGRAM, "--num-passages", 5, 1), "--num-passages 5 1: must be at least 2")

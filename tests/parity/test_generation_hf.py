@@ -137,7 +137,7 @@ def test_of_equal_tokens_the_lower_is_chosen(tp_size: int) -> None:
 
 
 def test_limits_that_contradict_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--num-beams must be at least 1"):
+    with pytest.raises(ConfigError, match="--num-beams 0: must be at least 1"):
         GenerationConfig(num_beams=0)
     with pytest.raises(ConfigError, match="--min-answer-length 5"):
         GenerationConfig(min_answer_length=5, max_answer_length=5)

@@ -165,7 +165,7 @@ def test_what_cannot_be_learned_is_left_out_and_said(
 
 
 def test_bad_settings(tokenizer: WordPieceTokenizer) -> None:
-    with pytest.raises(ConfigError, match="--num-train-passages must be at least 1"):
+    with pytest.raises(ConfigError, match="--num-train-passages 0: must be at least 1"):
         ExtractiveDataConfig(num_train_passages=0)
     with pytest.raises(ConfigError, match="leave 8 tokens"):
         ExtractiveFormatConfig(question_seq_length=64, reader_seq_length=64)

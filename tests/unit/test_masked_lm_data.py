@@ -91,7 +91,7 @@ def test_tokens_that_continue_a_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
 def test_share_out_of_range(share: float) -> None:
-    with pytest.raises(ConfigError, match="--mask-prob must be above 0 and below 1"):
+    with pytest.raises(ConfigError, match=f"--mask-prob {share}: must be above 0 and below 1"):
         MaskedLMDataConfig(blocks=BlockConfig(data_path="x"), mask_prob=share)
 
 

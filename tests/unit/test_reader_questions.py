@@ -107,9 +107,9 @@ def test_only_what_is_asked_is_counted_and_prepared(tmp_path: Path) -> None:
     assert [(question.id, question.text) for question in read_questions(path, asked)] == list(
         zip("135", texts, strict=True)
     )
-    for bad in ({"max_questions": 0}, {"question_stride": 0}):
-        with pytest.raises(ConfigError, match="--question-stride and --max-questions must be at least 1"):
-            AskedQuestionsConfig(**bad)
+    for name in ("max_questions", "question_stride"):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 0: must be at least 1"):
+            AskedQuestionsConfig(**{name: 0})
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def test_nothing_is_lost_and_nothing_is_told() -> None:
 
 
 BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
-    ({"mask_prob": 1.0}, "--mask-prob must be above 0 and below 1"),
-    ({"mean_noise_span_length": 0.5}, "--mean-noise-span-length must be at least 1"),
+    ({"mask_prob": 1.0}, "--mask-prob 1.0: must be above 0 and below 1"),
+    ({"mean_noise_span_length": 0.5}, "--mean-noise-span-length 0.5: must be at least 1"),
     ({"seq_length": 6}, "--seq-length 6 leaves room for texts of 5 tokens"),
     ({"decoder_seq_length": 2}, "--seq-length 512 with --decoder-seq-length 2 leaves room for texts of 1 tokens"),
     ({"seq_length": 2048}, "texts of 2274 tokens with 114 gaps, and a T5 has names for 100; lower it or --mask-prob"),

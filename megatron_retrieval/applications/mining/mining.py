@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
 from megatron_retrieval.applications.search import open_lexical
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
 from megatron_retrieval.data.files.json_records import Record, read_json_list
 from megatron_retrieval.data.files.question_files import read_passage, read_questions
@@ -19,14 +20,14 @@ from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.progress import progress_bar
-from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+from megatron_retrieval.utils.worker_pool import worker_pool
 
 #: passages kept; frequent ones are found for many questions
 _CACHED_PASSAGES = 1 << 16
 
 
 @dataclass(kw_only=True, frozen=True)
-class MineNegativesConfig:
+class MineNegativesConfig(Checked):
     """Give questions hard negatives: passages that a retriever ranks high and that hold no answer."""
 
     train_data: Path
@@ -41,22 +42,20 @@ class MineNegativesConfig:
     """The biencoder JSON to write."""
     rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
     """Which of the passages found become hard negatives."""
-    distant_supervision: int | None = None
+    distant_supervision: PositiveInt | None = None
     """The best-ranked passage with an answer among so many first becomes the positive, in place of any in the file;
     questions without one are left out."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
     """When a passage holds an answer."""
-    workers: int = 1
+    workers: PositiveInt = 1
     """Processes that search and match; the result does not depend on it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.results is None) == (self.bm25_index is None):
             raise ConfigError("Give one of --results and --bm25-index: what found the passages.")
         if (self.bm25_index is None) != (self.evidence is None):
             raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
-        if self.distant_supervision is not None and self.distant_supervision < 1:
-            raise ConfigError(f"--distant-supervision {self.distant_supervision}: it must be at least 1.")
-        check_workers(self.workers)
 
 
 @dataclass

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.types.questions import Passage
 
 
 @dataclass(kw_only=True, frozen=True)
-class MiningRulesConfig:
+class MiningRulesConfig(Checked):
     """Windows of rank and score within which a passage is a hard negative. One with an answer never is, nor a positive
     of the question."""
 
-    num_mined: int = 10
+    num_mined: PositiveInt = 10
     """Hard negatives mined for each question, at most; best ranks first."""
-    skip_ranks: int = 0
+    skip_ranks: NonNegativeInt = 0
     """Leave out so many of the first passages, which are the likeliest to answer without holding an answer string."""
     max_rank: int = 100
     """Leave out what stands behind this rank."""
@@ -35,8 +36,7 @@ class MiningRulesConfig:
     """Keep the hard negatives of the file, and put the mined ones behind them."""
 
     def __post_init__(self) -> None:
-        if self.num_mined < 1 or self.skip_ranks < 0:
-            raise ConfigError("--num-mined must be at least 1, and --skip-ranks must not be negative.")
+        super().__post_init__()
         if self.max_rank <= self.skip_ranks:
             raise ConfigError(f"--max-rank {self.max_rank} and --skip-ranks {self.skip_ranks} leave no passage.")
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:

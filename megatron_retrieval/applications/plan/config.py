@@ -11,6 +11,7 @@ from typing import Literal
 import psutil  # type: ignore[import-untyped]
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import describe_dual_encoder
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
@@ -39,31 +40,28 @@ class PassageSizeConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class HardwareConfig:
+class HardwareConfig(Checked):
     """What there is to compute with. GB are 10^9 bytes."""
 
-    gpus: int = 1
+    gpus: NonNegativeInt = 1
     """GPUs of all nodes, one process each; 0: one process on the CPU of every node."""
-    nodes: int = 1
+    nodes: PositiveInt = 1
     """Machines."""
-    gpu_memory_gb: float = 80.0
+    gpu_memory_gb: PositiveFloat = 80.0
     """Memory of a GPU."""
-    host_memory_gb: float | None = None
+    host_memory_gb: PositiveFloat | None = None
     """Memory of a node; default: this machine's."""
-    disk_gb: float | None = None
+    disk_gb: PositiveFloat | None = None
     """Room on the disk for evidence and embeddings; default: what is free here."""
-    workers: int | None = None
+    workers: PositiveInt | None = None
     """Processes that tokenize when the evidence is built; default: this machine's cores."""
 
     def __post_init__(self) -> None:
-        if self.gpus < 0 or self.nodes < 1 or self.gpus % self.nodes:
+        super().__post_init__()
+        if self.gpus % self.nodes:
             raise ConfigError(
                 f"--gpus {self.gpus} and --nodes {self.nodes}: every node needs equally many GPUs, or none."
             )
-        for name in ("gpu_memory_gb", "host_memory_gb", "disk_gb", "workers"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0.")
 
     @property
     def num_ranks(self) -> int:
@@ -92,40 +90,27 @@ class HardwareConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class PlannedTrainingConfig:
+class PlannedTrainingConfig(Checked):
     """Retriever and reader trained end to end, with an index that follows them."""
 
     reader: ReaderName = "t5-base"
     """The reader that is trained with the retriever; none: no such training is planned."""
-    num_passages: int = 50
+    num_passages: PositiveInt = 50
     """Passages that are read for a question."""
-    questions_per_gpu: int = 1
+    questions_per_gpu: PositiveInt = 1
     """Questions of a micro-batch."""
-    passage_batch_size: int = 32
+    passage_batch_size: PositiveInt = 32
     """Passages that the retriever encodes at once."""
-    reader_seq_length: int = 512
+    reader_seq_length: PositiveInt = 512
     """Tokens of a question with a passage, for the reader."""
-    max_answer_length: int = 32
+    max_answer_length: PositiveInt = 32
     """Tokens of an answer."""
-    num_embedding_ranks: int = 0
+    num_embedding_ranks: NonNegativeInt = 0
     """So many of the GPUs embed for the next index while the others train; 0: all of them, and training waits."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_passages",
-            "questions_per_gpu",
-            "passage_batch_size",
-            "reader_seq_length",
-            "max_answer_length",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
-        if self.num_embedding_ranks < 0:
-            raise ConfigError(f"--num-embedding-ranks {self.num_embedding_ranks}: must not be negative.")
 
 
 @dataclass(kw_only=True, frozen=True)
-class RatesConfig:
+class RatesConfig(Checked):
     """How fast the work goes. A rate that is given wins over one that is measured, and that over an assumed one."""
 
     measure: bool = False
@@ -136,37 +121,35 @@ class RatesConfig:
     """WordPiece vocabulary, for --measure; default: that of --load."""
     lower_case: bool = True
     """Lower-case the text, as uncased vocabularies need."""
-    build_passages_per_second: float | None = None
+    build_passages_per_second: PositiveFloat | None = None
     """Passages that one process tokenizes and writes; otherwise 2,500 are assumed."""
-    encode_passages_per_second: float | None = None
+    encode_passages_per_second: PositiveFloat | None = None
     """Passages that one GPU (or process on CPU) encodes."""
-    search_rows_per_second: float | None = None
+    search_rows_per_second: PositiveFloat | None = None
     """Rows that one GPU (or process on CPU) compares with the questions of a search."""
-    disk_megabytes_per_second: float | None = None
+    disk_megabytes_per_second: PositiveFloat | None = None
     """Speed of the disk; otherwise 1,000 are assumed."""
-    peak_teraflops: float = 312.0
+    peak_teraflops: PositiveFloat = 312.0
     """Operations of a GPU in 16 bit (an A100's), where no rate of encoding is known; a tenth of a teraflop is assumed
     of a CPU."""
-    utilisation: float = 0.35
+    utilisation: PositiveFloat = 0.35
     """Share of them that encoding makes use of."""
-    fp32_teraflops: float = 19.5
+    fp32_teraflops: PositiveFloat = 19.5
     """Operations of a GPU in float32 (an A100's), where no rate of searching is known."""
-    memory_gb_per_second: float = 1555.0
+    memory_gb_per_second: PositiveFloat = 1555.0
     """Speed of a GPU's memory (an A100's), where no rate of searching is known."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.measure and not self.input:
             raise ConfigError("--measure needs passages: give --input, psgs_w100.tsv or JSONL.")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and value <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0.")
 
 
 @dataclass(kw_only=True, frozen=True)
-class PlanConfig:
+class PlanConfig(Checked):
     """Say what a run takes on disk, in memory and in hours, and what does not fit, before anything runs."""
 
-    passages: int
+    passages: PositiveInt
     """Passages of the evidence."""
     sizes: PassageSizeConfig = field(default_factory=PassageSizeConfig)
     """What a passage is like."""
@@ -180,9 +163,9 @@ class PlanConfig:
     """Type in which vectors are stored."""
     index_factory: str | None = None
     """An approximate index (see tools/build_index.py) to answer questions with; default: exact search."""
-    num_queries: int = 64
+    num_queries: PositiveInt = 64
     """Questions that are searched at once, over all processes."""
-    topk: int = 100
+    topk: PositiveInt = 100
     """Passages that are found for each."""
     encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
     """How the encoder is run."""
@@ -196,9 +179,7 @@ class PlanConfig:
     """Folder for plan.json; default: the plan is only printed."""
 
     def __post_init__(self) -> None:
-        for name in ("passages", "num_queries", "topk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
+        super().__post_init__()
         if self.training.num_embedding_ranks >= self.hardware.num_ranks:
             number = f"{self.training.num_embedding_ranks} of {self.hardware.num_ranks} processes"
             raise ConfigError(f"--num-embedding-ranks {number} leave none that trains.")

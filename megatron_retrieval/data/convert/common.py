@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
 from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
 from megatron_retrieval.data.files.sentences import check_language
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.files import atomic_file
@@ -21,7 +21,7 @@ from megatron_retrieval.utils.seeds import generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConverterConfig:
+class DatasetConverterConfig(Checked):
     """Convert a question-answering dataset, or documents, into passages, questions and training data of DPR's kind."""
 
     format: Literal["squad", "hotpotqa", "popqa", "nq-open", "text"]
@@ -32,12 +32,12 @@ class DatasetConverterConfig:
     output: str
     """Folder to create: psgs_w100.tsv over all inputs (squad, hotpotqa, text) and, for each, NAME.qa.csv (all but text)
     and biencoder-NAME.json (squad, hotpotqa)."""
-    num_hard_negatives: int = 5
+    num_hard_negatives: NonNegativeInt = 5
     """Hard negatives of each question, at most: passages without an answer, of the same article (squad) or of the
     paragraphs that do not support the answer (hotpotqa)."""
-    question_stride: int = 1
+    question_stride: PositiveInt = 1
     """Keep every n-th question of each input, beginning with the first."""
-    passage_words: int = 100
+    passage_words: PositiveInt = 100
     """Words of a passage, at most; words are what white space separates."""
     cut: Literal["words", "sentences"] = "words"
     """Where documents of format text are cut: after so many words, as the field does, or at the last end of a sentence
@@ -48,10 +48,7 @@ class DatasetConverterConfig:
     """Chooses the hard negatives."""
 
     def __post_init__(self) -> None:
-        if self.question_stride < 1 or self.num_hard_negatives < 0:
-            raise ConfigError("--question-stride must be at least 1 and --num-hard-negatives at least 0.")
-        if self.passage_words < 1:
-            raise ConfigError("--passage-words must be at least 1.")
+        super().__post_init__()
         check_language(self.language)
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
 from megatron_retrieval.data.examples.loader import Bundles, Share
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.files.question_files import read_biencoder
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.tokens import TokenBatch
@@ -27,31 +28,23 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DprDataConfig:
+class DprDataConfig(Checked):
     """Labelled training data."""
 
     train_data: tuple[str, ...]
     """DPR biencoder JSON files, plain or gzip."""
-    num_hard_negatives: int = 1
+    num_hard_negatives: NonNegativeInt = 1
     """Hard negatives of each question in a batch; 0: in-batch negatives only."""
     hard_negative_selection: Literal["sample", "first"] = "sample"
     """sample: drawn anew in every epoch; first: always those that stand first in the file."""
     exclude_false_negatives: bool = True
     """Do not use a passage as a negative of a question that it answers: one of the question's own positives, or one
     whose text contains an answer."""
-    same_title_questions: int = 1
+    same_title_questions: PositiveInt = 1
     """Questions whose positives have one title that stand together in a batch, those on one passage side by side: their
     passages are one another's hard negatives, and one that they share is encoded once. 1: plain shuffling."""
-    max_train_questions: int | None = None
+    max_train_questions: PositiveInt | None = None
     """Use only the first questions of the files; default: all."""
-
-    def __post_init__(self) -> None:
-        if self.num_hard_negatives < 0:
-            raise ConfigError(f"--num-hard-negatives must not be negative: {self.num_hard_negatives}.")
-        if self.same_title_questions < 1:
-            raise ConfigError(f"--same-title-questions must be at least 1, not {self.same_title_questions}.")
-        if self.max_train_questions is not None and self.max_train_questions < 1:
-            raise ConfigError(f"--max-train-questions must be at least 1, not {self.max_train_questions}.")
 
 
 class _Example(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.answer_spans import AnswerFinder
 from megatron_retrieval.data.examples.passage_tokens import PassageTokens, RaggedBuilder
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import token_dtype, tokenize
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.logging import get_logger
 
@@ -21,17 +21,13 @@ log = get_logger("data")
 
 
 @dataclass(kw_only=True, frozen=True)
-class ExtractiveDataConfig:
+class ExtractiveDataConfig(Checked):
     """What is drawn from the passages of a question."""
 
-    num_train_passages: int = 24
+    num_train_passages: PositiveInt = 24
     """Passages of a question in a batch: one that holds an answer, the others none."""
     passage_draw: Literal["sample", "first"] = "sample"
     """sample: drawn anew in every epoch; first: always those that stand first in the file."""
-
-    def __post_init__(self) -> None:
-        if self.num_train_passages < 1:
-            raise ConfigError(f"--num-train-passages must be at least 1, not {self.num_train_passages}.")
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_retrieval.config.checks import Checked, Fraction
 from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.layouts.blocks import (
     BlockConfig,
@@ -20,7 +21,7 @@ from megatron_retrieval.data.layouts.blocks import (
 )
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, with_fillers
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.contrastive import ContrastiveBatch, SameGroup
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import fractions
@@ -29,20 +30,16 @@ log = get_logger("data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IctDataConfig:
+class IctDataConfig(Checked):
     """Pairs of a sentence and its block."""
 
     blocks: BlockConfig
-    query_in_block_prob: float = 0.1
+    query_in_block_prob: Fraction = 0.1
     """Probability that the sentence that is the query stays in its block as well, which teaches to match words."""
     use_one_sent_docs: bool = False
     """Train on blocks of one sentence too: what remains of them is the title, or, without one, the sentence itself."""
     exclude_same_document: bool = True
     """Do not use blocks of the query's document as its negatives; they are counted as num_false_negatives."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.query_in_block_prob <= 1:
-            raise ConfigError(f"--query-in-block-prob must lie in 0 to 1: {self.query_in_block_prob}.")
 
 
 class IctDataset:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.layouts.blocks import BlockConfig, BlockLayout, make_blocks
 from megatron_retrieval.data.layouts.sequences import with_fillers
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.ragged import Rows
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.wordpiece import SpecialIds
 from megatron_retrieval.types.pretraining import MaskedBatch
 from megatron_retrieval.utils.logging import get_logger
@@ -26,20 +28,16 @@ MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLMDataConfig:
+class MaskedLMDataConfig(Checked):
     """Text with masked tokens."""
 
     blocks: BlockConfig
     seq_length: int = 512
     """Longest sequence, in tokens with title and special tokens."""
-    mask_prob: float = 0.15
+    mask_prob: Annotated[float, Bounds(above=0, below=1)] = 0.15
     """Share of a sequence's tokens to predict."""
     whole_word_masking: bool = False
     """Choose whole words instead of single WordPiece tokens."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask_prob < 1:
-            raise ConfigError(f"--mask-prob must be above 0 and below 1, not {self.mask_prob}.")
 
 
 class TokenMasker:

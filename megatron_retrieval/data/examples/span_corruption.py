@@ -5,10 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.layouts.blocks import SHORTEST_SEQUENCE, BlockConfig, BlockRoom, Blocks, make_blocks
 from megatron_retrieval.data.layouts.sequences import join_segments, label_rows
@@ -26,7 +28,7 @@ _LONGEST_TEXT = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanCorruptionDataConfig:
+class SpanCorruptionDataConfig(Checked):
     """Text with spans to fill in."""
 
     blocks: BlockConfig
@@ -36,16 +38,13 @@ class SpanCorruptionDataConfig:
     decoder_seq_length: int | None = None
     """Longest target, in tokens with sentinels and end token; a low one makes texts shorter. Default: what --seq-length
     asks for."""
-    mask_prob: float = 0.15
+    mask_prob: Annotated[float, Bounds(above=0, below=1)] = 0.15
     """Share of a text's tokens to predict."""
-    mean_noise_span_length: float = 3.0
+    mean_noise_span_length: Annotated[float, Bounds(least=1)] = 3.0
     """Mean length of the spans to predict, in tokens."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_prob < 1:
-            raise ConfigError(f"--mask-prob must be above 0 and below 1, not {self.mask_prob}.")
-        if self.mean_noise_span_length < 1:
-            raise ConfigError(f"--mean-noise-span-length must be at least 1, not {self.mean_noise_span_length}.")
+        super().__post_init__()
         length = self.text_length
         if length < SHORTEST_SEQUENCE:
             also = "" if self.decoder_seq_length is None else f" with --decoder-seq-length {self.decoder_seq_length}"

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Annotated
 
+from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
 from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_passage, read_questions
 from megatron_retrieval.errors import ConfigError, DataError
@@ -40,18 +42,14 @@ class ReaderQuestion:
 
 
 @dataclass(kw_only=True, frozen=True)
-class PassagesToReadConfig:
+class PassagesToReadConfig(Checked):
     """What is read for a question; recorded in the result."""
 
-    num_passages: int = 20
+    num_passages: Annotated[int, Bounds(least=1, why="--closed-book reads none")] = 20
     """Passages read for each question, those that stand first in the file or are retrieved; in training, those that are
     drawn from."""
     closed_book: bool = False
     """Read no passages: the answer comes from the reader's weights alone. The file may then also be a DPR .qa.csv."""
-
-    def __post_init__(self) -> None:
-        if self.num_passages < 1:
-            raise ConfigError(f"--num-passages must be at least 1, not {self.num_passages}; --closed-book reads none.")
 
     def require_passages(self) -> None:
         """Refuse closed-book mode, for readers that point into passages.
@@ -64,19 +62,15 @@ class PassagesToReadConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderTrainingDataConfig:
+class ReaderTrainingDataConfig(Checked):
     """What a reader learns from."""
 
     train_data: tuple[str, ...]
     """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON, plain or gzip."""
-    max_train_questions: int | None = None
+    max_train_questions: PositiveInt | None = None
     """Use only the first questions of the files; default: all."""
     reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
     """What is read for a question."""
-
-    def __post_init__(self) -> None:
-        if self.max_train_questions is not None and self.max_train_questions < 1:
-            raise ConfigError(f"--max-train-questions must be at least 1, not {self.max_train_questions}.")
 
 
 @dataclass

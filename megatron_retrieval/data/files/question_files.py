@@ -10,9 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
 from megatron_retrieval.data.files.tsv import read_table
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.utils.files import read_lines
 
@@ -20,21 +21,17 @@ Item = TypeVar("Item")
 
 
 @dataclass(kw_only=True, frozen=True)
-class AskedQuestionsConfig:
+class AskedQuestionsConfig(Checked):
     """Which questions of a file are asked, and how their text is prepared; recorded in the result."""
 
-    max_questions: int | None = None
+    max_questions: PositiveInt | None = None
     """Ask only the first so many (after the stride); default: all."""
-    question_stride: int = 1
+    question_stride: PositiveInt = 1
     """Ask only every so-manyth question, from the first on."""
     strip_question_mark: bool = False
     """Drop one question mark at the end, as Megatron-LM does."""
     plain_apostrophes: bool = False
     """Write ’ as ', as DPR does."""
-
-    def __post_init__(self) -> None:
-        if self.question_stride < 1 or (self.max_questions is not None and self.max_questions < 1):
-            raise ConfigError("--question-stride and --max-questions must be at least 1.")
 
     def chosen(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those of all questions that are asked, one at a time."""

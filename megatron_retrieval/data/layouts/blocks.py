@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
@@ -21,19 +22,15 @@ SHORTEST_SEQUENCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockConfig:
+class BlockConfig(Checked):
     """The text that is trained on, cut into blocks of consecutive sentences."""
 
     data_path: str
     """Corpus folder (tools/build_corpus.py)."""
     use_titles: bool = True
     """Put the document's title in front of each of its blocks."""
-    valid_fraction: float = 0.005
+    valid_fraction: Annotated[float, Bounds(least=0, below=1)] = 0.005
     """Share of the documents held out for evaluation during training, chosen by --seed; 0: none."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.valid_fraction < 1:
-            raise ConfigError(f"--valid-fraction must be at least 0 and below 1, not {self.valid_fraction}.")
 
 
 class SentenceCorpus(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.layouts.sequences import format_question_and_passage
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
@@ -15,10 +16,10 @@ from megatron_retrieval.types.extractive import ExtractivePassages
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderLengthsConfig:
+class ReaderLengthsConfig(Checked):
     """How long the sequences of any reader are."""
 
-    question_seq_length: int = 64
+    question_seq_length: PositiveInt = 64
     """Longest question, in tokens; longer ones are cut."""
     reader_seq_length: int = 256
     """Longest sequence, in tokens with question, title and what frames them; the text is cut."""
@@ -33,10 +34,11 @@ class ExtractiveFormatConfig(ReaderLengthsConfig):
     tokens get the first, as in DPR. Of extractive readers."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.question_seq_length <= self.reader_seq_length - 8:
+        super().__post_init__()
+        if self.question_seq_length > self.reader_seq_length - 8:
             raise ConfigError(
-                f"--question-seq-length {self.question_seq_length} must be at least 1 and leave 8 tokens of "
-                f"--reader-seq-length {self.reader_seq_length}."
+                f"--question-seq-length {self.question_seq_length} must leave 8 tokens of --reader-seq-length "
+                f"{self.reader_seq_length}."
             )
 
     def lay_out(self, questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds) -> ExtractivePassages:

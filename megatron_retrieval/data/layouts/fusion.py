@@ -28,10 +28,6 @@ class FusionFormatConfig(ReaderLengthsConfig):
     passage_prefix: str = "context:"
     """Stands before the text of a passage."""
 
-    def __post_init__(self) -> None:
-        if self.question_seq_length < 1:
-            raise ConfigError(f"--question-seq-length must be at least 1, not {self.question_seq_length}.")
-
 
 class FramingTokenizer(Tokenizer, Protocol):
     """Text to token ids, and what frames a sequence."""

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.wordpiece import SpecialIds
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 
 PassageFormat = Literal["title-sep-text", "title-text"]
+SeqLength = Annotated[int, Bounds(least=3, why="two special tokens and one more")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFormatConfig:
+class TextFormatConfig(Checked):
     """Layout of questions and passages."""
 
     passage_format: PassageFormat = "title-sep-text"
     """title-sep-text: [CLS] title [SEP] text [SEP], as DPR; title-text: [CLS] title text [SEP], as most
     sentence-transformers checkpoints."""
-    query_seq_length: int = 64
+    query_seq_length: SeqLength = 64
     """Longest question, in tokens with [CLS] and [SEP]."""
-    retriever_seq_length: int = 256
+    retriever_seq_length: SeqLength = 256
     """Longest passage, in tokens with title and special tokens."""
-
-    def __post_init__(self) -> None:
-        for name in ("query_seq_length", "retriever_seq_length"):
-            if getattr(self, name) < 3:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 3: two special tokens and one more.")
 
 
 def format_questions(questions: Ragged, special: SpecialIds, seq_length: int) -> TokenBatch:

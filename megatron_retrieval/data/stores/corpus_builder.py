@@ -11,6 +11,7 @@ from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.document_files import MAX_DOCUMENT_CHARACTERS, read_documents
 from megatron_retrieval.data.files.sentences import SPLITTER, Document, check_language
 from megatron_retrieval.data.stores import corpus as layout
@@ -24,14 +25,14 @@ from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
-from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+from megatron_retrieval.utils.worker_pool import worker_pool
 
 #: documents that travel together; cut by these numbers alone, so that a restart finds the same ones
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusBuilderConfig:
+class CorpusBuilderConfig(Checked):
     """Build a corpus folder for unsupervised pretraining from text files; run it again to continue after a stop."""
 
     input: tuple[str, ...]
@@ -49,10 +50,11 @@ class CorpusBuilderConfig:
     """Lower-case the text, as uncased WordPiece vocabularies need; a SentencePiece model knows for itself."""
     language: str = "en"
     """Language whose rules divide the text into sentences (ISO 639 code)."""
-    workers: int = 1
+    workers: PositiveInt = 1
     """Processes that split and tokenize; the result does not depend on it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.vocab_file is None) == (self.tokenizer_model is None):
             raise ConfigError("give either --vocab-file (a WordPiece vocabulary) or --tokenizer-model (SentencePiece).")
 
@@ -95,9 +97,8 @@ def build_corpus(config: CorpusBuilderConfig) -> int:
 
     Raises:
         DataError: an input is malformed or changed meanwhile, holds no sentence, or the output exists.
-        ConfigError: the number of workers or the language is none.
+        ConfigError: --language is unknown.
     """
-    check_workers(config.workers)
     check_language(config.language)
     vocabulary = config.open_vocabulary()
     with partial_folder(config.output, _settings(config, vocabulary)) as partial:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.stores import evidence as layout
 from megatron_retrieval.data.stores.column_folder import (
@@ -32,14 +33,14 @@ from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
-from megatron_retrieval.utils.worker_pool import check_workers, worker_pool
+from megatron_retrieval.utils.worker_pool import worker_pool
 
 _UNSORTED_HASHES = "unsorted_hashes.u64"
 _CHUNK_PASSAGES = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvidenceBuilderConfig:
+class EvidenceBuilderConfig(Checked):
     """Build an evidence folder from passage files; run it again to continue after a stop."""
 
     input: tuple[str, ...]
@@ -51,7 +52,7 @@ class EvidenceBuilderConfig:
     """WordPiece vocabulary (vocab.txt) of the encoder that will read the passages."""
     lower_case: bool = True
     """Lower-case the text, as uncased vocabularies need."""
-    workers: int = 1
+    workers: PositiveInt = 1
     """Processes that tokenize; the result does not depend on it."""
 
 
@@ -77,9 +78,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
 
     Raises:
         DataError: an input is malformed or changed meanwhile, an id is used twice, or the output exists.
-        ConfigError: the number of workers is not positive.
     """
-    check_workers(config.workers)
     tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
     with partial_folder(config.output, _settings(config, tokenizer)) as partial:
         if partial.is_published:

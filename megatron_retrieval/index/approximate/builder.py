@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.index.approximate.faiss import MIN_POINTS_PER_CENTROID, FaissIndex, use_threads
 from megatron_retrieval.index.approximate.manifest import INDEX_FILE, ApproximateManifest, IndexedVectors
@@ -28,7 +29,7 @@ log = get_logger("index")
 
 
 @dataclass(kw_only=True, frozen=True)
-class IndexBuilderConfig:
+class IndexBuilderConfig(Checked):
     """Build an approximate index (faiss) of embeddings; run again to continue after a stop."""
 
     embeddings: Path
@@ -39,19 +40,13 @@ class IndexBuilderConfig:
     distances only are refused."""
     output: Path
     """Folder of the index to write."""
-    training_sample: int | None = None
+    training_sample: PositiveInt | None = None
     """Vectors to learn clusters and codes from, drawn at random; default: 64 for each cluster, at least
     65,536, or all."""
     seed: int = 1234
     """Names the sample, and the random choices of training."""
-    num_threads: int | None = None
+    num_threads: PositiveInt | None = None
     """CPU threads; default: as many as torch uses."""
-
-    def __post_init__(self) -> None:
-        for name in ("training_sample", "num_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
 
 
 def build_index(config: IndexBuilderConfig) -> ApproximateManifest:

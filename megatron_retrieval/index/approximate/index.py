@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.approximate.faiss import FaissIndex, use_threads
 from megatron_retrieval.index.approximate.manifest import INDEX_FILE, ApproximateManifest
@@ -30,28 +31,27 @@ _FEWEST_PROBES = 16
 
 
 @dataclass(kw_only=True, frozen=True)
-class ApproximateSearchConfig:
+class ApproximateSearchConfig(Checked):
     """A search that looks at a part of the evidence only."""
 
     index: Path | None = None
     """Folder of an approximate index of the embeddings (tools/build_index.py), which is searched in place of all
     vectors; default: exact search."""
-    nprobe: int | None = None
+    nprobe: PositiveInt | None = None
     """Lists of an inverted file (IVF) that are looked at for a question; default: the root of their number, at least
     16."""
-    ef_search: int | None = None
+    ef_search: PositiveInt | None = None
     """Candidates that a search along links (HNSW) keeps; default: 128."""
-    rerank_candidates: int | None = None
+    rerank_candidates: PositiveInt | None = None
     """Rows that the index is asked for at least, to be ranked by their stored vectors: scores are exact then; default:
     the index's own scores and order."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("nprobe", "ef_search", "rerank_candidates"):
-            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
-            if value is not None and self.index is None:
+            if getattr(self, name) is not None and self.index is None:
+                flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} is a setting of an approximate index: give --index as well.")
-            if value is not None and value < 1:
-                raise ConfigError(f"{flag} {value}: must be at least 1.")
 
 
 class ApproximateIndex:

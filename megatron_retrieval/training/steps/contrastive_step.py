@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
@@ -28,10 +29,10 @@ MOST_SCORES = 1 << 19
 
 
 @dataclass(kw_only=True, frozen=True)
-class ContrastiveConfig(ScoreScalingConfig):
+class ContrastiveConfig(ScoreScalingConfig, Checked):
     """The contrastive loss and how its step is computed."""
 
-    micro_batch_size: int = 8
+    micro_batch_size: PositiveInt = 8
     """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
     gradient_caching: bool = True
     """Encode twice so that memory grows with the micro-batch only; off: keep all activations, one forward pass less."""

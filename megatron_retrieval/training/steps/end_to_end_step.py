@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -24,7 +25,7 @@ from megatron_retrieval.utils.stopwatch import Stopwatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class EndToEndStepConfig:
+class EndToEndStepConfig(Checked):
     """The objective and how its step is computed."""
 
     objective: ObjectiveName = "individual-topk"
@@ -34,9 +35,9 @@ class EndToEndStepConfig:
     score_weight: float = 1.0
     """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned."""
     scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
-    micro_batch_size: int = 1
+    micro_batch_size: PositiveInt = 1
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
-    passage_batch_size: int = 32
+    passage_batch_size: PositiveInt = 32
     """Passages that go through the retriever's encoder together; memory and speed depend on it, the result does not."""
 
 

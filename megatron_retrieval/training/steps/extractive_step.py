@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.objectives.extractive import extractive_loss
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -17,12 +18,12 @@ from megatron_retrieval.types.losses import LossOutput
 
 
 @dataclass(kw_only=True, frozen=True)
-class ExtractiveStepConfig:
+class ExtractiveStepConfig(Checked):
     """The loss of an extractive reader and how its step is computed."""
 
     marginal_likelihood: bool = True
     """All occurrences of an answer share the likelihood; off: the likeliest one has it all."""
-    micro_batch_size: int = 1
+    micro_batch_size: PositiveInt = 1
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -17,10 +18,10 @@ from megatron_retrieval.types.tokens import real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)
-class FusionStepConfig:
+class FusionStepConfig(Checked):
     """How the step is computed."""
 
-    micro_batch_size: int = 1
+    micro_batch_size: PositiveInt = 1
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -23,18 +24,17 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class TopkConfig:
+class TopkConfig(Checked):
     """How many passages are found and read for a question."""
 
-    num_passages: int = 8
+    num_passages: PositiveInt = 8
     """Passages read for each question (the k of top-k)."""
     num_candidates: int | None = None
     """Retrieve so many, encode them anew, and read the best --num-passages by their fresh scores; default: as many as
     are read, in the order of the index."""
 
     def __post_init__(self) -> None:
-        if self.num_passages < 1:
-            raise ConfigError(f"--num-passages {self.num_passages}: must be at least 1.")
+        super().__post_init__()
         if self.num_candidates is not None and self.num_candidates < self.num_passages:
             raise ConfigError(
                 f"--num-candidates {self.num_candidates} must not be below --num-passages {self.num_passages}."

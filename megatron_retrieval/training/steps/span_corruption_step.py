@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.step import length_sorted_chunks
@@ -15,10 +16,10 @@ from megatron_retrieval.types.pretraining import CorruptedBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class SpanCorruptionConfig:
+class SpanCorruptionConfig(Checked):
     """How the step is computed."""
 
-    micro_batch_size: int = 8
+    micro_batch_size: PositiveInt = 8
     """Texts per forward pass; memory and speed depend on it, the result does not."""
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.passage_questions import QuestionCensus
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig, answer_metrics
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
@@ -25,17 +25,13 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class AnsweringConfig:
+class AnsweringConfig(Checked):
     """What is measured of held-out questions."""
 
-    eval_topk: tuple[int, ...] = (1, 5, 20)
+    eval_topk: tuple[PositiveInt, ...] = (1, 5, 20)
     """Depths at which recall is measured."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
     scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
-
-    def __post_init__(self) -> None:
-        if not self.eval_topk or min(self.eval_topk) < 1:
-            raise ConfigError(f"--eval-topk {' '.join(map(str, self.eval_topk))}: depths must be at least 1.")
 
 
 class RetrievedPassagesTask:

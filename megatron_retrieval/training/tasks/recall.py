@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -27,21 +28,21 @@ from megatron_retrieval.types.questions import Question
 
 
 @dataclass(kw_only=True, frozen=True)
-class RecallConfig:
+class RecallConfig(Checked):
     """Recall on a question file before, during and after training, every --eval-interval."""
 
     eval_questions: str | None = None
     """Questions: DPR .qa.csv, JSON lines, or DPR biencoder JSON, plain or gzip; default: no recall is measured."""
     eval_evidence: str | None = None
     """Folder of the evidence that is searched (tools/build_evidence.py), with the model's vocabulary."""
-    eval_max_questions: int | None = None
+    eval_max_questions: PositiveInt | None = None
     """Ask only so many questions, at equal distances in the file; default: all."""
-    eval_max_passages: int | None = None
+    eval_max_passages: PositiveInt | None = None
     """Search only so many passages, at equal distances in the evidence; recall is then higher than over all of it, but
     lacks questions whose answers were left out. Default: all."""
-    eval_topk: tuple[int, ...] = (1, 5, 20, 100)
+    eval_topk: tuple[PositiveInt, ...] = (1, 5, 20, 100)
     """Depths at which recall is measured."""
-    eval_micro_batch_size: int = 128
+    eval_micro_batch_size: PositiveInt = 128
     """Texts encoded at once by each copy of the model while recall is measured."""
     eval_embedding_dtype: StorageDtype = "float16"
     """Type in which passage vectors are kept in memory."""
@@ -49,14 +50,9 @@ class RecallConfig:
     """When a passage holds an answer."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.eval_questions is None) != (self.eval_evidence is None):
             raise ConfigError("--eval-questions and --eval-evidence belong together: give both, or neither.")
-        for name in ("eval_max_questions", "eval_max_passages", "eval_micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
-        if not self.eval_topk or min(self.eval_topk) < 1:
-            raise ConfigError(f"--eval-topk {' '.join(map(str, self.eval_topk))}: depths must be at least 1.")
 
     def open(
         self, model: DualEncoder, text_format: TextFormatConfig, tokenizer: WordPieceTokenizer
