@@ -17,7 +17,7 @@ from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
 from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.trainer import Trainer
 
@@ -71,17 +71,13 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
         shape = dataclasses.replace(shape, vocab_size=corpus.tokenizer.vocab_size)
     model = MaskedLanguageModel(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
-    return build_trainer(
-        training,
-        topology,
-        model=model,
-        step=MaskedLMStep(model, config.masked_lm, topology, seed),
-        examples=examples,
-        held_out=held_out,
-        saved=SavedModel(
-            KIND,
-            masked_lm_checkpoint_config(shape, corpus.tokenizer.lower_case),
-            {VOCAB_NAME: corpus.tokenizer.vocab_file.read_bytes()},
-            {"number of sequences": len(examples), "corpus": corpus.fingerprint},
-        ),
+    saved = SavedModel(
+        KIND,
+        masked_lm_checkpoint_config(shape, corpus.tokenizer.lower_case),
+        {VOCAB_NAME: corpus.tokenizer.vocab_file.read_bytes()},
+        {"number of sequences": len(examples), "corpus": corpus.fingerprint},
     )
+    run = TrainingRun(training, topology, model, saved)
+    run.evaluate(held_out)
+    run.resume()
+    return run.trainer(MaskedLMStep(model, config.masked_lm, topology, seed), examples)

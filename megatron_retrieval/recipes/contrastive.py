@@ -17,7 +17,7 @@ from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.tasks.recall import RecallConfig
 from megatron_retrieval.training.trainer import Trainer
@@ -94,19 +94,13 @@ def build_contrastive_trainer(
     model = DualEncoder(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
     recall = config.recall.open(model, config.text_format, tokenizer)
-    return build_trainer(
-        training,
-        topology,
-        model=model,
-        step=ContrastiveStep(model, config.contrastive, topology, seed),
-        examples=examples,
-        held_out=held_out,
-        saved=SavedModel(
-            KIND,
-            checkpoint_config(shape, config.text_format, tokenizer.lower_case),
-            {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
-            identity,
-        ),
-        bundles=bundles,
-        tasks=[] if recall is None else [recall],
+    saved = SavedModel(
+        KIND,
+        checkpoint_config(shape, config.text_format, tokenizer.lower_case),
+        {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
+        identity,
     )
+    run = TrainingRun(training, topology, model, saved)
+    run.evaluate(held_out, [] if recall is None else [recall])
+    run.resume()
+    return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed), examples, bundles)

@@ -31,7 +31,7 @@ from megatron_retrieval.recipes.reader_training import ReaderDataConfig, ReaderM
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.tasks.answers import GivenPassagesTask
 from megatron_retrieval.training.trainer import Trainer
@@ -97,21 +97,16 @@ def build(config: ExtractiveFinetuneConfig, topology: ProcessTopology) -> Traine
         questions: list[ReaderQuestion] = list(read_training_questions(held_out_data, QuestionCensus()))
         answerer = ExtractiveAnswerer(model, tokenizer, config.layout, config.answers, device=topology.device)
         tasks.append(GivenPassagesTask(questions, answerer, model, config.scoring))
-    return build_trainer(
-        training,
-        topology,
-        model=model,
-        step=ExtractiveStep(model, config.step, topology, seed),
-        examples=examples,
-        held_out=held_out,
-        saved=SavedModel(
-            KIND,
-            extractive_reader_checkpoint_config(shape, config.layout, tokenizer.lower_case),
-            {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
-            {"number of training questions": len(examples)},
-        ),
-        tasks=tasks,
+    saved = SavedModel(
+        KIND,
+        extractive_reader_checkpoint_config(shape, config.layout, tokenizer.lower_case),
+        {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
+        {"number of training questions": len(examples)},
     )
+    run = TrainingRun(training, topology, model, saved)
+    run.evaluate(held_out, tasks)
+    run.resume()
+    return run.trainer(ExtractiveStep(model, config.step, topology, seed), examples)
 
 
 def _dataset(

@@ -30,7 +30,7 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions, within_positions
 from megatron_retrieval.recipes.reader_training import ReaderDataConfig, ReaderModelConfig
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
 from megatron_retrieval.training.tasks.answers import GivenPassagesTask
 from megatron_retrieval.training.trainer import Trainer
@@ -123,21 +123,16 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
         questions = list(read_training_questions(held_out_data, QuestionCensus()))
         answerer = FusionAnswerer(reader, tokenizer, layout, config.generation, topology)
         tasks.append(GivenPassagesTask(questions, answerer, model, config.scoring))
-    return build_trainer(
-        training,
-        topology,
-        model=model,
-        step=FusionStep(reader, config.step, topology, seed),
-        examples=examples,
-        held_out=held_out,
-        saved=SavedModel(
-            KIND,
-            start.reader_config(shape, config.layout),
-            start.assets(),
-            {"number of training questions": len(examples)},
-        ),
-        tasks=tasks,
+    saved = SavedModel(
+        KIND,
+        start.reader_config(shape, config.layout),
+        start.assets(),
+        {"number of training questions": len(examples)},
     )
+    run = TrainingRun(training, topology, model, saved)
+    run.evaluate(held_out, tasks)
+    run.resume()
+    return run.trainer(FusionStep(reader, config.step, topology, seed), examples)
 
 
 def _dataset(

@@ -22,7 +22,7 @@ from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer
 
@@ -80,17 +80,13 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
     model = T5(shape, topology, training.precision.dtype, seed=seed)
     if start is not None and training.save.resume_folder() is None:
         load_weights(start.folder, start.manifest, model, topology)
-    return build_trainer(
-        training,
-        topology,
-        model=model,
-        step=SpanCorruptionStep(model, config.span_corruption, topology, seed),
-        examples=examples,
-        held_out=held_out,
-        saved=SavedModel(
-            KIND,
-            t5_checkpoint_config(shape),
-            sentencepiece_asset(tokenizer.model_file),
-            {"number of sequences": len(examples), "corpus": corpus.fingerprint},
-        ),
+    saved = SavedModel(
+        KIND,
+        t5_checkpoint_config(shape),
+        sentencepiece_asset(tokenizer.model_file),
+        {"number of sequences": len(examples), "corpus": corpus.fingerprint},
     )
+    run = TrainingRun(training, topology, model, saved)
+    run.evaluate(held_out)
+    run.resume()
+    return run.trainer(SpanCorruptionStep(model, config.span_corruption, topology, seed), examples)

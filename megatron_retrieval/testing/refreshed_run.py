@@ -18,7 +18,6 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.launch import run_distributed
-from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import EmbeddingRanksConfig, ProcessTopology
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.refresh.embedding_rank import supervise_worker
@@ -26,9 +25,8 @@ from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
-from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, build_trainer
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 
 TEXT_FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=12)
@@ -155,48 +153,35 @@ def build(
         "has_embedding_ranks": config.parallel.num_embedding_ranks > 0,
         **settings,
     }
-    made: list[IndexRefresher] = []
-
-    def callbacks(optimizer: Optimizer, metrics_log: MetricsLog) -> list[Callback]:
-        encoder = IndexEncoder(
-            model,
-            optimizer.main_weight,
-            config=saved.config,
-            assets=saved.assets,
-            evidence=evidence,
-            text_format=TEXT_FORMAT,
-            topology=topology,
-            embedding_dtype=config.refresh.embedding_dtype,
-            micro_batch_size=config.refresh.index_micro_batch_size,
-        )
-        made.append(
-            IndexRefresher(
-                config.refresh,
-                encoder,
-                topology,
-                index_dir=config.refresh.folder(training.log.output_dir),
-                swap=step.swap,
-                queries=lambda: step.queries,
-                num_compared=NUM_COMPARED,
-                metrics_log=metrics_log,
-                save_dir=training.save.save,
-                **settings,
-            )
-        )
-        ends = [] if config.num_changes is None else [EndAfterChanges(step, config.num_changes)]
-        return [*more, *made, *ends]
-
-    trainer = build_trainer(
-        training,
-        topology,
-        model=model,
-        step=step,
-        examples=Examples(),
-        held_out=None,
-        saved=saved,
-        further_callbacks=callbacks,
+    run = TrainingRun(training, topology, model, saved)
+    encoder = IndexEncoder(
+        model,
+        run.optimizer.main_weight,
+        config=saved.config,
+        assets=saved.assets,
+        evidence=evidence,
+        text_format=TEXT_FORMAT,
+        topology=topology,
+        embedding_dtype=config.refresh.embedding_dtype,
+        micro_batch_size=config.refresh.index_micro_batch_size,
     )
-    return RefreshedRun(trainer, step, model, made[0])
+    refresher = IndexRefresher(
+        config.refresh,
+        encoder,
+        topology,
+        index_dir=config.refresh.folder(training.log.output_dir),
+        swap=step.swap,
+        queries=lambda: step.queries,
+        num_compared=NUM_COMPARED,
+        metrics_log=run.metrics_log,
+        save_dir=training.save.save,
+        **settings,
+    )
+    ends = [] if config.num_changes is None else [EndAfterChanges(step, config.num_changes)]
+    for callback in (*more, refresher, *ends):
+        run.add(callback)
+    run.resume()
+    return RefreshedRun(run.trainer(step, Examples()), step, model, refresher)
 
 
 def command(config: RefreshedRunConfig, device: torch.device) -> list[str]:

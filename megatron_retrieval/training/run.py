@@ -1,9 +1,9 @@
-"""The settings that every training run shares, and how a trainer is put together from them."""
+"""The settings that every training run shares, and what puts a run together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,60 +54,100 @@ class TrainingConfig(Checked):
         return self.train_iters or self.epochs * math.ceil(num_examples / self.global_batch_size)
 
 
-def build_trainer(
-    config: TrainingConfig,
-    topology: ProcessTopology,
-    *,
-    model: nn.Module,
-    step: StepModule,
-    examples: BatchSource[Any],
-    held_out: BatchSource[Any] | None,
-    saved: SavedModel,
-    bundles: Bundles | None = None,
-    tasks: Sequence[MeasuredTask] = (),
-    further_callbacks: Callable[[Optimizer, MetricsLog], Sequence[Callback]] | None = None,
-    rate_multipliers: Mapping[str, float] | None = None,
-) -> Trainer:
-    """Wrap the model, resume where `--load` says so, and hang the usual callbacks on the trainer.
+class TrainingRun:
+    """Puts a run together: first model and optimizer, then callbacks, then what a checkpoint to resume says, then the
+    trainer.
+
+        run = TrainingRun(config, topology, model, saved)
+        run.add(callback)
+        run.evaluate(held_out)
+        run.resume()
+        run.trainer(step, examples).fit()
+
+    Attributes:
+        optimizer: over the model's weights.
+        metrics_log: where callbacks write.
+        iteration: steps taken so far; None before `resume`.
 
     Args:
-        examples: to train on.
-        held_out: examples for evaluation, in their order.
+        model: with the weights that training starts from; `resume` replaces them.
         saved: what checkpoints hold beside tensors; seed and global batch size are added to its identity.
-        bundles: see `EpochSampler`.
-        tasks: what the model is put to during training.
-        further_callbacks: makes callbacks that run before evaluation and saving; checkpoints keep the state of those
-            that are `Resumable`.
         rate_multipliers: of the learning rate, by the beginning of the parameters' names.
     """
-    seed, batch_size = config.seed, config.global_batch_size
-    sampler = EpochSampler(len(examples), batch_size, seed, bundles=bundles)
-    identity = {"--seed": seed, "--global-batch-size": batch_size, **saved.identity}
-    data_parallel = DataParallelModel(model, topology)
-    optimizer = Optimizer(data_parallel, config.optimizer, config.precision, topology, rate_multipliers)
-    train_iters = config.num_steps(len(examples))
-    metrics_log = MetricsLog(config.log, batch_size, topology.is_main)
-    callbacks: list[Callback] = [*further_callbacks(optimizer, metrics_log)] if further_callbacks else []
-    resumables = [callback for callback in callbacks if isinstance(callback, Resumable)]
-    saved = replace(saved, identity=identity)
-    checkpoints = RunCheckpoints(model, optimizer, saved, config.save, topology, resumables)
-    resume_folder = config.save.resume_folder()
-    if held_out is not None:
-        valid_batches = batches_in_order(
-            held_out, batch_size, topology.dp_rank, topology.dp_size, config.evaluation.eval_iters
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        topology: ProcessTopology,
+        model: nn.Module,
+        saved: SavedModel,
+        rate_multipliers: Mapping[str, float] | None = None,
+    ) -> None:
+        self._config, self._topology, self._model = config, topology, model
+        self._data_parallel = DataParallelModel(model, topology)
+        self.optimizer = Optimizer(self._data_parallel, config.optimizer, config.precision, topology, rate_multipliers)
+        self.metrics_log = MetricsLog(config.log, config.global_batch_size, topology.is_main)
+        self.iteration: int | None = None
+        identity = {"--seed": config.seed, "--global-batch-size": config.global_batch_size, **saved.identity}
+        self._saved = replace(saved, identity=identity)
+        self._callbacks: list[Callback] = [self.metrics_log]
+
+    def add(self, callback: Callback) -> None:
+        """Have the trainer call this, after those that were added before; saving comes last.
+
+        Checkpoints keep the state of a callback that is `Resumable`.
+        """
+        if self.iteration is not None:
+            raise RuntimeError("callbacks are added before resume(), which gives them their states back")
+        self._callbacks.append(callback)
+
+    def evaluate(self, held_out: BatchSource[Any] | None, tasks: Sequence[MeasuredTask] = ()) -> None:
+        """Have held-out examples evaluated, in their order, and the model put to tasks, every `--eval-interval`."""
+        config, topology = self._config, self._topology
+        if held_out is not None:
+            batches = batches_in_order(
+                held_out, config.global_batch_size, topology.dp_rank, topology.dp_size, config.evaluation.eval_iters
+            )
+            self.add(EvaluateBatches(batches, config.evaluation.eval_interval, self.metrics_log))
+        for task in tasks:
+            self.add(EvaluateTask(task, config.evaluation.eval_interval, self.metrics_log))
+
+    def resume(self) -> None:
+        """Continue from the checkpoint that `--load` names; nothing where there is none.
+
+        Raises:
+            CheckpointError: it does not fit the model.
+            ConfigError: it comes from a run over other batches.
+        """
+        folder = self._config.save.resume_folder()
+        self.iteration = self._checkpoints().resume(folder) if folder else 0
+
+    def trainer(self, step: StepModule, examples: BatchSource[Any], bundles: Bundles | None = None) -> Trainer:
+        """What runs the steps that are left.
+
+        Args:
+            bundles: of examples that belong into one batch, see `EpochSampler`.
+        """
+        if self.iteration is None:
+            raise RuntimeError("resume() comes before trainer()")
+        config, topology = self._config, self._topology
+        sampler = EpochSampler(len(examples), config.global_batch_size, config.seed, bundles=bundles)
+        train_iters = config.num_steps(len(examples))
+        callbacks = list(self._callbacks)
+        if config.save.save is not None:
+            callbacks.append(SaveCheckpoints(self._checkpoints().save, config.save.save_interval))
+        return Trainer(
+            model=self._data_parallel,
+            step=step,
+            optimizer=self.optimizer,
+            batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
+            learning_rate=lambda i: config.schedule.rate(i, train_iters, config.optimizer.lr),
+            train_iters=train_iters,
+            topology=topology,
+            callbacks=callbacks,
+            iteration=self.iteration,
         )
-        callbacks.append(EvaluateBatches(valid_batches, config.evaluation.eval_interval, metrics_log))
-    callbacks += [EvaluateTask(task, config.evaluation.eval_interval, metrics_log) for task in tasks]
-    if config.save.save is not None:
-        callbacks.append(SaveCheckpoints(checkpoints.save, config.save.save_interval))
-    return Trainer(
-        model=data_parallel,
-        step=step,
-        optimizer=optimizer,
-        batches=BatchLoader(examples, sampler, topology.dp_rank, topology.dp_size).iterate,
-        learning_rate=lambda i: config.schedule.rate(i, train_iters, config.optimizer.lr),
-        train_iters=train_iters,
-        topology=topology,
-        callbacks=[metrics_log, *callbacks],
-        iteration=checkpoints.resume(resume_folder) if resume_folder else 0,
-    )
+
+    def _checkpoints(self) -> RunCheckpoints:
+        resumables = [callback for callback in self._callbacks if isinstance(callback, Resumable)]
+        return RunCheckpoints(self._model, self.optimizer, self._saved, self._config.save, self._topology, resumables)

@@ -17,7 +17,6 @@ from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
-from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
 from megatron_retrieval.recipes.end_to_end.readers import reader_part
@@ -27,9 +26,8 @@ from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import build_trainer
+from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
@@ -87,19 +85,14 @@ class EndToEndRun:
         if (held_out_data := config.data.held_out()) is not None:
             held_out = self._questions(held_out_data)
             tasks.append(self._task(held_out))
+        rates = config.rates.multipliers(training.optimizer.lr)
+        run = TrainingRun(training, self.topology, self.model, self._saved(len(examples)), rates)
+        run.add(self._refresher(run))
+        run.evaluate(held_out, tasks)
+        run.resume()
         readings = self.reader.readings(self.evidence)
-        return build_trainer(
-            training,
-            self.topology,
-            model=self.model,
-            step=EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed),
-            examples=examples,
-            held_out=held_out,
-            saved=self._saved(len(examples)),
-            tasks=tasks,
-            further_callbacks=lambda optimizer, log: [self._refresher(optimizer, log)],
-            rate_multipliers=config.rates.multipliers(training.optimizer.lr),
-        )
+        step = EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed)
+        return run.trainer(step, examples)
 
     def passage_scores(self) -> PassageScoreConfig:
         """What the reader does with the scores of passages, as it stands."""
@@ -154,11 +147,11 @@ class EndToEndRun:
     def _retriever_assets(self) -> dict[str, bytes]:
         return {VOCAB_NAME: self.tokenizer.vocab_file.read_bytes()}
 
-    def _refresher(self, optimizer: Optimizer, metrics_log: MetricsLog) -> IndexRefresher:
+    def _refresher(self, run: TrainingRun) -> IndexRefresher:
         config, training = self.config, self.config.training
         encoder = IndexEncoder(
             self.model.retriever,
-            lambda name: optimizer.main_weight(f"{RETRIEVER}.{name}"),
+            lambda name: run.optimizer.main_weight(f"{RETRIEVER}.{name}"),
             config=self._retriever_config(),
             assets=self._retriever_assets(),
             evidence=self.evidence,
@@ -175,7 +168,7 @@ class EndToEndRun:
             swap=partial(setattr, self.search, "index"),
             queries=lambda: self.search.last_queries,
             num_compared=config.search.num_passages,
-            metrics_log=metrics_log,
+            metrics_log=run.metrics_log,
             start_fingerprint=self.start_retriever.fingerprint,
             save_dir=training.save.save,
             worker_command=embedding_command(config, self.topology),
