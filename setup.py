@@ -31,7 +31,7 @@ setup(
         "transformers>=4.48",
         "tokenizers",
         "safetensors>=0.4",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.3",
         "sentencex>=1.0",
         "numpy>=1.26",
         "faiss-cpu>=1.10",

@@ -32,7 +32,6 @@ from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.retrieval.retriever import encode_questions
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 _SEARCHES = 3
 
@@ -115,7 +114,7 @@ def _embedded(config: ApproximateIndexesConfig) -> tuple[EmbeddingStore, Tensor]
         encoder = load_dual_encoder(config.load, topology)
         found = encoder.description
         store.require(encoder_fingerprint=found.fingerprint)
-        tokenizer = WordPieceTokenizer(found.vocab_file, found.lower_case)
+        tokenizer = found.vocabulary()
         encode = encoder.model.encode_queries
         return store, encode_questions(texts, tokenizer, found.text_format, encode, device=topology.device)
 

@@ -21,7 +21,6 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions
 from megatron_retrieval.recipes.reader_answers import ReaderAnswersConfig
 from megatron_retrieval.retrieval.batches import EncodeConfig
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -69,7 +68,7 @@ def _open_extractive(
     answers = config.extractive()
     reader = ExtractiveAnswerer(
         load_extractive_reader(description.folder, topology, config.encode.dtype).model,
-        WordPieceTokenizer(description.vocab_file, description.lower_case),
+        description.vocabulary(),
         description.layout,
         answers,
         device=topology.device,
@@ -83,7 +82,7 @@ def _open_fusion(config: ReaderConfig, description: FusionReaderDescription, top
     answers = config.generation()
     layout = description.layout or FusionFormatConfig()
     require_reading_positions(description.config, layout, answers)
-    tokenizer = description.tokenizer()
+    tokenizer = description.vocabulary()
     reader = FusionReader(load_fusion_reader(description, tokenizer, topology, config.encode.dtype), config.fusion)
     answerer = FusionAnswerer(
         reader,

@@ -24,7 +24,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
 from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, tokenize_questions
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.types.search import SearchResult
 
@@ -75,7 +75,7 @@ class DenseSearch:
 
     encoder: LoadedDualEncoder
     embeddings: EmbeddingStore
-    tokenizer: WordPieceTokenizer
+    tokenizer: Vocabulary
     retriever: Retriever
     device: torch.device
 
@@ -177,7 +177,7 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
         if options.verify_embeddings and topology.is_main and isinstance(index, ApproximateIndex):
             index.verify()
         retriever = Retriever(index)
-        dense = DenseSearch(encoder, embeddings, evidence.tokenizer, retriever, topology.device)
+        dense = DenseSearch(encoder, embeddings, evidence.vocabulary, retriever, topology.device)
     return SearchSession(evidence, dense, lexical, options.fusion)
 
 

@@ -19,7 +19,7 @@ from megatron_retrieval.evaluation.likeliest_answer import likeliest_answer
 from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 
 
@@ -72,7 +72,7 @@ class ExtractiveAnswerer:
     def __init__(
         self,
         model: ExtractiveReader,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         layout: ExtractiveFormatConfig,
         config: ExtractiveAnswerConfig,
         *,

@@ -20,8 +20,7 @@ from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch, real_lengths, rows_of_groups
 
 
@@ -48,7 +47,7 @@ class FusionAnswerer:
     def __init__(
         self,
         reader: FusionReader,
-        tokenizer: SentencePieceTokenizer | WordPieceTokenizer,
+        tokenizer: Vocabulary,
         layout: FusionLayout,
         config: GenerationConfig,
         topology: ProcessTopology,
@@ -59,7 +58,7 @@ class FusionAnswerer:
         self._tokenizer, self._layout, self._config = tokenizer, layout, config
         self._search = AnswerSearch(reader, config, passage_scores or PassageScoreConfig(), topology.groups.tp)
         self._device, self._micro_batch_size = topology.device, micro_batch_size
-        self._forms = AnswerForms(tokenizer) if isinstance(tokenizer, WordPieceTokenizer) else None
+        self._forms = None if tokenizer.is_reversible else AnswerForms(tokenizer)
 
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
         """See Reader; the score is that of `GenerationConfig`'s search, or else the log of the sum over passages that

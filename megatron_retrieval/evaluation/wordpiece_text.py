@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_retrieval.data.examples.answer_spans import AnswerFinder
 from megatron_retrieval.data.stores.ragged import Ragged, token_dtype
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
 
 #: where tokens of one written word meet, what stands there instead of spaces; in this order
@@ -38,7 +38,7 @@ class AnswerForms:
         tokenizer: what answers and passages are written in.
     """
 
-    def __init__(self, tokenizer: WordPieceTokenizer) -> None:
+    def __init__(self, tokenizer: Vocabulary) -> None:
         self._tokenizer = tokenizer
         dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._finder = AnswerFinder(tokenizer.continues_word(), dtype)

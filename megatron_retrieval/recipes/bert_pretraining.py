@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
 from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
 from megatron_retrieval.data.examples.masked_lm import MaskedLMDataConfig, MaskedLMDataset
@@ -63,18 +62,18 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     require_positions(config.model, seq_length=config.data.seq_length)
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed = training.seed
-    corpus = open_corpus(blocks.data_path, start)
+    corpus = open_corpus(blocks.data_path, start, "WordPiece")
     dataset = partial(MaskedLMDataset, config.data, corpus, seed=seed)
     examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
     shape = config.model
     if start is None:
-        shape = dataclasses.replace(shape, vocab_size=corpus.tokenizer.vocab_size)
+        shape = dataclasses.replace(shape, vocab_size=corpus.vocabulary.vocab_size)
     model = MaskedLanguageModel(shape, topology, training.precision.dtype, seed=seed)
     load_start(start, model, training.save, topology)
     saved = SavedModel(
         KIND,
-        masked_lm_checkpoint_config(shape, corpus.tokenizer.lower_case),
-        {VOCAB_NAME: corpus.tokenizer.vocab_file.read_bytes()},
+        masked_lm_checkpoint_config(shape, corpus.vocabulary.settings()["lower_case"]),
+        corpus.vocabulary.assets(),
         {"number of sequences": len(examples), "corpus": corpus.fingerprint},
     )
     run = TrainingRun(training, topology, model, saved)

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
 from megatron_retrieval.data.examples.loader import BatchSource, Bundles
@@ -15,7 +14,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
@@ -63,7 +62,7 @@ def build_contrastive_trainer(
     topology: ProcessTopology,
     *,
     start: StartingPoint | None,
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Vocabulary,
     examples: BatchSource[ContrastiveBatch],
     held_out: BatchSource[ContrastiveBatch] | None,
     identity: dict[str, Any],
@@ -96,8 +95,8 @@ def build_contrastive_trainer(
     recall = config.recall.open(model, config.text_format, tokenizer)
     saved = SavedModel(
         KIND,
-        checkpoint_config(shape, config.text_format, tokenizer.lower_case),
-        {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
+        checkpoint_config(shape, config.text_format, tokenizer.settings()["lower_case"]),
+        tokenizer.assets(),
         identity,
     )
     run = TrainingRun(training, topology, model, saved)

@@ -10,30 +10,25 @@ from megatron_retrieval.checkpoint.kinds.t5 import T5Description
 from megatron_retrieval.data.layouts.blocks import BlockConfig, split_documents
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.ragged import Rows
-from megatron_retrieval.data.stores.vocabularies import Vocabulary
-from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 Dataset = TypeVar("Dataset")
 
 
-def open_corpus(path: str, start: StartingPoint | T5Description | None) -> CorpusStore:
+def open_corpus(path: str, start: StartingPoint | T5Description | None, vocabulary: str) -> CorpusStore:
     """The corpus to train on, which must have the starting point's vocabulary.
+
+    Args:
+        vocabulary: kind of vocabulary that the model to train has.
 
     Raises:
         DataError: there is no corpus.
         MismatchError: it was tokenized with another vocabulary.
     """
     corpus = CorpusStore(path)
+    corpus.require_kind(vocabulary)
     if start is not None:
-        corpus.require_vocabulary(_vocabulary(start), f"the checkpoint {start.folder}")
+        corpus.require_vocabulary(start.vocabulary(), f"the checkpoint {start.folder}")
     return corpus
-
-
-def _vocabulary(start: StartingPoint | T5Description) -> Vocabulary:
-    if isinstance(start, T5Description):
-        return SentencePieceTokenizer(start.sentencepiece_file)
-    return WordPieceTokenizer(start.vocab_file, start.lower_case)
 
 
 def held_out_apart(

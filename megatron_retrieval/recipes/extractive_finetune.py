@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.extractive_reader import (
     KIND,
     describe_extractive_reader,
@@ -29,7 +28,7 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_positions, within_positions
 from megatron_retrieval.recipes.reader_training import ReaderDataConfig, ReaderModelConfig
 from megatron_retrieval.recipes.starting_point import find_start, load_start
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
@@ -86,7 +85,7 @@ def build(config: ExtractiveFinetuneConfig, topology: ProcessTopology) -> Traine
     training, start = config.training, config.starting_point()
     require_positions(start.bert, reader_seq_length=config.layout.reader_seq_length)
     seed = training.seed
-    tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
+    tokenizer = start.vocabulary()
     examples = _dataset(config, config.data.train, tokenizer)
     shape = config.model.over(start.bert)
     model = ExtractiveReader(shape, topology, training.precision.dtype, seed=seed)
@@ -99,8 +98,8 @@ def build(config: ExtractiveFinetuneConfig, topology: ProcessTopology) -> Traine
         tasks.append(GivenPassagesTask(questions, answerer, model, config.scoring))
     saved = SavedModel(
         KIND,
-        extractive_reader_checkpoint_config(shape, config.layout, tokenizer.lower_case),
-        {VOCAB_NAME: tokenizer.vocab_file.read_bytes()},
+        extractive_reader_checkpoint_config(shape, config.layout, start.lower_case),
+        tokenizer.assets(),
         {"number of training questions": len(examples)},
     )
     run = TrainingRun(training, topology, model, saved)
@@ -110,7 +109,7 @@ def build(config: ExtractiveFinetuneConfig, topology: ProcessTopology) -> Traine
 
 
 def _dataset(
-    config: ExtractiveFinetuneConfig, data: ReaderTrainingDataConfig, tokenizer: WordPieceTokenizer
+    config: ExtractiveFinetuneConfig, data: ReaderTrainingDataConfig, tokenizer: Vocabulary
 ) -> ExtractiveDataset:
     return ExtractiveDataset(
         data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from megatron_retrieval.checkpoint.kinds.architectures import ReaderTokenizer, Shape
+from megatron_retrieval.checkpoint.kinds.architectures import Shape
 from megatron_retrieval.checkpoint.kinds.fusion_reader import (
     KIND,
     READABLE_KINDS,
@@ -29,6 +29,7 @@ from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.lengths import require_reading_positions, within_positions
 from megatron_retrieval.recipes.reader_training import ReaderDataConfig, ReaderModelConfig
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
@@ -110,7 +111,7 @@ def build(config: FusionFinetuneConfig, topology: ProcessTopology) -> Trainer:
     seed = training.seed
     shape = config.model.over_start(start)
     require_reading_positions(shape, config.layout, config.generation)
-    tokenizer = start.tokenizer()
+    tokenizer = start.vocabulary()
     layout = FusionLayout(config.layout, tokenizer)
     examples = _dataset(config, config.data.train, layout, tokenizer)
     model = start.architecture.build(shape, tokenizer, topology, training.precision.dtype, seed=seed)
@@ -139,7 +140,7 @@ def _dataset(
     config: FusionFinetuneConfig,
     data: ReaderTrainingDataConfig,
     layout: FusionLayout,
-    tokenizer: ReaderTokenizer,
+    tokenizer: Vocabulary,
 ) -> FusionDataset:
     longest = config.generation.max_answer_length
     return FusionDataset(data, layout, tokenizer, max_answer_length=longest, seed=config.training.seed)

@@ -26,13 +26,13 @@ def build(config: IctPretrainingConfig, topology: ProcessTopology) -> Trainer:
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
     start = config.starting_point()
-    corpus = open_corpus(config.data.blocks.data_path, start)
+    corpus = open_corpus(config.data.blocks.data_path, start, "WordPiece")
     examples, held_out = ict_datasets(corpus, config.data, config.text_format, config.training.seed)
     return build_contrastive_trainer(
         config,
         topology,
         start=start,
-        tokenizer=corpus.tokenizer,
+        tokenizer=corpus.vocabulary,
         examples=examples,
         held_out=held_out if len(held_out) else None,
         identity={"number of blocks": len(examples), "corpus": corpus.fingerprint},

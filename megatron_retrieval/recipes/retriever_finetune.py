@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
@@ -12,6 +11,7 @@ from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.trainer import Trainer
 
@@ -42,7 +42,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
         DataError, CheckpointError: an input cannot be used.
     """
     start = config.starting_point()
-    tokenizer = WordPieceTokenizer(_vocab_file(config, start), config.lower_case)
+    tokenizer = _vocabulary(config, start)
     dataset = DprDataset(config.data, config.text_format, tokenizer, config.training.seed)
     held_out = None
     if config.valid_data:
@@ -60,17 +60,16 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     )
 
 
-def _vocab_file(config: RetrieverFinetuneConfig, start: StartingPoint | None) -> Path:
+def _vocabulary(config: RetrieverFinetuneConfig, start: StartingPoint | None) -> Vocabulary:
     """The starting point's vocabulary, or the one that `--vocab-file` names; both only if they are the same."""
-    if config.vocab_file is None:
-        if start is None:
+    given = None if config.vocab_file is None else WordPieceTokenizer(config.vocab_file, config.lower_case)
+    if start is None:
+        if given is None:
             raise ConfigError(
                 "nothing to start from: give --pretrained-checkpoint, or --vocab-file to train from random weights."
             )
-        return start.vocab_file
-    path = Path(config.vocab_file)
-    if start is not None:
-        given, saved = (WordPieceTokenizer(p, config.lower_case).fingerprint for p in (path, start.vocab_file))
-        if given != saved:
-            raise ConfigError(f"--vocab-file {path} is not the vocabulary of the checkpoint {start.folder}.")
-    return path
+        return given
+    saved = start.vocabulary(lower_case=config.lower_case)
+    if given is not None and given.fingerprint != saved.fingerprint:
+        raise ConfigError(f"--vocab-file {config.vocab_file} is not the vocabulary of the checkpoint {start.folder}.")
+    return saved

@@ -10,12 +10,10 @@ from megatron_retrieval.checkpoint.kinds.t5 import (
     KIND,
     T5Description,
     describe_t5,
-    sentencepiece_asset,
     t5_checkpoint_config,
 )
 from megatron_retrieval.checkpoint.store.reader import load_weights
 from megatron_retrieval.data.examples.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
-from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
@@ -54,7 +52,7 @@ class T5PretrainingConfig:
         start = self.starting_point()
         if start is not None:
             return dataclasses.replace(self, model=start.config)
-        vocab_size = CorpusStore(self.data.blocks.data_path).sentencepiece.vocab_size
+        vocab_size = open_corpus(self.data.blocks.data_path, None, "SentencePiece").vocabulary.vocab_size
         return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
 
 
@@ -68,8 +66,8 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
     """
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed, shape = training.seed, config.model
-    corpus = open_corpus(blocks.data_path, start)
-    tokenizer = corpus.sentencepiece
+    corpus = open_corpus(blocks.data_path, start, "SentencePiece")
+    tokenizer = corpus.vocabulary
     if shape.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"--vocab-size {shape.vocab_size} is less than the {tokenizer.vocab_size} entries of the vocabulary of "
@@ -83,7 +81,7 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
     saved = SavedModel(
         KIND,
         t5_checkpoint_config(shape),
-        sentencepiece_asset(tokenizer.model_file),
+        tokenizer.assets(),
         {"number of sequences": len(examples), "corpus": corpus.fingerprint},
     )
     run = TrainingRun(training, topology, model, saved)

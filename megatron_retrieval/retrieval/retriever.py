@@ -14,7 +14,7 @@ from megatron_retrieval.index.api import SearchIndex
 from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import Encode, encode_sequences, require_evaluation_mode
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.search import SearchResult
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -36,9 +36,7 @@ class Retriever:
         return self.index.search(query_vectors.detach(), k, exclude_rows)
 
 
-def tokenize_questions(
-    questions: Sequence[str], tokenizer: WordPieceTokenizer, text_format: TextFormatConfig
-) -> TokenBatch:
+def tokenize_questions(questions: Sequence[str], tokenizer: Vocabulary, text_format: TextFormatConfig) -> TokenBatch:
     """Questions laid out as in training."""
     ids = Ragged.from_sequences(tokenizer.encode(questions), np.int64)
     return format_questions(ids, tokenizer.special, text_format.query_seq_length)
@@ -46,7 +44,7 @@ def tokenize_questions(
 
 def encode_questions(
     questions: Sequence[str],
-    tokenizer: WordPieceTokenizer,
+    tokenizer: Vocabulary,
     text_format: TextFormatConfig,
     encode: Encode,
     *,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -144,8 +143,8 @@ def build(
     step = ShrinkingStep(model, topology, config.step_seconds)
     saved = SavedModel(
         KIND,
-        checkpoint_config(model.config, TEXT_FORMAT, evidence.tokenizer.lower_case),
-        {VOCAB_NAME: evidence.tokenizer.vocab_file.read_bytes()},
+        checkpoint_config(model.config, TEXT_FORMAT, lower_case=True),
+        evidence.vocabulary.assets(),
         {},
     )
     settings = {

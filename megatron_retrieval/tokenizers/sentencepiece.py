@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
 from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.utils.files import open_binary
 
 NUM_SENTINELS = 100
+#: what the model puts in the place of spaces
+SPACE = "\u2581"
 #: where T5 has them
 SPECIAL_IDS = {"pad": 0, "eos": 1, "unk": 2}
 
 
 class SentencePieceTokenizer:
-    """SentencePiece over a `spiece.model`, and behind its pieces the sentinels <extra_id_99> to <extra_id_0>.
-
-    The words "</s>", "<extra_id_0>" and so on inside a text are text: no document can forge a sequence's end or gaps.
+    """A `Vocabulary`: SentencePiece over a `spiece.model`, and behind its pieces the sentinels <extra_id_99> to
+    <extra_id_0>.
 
     Args:
         model_file: a SentencePiece model with T5's special tokens.
@@ -28,26 +34,37 @@ class SentencePieceTokenizer:
         DataError: the file is no such model.
     """
 
-    pad_id, eos_id, unk_id = SPECIAL_IDS.values()
-    #: what texts begin (with nothing) and end with
-    begin_id, end_id = None, eos_id
+    kind = "SentencePiece"
+    is_reversible = True
+    special = SpecialIds(begin=None, end=SPECIAL_IDS["eos"], pad=SPECIAL_IDS["pad"])
 
     def __init__(self, model_file: str | Path) -> None:
-        self.model_file = Path(model_file)
-        with open_binary(self.model_file) as file:
-            content = file.read()
-        self._model = _read_model(self.model_file, content)
-        self.num_pieces = len(self._model)
+        self.path = Path(model_file)
+        with open_binary(self.path) as file:
+            self._content = file.read()
+        self._model = _read_model(self.path, self._content)
+        self._num_pieces = len(self._model)
         #: pieces and sentinels; public models have more rows of word embeddings than that
-        self.vocab_size = self.num_pieces + NUM_SENTINELS
-        #: names the model; equal fingerprints give equal ids
-        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+        self.vocab_size = self._num_pieces + NUM_SENTINELS
+        #: those of <extra_id_0>, <extra_id_1> and so on: they count down from the vocabulary's end
+        self.sentinel_ids = range(self.vocab_size - 1, self._num_pieces - 1, -1)
+        self.fingerprint = hashlib.sha256(self._content).hexdigest()[:16]
 
-    def sentinel_id(self, number: int) -> int:
-        """The id of <extra_id_`number`>, which marks a gap in a text; they count down from the vocabulary's end."""
-        if not 0 <= number < NUM_SENTINELS:
-            raise ValueError(f"sentinel {number}: there are {NUM_SENTINELS}, from 0")
-        return self.vocab_size - 1 - number
+    def assets(self) -> dict[str, bytes]:
+        """See `Vocabulary`."""
+        return {"spiece.model": self._content}
+
+    def settings(self) -> dict[str, Any]:
+        """See `Vocabulary`: nothing, the model knows for itself."""
+        return {}
+
+    def continues_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] which tokens continue the word of the token before them (those without a space in front)."""
+        is_piece = np.zeros(self.vocab_size, np.bool_)
+        pieces = self._model.id_to_piece(list(range(self._num_pieces)))
+        is_piece[: self._num_pieces] = [not piece.startswith(SPACE) for piece in pieces]
+        is_piece[[SPECIAL_IDS["pad"], SPECIAL_IDS["eos"]]] = False
+        return is_piece
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text, without special tokens."""
@@ -57,16 +74,18 @@ class SentencePieceTokenizer:
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The text of every sequence up to its end token; padding, unknowns, sentinels and ids without a piece say
         nothing."""
-        return [self._model.decode(self._pieces(ids)) for ids in sequences]
+        return [self._model.decode(self.until_end(ids)) for ids in sequences]
 
-    def _pieces(self, ids: Sequence[int]) -> list[int]:
-        pieces: list[int] = []
-        for number in map(int, ids):
-            if number == self.eos_id:
-                break
-            if number not in (self.pad_id, self.unk_id) and 0 <= number < self.num_pieces:
-                pieces.append(number)
-        return pieces
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first end token, without padding, unknowns, sentinels and ids without a piece."""
+        before = takewhile(lambda number: number != SPECIAL_IDS["eos"], map(int, ids))
+        return [number for number in before if 0 <= number < self._num_pieces and number not in SPECIAL_IDS.values()]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """For every token of `text`, the (start, stop) of the characters that it stands for; the space before a word
+        is the word's."""
+        offsets: list[tuple[int, int]] = self._model.encode(text, out_type="offset_mapping")["offsets"]
+        return offsets
 
 
 def _read_model(path: Path, content: bytes) -> SentencePieceProcessor:

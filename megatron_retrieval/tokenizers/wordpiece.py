@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +17,15 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.utils.files import read_lines
 
 UNKNOWN_TOKEN = "[UNK]"
 CONTINUATION = "##"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpecialIds:
-    """Ids of the tokens that frame a sequence."""
-
-    cls: int
-    sep: int
-    pad: int
-    mask: int
-
-
 class WordPieceTokenizer:
-    """WordPiece over a `vocab.txt`.
-
-    The words "[SEP]", "[MASK]" and so on inside a text are text: no document can forge the frame of its sequence.
+    """A `Vocabulary`: WordPiece over a `vocab.txt`.
 
     Args:
         vocab_file: one token a line; the id of a token is its line number, from 0.
@@ -46,27 +35,33 @@ class WordPieceTokenizer:
         DataError: the file is no such vocabulary or lacks a special token.
     """
 
+    kind = "WordPiece"
+    #: letter case, accents and the spaces around punctuation are lost
+    is_reversible = False
+    sentinel_ids: tuple[int, ...] = ()
+
     def __init__(self, vocab_file: str | Path, lower_case: bool = True) -> None:
-        vocabulary = _read_vocabulary(Path(vocab_file))
-        self.vocab_file, self.lower_case = Path(vocab_file), lower_case
+        self.path, self._lower_case = Path(vocab_file), lower_case
+        vocabulary = _read_vocabulary(self.path)
+        self._content = self.path.read_bytes()
         self.vocab_size = max(vocabulary.values()) + 1
-        self.cls_id, self.sep_id, self.pad_id, self.mask_id = (
-            vocabulary[f"[{name}]"] for name in ("CLS", "SEP", "PAD", "MASK")
-        )
+        begin, end, pad, mask = (vocabulary[f"[{name}]"] for name in ("CLS", "SEP", "PAD", "MASK"))
+        self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask)
         listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
-        #: names the vocabulary and the casing; equal fingerprints give equal ids
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
-        #: what texts begin and end with
-        self.begin_id, self.end_id = self.cls_id, self.sep_id
         self._vocabulary = vocabulary
         self._tokens = {number: token for token, number in vocabulary.items()}
         self._tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN_TOKEN, max_input_chars_per_word=100))
         self._tokenizer.normalizer = BertNormalizer(lowercase=lower_case)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
 
-    @property
-    def special(self) -> SpecialIds:
-        return SpecialIds(cls=self.cls_id, sep=self.sep_id, pad=self.pad_id, mask=self.mask_id)
+    def assets(self) -> dict[str, bytes]:
+        """See `Vocabulary`."""
+        return {"vocab.txt": self._content}
+
+    def settings(self) -> dict[str, Any]:
+        """See `Vocabulary`."""
+        return {"lower_case": self._lower_case}
 
     def continues_word(self) -> NDArray[np.bool_]:
         """[vocab_size] which tokens continue the word of the token before them (those that begin with ##)."""
@@ -86,8 +81,8 @@ class WordPieceTokenizer:
 
     def until_end(self, ids: Sequence[int]) -> list[int]:
         """The ids before the first [SEP], without padding, [CLS] and [MASK]."""
-        before = takewhile(lambda number: number != self.sep_id, map(int, ids))
-        return [number for number in before if number not in (self.pad_id, self.cls_id, self.mask_id)]
+        before = takewhile(lambda number: number != self.special.end, map(int, ids))
+        return [number for number in before if number not in (self.special.pad, self.special.begin, self.special.mask)]
 
     def _words(self, ids: Sequence[int]) -> str:
         tokens = [self._tokens.get(number, UNKNOWN_TOKEN) for number in ids]

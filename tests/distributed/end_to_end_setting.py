@@ -76,7 +76,7 @@ class Setting:
         self.topology = topology
         self.model = EndToEndModel(retriever, reader, freeze or FreezeConfig(), first_score_weight=0.7)
         self.evidence = EvidenceStore(folder / "evidence")
-        self.tokenizer = self.evidence.tokenizer
+        self.tokenizer = self.evidence.vocabulary
         self.search = PassageSearch(
             TopkConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
         )

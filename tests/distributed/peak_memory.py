@@ -22,7 +22,7 @@ from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 
 NUM_BLOCKS = 8192
@@ -47,7 +47,7 @@ def _corpus(seq_length: int) -> _Corpus:
         Ragged(tokens, np.arange(0, num_tokens + 1, length)),
         np.arange(0, NUM_BLOCKS * SENTENCES_PER_BLOCK + 1, SENTENCES_PER_BLOCK),
         Ragged(np.empty(0, np.uint16), to_offsets(np.zeros(NUM_BLOCKS, np.int64))),
-        SpecialIds(cls=1, sep=2, pad=0, mask=3),
+        SpecialIds(begin=1, end=2, pad=0, mask=3),
     )
 
 

@@ -87,7 +87,7 @@ def _save_berts(topology: ProcessTopology, folder: str) -> State:
 def _start(topology: ProcessTopology, folder: str, name: str, num_layers: int) -> tuple[BertSeq2Seq, State]:
     start = describe_fusion_reader(f"{folder}/{name}", STARTING_KINDS)
     shape = dataclasses.replace(start.config, decoder_num_layers=num_layers)
-    model = start.architecture.build(shape, start.tokenizer(), topology, seed=9)
+    model = start.architecture.build(shape, start.vocabulary(), topology, seed=9)
     start_fusion_reader(start, model, topology)
     return model.eval(), _full(model, topology)
 
@@ -162,12 +162,12 @@ def _save_reader(topology: ProcessTopology, folder: str) -> State:
     start = describe_fusion_reader(f"{folder}/masked-lm", STARTING_KINDS)
     layout = FusionFormatConfig(question_seq_length=6, reader_seq_length=20)
     shape = dataclasses.replace(start.config, decoder_num_layers=1)
-    model = start.architecture.build(shape, start.tokenizer(), topology, seed=9)
+    model = start.architecture.build(shape, start.vocabulary(), topology, seed=9)
     config = start.reader_config(shape, layout)
     save_checkpoint(f"{folder}/reader", model, topology, kind=KIND, config=config, assets=start.assets())
     saved = describe_fusion_reader(f"{folder}/reader")
-    assert (saved.config, saved.layout, saved.tokenizer().lower_case) == (shape, layout, True)
-    loaded = load_fusion_reader(saved, saved.tokenizer(), topology)
+    assert (saved.config, saved.layout, saved.vocabulary().settings()["lower_case"]) == (shape, layout, True)
+    loaded = load_fusion_reader(saved, saved.vocabulary(), topology)
     assert (loaded.start_id, loaded.end_id, loaded.training) == (2, 3, False)
     assert all(torch.equal(value, _full(model, topology)[name]) for name, value in _full(loaded, topology).items())
     return {}

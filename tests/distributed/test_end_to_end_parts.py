@@ -44,7 +44,7 @@ def _setting(topology: ProcessTopology, folder: str, freeze: FreezeConfig | None
 def _save(topology: ProcessTopology, folder: str, output: str) -> dict[str, str]:
     """A checkpoint of a model with a part; its fingerprints."""
     setting = _setting(topology, folder)
-    vocabulary = setting.tokenizer.vocab_file.read_bytes()
+    vocabulary = setting.tokenizer.assets()["vocab.txt"]
     config = checkpoint_config(setting.model.retriever.config, TEXT_FORMAT, lower_case=True)
     parts = {"retriever": ModelPart(KIND, lambda: config, {"vocab.txt": vocabulary})}
     path = save_checkpoint(

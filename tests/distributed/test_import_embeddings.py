@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from megatron_retrieval.applications.embedding_import import MISSING, ImportEmbeddingsConfig, import_embeddings
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, load_encoder_for
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -32,8 +31,8 @@ def _prepare(topology: ProcessTopology, folder: str, evidence_folder: str) -> No
     evidence = EvidenceStore(evidence_folder)
     for seed in (0, 1):
         model = DualEncoder(tiny_dual_encoder_config(), topology, seed=seed)
-        config = checkpoint_config(model.config, TEXT_FORMAT, evidence.tokenizer.lower_case)
-        assets = {VOCAB_NAME: evidence.tokenizer.vocab_file.read_bytes()}
+        config = checkpoint_config(model.config, TEXT_FORMAT, lower_case=True)
+        assets = evidence.vocabulary.assets()
         save_checkpoint(f"{folder}/encoder-{seed}", model, topology, kind=KIND, config=config, assets=assets)
     encoder = load_encoder_for(evidence, Path(folder) / "encoder-0", topology, torch.float32)
     embed_evidence(

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, load_dual_encoder
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
@@ -36,8 +35,8 @@ def _snapshot(versions: IndexVersions, evidence: EvidenceStore, iteration: int, 
         model,
         topology,
         kind=KIND,
-        config=checkpoint_config(model.config, TEXT_FORMAT, evidence.tokenizer.lower_case),
-        assets={VOCAB_NAME: evidence.tokenizer.vocab_file.read_bytes()},
+        config=checkpoint_config(model.config, TEXT_FORMAT, lower_case=True),
+        assets=evidence.vocabulary.assets(),
         iteration=iteration,
     )
     return read_manifest(folder).fingerprint

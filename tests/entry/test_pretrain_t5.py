@@ -66,7 +66,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(corpus: Path, tmp_p
 
 
 BAD_SETTINGS = {
-    "a corpus for BERT": (["--data-path", "{of_bert}"], "for a T5 build it with --tokenizer-model"),
+    "a corpus for BERT": (["--data-path", "{of_bert}"], "build the corpus with --tokenizer-model"),
     "more gaps than names": (["--seq-length", "4096"], "4550 tokens with 227 gaps, and a T5 has names for 100"),
     "fewer word embeddings than entries": (["--vocab-size", "100"], "--vocab-size 100 is less than the 160 entries"),
 }
@@ -82,5 +82,6 @@ def test_bad_settings_end_with_one_sentence(corpus: Path, of_bert: Path, tmp_pat
 @pytest.mark.parametrize("program", ["pretrain_bert.py", "pretrain_ict.py"])
 def test_a_corpus_for_t5s_is_refused_by_programs_for_berts(corpus: Path, tmp_path: Path, program: str) -> None:
     words = (program, *SHAPE, "--data-path", corpus, "--output-dir", tmp_path / "run", "--no-tensorboard")
-    refuse(command(*words), "with a SentencePiece vocabulary, T5's kind; for a BERT build it with --vocab-file")
+    message = "a SentencePiece vocabulary, but a WordPiece vocabulary is needed; build the corpus with --vocab-file"
+    refuse(command(*words), message)
     assert not (tmp_path / "run").exists()

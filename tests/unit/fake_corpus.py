@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 
 Document = tuple[int, list[int]]
 """Length of the title, lengths of the sentences."""
@@ -32,5 +32,5 @@ class FakeCorpus:
             Ragged(np.arange(FIRST_TOKEN, FIRST_TOKEN + offsets[-1]), offsets),
             to_offsets(np.array([len(lengths) for _, lengths in documents], np.int64)),
             Ragged(np.full(titles[-1], TITLE), titles),
-            SpecialIds(cls=CLS, sep=SEP, pad=0, mask=3),
+            SpecialIds(begin=CLS, end=SEP, pad=0, mask=3),
         )

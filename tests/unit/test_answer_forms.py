@@ -34,7 +34,8 @@ def written(tokenizer: WordPieceTokenizer, answer: str, passages: list[Passage] 
     titles, texts = (
         tokenize(tokenizer, [getattr(passage, field) for passage in others + passages]) for field in ("title", "text")
     )
-    ids = [tokenizer.cls_id, *tokenizer.encode([answer])[0], tokenizer.sep_id, tokenizer.pad_id, tokenizer.pad_id]
+    special = tokenizer.special
+    ids = [special.begin, *tokenizer.encode([answer])[0], special.end, special.pad, special.pad]
     return AnswerForms(tokenizer).text(ids, passages, titles, texts, len(others))
 
 

@@ -38,7 +38,7 @@ def _questions(folder: Path, name: str = "train.qa.csv", *, exclude: bool = Fals
     config = AskedDataConfig(
         train_data=(str(folder / name),), asked=AskedQuestionsConfig(), exclude_gold_passages=exclude
     )
-    return AskedQuestions(config, FORMAT, evidence.tokenizer, evidence, seed=seed)
+    return AskedQuestions(config, FORMAT, evidence.vocabulary, evidence, seed=seed)
 
 
 def test_questions_without_an_answer_are_left_out_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +84,7 @@ def test_texts_hold_question_title_and_passage(folder: Path, vocabulary: str) ->
     evidence = EvidenceStore(folder / "evidence")
     words = ["where is the box of key0123456789 stands in room corner title"]
     tokenizer = (
-        evidence.tokenizer
+        evidence.vocabulary
         if vocabulary == "evidence's"
         else SentencePieceTokenizer(write_sentencepiece(folder / "spiece.model", words * 20, model_type="char"))
     )
@@ -110,4 +110,4 @@ def test_texts_hold_question_title_and_passage(folder: Path, vocabulary: str) ->
     assert read(6) == "where box"
     labels = texts.labels(["room", "in the corner of the room"])
     assert (labels >= 0).sum(1).tolist() == [len(tokenizer.encode(["room"])[0][:3]) + 1, 4]
-    assert torch.equal(labels[1, -1], torch.tensor(tokenizer.end_id))
+    assert torch.equal(labels[1, -1], torch.tensor(tokenizer.special.end))

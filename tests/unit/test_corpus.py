@@ -37,13 +37,13 @@ def test_sentences_of_documents_come_back(folder: Path) -> None:
     assert store.documents[0] == 0
     for (title, paragraphs), (first, end), row in zip(kept, pairwise(store.documents), range(len(store)), strict=True):
         sentences = [sentence for paragraph in paragraphs for sentence in split_sentences(paragraph, "en")]
-        assert [store.sentences[i].tolist() for i in range(first, end)] == store.tokenizer.encode(sentences)
-        assert store.titles[row].tolist() == store.tokenizer.encode([title])[0]
+        assert [store.sentences[i].tolist() for i in range(first, end)] == store.vocabulary.encode(sentences)
+        assert store.titles[row].tolist() == store.vocabulary.encode([title])[0]
     assert store.num_sentences == len(store.sentences)
     assert store.num_tokens == len(store.sentences.values)
     assert store.sentences.lengths.min() > 0
     assert np.diff(store.documents).min() > 0
-    assert store.special == store.tokenizer.special
+    assert store.special == store.vocabulary.special
 
 
 def test_counts_are_told(source: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ def _dataset(tmp_path: Path, tokenizer: WordPieceTokenizer, records: list[Any], 
 
 
 def _texts(tokenizer: WordPieceTokenizer, batch: TokenBatch) -> list[str]:
-    pieces = tokenizer.vocab_file.read_text().split("\n")
+    pieces = tokenizer.path.read_text().split("\n")
     return [
         " ".join(pieces[token] for token in ids[:length]) for ids, length in zip(batch.ids, batch.lengths, strict=True)
     ]

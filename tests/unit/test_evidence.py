@@ -69,7 +69,7 @@ def test_tokens_are_those_of_the_text(folder: Path, passage_format: PassageForma
     store = EvidenceStore(folder)
     rows = [7, 60, 7, 10]
     titles, texts = (
-        tokenize(store.tokenizer, [getattr(PASSAGES[row], name) for row in rows]) for name in ("title", "text")
+        tokenize(store.vocabulary, [getattr(PASSAGES[row], name) for row in rows]) for name in ("title", "text")
     )
     expected = format_passages(titles, texts, store.special, seq_length=seq_length, passage_format=passage_format)
     batch = store.tokens(rows, seq_length, passage_format)
@@ -183,7 +183,7 @@ def test_other_vocabulary_in_the_folder(folder: Path, tmp_path: Path) -> None:
     vocabulary = tmp_path / "evidence" / "vocab.txt"
     vocabulary.write_bytes(vocabulary.read_bytes().replace(b"river", b"rivet"))
     with pytest.raises(DataError, match="not the vocabulary"):
-        _ = EvidenceStore(tmp_path / "evidence").tokenizer
+        _ = EvidenceStore(tmp_path / "evidence").vocabulary
 
 
 @pytest.mark.parametrize("block_rows", [16, 1 << 20])

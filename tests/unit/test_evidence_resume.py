@@ -104,7 +104,7 @@ def test_killed_builder_continues(
     _assert_whole(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["sort_id_table", "copyfile", "write_manifest", "publish", "discard"])
+@pytest.mark.parametrize("place", ["sort_id_table", "write_vocabulary", "write_manifest", "publish", "discard"])
 def test_killed_at_the_end(
     tmp_path: Path, config: EvidenceBuilderConfig, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -113,7 +113,7 @@ def test_killed_at_the_end(
     def kill(*_: object) -> None:
         raise _Killed
 
-    owner = {"copyfile": evidence_builder.shutil, "publish": PartialFolder, "discard": PartialFolder}
+    owner = {"publish": PartialFolder, "discard": PartialFolder}
     with monkeypatch.context() as patch:
         patch.setattr(owner.get(place, evidence_builder), place, kill)
         with pytest.raises(_Killed):

@@ -35,7 +35,7 @@ def tokenizer(tmp_path: Path) -> WordPieceTokenizer:
 def dataset(
     tokenizer: WordPieceTokenizer, records: list[dict[str, Any]], layout: ExtractiveFormatConfig = LAYOUT, **config: Any
 ) -> ExtractiveDataset:
-    path = tokenizer.vocab_file.parent / "data.json"
+    path = tokenizer.path.parent / "data.json"
     path.write_text(json.dumps(records))
     data = ReaderTrainingDataConfig(train_data=(str(path),))
     draw = ExtractiveDataConfig(**{"num_train_passages": 3, **config})
@@ -47,7 +47,7 @@ def record(question: str, answers: list[str], *texts: str) -> dict[str, Any]:
 
 
 def rows(batch: ExtractiveBatch, tokenizer: WordPieceTokenizer) -> list[str]:
-    words = tokenizer.vocab_file.read_text().split()
+    words = tokenizer.path.read_text().split()
     tokens = batch.passages.tokens
     return [
         " ".join(words[i] for i in ids[:length])

@@ -56,14 +56,14 @@ def test_passages_equal_hugging_face(vocab_file: Path, passage_format: PassageFo
     batch = format_passages(titles, texts, tokenizer.special, seq_length=seq_length, passage_format=passage_format)
     assert _rows(batch) == expected
     padding = np.arange(batch.ids.shape[1]) >= batch.lengths.numpy()[:, None]
-    assert (batch.ids.numpy()[padding] == tokenizer.pad_id).all()
+    assert (batch.ids.numpy()[padding] == tokenizer.special.pad).all()
 
 
 @pytest.mark.parametrize("seq_length", [3, 4, 5, 6, 7])
 def test_long_titles_keep_the_frame(vocab_file: Path, seq_length: int) -> None:
     tokenizer = WordPieceTokenizer(vocab_file)
     title, text = tokenizer.encode(["city in a", "river"])
-    whole = [tokenizer.cls_id, *title, tokenizer.sep_id, *text]
+    whole = [tokenizer.special.begin, *title, tokenizer.special.end, *text]
     batch = format_passages(
         Ragged.from_sequences([title], np.uint16),
         Ragged.from_sequences([text], np.uint16),
@@ -71,7 +71,7 @@ def test_long_titles_keep_the_frame(vocab_file: Path, seq_length: int) -> None:
         seq_length=seq_length,
         passage_format="title-sep-text",
     )
-    assert _rows(batch) == [[*whole[: seq_length - 1], tokenizer.sep_id]]
+    assert _rows(batch) == [[*whole[: seq_length - 1], tokenizer.special.end]]
 
 
 @pytest.mark.parametrize("seq_length", [64, 4])

@@ -49,7 +49,7 @@ def dataset(
     layout: FusionFormatConfig = LAYOUT,
     **reading: Any,
 ) -> FusionDataset:
-    path = tokenizer.model_file.parent / "data.json"
+    path = tokenizer.path.parent / "data.json"
     path.write_text(json.dumps(records))
     data = ReaderTrainingDataConfig(
         train_data=(str(path),), reading=PassagesToReadConfig(**{"num_passages": 2, **reading})
@@ -63,14 +63,14 @@ def texts(batch: FusionBatch, tokenizer: SentencePieceTokenizer) -> list[list[st
     rows: list[list[str]] = [[] for _ in batch.is_real]
     for place in batch.is_real.flatten().nonzero()[:, 0].tolist():
         ids = batch.texts.ids[place, : batch.texts.lengths[place]].tolist()
-        assert ids.index(tokenizer.eos_id) == len(ids) - 1
+        assert ids.index(tokenizer.special.end) == len(ids) - 1
         rows[place // batch.is_real.size(1)].append(tokenizer.decode([ids])[0])
     return rows
 
 
 def answers(batch: FusionBatch, tokenizer: SentencePieceTokenizer) -> list[str]:
     ids = [[number for number in row if number >= 0] for row in batch.labels.tolist()]
-    assert all(row[-1] == tokenizer.eos_id for row in ids if row)
+    assert all(row[-1] == tokenizer.special.end for row in ids if row)
     return tokenizer.decode(ids)
 
 

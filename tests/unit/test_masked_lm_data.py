@@ -17,7 +17,7 @@ from megatron_retrieval.testing.tiny import write_tiny_corpus
 from megatron_retrieval.tokenizers.wordpiece import SpecialIds, WordPieceTokenizer
 from megatron_retrieval.types.pretraining import MaskedBatch
 
-SPECIAL = SpecialIds(cls=1, sep=2, pad=0, mask=3)
+SPECIAL = SpecialIds(begin=1, end=2, pad=0, mask=3)
 VOCAB_SIZE = 1000
 
 
@@ -30,7 +30,7 @@ def masked(ids: np.ndarray, masker: TokenMasker, number: int = 0) -> tuple[np.nd
 def sequence(length: int) -> np.ndarray:
     """[CLS] title [SEP] text [SEP] of `length` tokens, none of them special but those."""
     ids = np.random.default_rng(length).integers(10, VOCAB_SIZE, length)
-    ids[[0, length // 3, -1]] = SPECIAL.cls, SPECIAL.sep, SPECIAL.sep
+    ids[[0, length // 3, -1]] = SPECIAL.begin, SPECIAL.end, SPECIAL.end
     return ids
 
 
@@ -40,7 +40,7 @@ def test_the_share_is_predicted_and_no_special_token(length: int) -> None:
     hidden, labels = masked(ids, TokenMasker(0.15, SPECIAL, VOCAB_SIZE))
     predicted = labels != NOT_PREDICTED
     assert predicted.sum() == max(1, round(0.15 * (length - 3)))
-    assert not predicted[np.isin(ids, [SPECIAL.cls, SPECIAL.sep])].any()
+    assert not predicted[np.isin(ids, [SPECIAL.begin, SPECIAL.end])].any()
     assert (labels[predicted] == ids[predicted]).all()
     assert (hidden[~predicted] == ids[~predicted]).all()
 
@@ -68,8 +68,8 @@ def test_whole_words_are_hidden_whole() -> None:
         _, labels = masked(ids, masker, number)
         predicted = labels != NOT_PREDICTED
         num_predicted.append(predicted.sum())
-        starts = ~continues[ids] | np.isin(np.roll(ids, 1), [SPECIAL.cls, SPECIAL.sep])
-        starts |= np.isin(ids, [SPECIAL.cls, SPECIAL.sep])
+        starts = ~continues[ids] | np.isin(np.roll(ids, 1), [SPECIAL.begin, SPECIAL.end])
+        starts |= np.isin(ids, [SPECIAL.begin, SPECIAL.end])
         for word in np.split(np.arange(len(ids)), np.flatnonzero(starts)[1:]):
             assert predicted[word].all() or not predicted[word].any()
     wanted = round(0.15 * 297)
@@ -78,7 +78,7 @@ def test_whole_words_are_hidden_whole() -> None:
 
 
 def test_nothing_to_predict_in_an_empty_frame() -> None:
-    _, labels = masked(np.array([SPECIAL.cls, SPECIAL.sep]), TokenMasker(0.15, SPECIAL, VOCAB_SIZE))
+    _, labels = masked(np.array([SPECIAL.begin, SPECIAL.end]), TokenMasker(0.15, SPECIAL, VOCAB_SIZE))
     assert (labels == NOT_PREDICTED).all()
 
 
@@ -127,7 +127,7 @@ def test_sequences_do_not_depend_on_ranks_or_restarts(corpus: CorpusStore, num_s
     indices = np.random.default_rng(1).permutation(40)[:num_sequences].tolist()
     single = rows(dataset(corpus).batch(indices, 2, 24))
     assert len(single) == num_sequences
-    filler = ([corpus.special.cls, corpus.special.sep], [NOT_PREDICTED] * 2)
+    filler = ([corpus.special.begin, corpus.special.end], [NOT_PREDICTED] * 2)
     for num_ranks in (2, 4):
         anew = dataset(corpus)
         shares = [rows(anew.batch(indices, 2, 24, rank, num_ranks)) for rank in range(num_ranks)]
@@ -149,10 +149,10 @@ def test_epochs_hide_other_tokens_of_the_same_text(corpus: CorpusStore) -> None:
 
 def test_a_sequence_is_title_and_sentences(corpus: CorpusStore) -> None:
     special, title, sentence = corpus.special, corpus.titles[0].tolist(), corpus.sentences[0].tolist()
-    start = [special.cls, *title, special.sep, *sentence]
+    start = [special.begin, *title, special.end, *sentence]
     assert original(rows(dataset(corpus).batch([0], 0, 0))[0])[: len(start)] == start
     untitled = original(rows(dataset(corpus, use_titles=False).batch([0], 0, 0))[0])
-    assert untitled[: 1 + len(sentence)] == [special.cls, *sentence]
+    assert untitled[: 1 + len(sentence)] == [special.begin, *sentence]
 
 
 def test_held_out_documents_are_not_trained_on(corpus: CorpusStore) -> None:

@@ -10,7 +10,8 @@ from transformers import T5Tokenizer
 
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
-from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.sentencepiece import SPECIAL_IDS, SentencePieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", ROOT / ".." / "shared" / "data"))
@@ -39,9 +40,9 @@ def _compare(model_file: Path, texts: list[str]) -> SentencePieceTokenizer:
         assert text == theirs.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert ours.vocab_size == len(theirs)
     names = [f"<extra_id_{number}>" for number in (0, 1, 99)]
-    assert [ours.sentinel_id(number) for number in (0, 1, 99)] == theirs.convert_tokens_to_ids(names)
-    special = (theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id)
-    assert (ours.pad_id, ours.eos_id, ours.unk_id) == special
+    assert [ours.sentinel_ids[number] for number in (0, 1, 99)] == theirs.convert_tokens_to_ids(names)
+    assert ours.special == SpecialIds(begin=None, end=theirs.eos_token_id, pad=theirs.pad_token_id)
+    assert (SPECIAL_IDS["unk"], len(ours.sentinel_ids)) == (theirs.unk_token_id, 100)
     return ours
 
 
@@ -53,16 +54,27 @@ def test_ids_equal_hugging_face(model_file: Path) -> None:
 def test_decoding_ends_at_the_end_token_and_skips_what_is_no_text(model_file: Path) -> None:
     tokenizer = SentencePieceTokenizer(model_file)
     (ids,) = tokenizer.encode(["the capital"])
-    noise = [tokenizer.pad_id, tokenizer.sentinel_id(3), tokenizer.vocab_size + 20]
-    assert tokenizer.decode([[*noise, *ids, tokenizer.eos_id, *ids], []]) == ["the capital", ""]
+    noise = [tokenizer.special.pad, tokenizer.sentinel_ids[3], tokenizer.vocab_size + 20]
+    assert tokenizer.decode([[*noise, *ids, tokenizer.special.end, *ids], []]) == ["the capital", ""]
 
 
 def test_text_cannot_forge_special_tokens(model_file: Path) -> None:
     tokenizer = SentencePieceTokenizer(model_file)
     (ids,) = tokenizer.encode(["</s> <pad> <extra_id_0>"])
-    assert not {tokenizer.eos_id, tokenizer.pad_id, tokenizer.sentinel_id(0)} & set(ids)
-    with pytest.raises(ValueError, match="sentinel 100"):
-        tokenizer.sentinel_id(100)
+    assert not {tokenizer.special.end, tokenizer.special.pad, tokenizer.sentinel_ids[0]} & set(ids)
+
+
+def test_words_and_characters_of_tokens(model_file: Path) -> None:
+    tokenizer = SentencePieceTokenizer(model_file)
+    text = "the capital \U0001f642 of Paris, e\u0301"
+    (ids,) = tokenizer.encode([text])
+    offsets = tokenizer.offsets(text)
+    assert [stop for _, stop in offsets[:-1]] == [start for start, _ in offsets[1:]]
+    assert (offsets[0][0], offsets[-1][1], len(offsets)) == (0, len(text), len(ids))
+    continues = tokenizer.continues_word()[ids]
+    words = [text[start:stop] for (start, stop), inside in zip(offsets, continues, strict=True) if not inside]
+    assert continues.shape == (len(ids),)
+    assert [word for word in words if word.startswith(" ")] == words[1:]
 
 
 def test_fingerprint_names_the_model(model_file: Path, tmp_path: Path) -> None:

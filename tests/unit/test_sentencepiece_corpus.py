@@ -39,22 +39,24 @@ def test_sentences_of_documents_come_back(folder: Path) -> None:
         assert store.titles[row].tolist() == title
         assert end - first == 6
         assert [number for i in range(first, end) for number in store.sentences[i].tolist()] == text
-    assert store.sentencepiece.fingerprint == tokenizer.fingerprint
+    assert store.vocabulary.fingerprint == tokenizer.fingerprint
     assert json.loads((folder / "manifest.json").read_text())["tokenizer"]["kind"] == "SentencePiece"
 
 
 def test_neither_kind_passes_for_the_other(folder: Path, of_bert: Path) -> None:
     t5, bert = CorpusStore(folder), CorpusStore(of_bert)
-    for use in (lambda: t5.tokenizer, lambda: t5.special):
-        with pytest.raises(MismatchError, match=r"with a SentencePiece vocabulary, T5's .* build it with --vocab-file"):
-            use()
-    with pytest.raises(MismatchError, match=r"with a WordPiece vocabulary, BERT's .* build it with --tokenizer-model"):
-        _ = bert.sentencepiece
+    wrong = r"with a SentencePiece vocabulary, but a WordPiece .* build the corpus with --vocab-file"
+    with pytest.raises(MismatchError, match=wrong):
+        t5.require_kind("WordPiece")
+    wrong = r"with a WordPiece vocabulary, but a SentencePiece .* build the corpus with --tokenizer-model"
+    with pytest.raises(MismatchError, match=wrong):
+        bert.require_kind("SentencePiece")
+    t5.require_kind("SentencePiece")
     with pytest.raises(MismatchError, match=r"build the corpus with --tokenizer-model \S+spiece.model"):
-        bert.require_vocabulary(t5.sentencepiece, "the checkpoint")
+        bert.require_vocabulary(t5.vocabulary, "the checkpoint")
     with pytest.raises(MismatchError, match=r"build the corpus with --vocab-file \S+vocab.txt"):
-        t5.require_vocabulary(bert.tokenizer, "the checkpoint")
-    t5.require_vocabulary(t5.sentencepiece, "the checkpoint")
+        t5.require_vocabulary(bert.vocabulary, "the checkpoint")
+    t5.require_vocabulary(t5.vocabulary, "the checkpoint")
 
 
 def test_a_manifest_from_before_there_were_two_kinds(of_bert: Path, tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_manifest_from_before_there_were_two_kinds(of_bert: Path, tmp_path: Pa
     manifest = json.loads(path.read_text())
     assert manifest["tokenizer"].pop("kind") == "WordPiece"
     path.write_text(json.dumps(manifest))
-    assert CorpusStore(tmp_path / "corpus").tokenizer.fingerprint == CorpusStore(of_bert).tokenizer.fingerprint
+    assert CorpusStore(tmp_path / "corpus").vocabulary.fingerprint == CorpusStore(of_bert).vocabulary.fingerprint
 
 
 @pytest.mark.parametrize("given", [{}, {"vocab_file": "vocab.txt", "tokenizer_model": "spiece.model"}])
@@ -95,7 +97,7 @@ def test_another_model_in_the_folder(
         entries["file_bytes"]["spiece.model"] = (tmp_path / "corpus" / "spiece.model").stat().st_size
         manifest.write_text(json.dumps(entries))
     with pytest.raises(DataError, match=message):
-        _ = CorpusStore(tmp_path / "corpus").sentencepiece
+        _ = CorpusStore(tmp_path / "corpus").vocabulary
 
 
 def test_no_model_of_a_t5_is_refused(tmp_path: Path) -> None:

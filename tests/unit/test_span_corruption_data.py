@@ -163,9 +163,9 @@ def pairs(batch: CorruptedBatch) -> list[Pair]:
 
 def original(corpus: CorpusStore, pair: Pair) -> list[int]:
     """The text before spans were taken out; both sides end with their end tokens."""
-    tokenizer = corpus.sentencepiece
-    assert [side[-1] for side in pair] == [tokenizer.eos_id] * 2
-    return filled(pair[0][:-1], pair[1][:-1], {tokenizer.sentinel_id(number) for number in range(100)})
+    tokenizer = corpus.vocabulary
+    assert [side[-1] for side in pair] == [tokenizer.special.end] * 2
+    return filled(pair[0][:-1], pair[1][:-1], set(tokenizer.sentinel_ids))
 
 
 @pytest.mark.parametrize("num_texts", [12, 7, 1])
@@ -179,7 +179,7 @@ def test_texts_do_not_depend_on_ranks_or_restarts(corpus: CorpusStore, num_texts
         assert len({len(share) for share in shares}) == 1
         together = [pair for share in shares for pair in share]
         assert together[:num_texts] == single
-        assert all(pair == ([corpus.sentencepiece.eos_id], []) for pair in together[num_texts:])
+        assert all(pair == ([corpus.vocabulary.special.end], []) for pair in together[num_texts:])
 
 
 def test_epochs_take_other_spans_out_of_the_same_text(corpus: CorpusStore) -> None:
@@ -242,5 +242,5 @@ def test_a_text_of_one_token_is_left_out(corpus: CorpusStore, tmp_path: Path) ->
 def test_no_text_and_the_wrong_text_are_explained(corpus: CorpusStore, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no text to train on"):
         dataset(corpus, np.empty(0, np.int64))
-    with pytest.raises(MismatchError, match="for a T5 build it with --tokenizer-model"):
+    with pytest.raises(MismatchError, match="build the corpus with --tokenizer-model"):
         dataset(CorpusStore(write_tiny_corpus(tmp_path, num_documents=1)))

@@ -29,7 +29,7 @@ def test_ids_equal_hugging_face(vocab_file: Path, lower_case: bool) -> None:
     assert tokenizer.encode(TEXTS) == [reference.encode(text, add_special_tokens=False) for text in TEXTS]
     assert tokenizer.vocab_size == reference.vocab_size
     special = tokenizer.special
-    assert (special.pad, special.cls, special.sep, special.mask) == (0, 2, 3, 4)
+    assert (special.pad, special.begin, special.end, special.mask) == (0, 2, 3, 4)
 
 
 def test_text_cannot_forge_special_tokens(vocab_file: Path) -> None:
@@ -69,6 +69,6 @@ def test_words_of_ids(vocab_file: Path) -> None:
     tokenizer = WordPieceTokenizer(vocab_file)
     special = tokenizer.special
     (ids,) = tokenizer.encode(["unbelievable Café, xyz 北."])
-    framed = [special.cls, *ids, special.mask, 10_000, special.sep, ids[0], special.pad]
+    framed = [special.begin, *ids, special.mask, 10_000, special.end, ids[0], special.pad]
     assert tokenizer.decode([framed, [], ids[1:3]]) == ["unbelievable cafe , 北 .", "", "believable"]
     assert tokenizer.until_end(framed) == [*ids, 10_000]

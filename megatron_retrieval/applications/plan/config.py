@@ -196,6 +196,6 @@ class PlanConfig(Checked):
         if self.load is None:
             return self
         found = describe_dual_encoder(self.load)
-        vocab_file = self.rates.vocab_file or found.vocab_file
+        vocab_file = self.rates.vocab_file or found.vocabulary().path
         rates = replace(self.rates, vocab_file=vocab_file, lower_case=found.lower_case)
         return replace(self, encoder=found.config, text_format=found.text_format, rates=rates)

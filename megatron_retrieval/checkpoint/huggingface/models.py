@@ -64,7 +64,7 @@ def write_model(name: ForeignFormat, path: Path, output: Path) -> None:
         return
     checkpoint = describe_starting_point(path)
     weights = _full_weights(checkpoint)
-    vocabulary = tuple(line.rstrip("\r\n") for line in read_lines(checkpoint.vocab_file))
+    vocabulary = tuple(line.rstrip("\r\n") for line in read_lines(checkpoint.vocabulary().path))
     lower_case = checkpoint.lower_case
     if checkpoint.dual_encoder is not None and checkpoint.text_format is not None:
         if name == "hf-bert-mlm":

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, read_manifest, resolve_checkpoint
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 VOCAB_NAME = "vocab.txt"
 LOWER_CASE_KEY = "lower-case"
@@ -39,20 +41,32 @@ class ModelDescription:
         """Names the model: the same weights, shape and vocabulary give the same one at any layout of ranks."""
         return self.manifest.fingerprint
 
+    def open_vocabulary(self, kind: str, **settings: Any) -> Vocabulary:
+        """The vocabulary that the model was trained with, of a kind of `VOCABULARIES`.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        saved = {key.replace("-", "_"): value for key, value in self.manifest.config.items()}
+        return VOCABULARIES[kind].open(self.folder / VOCABULARIES[kind].file_name, {**saved, **settings})
+
 
 @dataclass(frozen=True)
 class CheckpointDescription(ModelDescription):
     """All of a checkpoint with a WordPiece vocabulary but its weights."""
 
     @property
-    def vocab_file(self) -> Path:
-        """The WordPiece vocabulary that the model was trained with."""
-        return self.folder / VOCAB_NAME
-
-    @property
     def lower_case(self) -> bool:
         """Whether the vocabulary expects lower-cased text."""
         return bool(self.manifest.config[LOWER_CASE_KEY])
+
+    def vocabulary(self, **settings: Any) -> Vocabulary:
+        """Open the vocabulary that the model was trained with.
+
+        Args:
+            settings: in the place of saved ones.
+        """
+        return self.open_vocabulary("WordPiece", **settings)
 
 
 def open_checkpoint(path: str | Path, kinds: Collection[str]) -> CheckpointDescription:

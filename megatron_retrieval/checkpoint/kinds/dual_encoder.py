@@ -22,7 +22,6 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 KIND = "dual-encoder"
 
@@ -73,8 +72,7 @@ def load_encoder_for(
         MismatchError: the evidence was tokenized with another vocabulary than the checkpoint's.
     """
     encoder = load_dual_encoder(checkpoint, topology, dtype)
-    vocabulary = WordPieceTokenizer(encoder.description.vocab_file, encoder.description.lower_case)
-    evidence.require_vocabulary(vocabulary, f"the checkpoint {checkpoint}")
+    evidence.require_vocabulary(encoder.description.vocabulary(), f"the checkpoint {checkpoint}")
     return encoder
 
 

@@ -17,7 +17,6 @@ from megatron_retrieval.checkpoint.kinds.architectures import (
     KEY,
     Architecture,
     ReaderModel,
-    ReaderTokenizer,
     Shape,
     saved_architecture,
 )
@@ -36,6 +35,7 @@ from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 KIND = "fusion-reader"
 #: what reads as it is
@@ -59,9 +59,9 @@ class FusionReaderDescription(ModelDescription):
     layout: FusionFormatConfig | None = None
     passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
 
-    def tokenizer(self) -> ReaderTokenizer:
+    def vocabulary(self) -> Vocabulary:
         """Open its vocabulary."""
-        return self.architecture.open_tokenizer(self)
+        return self.open_vocabulary(self.architecture.vocabulary)
 
     def assets(self) -> dict[str, bytes]:
         """The files that a reader's checkpoint keeps of its vocabulary."""
@@ -104,7 +104,7 @@ def describe_fusion_reader(path: str | Path, kinds: Collection[str] = (KIND,)) -
 
 def load_fusion_reader(
     description: FusionReaderDescription,
-    tokenizer: ReaderTokenizer,
+    tokenizer: Vocabulary,
     topology: ProcessTopology,
     dtype: torch.dtype = torch.float32,
 ) -> ReaderModel:

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_retrieval.checkpoint.kinds.description import ModelDescription, open_model, saved_settings
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 KIND = "t5"
 SENTENCEPIECE_NAME = "spiece.model"
@@ -20,10 +21,9 @@ class T5Description(ModelDescription):
 
     config: T5Config
 
-    @property
-    def sentencepiece_file(self) -> Path:
-        """The SentencePiece model that the T5 was trained with."""
-        return self.folder / SENTENCEPIECE_NAME
+    def vocabulary(self) -> Vocabulary:
+        """Open the vocabulary that the T5 was trained with."""
+        return self.open_vocabulary("SentencePiece")
 
 
 def describe_t5(path: str | Path) -> T5Description:

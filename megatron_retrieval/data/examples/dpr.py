@@ -17,7 +17,7 @@ from megatron_retrieval.data.files.question_files import read_biencoder
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.answer_text import normalized
@@ -72,9 +72,7 @@ class DprDataset:
         DataError: a file is malformed, or no question has a positive passage.
     """
 
-    def __init__(
-        self, config: DprDataConfig, text_format: TextFormatConfig, tokenizer: WordPieceTokenizer, seed: int
-    ) -> None:
+    def __init__(self, config: DprDataConfig, text_format: TextFormatConfig, tokenizer: Vocabulary, seed: int) -> None:
         self._config, self._format, self._special, self._seed = config, text_format, tokenizer.special, seed
         collector = PassageCollector()
         self._examples = _read_examples(config, collector)

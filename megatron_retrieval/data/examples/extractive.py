@@ -15,7 +15,7 @@ from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataCo
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractiveBatch
 from megatron_retrieval.utils.seeds import generator
 
@@ -43,7 +43,7 @@ class ExtractiveDataset:
         data: ReaderTrainingDataConfig,
         config: ExtractiveDataConfig,
         layout: ExtractiveFormatConfig,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         *,
         max_answer_length: int,
         seed: int,

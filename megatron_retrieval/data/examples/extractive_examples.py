@@ -14,7 +14,7 @@ from megatron_retrieval.data.examples.passage_tokens import PassageTokens, Ragge
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import token_dtype, tokenize
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("data")
@@ -57,7 +57,7 @@ class ExampleCollector:
         self,
         config: ExtractiveDataConfig,
         layout: ExtractiveFormatConfig,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         max_answer_length: int,
     ) -> None:
         self._config, self._layout, self._tokenizer = config, layout, tokenizer

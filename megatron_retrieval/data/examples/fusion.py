@@ -19,8 +19,9 @@ from megatron_retrieval.data.files.passage_questions import (
 )
 from megatron_retrieval.data.layouts.fusion import FusionLayout
 from megatron_retrieval.data.layouts.sequences import label_rows
-from megatron_retrieval.data.stores.ragged import Ragged, Rows, Tokenizer, to_offsets, token_dtype
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, token_dtype
 from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.fusion import FusionBatch
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
@@ -50,7 +51,7 @@ class FusionDataset:
         self,
         data: ReaderTrainingDataConfig,
         layout: FusionLayout,
-        tokenizer: Tokenizer,
+        tokenizer: Vocabulary,
         *,
         max_answer_length: int,
         seed: int,
@@ -82,7 +83,7 @@ class FusionDataset:
         )
         return FusionBatch(texts, is_real, label_rows(answers, share.num_slots, self._layout.end_id))
 
-    def _collect(self, data: ReaderTrainingDataConfig, tokenizer: Tokenizer) -> None:
+    def _collect(self, data: ReaderTrainingDataConfig, tokenizer: Vocabulary) -> None:
         dtype, census = token_dtype(tokenizer.vocab_size), QuestionCensus()
         passages = PassageTokens(tokenizer.encode, dtype)
         questions, answers = RaggedBuilder(dtype), RaggedBuilder(dtype)

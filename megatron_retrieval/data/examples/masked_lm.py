@@ -17,7 +17,7 @@ from megatron_retrieval.data.layouts.sequences import with_fillers
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.types.pretraining import MaskedBatch
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import generator
@@ -55,8 +55,9 @@ class TokenMasker:
         vocab_size: int,
         continues_word: NDArray[np.bool_] | None = None,
     ) -> None:
+        assert special.mask is not None, "the vocabulary has no token that hides others"
         self._mask_prob, self._mask_id, self._vocab_size = mask_prob, special.mask, vocab_size
-        self._fixed = np.array([special.cls, special.sep, special.pad])
+        self._fixed = np.array([*special.frame, special.pad])
         self._continues_word = continues_word
 
     def mask(self, ids: Rows, random: np.random.Generator) -> Rows:
@@ -112,9 +113,9 @@ class MaskedLMDataset:
         self._blocks = make_blocks(corpus, documents, self._layout)
         if not len(self._blocks):
             raise DataError(corpus.folder, "there is no text to train on")
-        tokenizer = corpus.tokenizer
-        continues_word = tokenizer.continues_word() if config.whole_word_masking else None
-        self._masker = TokenMasker(config.mask_prob, corpus.special, tokenizer.vocab_size, continues_word)
+        vocabulary = corpus.vocabulary
+        continues_word = vocabulary.continues_word() if config.whole_word_masking else None
+        self._masker = TokenMasker(config.mask_prob, corpus.special, vocabulary.vocab_size, continues_word)
         get_logger("data").info("sequences: %s, of %s documents", f"{len(self):,}", f"{len(documents):,}")
 
     def __len__(self) -> int:

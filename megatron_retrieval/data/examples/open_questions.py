@@ -16,7 +16,7 @@ from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_q
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
@@ -85,7 +85,7 @@ class AskedQuestions:
         self,
         config: AskedDataConfig,
         text_format: TextFormatConfig,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         evidence: EvidenceStore,
         *,
         seed: int,

@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.answer_text import normalized
@@ -30,7 +30,7 @@ class PassageCollector:
         numbers = self._numbers
         return tuple(dict.fromkeys(numbers.setdefault((p.title, p.text), len(numbers)) for p in passages))
 
-    def pool(self, tokenizer: WordPieceTokenizer, text_format: TextFormatConfig) -> PassagePool:
+    def pool(self, tokenizer: Vocabulary, text_format: TextFormatConfig) -> PassagePool:
         titles, texts = zip(*self._numbers, strict=True)
         return PassagePool(titles, texts, tokenizer, text_format)
 
@@ -42,7 +42,7 @@ class PassagePool:
         self,
         titles: Sequence[str],
         texts: Sequence[str],
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         text_format: TextFormatConfig,
     ) -> None:
         self._titles, self._texts, self._format, self._special = titles, texts, text_format, tokenizer.special
@@ -58,7 +58,7 @@ class PassagePool:
         return self._titles[number]
 
     def tokens(self, numbers: Rows) -> TokenBatch:
-        """The passages laid out for the encoder; [CLS] [SEP] for `NO_PASSAGE`."""
+        """The passages laid out for the encoder; an empty sequence for `NO_PASSAGE`."""
         is_filler = numbers == NO_PASSAGE
         rows = np.where(is_filler, len(self), numbers)
         length = self._format.retriever_seq_length
@@ -66,7 +66,7 @@ class PassagePool:
         batch = format_passages(
             titles, texts, self._special, seq_length=length, passage_format=self._format.passage_format
         )
-        batch.lengths.numpy()[is_filler] = 2
+        batch.lengths.numpy()[is_filler] = len(self._special.frame)
         return batch
 
     def _normalized_text(self, number: int) -> str:

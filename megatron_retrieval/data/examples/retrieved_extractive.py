@@ -14,7 +14,7 @@ from megatron_retrieval.data.examples.retrieved_fusion import PassageColumns
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype, tokenize
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.questions import Question
 
@@ -55,7 +55,7 @@ class RetrievedAnswers:
         self,
         evidence: EvidenceStore,
         layout: ExtractiveFormatConfig,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         *,
         max_answer_length: int,
     ) -> None:

@@ -12,8 +12,7 @@ from megatron_retrieval.data.layouts.fusion import FusionLayout
 from megatron_retrieval.data.layouts.sequences import label_rows
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, tokenize
-from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch
 
 
@@ -23,7 +22,7 @@ class PassageColumns:
     Where that is the evidence's own, stored ids are read; else the passages are tokenized.
     """
 
-    def __init__(self, evidence: EvidenceStore, tokenizer: SentencePieceTokenizer | WordPieceTokenizer) -> None:
+    def __init__(self, evidence: EvidenceStore, tokenizer: Vocabulary) -> None:
         self._evidence, self._tokenizer = evidence, tokenizer
         self._is_stored = evidence.vocabulary.fingerprint == tokenizer.fingerprint
 
@@ -47,7 +46,7 @@ class RetrievedTexts:
         self,
         evidence: EvidenceStore,
         layout: FusionLayout,
-        tokenizer: SentencePieceTokenizer | WordPieceTokenizer,
+        tokenizer: Vocabulary,
         *,
         max_answer_length: int,
     ) -> None:

@@ -17,7 +17,7 @@ from megatron_retrieval.data.layouts.sequences import join_segments, label_rows
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
 from megatron_retrieval.errors import ConfigError, DataError
-from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS
+from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS, SentencePieceTokenizer
 from megatron_retrieval.types.pretraining import CorruptedBatch
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import generator
@@ -137,9 +137,10 @@ class SpanCorruptionDataset:
     """
 
     def __init__(self, config: SpanCorruptionDataConfig, corpus: CorpusStore, documents: Rows, seed: int) -> None:
-        self._config, self._corpus, self._seed, self._tokenizer = config, corpus, seed, corpus.sentencepiece
+        corpus.require_kind(SentencePieceTokenizer.kind)
+        self._config, self._corpus, self._seed, self._special = config, corpus, seed, corpus.special
         self._room = BlockRoom(use_titles=config.blocks.use_titles, seq_length=config.text_length)
-        self._sentinels = np.array([self._tokenizer.sentinel_id(number) for number in range(NUM_SENTINELS)])
+        self._sentinels = np.array(corpus.vocabulary.sentinel_ids)
         blocks = make_blocks(corpus, documents, self._room)
         num_text_tokens = corpus.sentences.offsets[blocks.end] - corpus.sentences.offsets[blocks.first]
         has_title = self._room.capacity(corpus, blocks.document) < self._room.seq_length
@@ -164,11 +165,11 @@ class SpanCorruptionDataset:
         with_gaps, targets = corrupt(texts, np.concatenate(is_noise), self._sentinels)
         # fillers are texts without a token
         offsets = np.pad(with_gaps.offsets, (0, share.num_slots - len(texts)), mode="edge")
-        eos_id, pad_id = self._tokenizer.eos_id, self._tokenizer.pad_id
+        end_id, pad_id = self._special.end, self._special.pad
         tokens = join_segments(
-            [Ragged(with_gaps.values, offsets)], self._config.seq_length, end_id=eos_id, pad_id=pad_id
+            [Ragged(with_gaps.values, offsets)], self._config.seq_length, end_id=end_id, pad_id=pad_id
         )
-        return CorruptedBatch(tokens, label_rows(targets, share.num_slots, eos_id))
+        return CorruptedBatch(tokens, label_rows(targets, share.num_slots, end_id))
 
     def _texts(self, blocks: Blocks) -> Ragged:
         """The tokens of titles and blocks."""

@@ -12,7 +12,7 @@ from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.seeds import fractions
 

@@ -11,7 +11,7 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.layouts.sequences import format_question_and_passage
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.types.extractive import ExtractivePassages
 
 

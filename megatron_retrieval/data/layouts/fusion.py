@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from megatron_retrieval.data.layouts.extractive import ReaderLengthsConfig
 from megatron_retrieval.data.layouts.sequences import join_segments
-from megatron_retrieval.data.stores.ragged import Ragged, Tokenizer, token_dtype
+from megatron_retrieval.data.stores.ragged import Ragged, token_dtype
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch
 
 #: tokens of a sequence that prefixes and question must leave to title and text
@@ -29,23 +29,6 @@ class FusionFormatConfig(ReaderLengthsConfig):
     """Stands before the text of a passage."""
 
 
-class FramingTokenizer(Tokenizer, Protocol):
-    """Text to token ids, and what frames a sequence."""
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def begin_id(self) -> int | None:
-        """What every text begins with, where the vocabulary has such a token."""
-        ...
-
-    @property
-    def end_id(self) -> int:
-        """What every text ends with."""
-        ...
-
-
 class FusionLayout:
     """The layout for one vocabulary.
 
@@ -53,11 +36,12 @@ class FusionLayout:
         ConfigError: prefixes and question leave no room for passages.
     """
 
-    def __init__(self, config: FusionFormatConfig, tokenizer: FramingTokenizer) -> None:
-        self.config, self.end_id, self.pad_id = config, tokenizer.end_id, tokenizer.pad_id
+    def __init__(self, config: FusionFormatConfig, tokenizer: Vocabulary) -> None:
+        special = tokenizer.special
+        self.config, self.end_id, self.pad_id = config, special.end, special.pad
         prefixes = tokenizer.encode([config.question_prefix, config.title_prefix, config.passage_prefix])
-        if tokenizer.begin_id is not None:
-            prefixes[0].insert(0, tokenizer.begin_id)
+        if special.begin is not None:
+            prefixes[0].insert(0, special.begin)
         dtype = token_dtype(tokenizer.vocab_size)
         self._prefixes = [np.array(prefix, dtype) for prefix in prefixes]
         needed = sum(map(len, prefixes)) + config.question_seq_length + 1 + MIN_PASSAGE_TOKENS

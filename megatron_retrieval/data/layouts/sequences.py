@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -54,7 +54,7 @@ def format_question_and_passage(
 ) -> ExtractivePassages:
     """[CLS] question [SEP] title [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
     tokens = _frame([questions, titles, texts], special, seq_length, separated=True)
-    passage_starts = np.minimum(questions.lengths + 2, seq_length)
+    passage_starts = np.minimum(len(special.frame) + questions.lengths, seq_length)
     text_starts = np.minimum(passage_starts + titles.lengths + 1, seq_length)
     return ExtractivePassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
 
@@ -85,10 +85,11 @@ def label_rows(sequences: Ragged, num_rows: int, end_id: int) -> Tensor:
 def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> TokenBatch:
     """The batch with rows [CLS] [SEP] added until there are `num_rows`."""
     given, width = batch.ids.shape
-    ids = batch.ids.new_full((num_rows, max(width, 2)), special.pad)
+    length = len(special.frame)
+    ids = batch.ids.new_full((num_rows, max(width, length)), special.pad)
     ids[:given, :width] = batch.ids
-    ids[given:, 0], ids[given:, 1] = special.cls, special.sep
-    return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), 2)]))
+    ids[given:, :length] = ids.new_tensor(special.frame)
+    return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), length)]))
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
@@ -100,23 +101,25 @@ def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
 
 
 def _frame(segments: Sequence[Ragged], special: SpecialIds, seq_length: int, *, separated: bool) -> TokenBatch:
-    """[CLS] segments [SEP], with a further [SEP] between segments where `separated`."""
+    """[CLS] segments [SEP], with a further [SEP] between segments where `separated`; no [CLS] where the vocabulary has
+    nothing to begin with."""
     gap = int(separated)
     last = seq_length - 1  # the latest column of the final [SEP]
-    starts = [np.ones(len(segments[0]), np.int64)]
+    starts = [np.full(len(segments[0]), len(special.frame) - 1)]
     for segment in segments:
         starts.append(starts[-1] + segment.lengths + gap)
     final = np.minimum(starts[-1] - gap, last)
     ids = np.full((len(final), int(final.max(initial=0)) + 1), special.pad, np.int64)
-    ids[:, 0] = special.cls
+    if special.begin is not None:
+        ids[:, 0] = special.begin
     for segment, start in zip(segments, starts, strict=False):
         _place(ids, segment, start, last)
     rows = np.arange(len(final))
     if separated:
         for start in starts[1:-1]:
             inside = start - 1 < final
-            ids[rows[inside], start[inside] - 1] = special.sep
-    ids[rows, final] = special.sep
+            ids[rows[inside], start[inside] - 1] = special.end
+    ids[rows, final] = special.end
     return TokenBatch(torch.from_numpy(ids), torch.from_numpy(final + 1))
 
 

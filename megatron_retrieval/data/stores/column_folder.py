@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self, cast
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from megatron_retrieval.data.stores import vocabularies
 from megatron_retrieval.data.stores.ragged import Array, Ragged, Rows, token_dtype
-from megatron_retrieval.data.stores.vocabularies import SENTENCEPIECE, WORDPIECE, Vocabulary, VocabularyKind
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
-from megatron_retrieval.tokenizers.wordpiece import SpecialIds, WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES, VocabularyKind, building_flags
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
 from megatron_retrieval.utils.files import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -60,34 +58,16 @@ class ColumnFolder:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the token ids come from."""
-        expected = self._manifest["tokenizer"]
-        vocabulary = vocabularies.open_vocabulary(self.folder, expected)
+        expected, path = self._manifest["tokenizer"], self.folder / self._vocabulary_kind.file_name
+        vocabulary = self._vocabulary_kind.open(path, expected)
         if vocabulary.fingerprint != expected["fingerprint"]:
-            path = self.folder / vocabularies.kind_of(vocabulary).file_name
             raise DataError(path, f"not the vocabulary that the {self.kind} was built with", hint=self._hint)
         return vocabulary
 
     @property
-    def tokenizer(self) -> WordPieceTokenizer:
-        """The vocabulary, where a WordPiece one is needed.
-
-        Raises:
-            MismatchError: it is of another kind; the same for the two below.
-        """
-        self._require(WORDPIECE)
-        return cast(WordPieceTokenizer, self.vocabulary)
-
-    @cached_property
     def special(self) -> SpecialIds:
-        """Ids that frame a sequence, where a WordPiece vocabulary is needed."""
-        self._require(WORDPIECE)
-        return SpecialIds(**self._manifest["tokenizer"]["special"])
-
-    @property
-    def sentencepiece(self) -> SentencePieceTokenizer:
-        """The vocabulary, where a SentencePiece one is needed."""
-        self._require(SENTENCEPIECE)
-        return cast(SentencePieceTokenizer, self.vocabulary)
+        """Ids that frame a sequence."""
+        return self.vocabulary.special
 
     def require_vocabulary(self, vocabulary: Vocabulary, owner: str) -> None:
         """Refuse a model to which these token ids mean other words.
@@ -102,16 +82,29 @@ class ColumnFolder:
             raise MismatchError(
                 f"The {self.kind} in {self.folder} was tokenized with vocabulary {self.vocabulary.fingerprint}, but "
                 f"{owner} has vocabulary {vocabulary.fingerprint}; build the {self.kind} with "
-                f"{vocabularies.building_flags(vocabulary)}."
+                f"{building_flags(vocabulary)}."
             )
 
-    def _require(self, kind: VocabularyKind) -> None:
-        found = vocabularies.described_kind(self._manifest["tokenizer"])
-        if found != kind:
+    def require_kind(self, name: str) -> None:
+        """Refuse token ids of another kind of vocabulary.
+
+        Args:
+            name: of the kind, see `VOCABULARIES`.
+
+        Raises:
+            MismatchError: the texts were tokenized with one of another kind.
+        """
+        found, needed = self._vocabulary_kind, VOCABULARIES[name]
+        if found is not needed:
             raise MismatchError(
-                f"The {self.kind} in {self.folder} was tokenized with a {found.name} vocabulary, {found.model}'s kind; "
-                f"for a {kind.model} build it with {kind.flag}."
+                f"The {self.kind} in {self.folder} was tokenized with a {found.name} vocabulary, but a {needed.name} "
+                f"vocabulary is needed; build the {self.kind} with {needed.flag}."
             )
+
+    @property
+    def _vocabulary_kind(self) -> VocabularyKind:
+        # manifests of the first releases name no kind: there was one
+        return VOCABULARIES[self._manifest["tokenizer"].get("kind", "WordPiece")]
 
     def _column(self, name: str, dtype: DTypeLike, rows: int) -> Ragged:
         column = Ragged(self._map(values_file(name), dtype), self._map(offsets_file(name), "<i8"))
@@ -149,6 +142,12 @@ class ColumnFolder:
         return manifest
 
 
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write what a folder keeps of its vocabulary beside the manifest."""
+    for name, content in vocabulary.assets().items():
+        (folder / name).write_bytes(content)
+
+
 def write_manifest(
     folder: Path,
     store: type[ColumnFolder],
@@ -160,12 +159,24 @@ def write_manifest(
     manifest = {
         "format_version": store.format_version,
         "fingerprint": fingerprint,
-        "tokenizer": vocabularies.describe_vocabulary(vocabulary),
+        "tokenizer": _description(vocabulary),
         "token_dtype": np.dtype(token_dtype(vocabulary.vocab_size)).newbyteorder("<").str,
         "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         **entries,
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def _description(vocabulary: Vocabulary) -> dict[str, Any]:
+    special = vocabulary.special
+    return {
+        "kind": vocabulary.kind,
+        "fingerprint": vocabulary.fingerprint,
+        "vocab_size": vocabulary.vocab_size,
+        **vocabulary.settings(),
+        # for earlier versions, in their words
+        "special": {"cls": special.begin, "sep": special.end, "pad": special.pad, "mask": special.mask},
+    }
 
 
 @dataclass(frozen=True)

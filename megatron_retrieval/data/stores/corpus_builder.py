@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -15,11 +14,18 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.document_files import MAX_DOCUMENT_CHARACTERS, read_documents
 from megatron_retrieval.data.files.sentences import SPLITTER, Document, check_language
 from megatron_retrieval.data.stores import corpus as layout
-from megatron_retrieval.data.stores.column_folder import ColumnWriter, OffsetsWriter, offsets_file, write_manifest
+from megatron_retrieval.data.stores.column_folder import (
+    ColumnWriter,
+    OffsetsWriter,
+    offsets_file,
+    write_manifest,
+    write_vocabulary,
+)
 from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents, start_worker
-from megatron_retrieval.data.stores.vocabularies import Vocabulary, file_of, kind_of
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.logging import get_logger
@@ -118,7 +124,7 @@ def build_corpus(config: CorpusBuilderConfig) -> int:
 
 def _settings(config: CorpusBuilderConfig, vocabulary: Vocabulary) -> dict[str, object]:
     """All that the result, or the division of the work, depends on."""
-    kind = kind_of(vocabulary)
+    kind = VOCABULARIES[vocabulary.kind]
     return {
         "--input": list(config.input),
         **input_states(config.input),
@@ -203,7 +209,7 @@ class _Writer:
 def _finish(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: Progress) -> None:
     columns = sorted(progress.file_bytes)
     partial.keep_only(columns)
-    shutil.copyfile(file_of(vocabulary), partial.contents / kind_of(vocabulary).file_name)
+    write_vocabulary(partial.contents, vocabulary)
     contents = file_fingerprint(*(partial.contents / name for name in columns))
     fingerprint = hashlib.sha256(f"{contents}/{vocabulary.fingerprint}".encode()).hexdigest()[:16]
     entries = {

@@ -9,9 +9,10 @@ import numpy as np
 
 from megatron_retrieval.data.files.sentences import Document, split_sentences
 from megatron_retrieval.data.stores.column_folder import EncodedColumn
-from megatron_retrieval.data.stores.ragged import Rows, Tokenizer, tokenize
+from megatron_retrieval.data.stores.ragged import Rows, tokenize
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
-_tokenizer: Tokenizer
+_tokenizer: Vocabulary
 _language: str
 
 
@@ -34,7 +35,7 @@ class EncodedDocuments:
     num_continuations: int
 
 
-def start_worker(open_tokenizer: Callable[[], Tokenizer], language: str) -> None:
+def start_worker(open_tokenizer: Callable[[], Vocabulary], language: str) -> None:
     """Load the tokenizer once for this process."""
     global _tokenizer, _language
     _tokenizer, _language = open_tokenizer(), language

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -23,12 +22,14 @@ from megatron_retrieval.data.stores.column_folder import (
     sync_file,
     values_file,
     write_manifest,
+    write_vocabulary,
 )
 from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk, start_worker
 from megatron_retrieval.data.stores.id_table import sort_id_table
 from megatron_retrieval.data.stores.ragged import Ragged
-from megatron_retrieval.data.stores.vocabularies import WORDPIECE
 from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
@@ -55,6 +56,10 @@ class EvidenceBuilderConfig(Checked):
     workers: PositiveInt = 1
     """Processes that tokenize; the result does not depend on it."""
 
+    def open_vocabulary(self) -> Vocabulary:
+        """What the passages are tokenized with."""
+        return WordPieceTokenizer(self.vocab_file, self.lower_case)
+
 
 @dataclass
 class Progress:
@@ -79,7 +84,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
     Raises:
         DataError: an input is malformed or changed meanwhile, an id is used twice, or the output exists.
     """
-    tokenizer = WordPieceTokenizer(config.vocab_file, config.lower_case)
+    tokenizer = config.open_vocabulary()
     with partial_folder(config.output, _settings(config, tokenizer)) as partial:
         if partial.is_published:
             partial.discard()
@@ -97,26 +102,27 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
     return progress.passages
 
 
-def _settings(config: EvidenceBuilderConfig, tokenizer: WordPieceTokenizer) -> dict[str, object]:
+def _settings(config: EvidenceBuilderConfig, tokenizer: Vocabulary) -> dict[str, object]:
     """All that the result, or the division of the work, depends on."""
+    library = VOCABULARIES[tokenizer.kind].library
     return {
         "--input": list(config.input),
         **input_states(config.input),
         "the vocabulary of --vocab-file": tokenizer.fingerprint,
         "--lower-case": config.lower_case,
-        f"the version of {WORDPIECE.library}": version(WORDPIECE.library),
+        f"the version of {library}": version(library),
     }
 
 
 def _write_columns(
-    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: Progress
 ) -> None:
     """Write all passages behind those that `progress` speaks of, and take it to the end."""
     if progress.passages:
         get_logger("data").info("continuing behind %s passages", f"{progress.passages:,}")
     with (
         contextlib.ExitStack() as files,
-        worker_pool(encode_chunk, config.workers, start_worker, (config.vocab_file, config.lower_case)) as encode,
+        worker_pool(encode_chunk, config.workers, start_worker, (config.open_vocabulary,)) as encode,
         progress_bar("evidence", "passages") as bar,
     ):
         writer = _Writer(partial.contents, files, progress)
@@ -175,7 +181,7 @@ class _Writer:
         self.progress.file_bytes = {name: size for part in sizes for name, size in part.items()}
         return asdict(self.progress)
 
-    def fingerprint(self, tokenizer: WordPieceTokenizer) -> str:
+    def fingerprint(self, tokenizer: Vocabulary) -> str:
         """Names the texts and the tokenizer, from which the rest follows."""
         parts = ["".join(digest.hexdigest() for digest in digests) for digests in self._digests]
         return hashlib.sha256("/".join([*parts, tokenizer.fingerprint]).encode()).hexdigest()[:16]
@@ -194,15 +200,13 @@ def _digest_file(digest: hashlib.blake2b, path: Path, first_byte: int = 0) -> No
             digest.update(block)
 
 
-def _finish(
-    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: WordPieceTokenizer, progress: Progress
-) -> None:
+def _finish(config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: Progress) -> None:
     """What can be made once all passages are written; it may have been begun before."""
     folder = partial.contents
     if (folder / _UNSORTED_HASHES).exists():  # else the table is whole
         _write_id_table(folder, config.input)
     partial.keep_only({layout.ID_HASHES, layout.ID_ROWS, *progress.file_bytes})
-    shutil.copyfile(config.vocab_file, folder / WORDPIECE.file_name)
+    write_vocabulary(folder, tokenizer)
     entries = {"num_passages": progress.passages, "inputs": list(config.input)}
     write_manifest(folder, layout.EvidenceStore, tokenizer, progress.fingerprint, entries)
 

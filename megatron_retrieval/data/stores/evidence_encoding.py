@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,12 @@ import numpy as np
 from megatron_retrieval.data.stores.column_folder import EncodedColumn
 from megatron_retrieval.data.stores.id_table import Hashes, hash_ids
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 #: (id, title, text): plain strings cross between processes faster than objects
 RawPassage = tuple[str, str, str]
 
-_tokenizer: WordPieceTokenizer
+_tokenizer: Vocabulary
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class EncodedChunk:
         return len(self.id_hashes)
 
 
-def start_worker(vocab_file: str, lower_case: bool) -> None:
+def start_worker(open_tokenizer: Callable[[], Vocabulary]) -> None:
     """Load the tokenizer once for this process."""
     global _tokenizer
-    _tokenizer = WordPieceTokenizer(vocab_file, lower_case)
+    _tokenizer = open_tokenizer()
 
 
 def encode_chunk(passages: Sequence[RawPassage]) -> EncodedChunk:

@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 Array = NDArray[np.generic]
 Rows = NDArray[np.int64]
 
 _BLOCK_TEXTS = 1 << 14
-
-
-class Tokenizer(Protocol):
-    """Text to token ids, whatever the kind of vocabulary."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of every text, without special tokens."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def to_offsets(lengths: Rows | NDArray[np.bool_]) -> Rows:
     return offsets
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
+def tokenize(tokenizer: Vocabulary, texts: Sequence[str]) -> Ragged:
     """The token ids of the texts, a block at a time so that they never all stand in Python lists."""
     dtype = token_dtype(tokenizer.vocab_size)
     blocks = [texts[start : start + _BLOCK_TEXTS] for start in range(0, len(texts), _BLOCK_TEXTS)]

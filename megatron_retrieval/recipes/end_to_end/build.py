@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from megatron_retrieval.checkpoint.kinds import dual_encoder
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config
 from megatron_retrieval.checkpoint.kinds.starting_point import describe_starting_point, load_starting_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart
@@ -25,7 +24,6 @@ from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.retrieval.retriever import tokenize_questions
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
@@ -64,7 +62,7 @@ class EndToEndRun:
             retriever_seq_length=lengths.retriever_seq_length,
         )
         self.evidence = EvidenceStore(config.evidence)
-        self.tokenizer = WordPieceTokenizer(self.start_retriever.vocab_file, self.start_retriever.lower_case)
+        self.tokenizer = self.start_retriever.vocabulary()
         self.evidence.require_vocabulary(self.tokenizer, f"the retriever {self.start_retriever.folder}")
         self.reader = reader_part(config, start_reader, topology)
         self.model = self._new_model()
@@ -134,7 +132,7 @@ class EndToEndRun:
     def _saved(self, num_questions: int) -> SavedModel:
         config = self.config
         parts = {
-            RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self._retriever_assets()),
+            RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self.tokenizer.assets()),
             READER: self.reader.saved(self.passage_scores),
         }
         frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
@@ -142,10 +140,7 @@ class EndToEndRun:
         return SavedModel(KIND, {}, {}, identity, parts)
 
     def _retriever_config(self) -> dict[str, Any]:
-        return checkpoint_config(self.model.retriever.config, self.config.text_format, self.tokenizer.lower_case)
-
-    def _retriever_assets(self) -> dict[str, bytes]:
-        return {VOCAB_NAME: self.tokenizer.vocab_file.read_bytes()}
+        return checkpoint_config(self.model.retriever.config, self.config.text_format, self.start_retriever.lower_case)
 
     def _refresher(self, run: TrainingRun) -> IndexRefresher:
         config, training = self.config, self.config.training
@@ -153,7 +148,7 @@ class EndToEndRun:
             self.model.retriever,
             lambda name: run.optimizer.main_weight(f"{RETRIEVER}.{name}"),
             config=self._retriever_config(),
-            assets=self._retriever_assets(),
+            assets=self.tokenizer.assets(),
             evidence=self.evidence,
             text_format=config.text_format,
             topology=self.topology,

@@ -8,7 +8,6 @@ from typing import Protocol
 from megatron_retrieval.checkpoint.kinds import extractive_reader, fusion_reader
 from megatron_retrieval.checkpoint.kinds.any_reader import ReaderDescription
 from megatron_retrieval.checkpoint.kinds.architectures import ReaderModel
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
 from megatron_retrieval.checkpoint.kinds.extractive_reader import (
     ExtractiveReaderDescription,
     extractive_reader_checkpoint_config,
@@ -30,7 +29,6 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
 from megatron_retrieval.recipes.lengths import require_positions, require_reading_positions
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.steps.answer_objectives import PASSAGE_OBJECTIVES
 from megatron_retrieval.training.steps.readings import ExtractiveReadings, FusionReadings, ReaderSide
 from megatron_retrieval.utils.logging import get_logger
@@ -75,7 +73,7 @@ class FusionPart:
         self._start, self._topology = start, topology
         self._shape, self._generation = config.model.over(start.config), config.answers.generation()
         require_reading_positions(self._shape, config.layout, self._generation)
-        self._tokenizer = start.tokenizer()
+        self._tokenizer = start.vocabulary()
         self._layout = FusionLayout(config.layout.fusion(), self._tokenizer)
         build = start.architecture.build
         self.model: ReaderModel = build(self._shape, self._tokenizer, topology, config.training.precision.dtype)
@@ -123,7 +121,7 @@ class ExtractivePart:
         self._shape, self._answers = config.model.over(start.config), config.answers.extractive()
         self._layout = config.layout.extractive()
         require_positions(self._shape, reader_seq_length=self._layout.reader_seq_length)
-        self._tokenizer = WordPieceTokenizer(start.vocab_file, start.lower_case)
+        self._tokenizer, self._lower_case = start.vocabulary(), start.lower_case
         self.model = ExtractiveReader(self._shape, topology, config.training.precision.dtype)
         load_weights(start.folder, start.manifest, self.model, topology)
         self.model.selection.requires_grad_(False)
@@ -147,11 +145,11 @@ class ExtractivePart:
 
     def saved(self, scores: Callable[[], PassageScoreConfig]) -> ModelPart:
         """See ReaderPart."""
-        settings = self._shape, self._layout, self._tokenizer.lower_case
+        settings = self._shape, self._layout, self._lower_case
         return ModelPart(
             extractive_reader.KIND,
             lambda: extractive_reader_checkpoint_config(*settings, scores()),
-            {VOCAB_NAME: self._tokenizer.vocab_file.read_bytes()},
+            self._tokenizer.assets(),
         )
 
 

@@ -22,7 +22,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_in_memory
 from megatron_retrieval.retrieval.retriever import Retriever, tokenize_questions
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.steps.step import evaluation_mode
 from megatron_retrieval.types.questions import Question
 
@@ -54,9 +54,7 @@ class RecallConfig(Checked):
         if (self.eval_questions is None) != (self.eval_evidence is None):
             raise ConfigError("--eval-questions and --eval-evidence belong together: give both, or neither.")
 
-    def open(
-        self, model: DualEncoder, text_format: TextFormatConfig, tokenizer: WordPieceTokenizer
-    ) -> RecallTask | None:
+    def open(self, model: DualEncoder, text_format: TextFormatConfig, tokenizer: Vocabulary) -> RecallTask | None:
         """Read the questions and open the evidence; None where no questions are given.
 
         Raises:
@@ -83,7 +81,7 @@ class RecallTask:
         config: RecallConfig,
         model: DualEncoder,
         text_format: TextFormatConfig,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: Vocabulary,
         questions: Sequence[Question],
         evidence: EvidenceSample,
     ) -> None:

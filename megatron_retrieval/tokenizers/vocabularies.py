@@ -1,0 +1,66 @@
+"""The kinds of vocabulary: how each is named, kept and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.utils.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyKind:
+    """A kind of vocabulary.
+
+    Attributes:
+        name: in manifests and messages.
+        about: what it is, in one clause.
+        file_name: of the vocabulary in folders of token ids and in checkpoints.
+        flag: names the file when a folder of token ids is built.
+        library: tokenizes; another version may give other ids.
+        open: (file, settings that a manifest keeps of it) to the vocabulary. Raises DataError where the file is
+            missing or damaged, KeyError where a setting is missing.
+    """
+
+    name: str
+    about: str
+    file_name: str
+    flag: str
+    library: str
+    open: Callable[[Path, Mapping[str, Any]], Vocabulary]
+
+
+VOCABULARIES: Registry[VocabularyKind] = Registry("kind of vocabulary")
+VOCABULARIES.add(
+    VocabularyKind(
+        name=WordPieceTokenizer.kind,
+        about="words in pieces, as BERT has them (vocab.txt)",
+        file_name="vocab.txt",
+        flag="--vocab-file",
+        library="tokenizers",
+        open=lambda path, settings: WordPieceTokenizer(path, settings["lower_case"]),
+    )
+)
+VOCABULARIES.add(
+    VocabularyKind(
+        name=SentencePieceTokenizer.kind,
+        about="pieces of text with its spaces, as T5 has them (spiece.model)",
+        file_name="spiece.model",
+        flag="--tokenizer-model",
+        library="sentencepiece",
+        open=lambda path, _: SentencePieceTokenizer(path),
+    )
+)
+
+
+def building_flags(vocabulary: Vocabulary) -> str:
+    """The words that build a folder of token ids with this vocabulary."""
+    settings = {key.replace("_", "-"): value for key, value in vocabulary.settings().items()}
+    # every setting of a vocabulary is a switch that is on unless it is turned off
+    switched_off = [f" --no-{name}" for name, is_on in settings.items() if not is_on]
+    return f"{VOCABULARIES[vocabulary.kind].flag} {vocabulary.path}{''.join(switched_off)}"

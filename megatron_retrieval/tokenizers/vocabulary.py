@@ -1,0 +1,89 @@
+"""What a model needs of its vocabulary, of whatever kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """Ids of the tokens that frame a sequence.
+
+    Attributes:
+        begin: what a sequence begins with; None: nothing.
+        end: what a sequence ends with, and what stands between two texts in one sequence.
+        pad: fills the rows of a batch behind their ends.
+        mask: hides a token that a masked language model is to predict; None: the vocabulary has no such token.
+    """
+
+    begin: int | None
+    end: int
+    pad: int
+    mask: int | None = None
+
+    @property
+    def frame(self) -> list[int]:
+        """A sequence without text."""
+        return [self.end] if self.begin is None else [self.begin, self.end]
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back. Words that look like special tokens are text: no text can forge a frame.
+
+    Attributes:
+        kind: name of its row in `VOCABULARIES`.
+        path: file that it was read from.
+        vocab_size: all ids are below it.
+        fingerprint: equal fingerprints give equal ids.
+        is_reversible: `decode` gives texts back as they were written; False: in lower case, or with other spaces.
+        sentinel_ids: ids that stand for gaps in a text, in the order in which a text uses them; empty: none.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def is_reversible(self) -> bool: ...
+    @property
+    def special(self) -> SpecialIds: ...
+    @property
+    def sentinel_ids(self) -> Sequence[int]: ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of every text, without special tokens."""
+        ...
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """The text of every sequence, of the ids that `until_end` keeps."""
+        ...
+
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first end token that stand for text."""
+        ...
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """For every token of `text`, the (start, stop) of the characters that it stands for."""
+        ...
+
+    def continues_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] which tokens continue the word of the token before them."""
+        ...
+
+    def assets(self) -> dict[str, bytes]:
+        """Contents of the files that it can be opened from again, by name; checkpoints and token folders keep them."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What else opening needs, as JSON values; manifests keep it."""
+        ...
