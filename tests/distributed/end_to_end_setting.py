@@ -21,7 +21,6 @@ from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
 from megatron_retrieval.training.steps.readings import ReaderSide
@@ -93,7 +92,7 @@ class Setting:
         """That of all ranks."""
         return self.questions.batch(range(len(self.questions)), 0, 0)
 
-    def step(self, readings: ReaderSide, objective: ObjectiveName) -> dict[str, Any]:
+    def step(self, readings: ReaderSide, objective: str) -> dict[str, Any]:
         """The gradients of all parameters, and the metrics of a step and of an evaluation."""
         config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4)
         step = EndToEndStep(self.model, readings, self.search, config, self.topology, seed=3)

@@ -18,7 +18,7 @@ from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionRe
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.steps.answer_objectives import OBJECTIVES
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.readings import FusionReadings
 from megatron_retrieval.types.tokens import TokenBatch
 

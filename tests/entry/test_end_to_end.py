@@ -3,99 +3,30 @@ and on two, resumed bit for bit; the parts serve the other programs, and bad inp
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from end_to_end_runs import TINY, train, write_starts
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader, fusion_reader
-from megatron_retrieval.checkpoint.kinds.architectures import BERT_ARCHITECTURE, KEY
-from megatron_retrieval.checkpoint.kinds.description import LOWER_CASE_KEY, VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, text_format_within
-from megatron_retrieval.checkpoint.kinds.extractive_reader import extractive_reader_checkpoint_config
 from megatron_retrieval.checkpoint.store.manifest import resolve_checkpoint
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
-from megatron_retrieval.config.parser import to_flat_dict
-from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
-from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig
-from megatron_retrieval.models.bert import BertConfig
-from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
-from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.runs import saved_weights
-from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 
-RETRIEVE, READ, TRAIN = (
-    ("tasks/main.py", "--task", name) for name in ("retriever-evaluate", "qa-evaluate", "end-to-end-finetune")
-)
-TINY = tiny_dual_encoder_config()
-READER = {**dataclasses.asdict(TINY.bert), "max_position_embeddings": 32}
-LENGTHS: dict[str, Any] = {"question_seq_length": 6, "reader_seq_length": 32}
+RETRIEVE, READ = (("tasks/main.py", "--task", name) for name in ("retriever-evaluate", "qa-evaluate"))
 STEPS, SHORT = 60, 8
-SETTINGS = (
-    f"--global-batch-size 4 --micro-batch-size 2 --num-passages 8 --lr 1e-3 --lr-decay-style constant --seed 5 "
-    f"--lr-warmup-fraction 0 --max-answer-length 4 --train-iters {STEPS} --index-refresh-interval 3 --no-tensorboard "
-    f"--embedding-dtype float32 --log-interval 1 --save-interval 4"
-).split()
-
-
-def _save_starts(topology: ProcessTopology, folder: str) -> None:
-    """A random retriever, and a random reader of each kind."""
-    root = Path(folder)
-    text_format, extractive, fusion = (
-        text_format_within(TextFormatConfig(), TINY.bert),
-        ExtractiveFormatConfig(**LENGTHS),
-        FusionFormatConfig(**LENGTHS, question_prefix="where", title_prefix="title", passage_prefix="of"),
-    )
-    bert, seq2seq = BertConfig(**READER), BertSeq2SeqConfig(**READER, decoder_num_layers=1)
-    fusion_config = {**to_flat_dict(seq2seq), **to_flat_dict(fusion), LOWER_CASE_KEY: True, KEY: BERT_ARCHITECTURE.name}
-    models = {
-        "retriever": (
-            dual_encoder.KIND,
-            DualEncoder(TINY, topology, seed=1),
-            checkpoint_config(TINY, text_format, True),
-        ),
-        "extractive": (
-            extractive_reader.KIND,
-            ExtractiveReader(bert, topology, seed=2),
-            extractive_reader_checkpoint_config(bert, extractive, True),
-        ),
-        "fusion": (
-            fusion_reader.KIND,
-            BertSeq2Seq(seq2seq, topology, start_id=2, end_id=3, seed=2),
-            fusion_config,
-        ),
-    }
-    assets = {VOCAB_NAME: (root / "vocab.txt").read_bytes()}
-    for name, (kind, model, config) in models.items():
-        save_checkpoint(root / name, model, topology, kind=kind, config=config, assets=assets)
-
-
-def _train(folder: Path, reader: str, run: str, *words: object, num_processes: int = 1) -> list[str]:
-    output = folder / run
-    starts = ["--retriever", folder / "retriever", "--reader", folder / reader, "--evidence", folder / "evidence"]
-    places = ["--train-data", folder / "biencoder.json", "--output-dir", output, "--save", output / "checkpoints"]
-    return command(*TRAIN, *starts, *places, *SETTINGS, *words, num_processes=num_processes)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, starting points, and a run of each kind: extractive the longer one, with held-out questions."""
-    folder = tmp_path_factory.mktemp("end_to_end")
-    write_tiny_evidence(folder, num_distractors=0)
-    run_on_ranks(_save_starts, 1, str(folder))
+    folder = write_starts(tmp_path_factory.mktemp("end_to_end"))
     held_out = ("--valid-data", folder / "biencoder.json", "--eval-interval", STEPS)
-    succeed(_train(folder, "extractive", "run-extractive", *held_out))
-    succeed(_train(folder, "fusion", "run-fusion", "--train-iters", SHORT))
+    succeed(train(folder, "extractive", "run-extractive", STEPS, *held_out))
+    succeed(train(folder, "fusion", "run-fusion", SHORT))
     return folder
 
 
@@ -116,7 +47,7 @@ def test_any_layout_has_the_same_losses(
     folder: Path, tmp_path: Path, reader: str, num_processes: int, tp_size: int
 ) -> None:
     layout = ("--tensor-model-parallel-size", tp_size)
-    words = _train(folder, reader, str(tmp_path), "--train-iters", SHORT, *layout, num_processes=num_processes)
+    words = train(folder, reader, tmp_path, SHORT, *layout, num_processes=num_processes)
     succeed(words)
     expected = losses(folder / f"run-{reader}")[:SHORT]
     found = losses(tmp_path)
@@ -126,8 +57,8 @@ def test_any_layout_has_the_same_losses(
 
 def test_killed_and_resumed_it_goes_on_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """The index is refreshed before and after."""
-    kill_at(20, _train(folder, "extractive", str(tmp_path)), tmp_path)
-    log = succeed(_train(folder, "extractive", str(tmp_path), "--load", tmp_path / "checkpoints"))
+    kill_at(20, train(folder, "extractive", tmp_path, STEPS), tmp_path)
+    log = succeed(train(folder, "extractive", tmp_path, STEPS, "--load", tmp_path / "checkpoints"))
     taken = re.search(r"(\d+) steps taken", log)
     assert taken is not None
     assert 4 <= int(taken[1]) < STEPS
@@ -172,7 +103,7 @@ def test_the_parts_serve_other_programs(folder: Path, tmp_path: Path) -> None:
 BAD_INPUT = {
     "an objective of readers that write": (
         ("extractive", "--objective", "joint-topk"),
-        "--objective joint-topk is for readers that write, and",
+        "--objective joint-topk is not for the extractive-reader",
     ),
     "a retriever as reader": (("retriever",), "holds a dual-encoder, where a extractive-reader or fusion-reader is"),
     "too long": (
@@ -185,5 +116,5 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input(folder: Path, tmp_path: Path, case: str) -> None:
     (reader, *words), message = BAD_INPUT[case]
-    refuse(_train(folder, str(reader), str(tmp_path / "out"), *words), message)
+    refuse(train(folder, str(reader), tmp_path / "out", STEPS, *words), message)
     assert not (tmp_path / "out" / "checkpoints").exists()

@@ -15,7 +15,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
-from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
 from megatron_retrieval.recipes.end_to_end.readers import reader_part
@@ -26,21 +26,11 @@ from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
-from megatron_retrieval.training.steps.answer_objectives import ObjectiveName
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
 from megatron_retrieval.training.trainer import Trainer
-
-#: what readers that were trained with an objective do with the scores of passages
-SCORE_USES: dict[ObjectiveName, PassageScoreUse] = {
-    "individual-topk": "marginal",
-    "rag-token": "marginal",
-    "joint-topk": "bias",
-    "fid": "none",
-    "emdr2": "none",
-    "distillation": "none",
-}
 
 
 class EndToEndRun:
@@ -96,7 +86,7 @@ class EndToEndRun:
         """What the reader does with the scores of passages, as it stands."""
         step = self.config.step
         return PassageScoreConfig(
-            passage_score_use=SCORE_USES[step.objective],
+            passage_score_use=OBJECTIVES[step.objective].score_use,
             passage_score_weight=float(self.model.score_weight.detach()),
             passage_score_divisor=step.scaling.score_divisor(self.model.retriever.dimension),
         )

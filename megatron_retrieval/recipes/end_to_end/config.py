@@ -20,6 +20,7 @@ from megatron_retrieval.recipes.reader_answers import AnyFormatConfig, ReaderAns
 from megatron_retrieval.recipes.reader_training import ReaderModelConfig
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStepConfig
 from megatron_retrieval.training.steps.passage_search import TopkConfig
 from megatron_retrieval.training.tasks.end_to_end_evaluation import AnsweringConfig
@@ -103,8 +104,10 @@ class EndToEndFinetuneConfig:
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
 
     def __post_init__(self) -> None:
-        if self.step.objective == "fid" and self.freeze.freeze_reader:
-            raise ConfigError("--objective fid teaches the reader alone, and --freeze-reader leaves nothing to train.")
+        if not self._trains_retriever and self.freeze.freeze_reader:
+            raise ConfigError(
+                f"--objective {self.step.objective} trains only the reader: --freeze-reader leaves nothing to train."
+            )
         interval = self.index.index_refresh_interval
         if interval is None and self.parallel.num_embedding_ranks:
             raise ConfigError("--num-embedding-ranks have nothing to do without --index-refresh-interval.")
@@ -113,10 +116,14 @@ class EndToEndFinetuneConfig:
 
     @property
     def frozen(self) -> FreezeConfig:
-        """What keeps its weights; of `fid` the retriever does, which without a gradient would only decay."""
-        if self.step.objective != "fid":
+        """What keeps its weights; a retriever without a gradient does too, which would only decay."""
+        if self._trains_retriever:
             return self.freeze
         return dataclasses.replace(self.freeze, freeze_query_encoder=True, freeze_passage_encoder=True)
+
+    @property
+    def _trains_retriever(self) -> bool:
+        return OBJECTIVES[self.step.objective].trains_retriever
 
     @property
     def parallel(self) -> EmbeddingRanksConfig:

@@ -19,7 +19,6 @@ from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswe
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.layouts.fusion import FusionLayout
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerer
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.evaluation.reader_task import Reader
@@ -29,7 +28,7 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
 from megatron_retrieval.recipes.lengths import require_positions, require_reading_positions
-from megatron_retrieval.training.steps.answer_objectives import PASSAGE_OBJECTIVES
+from megatron_retrieval.training.steps.end_to_end_objectives import require_passes
 from megatron_retrieval.training.steps.readings import ExtractiveReadings, FusionReadings, ReaderSide
 from megatron_retrieval.utils.logging import get_logger
 
@@ -105,18 +104,13 @@ class ExtractivePart:
     Its head for selecting passages is frozen: the retriever does that now, and weight decay would wear it down.
 
     Raises:
-        ConfigError: an objective that it cannot learn by, or sequences longer than its positions.
+        ConfigError: sequences longer than its positions.
         CheckpointError: its weights cannot be used.
     """
 
     def __init__(
         self, config: EndToEndFinetuneConfig, start: ExtractiveReaderDescription, topology: ProcessTopology
     ) -> None:
-        if config.step.objective not in PASSAGE_OBJECTIVES:
-            raise ConfigError(
-                f"--objective {config.step.objective} is for readers that write, and {start.folder} holds an "
-                f"{start.kind}, which learns by {' or '.join(PASSAGE_OBJECTIVES)}."
-            )
         self._topology, self._batch_size = topology, config.encode.encode_batch_size
         self._shape, self._answers = config.model.over(start.config), config.answers.extractive()
         self._layout = config.layout.extractive()
@@ -154,7 +148,15 @@ class ExtractivePart:
 
 
 def reader_part(config: EndToEndFinetuneConfig, start: ReaderDescription, topology: ProcessTopology) -> ReaderPart:
-    """The class for the kind of reader; for errors see there."""
+    """The part for the kind of reader.
+
+    Raises:
+        ConfigError: an objective that the reader cannot learn by; see also the parts.
+        CheckpointError: its weights cannot be used.
+    """
+    is_extractive = isinstance(start, ExtractiveReaderDescription)
+    side = ExtractiveReadings if is_extractive else FusionReadings
+    require_passes(config.step.objective, side.passes, f"the {start.kind} {start.folder}")
     if isinstance(start, ExtractiveReaderDescription):
         return ExtractivePart(config, start, topology)
     return FusionPart(config, start, topology)

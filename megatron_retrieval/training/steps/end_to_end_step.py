@@ -6,17 +6,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.answer_objectives import OBJECTIVES, ObjectiveName
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.passage_search import PassageSearch
-from megatron_retrieval.training.steps.readings import ReaderSide, Reading
+from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.losses import LossOutput
@@ -28,10 +30,8 @@ from megatron_retrieval.utils.stopwatch import Stopwatch
 class EndToEndStepConfig(Checked):
     """The objective and how its step is computed."""
 
-    objective: ObjectiveName = "individual-topk"
-    """individual-topk, joint-topk: Sachan et al. 2021; rag-token: RAG; fid: Joint Top-k without scores in the reader,
-    which leaves the retriever as it is; emdr2: fid and, for the retriever, Individual Top-k with the reader held fixed;
-    distillation: fid and, for the retriever, the likelihoods that the reader gives the answer with each passage."""
+    objective: Annotated[str, OneOf(OBJECTIVES)] = "individual-topk"
+    """What reader and retriever learn from."""
     score_weight: float = 1.0
     """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned."""
     scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
@@ -83,6 +83,7 @@ class EndToEndStep:
     ) -> None:
         self.model, self.search, self.config = model, search, config
         self._readings, self._topology, self._seed = readings, topology, seed
+        self._objective = OBJECTIVES[config.objective]
         self._divisor = config.scaling.score_divisor(model.retriever.dimension)
 
     def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
@@ -131,16 +132,14 @@ class EndToEndStep:
 
     def _fresh_scores(self, chunk: _Chunk) -> Tensor:
         """[m, K] s(q, z) / tau of what was found, by the encoders as they are now."""
-        # without scores in the reader, nothing that the retriever does bears on the loss
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.objective != "fid"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._objective.trains_retriever):
             texts = chunk.batch.queries.rows(chunk.places).to(self._topology.device)
             queries = self.model.retriever.encode_queries(texts)
             return self.search.fresh_scores(queries, chunk.rows) / self._divisor
 
     def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
-        objective = OBJECTIVES[self.config.objective]
-        reading: Reading = self._readings.reading(chunk.questions, chunk.targets, chunk.rows)
-        return objective(reading, scores, self.model.score_weight, chunk.batch.num_questions)
+        reading = self._readings.reading(chunk.questions, chunk.targets, chunk.rows)
+        return self._objective.loss(reading, scores, self.model.score_weight, chunk.batch.num_questions)
 
     def _add(self, sums: dict[str, Tensor], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
         """Add a chunk's numbers; those of fillers are nothing, but have the same names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
 from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.tokens import TokenBatch
+
+#: what an objective may ask a reader for: methods of a reading
+Pass = Literal["each", "each_token", "together"]
 
 
 class Reading(Protocol):
@@ -52,7 +55,13 @@ class WritingReading(Reading, Protocol):
 
 
 class ReaderSide(Protocol):
-    """Puts questions and what was found for them before a reader."""
+    """Puts questions and what was found for them before a reader.
+
+    Attributes:
+        passes: that its readings have.
+    """
+
+    passes: ClassVar[frozenset[Pass]]
 
     def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> Reading:
         """Of n questions, the answer to learn of each, and [n, K] rows of the evidence, -1 for none."""
@@ -132,6 +141,8 @@ class FusionReadings:
         reader: over the parameters in training.
     """
 
+    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "each_token", "together"})
+
     def __init__(self, reader: FusionReader, texts: RetrievedTexts, topology: ProcessTopology) -> None:
         self._reader, self._texts, self._device = reader, texts, topology.device
 
@@ -153,6 +164,8 @@ class ExtractiveReadings:
     Args:
         batch_size: passages read at once.
     """
+
+    passes: ClassVar[frozenset[Pass]] = frozenset({"each"})
 
     def __init__(
         self, model: ExtractiveReader, answers: RetrievedAnswers, topology: ProcessTopology, *, batch_size: int

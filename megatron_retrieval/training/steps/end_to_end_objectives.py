@@ -1,0 +1,175 @@
+"""The objectives of end-to-end training, one row each: a pure function of tensors, fed with the passes of a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.passage_scores import PassageScoreUse
+from megatron_retrieval.objectives.end_to_end import (
+    distillation,
+    emdr2,
+    individual_topk,
+    joint_topk,
+    log_priors,
+    prior_entropy,
+    rag_token,
+)
+from megatron_retrieval.training.steps.readings import Pass, Reading, WritingReading
+from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.utils.registry import Registry
+
+#: `(reading, scores [n, K], score weight [1], questions of the global batch)` to this rank's part of the loss. The
+#: reading has the passes that the objective needs; scores are s(q, z) / tau.
+Loss = Callable[[Any, Tensor, Tensor, int], LossOutput]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """An objective of end-to-end training.
+
+    Attributes:
+        name: the value of `--objective`.
+        about: what the reader and the retriever learn from, in one clause.
+        loss: see `Loss`.
+        needs: passes of the reader that the loss asks for.
+        trains_retriever: False: the loss has no gradient for the retriever, which then keeps its weights.
+        score_use: what a reader trained with this objective does with the scores of passages when it answers.
+    """
+
+    name: str
+    about: str
+    loss: Loss
+    needs: frozenset[Pass]
+    trains_retriever: bool = True
+    score_use: PassageScoreUse
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective")
+
+
+def require_passes(objective: str, passes: frozenset[Pass], reader: str) -> None:
+    """Refuse an objective that a reader cannot learn by.
+
+    Args:
+        passes: that the reader has.
+        reader: for the message.
+
+    Raises:
+        ConfigError: a pass is missing, or there is no such objective.
+    """
+    if missing := OBJECTIVES[objective].needs - passes:
+        possible = [name for name, row in OBJECTIVES.items() if row.needs <= passes]
+        raise ConfigError(
+            f"--objective {objective} is not for {reader}, which has no pass {' or '.join(sorted(missing))!r}; "
+            f"choose {' or '.join(possible)}."
+        )
+
+
+def _individual(reading: Reading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+    return individual_topk(scores, reading.is_real, reading.each(), num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="individual-topk",
+        about="reader: each passage for itself; retriever: the sum over passages of p(z | q) p(a | q, z)",
+        loss=_individual,
+        needs=frozenset({"each"}),
+        score_use="marginal",
+    )
+)
+
+
+def _rag_token(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+    return rag_token(scores, reading.is_real, reading.each_token(), reading.is_token, num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="rag-token",
+        about="reader: each passage for itself, token by token; retriever: the sum over passages, token by token",
+        loss=_rag_token,
+        needs=frozenset({"each_token"}),
+        score_use="marginal",
+    )
+)
+
+
+def _joint(reading: WritingReading, scores: Tensor, score_weight: Tensor, num_questions: int) -> LossOutput:
+    priors = log_priors(scores, reading.is_real)
+    bias = score_weight * priors.masked_fill(~reading.is_real, 0)
+    return _with_entropy(joint_topk(reading.together(bias), num_questions), priors, num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="joint-topk",
+        about="reader: all passages together, log p(z | q) in its attention; retriever: the same attention",
+        loss=_joint,
+        needs=frozenset({"together"}),
+        score_use="bias",
+    )
+)
+
+
+def _fid(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+    priors = log_priors(scores, reading.is_real)
+    return _with_entropy(joint_topk(reading.together(), num_questions), priors, num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="fid",
+        about="reader: all passages together; retriever: nothing, it keeps its weights",
+        loss=_fid,
+        needs=frozenset({"together"}),
+        trains_retriever=False,
+        score_use="none",
+    )
+)
+
+
+def _emdr2(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+    with torch.no_grad():
+        each = reading.each()
+    return emdr2(scores, reading.is_real, each, reading.together(), num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="emdr2",
+        about="reader: all passages together; retriever: as in individual-topk, with the reader held fixed",
+        loss=_emdr2,
+        needs=frozenset({"each", "together"}),
+        score_use="none",
+    )
+)
+
+
+def _distillation(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+    with torch.no_grad():
+        each = reading.each()
+    retriever = distillation(scores, reading.is_real, each, num_questions)
+    reader = joint_topk(reading.together(), num_questions)
+    return LossOutput(reader.loss + retriever.loss, {**retriever.metrics, **reader.metrics})
+
+
+OBJECTIVES.add(
+    Objective(
+        name="distillation",
+        about="reader: all passages together; retriever: how likely the answer is with each passage",
+        loss=_distillation,
+        needs=frozenset({"each", "together"}),
+        score_use="none",
+    )
+)
+
+
+def _with_entropy(output: LossOutput, priors: Tensor, num_questions: int) -> LossOutput:
+    return LossOutput(output.loss, {**output.metrics, "prior_entropy": prior_entropy(priors, num_questions)})
