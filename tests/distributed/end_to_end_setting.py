@@ -82,7 +82,7 @@ class Setting:
         with torch.no_grad():
             self.search.index = ShardedIndex(retriever.eval().encode_passages(self.search.tokens(all_rows())), topology)
         data = AskedDataConfig(train_data=(str(folder / "train.qa.csv"),), asked=AskedQuestionsConfig())
-        self.questions = AskedQuestions(data, TEXT_FORMAT, self.tokenizer, self.evidence, seed=4)
+        self.questions = AskedQuestions(data, TEXT_FORMAT, self.tokenizer, self.tokenizer, self.evidence, seed=4)
 
     def batch(self) -> AskedBatch:
         """This rank's share."""

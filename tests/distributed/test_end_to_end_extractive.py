@@ -96,10 +96,10 @@ def _dense(topology: ProcessTopology, folder: str) -> dict[str, Any]:
     setting = ExtractiveSetting(topology, folder)
     setting.model.train()
     retriever, batch = setting.model.retriever, setting.whole_batch()
-    queries = retriever.encode_queries(batch.queries)
+    queries = retriever.encode_queries(batch.retriever_queries)
     passages = retriever.encode_passages(setting.search.tokens(all_rows()))
     losses, num_read = [], []
-    for place, question in enumerate(batch.questions):
+    for place, question in enumerate(setting.questions.questions):
         scores = queries[place] @ passages.T
         best = scores.topk(K).indices
         priors = F.softmax(scores[best] / 16**0.5, 0)

@@ -68,18 +68,19 @@ def _dense_loss(setting: FusionSetting, objective: str, k: int) -> Tensor:
     """The objective written down once more: one question and one passage at a time, every passage scored."""
     retriever, reader, batch = setting.model.retriever, setting.reader, setting.whole_batch()
     queries, passages = (
-        retriever.encode_queries(batch.queries),
+        retriever.encode_queries(batch.retriever_queries),
         retriever.encode_passages(setting.search.tokens(all_rows())),
     )
     losses = []
-    for place, question in enumerate(batch.questions):
+    for place in range(len(batch)):
+        question = batch.questions(torch.tensor([place]))
         scores = queries[place] @ passages.T
         best = scores.topk(k).indices
         log_prior = F.log_softmax(scores[best] / 16**0.5, 0)
-        labels = setting.texts.labels([batch.targets[place]])[0]
+        labels = setting.texts.labels(question.targets)[0]
         states = []
         for row in best.tolist():
-            text, _ = setting.texts.texts([question.text], torch.tensor([[row]]).numpy())
+            text, _ = setting.texts.texts(question.reader_questions, torch.tensor([[row]]).numpy())
             length = int(text.lengths[0])
             states.append(reader.encoder(TokenBatch(text.ids[:, :length], text.lengths))[0])
         each = torch.stack([_token_likelihoods(reader, state, labels, None) for state in states])

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.examples.open_questions import AskedBatch, AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny import write_tiny_evidence
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=16)
 
@@ -38,7 +40,11 @@ def _questions(folder: Path, name: str = "train.qa.csv", *, exclude: bool = Fals
     config = AskedDataConfig(
         train_data=(str(folder / name),), asked=AskedQuestionsConfig(), exclude_gold_passages=exclude
     )
-    return AskedQuestions(config, FORMAT, evidence.vocabulary, evidence, seed=seed)
+    return AskedQuestions(config, FORMAT, evidence.vocabulary, evidence.vocabulary, evidence, seed=seed)
+
+
+def _targets(asked: AskedBatch, tokenizer: Vocabulary) -> list[str]:
+    return tokenizer.decode([asked.targets[place].tolist() for place in range(len(asked))])
 
 
 def test_questions_without_an_answer_are_left_out_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -52,13 +58,13 @@ def test_questions_without_an_answer_are_left_out_and_said(folder: Path, caplog:
 
 
 def test_the_answer_is_drawn_by_seed_and_place_whatever_the_ranks(folder: Path) -> None:
-    asked = _questions(folder)
-    drawn = {asked.batch([0, 1], epoch, 0).targets[0] for epoch in range(20)}
+    asked, tokenizer = _questions(folder), EvidenceStore(folder / "evidence").vocabulary
+    drawn = {_targets(asked.batch([0, 1], epoch, 0), tokenizer)[0] for epoch in range(20)}
     assert drawn == {"key1", "key2"}
     for epoch in range(4):
         whole = asked.batch([1, 0], epoch, 6)
         parts = [asked.batch([1, 0], epoch, 6, rank, 2) for rank in range(2)]
-        assert whole.targets == tuple(part.targets[0] for part in parts)
+        assert _targets(whole, tokenizer) == [_targets(part, tokenizer)[0] for part in parts]
         assert [part.num_questions for part in parts] == [2, 2]
 
 
@@ -93,7 +99,7 @@ def test_texts_hold_question_title_and_passage(folder: Path, vocabulary: str) ->
     )
     texts = RetrievedTexts(evidence, layout, tokenizer, max_answer_length=4)
     rows = np.array([[5, 0, 5], [7, -1, -1], [-1, -1, -1]])
-    batch, is_real = texts.texts(["where is key0", "room", "box"], rows)
+    batch, is_real = texts.texts(tokenize(tokenizer, ["where is key0", "room", "box"]), rows)
     assert is_real.tolist() == [[True] * 3, [True, False, False], [True, False, False]]
 
     def read(row: int) -> str:
@@ -108,6 +114,6 @@ def test_texts_hold_question_title_and_passage(folder: Path, vocabulary: str) ->
     assert read(1) == expected("where is key0", 0)
     assert read(3) == expected("room", 7)
     assert read(6) == "where box"
-    labels = texts.labels(["room", "in the corner of the room"])
+    labels = texts.labels(tokenize(tokenizer, ["room", "in the corner of the room"]))
     assert (labels >= 0).sum(1).tolist() == [len(tokenizer.encode(["room"])[0][:3]) + 1, 4]
     assert torch.equal(labels[1, -1], torch.tensor(tokenizer.special.end))

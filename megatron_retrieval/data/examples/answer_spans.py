@@ -21,7 +21,7 @@ class AnswerFinder:
     def __init__(self, continues_word: NDArray[np.bool_], dtype: np.dtype[np.generic]) -> None:
         self._continues_word, self._dtype = continues_word, dtype
 
-    def needle(self, answer: Sequence[int]) -> bytes:
+    def needle(self, answer: ArrayLike) -> bytes:
         """An answer as `spans` wants it."""
         return np.asarray(answer, self._dtype).tobytes()
 

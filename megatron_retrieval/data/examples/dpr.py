@@ -57,10 +57,9 @@ class _Example(NamedTuple):
 
 
 class DprDataset:
-    """Questions with positive and hard negative passages.
+    """Questions with positive and hard negative passages; a BatchSource.
 
-    What is drawn for an example is named by (seed, epoch, position in the epoch), and every rank works out the
-    passages of the whole global batch: the batch is the same for any number of ranks.
+    Every rank works out the passages of the whole global batch, which are the candidates of each of its questions.
 
     Args:
         config: files and negatives.
@@ -95,15 +94,7 @@ class DprDataset:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> ContrastiveBatch:
-        """This rank's share of a global batch.
-
-        Args:
-            indices: the examples of the global batch, in order.
-            epoch: from 0.
-            first_position: of the first of them in the order of the epoch.
-            dp_rank: which share.
-            dp_size: the number of shares, W.
-        """
+        """See BatchSource; hard negatives are drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         num_slots, first, own = share.num_slots, share.first, list(indices[share.own])
         slots = np.full((dp_size * num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)

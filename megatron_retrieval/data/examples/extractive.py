@@ -24,9 +24,7 @@ _BLOCK_QUESTIONS = 32
 
 
 class ExtractiveDataset:
-    """Questions with passages that hold an answer and passages that hold none; only token ids are kept.
-
-    What is drawn for an example is named by (seed, epoch, position in the epoch).
+    """Questions with passages that hold an answer and passages that hold none; only token ids are kept. A BatchSource.
 
     Args:
         data: the files, see `read_reader_questions`, and which of their passages are used.
@@ -69,7 +67,7 @@ class ExtractiveDataset:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> ExtractiveBatch:
-        """This rank's share of a global batch; see `DprDataset.batch`."""
+        """See BatchSource; passages are drawn, and one of those that hold an answer."""
         share = Share.of(len(indices), dp_rank, dp_size)
         num_passages = self._config.num_train_passages
         numbers = np.zeros((share.num_slots, num_passages), np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.data.examples.answer_draw import draw_answers
 from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.examples.passage_tokens import PassageTokens, RaggedBuilder
 from megatron_retrieval.data.files.passage_questions import (
@@ -25,7 +26,6 @@ from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.fusion import FusionBatch
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
-from megatron_retrieval.utils.seeds import generator
 
 _BLOCK_QUESTIONS = 256
 
@@ -35,8 +35,8 @@ log = get_logger("data")
 class FusionDataset:
     """Questions with all of their passages and their answers; only token ids are kept.
 
-    Which of a question's answers is learned is named by (seed, epoch, position in the epoch); where the file names a
-    target, it is that one. A question without passages, as all are in closed-book mode, is read alone.
+    A BatchSource. Where the file names a target, that answer is learned. A question without passages, as all are in
+    closed-book mode, is read alone.
 
     Args:
         data: the files, see `read_reader_questions`, and which of their passages are read.
@@ -70,7 +70,7 @@ class FusionDataset:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> FusionBatch:
-        """This rank's share of a global batch; see `DprDataset.batch`."""
+        """See BatchSource; of several answers one is drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         questions = np.asarray(indices[share.own], np.int64)
         answers = self._answers.take(self._draw(questions, epoch, first_position + share.first))
@@ -111,12 +111,8 @@ class FusionDataset:
 
     def _draw(self, questions: Rows, epoch: int, first_position: int) -> Rows:
         """The number of an answer of each question."""
-        first = self._first_answer[questions]
-        num_answers = self._first_answer[questions + 1] - first
-        for place in np.flatnonzero(num_answers > 1).tolist():
-            random = generator(self._seed, "answers", epoch, first_position + place)
-            first[place] += random.integers(num_answers[place])
-        return first
+        first, end = self._first_answer[questions], self._first_answer[questions + 1]
+        return first + draw_answers(end - first, self._seed, epoch, first_position)
 
 
 def fuse_texts(

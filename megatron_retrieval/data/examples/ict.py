@@ -43,10 +43,7 @@ class IctDataConfig(Checked):
 
 
 class IctDataset:
-    """Blocks, each of which gives one example an epoch.
-
-    What is drawn for an example (its query, and whether that stays in the block) is named by (seed, epoch, position in
-    the epoch): batches are the same for any number of ranks and after any restart.
+    """Blocks, each of which gives one example an epoch; a BatchSource.
 
     Args:
         corpus: the sentences.
@@ -68,7 +65,7 @@ class IctDataset:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> ContrastiveBatch:
-        """This rank's share of a global batch; see `DprDataset.batch`."""
+        """See BatchSource; the query is drawn, and whether it stays in the block."""
         share = Share.of(len(indices), dp_rank, dp_size)
         rows = np.asarray(indices, np.int64)
         blocks = self._blocks[rows[share.own]]

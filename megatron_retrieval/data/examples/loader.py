@@ -21,13 +21,35 @@ Batch = TypeVar("Batch")
 
 
 class BatchSource(Protocol[Batch_co]):
-    """What the loader needs of a dataset."""
+    """A dataset: examples by number, and batches of them.
 
-    def __len__(self) -> int: ...
+    A batch is a function of the arguments of `batch` and of the run's seed alone. What is drawn for an example (a
+    negative, a mask, the answer to learn) is named by (seed, epoch, position of the example in the epoch), so that the
+    number of ranks, a restart, and how many batches were made before change nothing.
+    """
 
-    def batch(
-        self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int, dp_size: int
-    ) -> Batch_co: ...
+    def __len__(self) -> int:
+        """Examples of an epoch, at least 1."""
+        ...
+
+    def batch(self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int, dp_size: int) -> Batch_co:
+        """One rank's share of a global batch, on the CPU; called from the loader's thread.
+
+        The B examples are cut into dp_size shares of n = ceil(B / dp_size) slots, in order (see `Share`). Slots behind
+        the last example are fillers: valid rows that count nothing in the loss, as the type of the batch says. Token
+        ids, lengths and labels are int64, masks are bool.
+
+        Args:
+            indices: numbers of the B examples of the global batch, 1 or more, in order.
+            epoch: from 0.
+            first_position: of the first of them in the order of the epoch.
+            dp_rank: which share, from 0.
+            dp_size: the number of shares.
+
+        Raises:
+            DataError: what was written beside the data can no longer be read.
+        """
+        ...
 
 
 class GlobalBatch(NamedTuple):

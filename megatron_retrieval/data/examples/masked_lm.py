@@ -92,7 +92,7 @@ class TokenMasker:
 
 
 class MaskedLMDataset:
-    """Blocks of the corpus as masked sequences; what is masked is named by (seed, epoch, position in the epoch).
+    """Blocks of the corpus as masked sequences; a BatchSource.
 
     Args:
         documents: those to use, ascending.
@@ -124,7 +124,7 @@ class MaskedLMDataset:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> MaskedBatch:
-        """This rank's share of a global batch; see `DprDataset.batch`."""
+        """See BatchSource."""
         share = Share.of(len(indices), dp_rank, dp_size)
         blocks = self._blocks[np.asarray(indices[share.own], np.int64)]
         tokens = self._layout.tokens(self._corpus, blocks.document, blocks.texts(self._corpus))

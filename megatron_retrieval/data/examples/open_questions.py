@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.data.examples.answer_draw import draw_answers
 from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.files.passage_questions import not_blank
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.ragged import tokenize
+from megatron_retrieval.data.stores.ragged import Ragged, to_offsets, tokenize
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
-from megatron_retrieval.utils.seeds import generator
 
 log = get_logger("data")
 
@@ -40,37 +40,52 @@ class AskedDataConfig:
 
 @dataclass(frozen=True)
 class AskedBatch:
-    """One rank's share of a global batch of questions.
+    """One rank's share of a global batch of questions, in token ids: mask tokens and sentinels, which no text can hold,
+    may stand among them.
 
     Attributes:
-        questions: n of them, at least one.
-        targets: the answer to learn of each.
-        queries: n rows, as the retriever reads questions.
+        retriever_queries: n rows, at least one, framed and cut as the retriever reads questions.
+        reader_questions: n sequences in the reader's vocabulary, neither framed nor cut.
+        targets: n sequences in the reader's vocabulary, the answer to learn of each question; neither framed nor cut.
+        answers: n times all answers of a question, at least one, in the reader's vocabulary.
         excluded_rows: [n, E] int64 rows of the evidence that are no candidates for the question; -1 stands for none.
         num_questions: in the global batch (the denominator of the loss).
         is_filler: the rank has no share of an uneven last batch, and the questions count nothing.
     """
 
-    questions: tuple[Question, ...]
-    targets: tuple[str, ...]
-    queries: TokenBatch
+    retriever_queries: TokenBatch
+    reader_questions: Ragged
+    targets: Ragged
+    answers: tuple[Ragged, ...]
     excluded_rows: Tensor
     num_questions: int
     is_filler: bool = False
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.retriever_queries)
+
+    def questions(self, index: Tensor) -> AskedBatch:
+        """The questions `index` [m]."""
+        rows = index.numpy()
+        return AskedBatch(
+            self.retriever_queries.rows(index),
+            self.reader_questions.take(rows),
+            self.targets.take(rows),
+            tuple(self.answers[row] for row in rows),
+            self.excluded_rows[index],
+            self.num_questions,
+            self.is_filler,
+        )
 
 
 class AskedQuestions:
-    """Questions with at least one answer.
-
-    Which of a question's answers is learned is named by (seed, epoch, position in the epoch).
+    """Questions with at least one answer; a BatchSource.
 
     Args:
         config: files, and what is excluded.
-        text_format: layout of questions.
+        text_format: layout of questions for the retriever.
         tokenizer: of the retriever.
+        reader_tokenizer: of the reader.
         evidence: where the passages are found.
         seed: of the run.
 
@@ -86,13 +101,17 @@ class AskedQuestions:
         config: AskedDataConfig,
         text_format: TextFormatConfig,
         tokenizer: Vocabulary,
+        reader_tokenizer: Vocabulary,
         evidence: EvidenceStore,
         *,
         seed: int,
     ) -> None:
         self._format, self._special, self._seed = text_format, tokenizer.special, seed
         self.questions = _read(config)
-        self._tokens = tokenize(tokenizer, [question.text for question in self.questions])
+        texts = [question.text for question in self.questions]
+        self._queries, self._reader_questions = tokenize(tokenizer, texts), tokenize(reader_tokenizer, texts)
+        self._answers = tokenize(reader_tokenizer, [a for question in self.questions for a in question.answers])
+        self._first_answer = to_offsets(np.array([len(question.answers) for question in self.questions], np.int64))
         self._excluded = [
             evidence.rows_of(question.gold_passage_ids) if config.exclude_gold_passages else np.empty(0, np.int64)
             for question in self.questions
@@ -104,32 +123,24 @@ class AskedQuestions:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> AskedBatch:
-        """This rank's share of a global batch; see `DprDataset.batch`."""
+        """See BatchSource; of several answers one is drawn. There are no fillers beside examples: a rank has as many
+        slots as examples, or one slot with the batch's first example as a filler."""
         share = Share.of(len(indices), dp_rank, dp_size)
-        own = list(indices[share.own]) or list(indices[:1])
-        questions = tuple(self.questions[index] for index in own)
-        targets = tuple(
-            self._target(question, epoch, first_position + share.first + place)
-            for place, question in enumerate(questions)
-        )
-        tokens = self._tokens.take(np.array(own, np.int64))
-        excluded = np.full((len(own), max(len(self._excluded[index]) for index in own)), -1, np.int64)
-        for place, index in enumerate(own):
-            excluded[place, : len(self._excluded[index])] = self._excluded[index]
+        rows = np.array(list(indices[share.own]) or list(indices[:1]), np.int64)
+        excluded = np.full((len(rows), max(len(self._excluded[row]) for row in rows)), -1, np.int64)
+        for place, row in enumerate(rows):
+            excluded[place, : len(self._excluded[row])] = self._excluded[row]
+        first, end = self._first_answer[rows], self._first_answer[rows + 1]
+        drawn = draw_answers(end - first, self._seed, epoch, first_position + share.first)
         return AskedBatch(
-            questions,
-            targets,
-            format_questions(tokens, self._special, self._format.query_seq_length),
+            format_questions(self._queries.take(rows), self._special, self._format.query_seq_length),
+            self._reader_questions.take(rows),
+            self._answers.take(first + drawn),
+            tuple(self._answers.take(np.arange(*bounds)) for bounds in zip(first, end, strict=True)),
             torch.from_numpy(excluded),
             len(indices),
             is_filler=share.num_real == 0,
         )
-
-    def _target(self, question: Question, epoch: int, position: int) -> str:
-        if len(question.answers) == 1:
-            return question.answers[0]
-        random = generator(self._seed, "answers", epoch, position)
-        return question.answers[int(random.integers(len(question.answers)))]
 
 
 def _read(config: AskedDataConfig) -> list[Question]:

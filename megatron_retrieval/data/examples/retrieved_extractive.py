@@ -13,10 +13,9 @@ from megatron_retrieval.data.examples.answer_spans import AnswerFinder, span_col
 from megatron_retrieval.data.examples.retrieved_fusion import PassageColumns
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype, tokenize
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages
-from megatron_retrieval.types.questions import Question
 
 
 @dataclass(frozen=True)
@@ -64,36 +63,37 @@ class RetrievedAnswers:
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._finder = AnswerFinder(tokenizer.continues_word(), self._dtype)
 
-    def find(self, questions: Sequence[Question], rows: Rows) -> AnswerPassages:
+    def find(self, questions: Ragged, answers: Sequence[Ragged], rows: Rows) -> AnswerPassages:
         """Every occurrence of every answer in the part of the text that is read.
 
         Args:
-            questions: n of them.
+            questions: n of them, as ids of the reader's vocabulary.
+            answers: n times all answers of a question.
             rows: [n, K], -1 behind a question's own ones.
         """
         distinct = np.unique(rows[rows >= 0])
         titles, texts = self._columns.take(distinct)
-        asked = tokenize(self._tokenizer, [question.text for question in questions])
         slots: list[int] = []
         found: list[list[tuple[int, int]]] = []
-        for number, (question, own) in enumerate(zip(questions, rows, strict=True)):
-            needles = self._needles(question.answers)
+        for number, (own_answers, own) in enumerate(zip(answers, rows, strict=True)):
+            needles = self._needles(own_answers)
             for place, passage in enumerate(np.searchsorted(distinct, own[own >= 0]).tolist()):
-                room = self._layout.room_for_text(len(asked[number]), len(titles[passage]))
+                room = self._layout.room_for_text(len(questions[number]), len(titles[passage]))
                 if spans := self._spans(texts, passage, needles, room):
                     slots.append(number * rows.shape[1] + place)
                     found.append(spans)
         owners, places = np.divmod(np.array(slots, np.int64), rows.shape[1])
         passages = np.searchsorted(distinct, rows[owners, places])
         laid_out = self._layout.lay_out(
-            asked.take(owners), titles.take(passages), texts.take(passages), self._tokenizer.special
+            questions.take(owners), titles.take(passages), texts.take(passages), self._tokenizer.special
         )
         columns = span_columns(found, laid_out.text_starts.tolist())
         return AnswerPassages(torch.tensor(slots, dtype=torch.int64), laid_out, columns)
 
-    def _needles(self, answers: Sequence[str]) -> list[bytes]:
-        ids = self._tokenizer.encode(answers)
-        return [self._finder.needle(answer) for answer in ids if 0 < len(answer) <= self._max_answer_length]
+    def _needles(self, answers: Ragged) -> list[bytes]:
+        lengths = answers.lengths
+        learned = np.flatnonzero((lengths > 0) & (lengths <= self._max_answer_length))
+        return [self._finder.needle(answers[number]) for number in learned.tolist()]
 
     def _spans(self, texts: Ragged, passage: int, needles: Sequence[bytes], room: int) -> list[tuple[int, int]]:
         """Those that end within the first `room` tokens."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
@@ -50,14 +48,14 @@ class RetrievedTexts:
         *,
         max_answer_length: int,
     ) -> None:
-        self._columns, self._layout, self._tokenizer = PassageColumns(evidence, tokenizer), layout, tokenizer
+        self._columns, self._layout = PassageColumns(evidence, tokenizer), layout
         self._max_answer_length = max_answer_length
 
-    def texts(self, questions: Sequence[str], rows: Rows) -> tuple[TokenBatch, Tensor]:
+    def texts(self, questions: Ragged, rows: Rows) -> tuple[TokenBatch, Tensor]:
         """Lay out questions with their passages.
 
         Args:
-            questions: n of them.
+            questions: n of them, as ids of the reader's vocabulary.
             rows: [n, K], -1 behind a question's own ones; a question without any is read alone.
 
         Returns:
@@ -67,11 +65,10 @@ class RetrievedTexts:
         lengths = (rows >= 0).sum(1)
         offsets = np.concatenate([[0], lengths.cumsum()])
         places = Ragged(np.searchsorted(distinct, rows[rows >= 0]), offsets)
-        asked, columns = tokenize(self._tokenizer, questions), self._columns.take(distinct)
-        return fuse_texts(self._layout, asked, places, columns, (len(questions), max(1, rows.shape[1])))
+        shape = (len(questions), max(1, rows.shape[1]))
+        return fuse_texts(self._layout, questions, places, self._columns.take(distinct), shape)
 
-    def labels(self, answers: Sequence[str]) -> Tensor:
+    def labels(self, answers: Ragged) -> Tensor:
         """[n, L] int64, the answers with their end tokens, -1 behind them."""
-        ids = tokenize(self._tokenizer, answers)
-        cut = ids.take(np.arange(len(ids)), self._max_answer_length - 1)
+        cut = answers.take(np.arange(len(answers)), self._max_answer_length - 1)
         return label_rows(cut, len(answers), self._layout.end_id)

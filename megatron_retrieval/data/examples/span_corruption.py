@@ -123,8 +123,7 @@ def corrupt(texts: Ragged, is_noise: Mask, sentinels: Rows) -> tuple[Ragged, Rag
 
 
 class SpanCorruptionDataset:
-    """Blocks of the corpus, behind their titles, as texts with gaps; which spans are taken out is named by (seed,
-    epoch, position in the epoch).
+    """Blocks of the corpus, behind their titles, as texts with gaps; a BatchSource.
 
     Args:
         corpus: with a SentencePiece vocabulary.
@@ -155,7 +154,7 @@ class SpanCorruptionDataset:
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
     ) -> CorruptedBatch:
-        """This rank's share of a global batch; see `DprDataset.batch`."""
+        """See BatchSource."""
         share = Share.of(len(indices), dp_rank, dp_size)
         texts = self._texts(self._blocks[np.asarray(indices[share.own], np.int64)])
         is_noise = [np.empty(0, np.bool_)]

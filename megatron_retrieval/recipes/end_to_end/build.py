@@ -105,9 +105,8 @@ class EndToEndRun:
         return replace(start, bert=bert, biencoder_shared_query_context_model=is_shared)
 
     def _questions(self, data: AskedDataConfig) -> AskedQuestions:
-        return AskedQuestions(
-            data, self.config.text_format, self.tokenizer, self.evidence, seed=self.config.training.seed
-        )
+        tokenizers, seed = (self.tokenizer, self.reader.vocabulary), self.config.training.seed
+        return AskedQuestions(data, self.config.text_format, *tokenizers, self.evidence, seed=seed)
 
     def _task(self, held_out: AskedQuestions) -> RetrievedPassagesTask:
         questions = held_out.questions

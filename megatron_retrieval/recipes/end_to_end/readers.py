@@ -28,6 +28,7 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
 from megatron_retrieval.recipes.lengths import require_positions, require_reading_positions
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.steps.end_to_end_objectives import require_passes
 from megatron_retrieval.training.steps.readings import ExtractiveReadings, FusionReadings, ReaderSide
 from megatron_retrieval.utils.logging import get_logger
@@ -40,10 +41,13 @@ class ReaderPart(Protocol):
 
     Attributes:
         model: begins with the weights of the starting point; where a run is resumed they are overwritten.
+        vocabulary: of the reader.
     """
 
     @property
     def model(self) -> ReaderModel | ExtractiveReader: ...
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
     def readings(self, evidence: EvidenceStore) -> ReaderSide:
         """For the step."""
@@ -72,10 +76,10 @@ class FusionPart:
         self._start, self._topology = start, topology
         self._shape, self._generation = config.model.over(start.config), config.answers.generation()
         require_reading_positions(self._shape, config.layout, self._generation)
-        self._tokenizer = start.vocabulary()
-        self._layout = FusionLayout(config.layout.fusion(), self._tokenizer)
+        self.vocabulary = start.vocabulary()
+        self._layout = FusionLayout(config.layout.fusion(), self.vocabulary)
         build = start.architecture.build
-        self.model: ReaderModel = build(self._shape, self._tokenizer, topology, config.training.precision.dtype)
+        self.model: ReaderModel = build(self._shape, self.vocabulary, topology, config.training.precision.dtype)
         load_weights(start.folder, start.manifest, self.model, topology)
         self._reader = FusionReader(self.model, config.encode)
         log.info("reader: scores enter the decoder's attention in the form %r", self._reader.score_form)
@@ -83,13 +87,13 @@ class FusionPart:
     def readings(self, evidence: EvidenceStore) -> FusionReadings:
         """See ReaderPart."""
         longest = self._generation.max_answer_length
-        texts = RetrievedTexts(evidence, self._layout, self._tokenizer, max_answer_length=longest)
+        texts = RetrievedTexts(evidence, self._layout, self.vocabulary, max_answer_length=longest)
         return FusionReadings(self._reader, texts, self._topology)
 
     def answerer(self, scores: PassageScoreConfig) -> FusionAnswerer:
         """See ReaderPart."""
         return FusionAnswerer(
-            self._reader, self._tokenizer, self._layout, self._generation, self._topology, passage_scores=scores
+            self._reader, self.vocabulary, self._layout, self._generation, self._topology, passage_scores=scores
         )
 
     def saved(self, scores: Callable[[], PassageScoreConfig]) -> ModelPart:
@@ -115,7 +119,7 @@ class ExtractivePart:
         self._shape, self._answers = config.model.over(start.config), config.answers.extractive()
         self._layout = config.layout.extractive()
         require_positions(self._shape, reader_seq_length=self._layout.reader_seq_length)
-        self._tokenizer, self._lower_case = start.vocabulary(), start.lower_case
+        self.vocabulary, self._lower_case = start.vocabulary(), start.lower_case
         self.model = ExtractiveReader(self._shape, topology, config.training.precision.dtype)
         load_weights(start.folder, start.manifest, self.model, topology)
         self.model.selection.requires_grad_(False)
@@ -123,14 +127,14 @@ class ExtractivePart:
     def readings(self, evidence: EvidenceStore) -> ExtractiveReadings:
         """See ReaderPart."""
         longest = self._answers.max_answer_length
-        answers = RetrievedAnswers(evidence, self._layout, self._tokenizer, max_answer_length=longest)
+        answers = RetrievedAnswers(evidence, self._layout, self.vocabulary, max_answer_length=longest)
         return ExtractiveReadings(self.model, answers, self._topology, batch_size=self._batch_size)
 
     def answerer(self, scores: PassageScoreConfig) -> ExtractiveAnswerer:
         """See ReaderPart."""
         return ExtractiveAnswerer(
             self.model,
-            self._tokenizer,
+            self.vocabulary,
             self._layout,
             self._answers,
             device=self._topology.device,
@@ -143,7 +147,7 @@ class ExtractivePart:
         return ModelPart(
             extractive_reader.KIND,
             lambda: extractive_reader_checkpoint_config(*settings, scores()),
-            self._tokenizer.assets(),
+            self.vocabulary.assets(),
         )
 
 

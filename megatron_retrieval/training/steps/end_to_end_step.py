@@ -22,7 +22,6 @@ from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.losses import LossOutput
-from megatron_retrieval.types.questions import Question
 from megatron_retrieval.utils.stopwatch import Stopwatch
 
 
@@ -46,22 +45,12 @@ class _Chunk:
     """The questions of one forward pass.
 
     Attributes:
-        places: [m] in the batch.
+        asked: m questions.
         rows: [m, K] of the evidence, -1 for none, best first by the index.
     """
 
-    batch: AskedBatch
-    places: Tensor
+    asked: AskedBatch
     rows: Tensor
-
-    @property
-    def questions(self) -> list[Question]:
-        return [self.batch.questions[place] for place in self.places.tolist()]
-
-    @property
-    def targets(self) -> list[str]:
-        """The answer to learn of each."""
-        return [self.batch.targets[place] for place in self.places.tolist()]
 
 
 class EndToEndStep:
@@ -119,7 +108,7 @@ class EndToEndStep:
         for chunk in chunks:
             scores = self._fresh_scores(chunk)
             self._add(sums, chunk, self._loss(chunk, scores), scores)
-            for name, value in self._readings.without_passages(chunk.questions, chunk.targets).items():
+            for name, value in self._readings.without_passages(chunk.asked).items():
                 sums[name] += value * (not batch.is_filler) / batch.num_questions
         num_questions = self._zero() + len(batch) * (not batch.is_filler)
         return {**sums, "num_examples": num_questions, "num_questions": num_questions}
@@ -128,22 +117,21 @@ class EndToEndStep:
         """The questions with what the index holds for them."""
         rows = self.search.find(batch).rows
         for places in torch.arange(len(batch)).split(self.config.micro_batch_size):
-            yield _Chunk(batch, places, rows[places.to(rows.device)])
+            yield _Chunk(batch.questions(places), rows[places.to(rows.device)])
 
     def _fresh_scores(self, chunk: _Chunk) -> Tensor:
         """[m, K] s(q, z) / tau of what was found, by the encoders as they are now."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._objective.trains_retriever):
-            texts = chunk.batch.queries.rows(chunk.places).to(self._topology.device)
-            queries = self.model.retriever.encode_queries(texts)
+            queries = self.model.retriever.encode_queries(chunk.asked.retriever_queries.to(self._topology.device))
             return self.search.fresh_scores(queries, chunk.rows) / self._divisor
 
     def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
-        reading = self._readings.reading(chunk.questions, chunk.targets, chunk.rows)
-        return self._objective.loss(reading, scores, self.model.score_weight, chunk.batch.num_questions)
+        reading = self._readings.reading(chunk.asked, chunk.rows)
+        return self._objective.loss(reading, scores, self.model.score_weight, chunk.asked.num_questions)
 
     def _add(self, sums: dict[str, Tensor], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
         """Add a chunk's numbers; those of fillers are nothing, but have the same names."""
-        weight, num_questions = float(not chunk.batch.is_filler), chunk.batch.num_questions
+        weight, num_questions = float(not chunk.asked.is_filler), chunk.asked.num_questions
         best = scores.detach().masked_fill(chunk.rows < 0, float("-inf")).argmax(1)
         changed = (best > 0).sum() / num_questions
         for name, value in {**output.metrics, "loss": output.loss.detach(), "best_passage_changed": changed}.items():

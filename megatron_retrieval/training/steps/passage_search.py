@@ -76,7 +76,7 @@ class PassageSearch:
         """
         device = self._topology.device
         with evaluation_mode(self._model):
-            self.last_queries = vectors = self._model.encode_queries(batch.queries.to(device))
+            self.last_queries = vectors = self._model.encode_queries(batch.retriever_queries.to(device))
             found = self._ask(vectors, batch.excluded_rows.to(device))
             return found if self.config.num_candidates is None else self._rerank(vectors, found)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.examples.retrieved_extractive import AnswerPassages, RetrievedAnswers
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
@@ -17,7 +18,6 @@ from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.objectives.extractive import answer_log_likelihoods
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.tokens import TokenBatch
 
 #: what an objective may ask a reader for: methods of a reading
@@ -63,11 +63,11 @@ class ReaderSide(Protocol):
 
     passes: ClassVar[frozenset[Pass]]
 
-    def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> Reading:
-        """Of n questions, the answer to learn of each, and [n, K] rows of the evidence, -1 for none."""
+    def reading(self, batch: AskedBatch, rows: Tensor) -> Reading:
+        """Of n questions and [n, K] rows of the evidence for them, -1 for none."""
         ...
 
-    def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
+    def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """What the reader makes of the questions alone, sums over them; nothing where it cannot do without passages."""
         ...
 
@@ -146,16 +146,16 @@ class FusionReadings:
     def __init__(self, reader: FusionReader, texts: RetrievedTexts, topology: ProcessTopology) -> None:
         self._reader, self._texts, self._device = reader, texts, topology.device
 
-    def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> FusionReading:
+    def reading(self, batch: AskedBatch, rows: Tensor) -> FusionReading:
         """See ReaderSide."""
-        texts, is_real = self._texts.texts([question.text for question in questions], rows.cpu().numpy())
-        labels = self._texts.labels(targets)
+        texts, is_real = self._texts.texts(batch.reader_questions, rows.cpu().numpy())
+        labels = self._texts.labels(batch.targets)
         return FusionReading(self._reader, texts.to(self._device), is_real.to(self._device), labels.to(self._device))
 
-    def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
+    def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """`log_likelihood_alone`: of the answers' tokens."""
-        no_rows = torch.empty(len(questions), 0, dtype=torch.int64)
-        return {"log_likelihood_alone": self.reading(questions, targets, no_rows).together().sum()}
+        no_rows = torch.empty(len(batch), 0, dtype=torch.int64)
+        return {"log_likelihood_alone": self.reading(batch, no_rows).together().sum()}
 
 
 class ExtractiveReadings:
@@ -172,11 +172,11 @@ class ExtractiveReadings:
     ) -> None:
         self._model, self._answers, self._device, self._batch_size = model, answers, topology.device, batch_size
 
-    def reading(self, questions: Sequence[Question], targets: Sequence[str], rows: Tensor) -> ExtractiveReading:
+    def reading(self, batch: AskedBatch, rows: Tensor) -> ExtractiveReading:
         """See ReaderSide."""
-        found = self._answers.find(questions, rows.cpu().numpy())
+        found = self._answers.find(batch.reader_questions, batch.answers, rows.cpu().numpy())
         return ExtractiveReading(self._model, found.to(self._device), rows.to(self._device) >= 0, self._batch_size)
 
-    def without_passages(self, questions: Sequence[Question], targets: Sequence[str]) -> Mapping[str, Tensor]:
+    def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """See ReaderSide."""
         return {}
