@@ -16,4 +16,5 @@ def main(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
         run_training(build, config, topology)
     else:
         folder = config.index.folder(config.training.log.output_dir)
-        supervise_worker(embedding_command(config, topology), folder, topology)
+        timeout_seconds = 60 * config.index.embedding_timeout_minutes
+        supervise_worker(embedding_command(config, topology), folder, topology, timeout_seconds=timeout_seconds)

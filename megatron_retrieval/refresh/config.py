@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.checks import Bounds, Checked, PositiveFloat, PositiveInt
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 
 
@@ -24,12 +24,17 @@ class IndexRefreshConfig(Checked):
     with the index before."""
     index_dir: Path | None = None
     """Folder of the index's versions; default: index in --output-dir."""
+    keep_index_versions: Annotated[int, Bounds(least=2)] = 2
+    """Finished versions of the index kept on disk, the one in use and the one before among them; a checkpoint whose
+    version is gone has its encoder embed the evidence again when it is resumed."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored; scores are computed in float32 from what is stored."""
     index_micro_batch_size: PositiveInt = 128
     """Passages encoded at once by each copy of the model where the evidence is embedded."""
     embedding_threads: PositiveInt = 1
     """CPU threads of each process that embeds beside training."""
+    embedding_timeout_minutes: PositiveFloat = 30.0
+    """A process that embeds beside training is started again after so many minutes without a further vector."""
 
     def folder(self, output_dir: str | Path) -> Path:
         """Where the versions stand."""

@@ -15,16 +15,21 @@ from megatron_retrieval.training.signals import StopSignal
 LOOK_SECONDS = 1.0
 
 
-def supervise_worker(command: Sequence[str], index_dir: str | Path, topology: ProcessTopology) -> None:
+def supervise_worker(
+    command: Sequence[str], index_dir: str | Path, topology: ProcessTopology, *, timeout_seconds: float
+) -> None:
     """Keep the worker of this rank running until training has ended, in whatever way.
 
     Args:
         command: see `worker_command`; its --num-workers is the number of embedding ranks.
         topology: of an embedding rank.
+        timeout_seconds: see `WorkerSupervisor`.
     """
     assert topology.side_rank is not None
     assert topology.job is not None
-    supervisor = WorkerSupervisor(command, IndexVersions(index_dir), topology.side_rank, topology.device)
+    supervisor = WorkerSupervisor(
+        command, IndexVersions(index_dir), topology.side_rank, topology.device, timeout_seconds=timeout_seconds
+    )
     with StopSignal():  # it is for those that train, and may have much to save
         try:
             while not topology.job.has_ended():

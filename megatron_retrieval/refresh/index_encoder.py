@@ -7,16 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND
+from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, load_dual_encoder
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
-from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype
+from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, torch_dtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import TokenizedEvidence, embed_evidence, store_identity
-from megatron_retrieval.retrieval.index_versions import IndexVersions
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.training.steps.step import evaluation_mode
+
+#: snapshots hold weights in this many bytes each
+FP32_BYTES = 4
 
 
 class IndexEncoder:
@@ -65,23 +69,52 @@ class IndexEncoder:
             weight_of=self._main_weight,
         )
         fingerprint = read_manifest(folder).fingerprint
-        if self._topology.is_main:
-            identity = store_identity(self.evidence, self._model.encode_passages, fingerprint, self._dtype)
-            versions.make_room(iteration, identity)
-        self._topology.barrier()
+        self._make_room(versions, iteration, fingerprint)
         return fingerprint
 
     def embed(self, versions: IndexVersions, iteration: int, fingerprint: str) -> EmbeddingStore:
         """Make a version with the encoder as it is, without dropout, after its snapshot; a collective over all ranks
         that leaves the model in its mode and the random streams as they were."""
         with evaluation_mode(self._model):
-            return embed_evidence(
-                self.evidence,
-                self._model.encode_passages,
-                versions.path(iteration),
-                self._topology,
-                encoder_fingerprint=fingerprint,
-                text_format=self._text_format,
-                embedding_dtype=self._dtype,
-                micro_batch_size=self._micro_batch_size,
+            return self._embed(self._model, versions, iteration, fingerprint)
+
+    def embed_again(self, versions: IndexVersions, request: IndexRequest) -> EmbeddingStore:
+        """Make a version whose snapshot is there; a collective over all ranks.
+
+        Raises:
+            CheckpointError: the snapshot is damaged.
+            MismatchError: it is another encoder.
+        """
+        dtype = next(self._model.parameters()).dtype
+        loaded = load_dual_encoder(versions.snapshot(request.iteration), self._topology, dtype)
+        found = loaded.description.fingerprint
+        if found != request.encoder_fingerprint:
+            raise MismatchError(
+                f"{versions.snapshot(request.iteration)} holds encoder {found}, but the checkpoint was saved with the "
+                f"index of {request.encoder_fingerprint}."
             )
+        self._make_room(versions, request.iteration, found)
+        return self._embed(loaded.model, versions, request.iteration, found)
+
+    def version_bytes(self) -> int:
+        """What a version and its snapshot take on disk, about."""
+        vectors = len(self.evidence) * self._model.dimension * torch_dtype(self._dtype).itemsize
+        return vectors + FP32_BYTES * self._topology.tp_size * sum(p.numel() for p in self._model.parameters())
+
+    def _make_room(self, versions: IndexVersions, iteration: int, fingerprint: str) -> None:
+        if self._topology.is_main:
+            identity = store_identity(self.evidence, self._model.encode_passages, fingerprint, self._dtype)
+            versions.make_room(iteration, identity)
+        self._topology.barrier()
+
+    def _embed(self, model: DualEncoder, versions: IndexVersions, iteration: int, fingerprint: str) -> EmbeddingStore:
+        return embed_evidence(
+            self.evidence,
+            model.encode_passages,
+            versions.path(iteration),
+            self._topology,
+            encoder_fingerprint=fingerprint,
+            text_format=self._text_format,
+            embedding_dtype=self._dtype,
+            micro_batch_size=self._micro_batch_size,
+        )

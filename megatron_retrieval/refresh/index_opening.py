@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from megatron_retrieval.errors import CheckpointError, ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.retrieval.embedder import TokenizedEvidence
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("index")
 
 
 @dataclass(frozen=True)
@@ -54,25 +60,54 @@ def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fing
     return store
 
 
-def open_resumed(versions: IndexVersions, evidence: TokenizedEvidence, request: IndexRequest) -> EmbeddingStore:
-    """The version that a checkpoint was saved with.
+def lock_versions(versions: IndexVersions, topology: ProcessTopology) -> IO[str] | None:
+    """Rank 0 keeps other runs out of the folder; a collective.
+
+    Returns:
+        What holds the lock until it is closed; None on other ranks.
 
     Raises:
-        CheckpointError: it cannot be opened; the message says what to do.
+        ConfigError: on all ranks, where another run has it.
     """
-    try:
-        return versions.open_for(request, evidence.fingerprint)
-    except (DataError, MismatchError) as error:
+    lock, problem = None, ""
+    if topology.is_main:
+        try:
+            lock = versions.lock()
+        except ConfigError as error:
+            problem = str(error)
+    if problem := gather_objects(problem, topology.world_group)[0]:
+        raise ConfigError(problem)
+    return lock
+
+
+def open_resumed(
+    versions: IndexVersions, encoder: IndexEncoder, request: IndexRequest, topology: ProcessTopology
+) -> EmbeddingStore:
+    """The version that a checkpoint was saved with; where it is gone or damaged, its encoder makes it again. A
+    collective.
+
+    Raises:
+        CheckpointError: it cannot be opened or made; the message says what to do.
+    """
+    problem = ""
+    if topology.is_main:
+        try:
+            versions.open_for(request, encoder.evidence.fingerprint)
+        except (DataError, MismatchError) as error:
+            problem = str(error)
+    problem = gather_objects(problem, topology.world_group)[0]
+    if not problem:
+        return versions.open_for(request, encoder.evidence.fingerprint)
+    if not versions.snapshot(request.iteration).exists():
         raise CheckpointError(
-            f"the checkpoint was saved with index version {request.iteration}, which cannot be opened: {error} "
-            f"{_remedy(versions, request.iteration)} --index-dir names the folder of versions."
-        ) from error
+            f"the checkpoint was saved with index version {request.iteration}, which cannot be opened: {problem} Its "
+            f"encoder is gone as well. {_remedy(request.iteration)} --index-dir names the folder of versions."
+        )
+    log.warning("index version %d cannot be opened, its encoder makes it again: %s", request.iteration, problem)
+    return encoder.embed_again(versions, request)
 
 
-def _remedy(versions: IndexVersions, iteration: int) -> str:
+def _remedy(iteration: int) -> str:
     if iteration == 0:
         return "Give --embeddings as at the start."
-    if versions.snapshot(iteration).exists():
-        path, snapshot = versions.path(iteration), versions.snapshot(iteration)
-        return f"tools/embed_evidence.py --load {snapshot} --output {path} makes it again."
     return "Resume another checkpoint, or start anew with this one as pretrained checkpoint."

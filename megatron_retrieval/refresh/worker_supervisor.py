@@ -34,6 +34,7 @@ class WorkerSupervisor:
         versions: where the worker takes its requests from and puts its log.
         worker: its number.
         device: it sees this GPU only; on the CPU nothing is set.
+        timeout_seconds: a worker that adds nothing to what is asked for in this time counts as dead, and is killed.
         clock: seconds.
     """
 
@@ -43,8 +44,13 @@ class WorkerSupervisor:
         versions: IndexVersions,
         worker: int,
         device: torch.device,
+        *,
+        timeout_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._timeout_seconds = timeout_seconds
+        # the request, how far it had come, and since when
+        self._seen: tuple[IndexRequest | None, int, float] = (None, 0, clock())
         self._command = [*command, "--worker", str(worker), "--parent-pid", str(os.getpid())]
         self._versions, self._worker, self._clock = versions, worker, clock
         self._environment = _worker_environment(device)
@@ -58,10 +64,15 @@ class WorkerSupervisor:
         """Start the worker where it should run and does not; to be called often."""
         if self._process is not None:
             status = self._process.poll()
-            if status is None:
+            if status is None and not self._hangs():
                 return
+            if status is None:
+                self._process.kill()  # it may be stopped, and then hears nothing else
+                self._process.wait()
             self._process = None
-            self._report(status)
+            self._report(
+                "was killed: it added nothing for too long" if status is None else f"ended with status {status}"
+            )
         if self._has_given_up and self._versions.requested() in (None, self._progress[0]):
             return
         if self._clock() >= self._not_before:
@@ -80,6 +91,7 @@ class WorkerSupervisor:
 
     def _start(self) -> None:
         self._has_given_up = False
+        self._seen = (None, 0, self._clock())
         path = self._versions.worker_log(self._worker)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -94,9 +106,17 @@ class WorkerSupervisor:
                 start_new_session=True,
             )
 
-    def _report(self, status: int) -> None:
+    def _hangs(self) -> bool:
+        """Whether something is asked for and has not come any further for too long."""
+        request, now = self._versions.requested(), self._clock()
+        progress = (request, self._versions.num_bytes(request.iteration) if request else 0)
+        if request is None or progress != self._seen[:2]:
+            self._seen = (*progress, now)
+        return now - self._seen[2] >= self._timeout_seconds
+
+    def _report(self, end: str) -> None:
         request = self._versions.requested()
-        progress = (request, self._versions.num_finished_files(request.iteration) if request else 0)
+        progress = (request, self._versions.num_bytes(request.iteration) if request else 0)
         self._failures = 1 if progress != self._progress else self._failures + 1
         self._progress, self._has_given_up = progress, self._failures >= MAX_FAILURES
         pause = PAUSE_SECONDS * 2 ** (self._failures - 1)
@@ -107,9 +127,9 @@ class WorkerSupervisor:
             if request is not None:
                 self._versions.give_up(request)
         log.warning(
-            "embedding worker %d ended with status %d; %s, training goes on with the index that it has. Its last words "
+            "embedding worker %d %s; %s, training goes on with the index that it has. Its last words "
             "in %s:\n%s",
-            self._worker, status, outlook, self._versions.worker_log(self._worker), self._last_words(),
+            self._worker, end, outlook, self._versions.worker_log(self._worker), self._last_words(),
         )  # fmt: skip
 
     def _last_words(self, num_lines: int = 12) -> str:

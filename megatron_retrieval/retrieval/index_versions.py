@@ -6,6 +6,7 @@ know each other by these files alone.
     FOLDER/request.json                 the version that is wanted next; there is one at a time
     FOLDER/given-up.json                the request that no embedder is trying any more
     FOLDER/worker-0.log                 what an embedder says
+    FOLDER/lock                         held by the run that uses the folder
 
 Every file appears whole or not at all, so that each side can be killed at any moment.
 """
@@ -18,14 +19,15 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import MANIFEST, EmbeddingStore, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
-from megatron_retrieval.utils.files import read_json, write_json
+from megatron_retrieval.utils.files import lock_file, read_json, write_json
 
 _VERSION, _REMOVED = "version-", ".removed-"
-_REQUEST, _GIVEN_UP = "request.json", "given-up.json"
+_REQUEST, _GIVEN_UP, _LOCK = "request.json", "given-up.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,22 @@ class IndexVersions:
             os.rename(self.path(iteration), removed)
             shutil.rmtree(removed, ignore_errors=True)
 
-    def prune(self, kept: Collection[int]) -> None:
-        """Remove all versions and snapshots but those of these iterations, and what a killed process left."""
+    def prune(self, kept: Collection[int], snapshots: Collection[int] | None = None) -> None:
+        """Remove all versions but those of these iterations, and what a killed process left.
+
+        Args:
+            snapshots: iterations whose encoders are kept; default: those of the versions.
+        """
         for left_over in self.folder.glob(f"{_REMOVED}*"):
             shutil.rmtree(left_over, ignore_errors=True)
         for iteration in set(_numbers(self.folder, _VERSION)) - set(kept):
             self.remove(iteration)
-        for iteration in set(_numbers(self.snapshots, "iter_")) - set(kept):
+        for iteration in set(_numbers(self.snapshots, "iter_")) - set(kept if snapshots is None else snapshots):
             shutil.rmtree(self.snapshot(iteration), ignore_errors=True)
 
     def request(self, wanted: IndexRequest) -> None:
-        """Ask for a version, in place of whatever was asked for before."""
+        """Ask for a version, in place of whatever was asked for before; that it was given up once is forgotten."""
+        (self.folder / _GIVEN_UP).unlink(missing_ok=True)
         write_json(self.folder / _REQUEST, vars(wanted))
 
     def withdraw(self) -> None:
@@ -130,9 +137,25 @@ class IndexVersions:
         """Whether an embedder said so."""
         return self._read(_GIVEN_UP) == request
 
-    def num_finished_files(self, iteration: int) -> int:
-        """Grows as long as a version is being made."""
-        return sum(not path.name.startswith(".") for path in self.path(iteration).glob("*"))
+    def num_bytes(self, iteration: int) -> int:
+        """What a version's files hold so far, unfinished ones included: it changes as long as a version is made."""
+        total = 0
+        for path in self.path(iteration).glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # finished or removed meanwhile
+                total += path.stat().st_size
+        return total
+
+    def lock(self) -> IO[str]:
+        """Keep other runs out of the folder as long as the file that is returned stays open.
+
+        Raises:
+            ConfigError: another run uses the folder.
+        """
+        return lock_file(
+            self.folder / _LOCK,
+            f"{self.folder}: another run ({{holder}}) keeps its index versions here; give each run an --index-dir of "
+            "its own.",
+        )
 
     def _read(self, name: str) -> IndexRequest | None:
         path = self.folder / name

@@ -200,7 +200,8 @@ def main(config: RefreshedRunConfig, topology: ProcessTopology) -> None:
         build(config, topology).trainer.fit()
     else:
         index_dir = config.refresh.folder(config.training.log.output_dir)
-        supervise_worker(command(config, topology.device), index_dir, topology)
+        timeout_seconds = 60 * config.refresh.embedding_timeout_minutes
+        supervise_worker(command(config, topology.device), index_dir, topology, timeout_seconds=timeout_seconds)
 
 
 if __name__ == "__main__":

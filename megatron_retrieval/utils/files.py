@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.errors import ConfigError, DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 #: a longer line is no record of any format that the project reads, but a file that lost its line ends
@@ -64,6 +66,30 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def lock_file(path: Path, refusal: str) -> IO[str]:
+    """Lock a file for this process, until the file that is returned is closed or the process ends, however it ends.
+
+    Args:
+        refusal: what to say where another process has the lock; `{holder}` becomes its host and number.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ConfigError(refusal.format(holder=holder)) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,12 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import describe_dual_encod
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import MegatronRetrievalError
+from megatron_retrieval.errors import DataError, MegatronRetrievalError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
-from megatron_retrieval.retrieval.index_versions import IndexVersions
+from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.testing.refreshed_run import NUM_COMPARED, TEXT_FORMAT, RefreshedRunConfig, build
 from megatron_retrieval.testing.runs import curve
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -68,6 +70,10 @@ class _Worker(Callback):
         if deed == "give up":
             self._versions.give_up(request)
             return
+        if deed == "remove":
+            self._versions.withdraw()
+            self._versions.prune([0])
+            return
         path, num_rows = self._versions.path(request.iteration), len(self._evidence)
         identity = StoreIdentity(
             self._evidence.fingerprint, request.encoder_fingerprint, num_rows, "float16", "float32"
@@ -85,7 +91,7 @@ class _Worker(Callback):
 
 
 def _run(
-    topology: ProcessTopology, words: list[str], deeds: list[tuple[int, str]] | None = None, index: str = ""
+    topology: ProcessTopology, words: list[str], deeds: list[tuple[int, str]] | None = None, **settings: Any
 ) -> list[Any]:
     """The versions that the steps searched, and the state at the end; or what went wrong."""
     config = parse_config(RefreshedRunConfig, words)
@@ -95,7 +101,7 @@ def _run(
     if deeds is not None:
         more.append(_Worker(folder, config.evidence, deeds))
     try:
-        run = build(config, topology, more=more, has_embedding_ranks=deeds is not None)
+        run = build(config, topology, more=more, has_embedding_ranks=deeds is not None, **settings)
         watch.refresher = run.refresher  # type: ignore[attr-defined]
         run.trainer.fit()
     except MegatronRetrievalError as error:
@@ -166,6 +172,7 @@ DEEDS = {
     "truncated": ([(3, "truncate"), (5, "make")], [0, 0, 0, 0, 0, 2]),
     "of another encoder": ([(3, "foreign"), (5, "make")], [0, 0, 0, 0, 0, 2]),
     "given up": ([(3, "give up"), (5, "make")], [0, 0, 0, 0, 0, 4]),
+    "request and encoder removed": ([(3, "remove"), (5, "make")], [0, 0, 0, 0, 0, 3]),
     "useless again and again": ([(2 + n, "truncate") for n in (1, 2, 3)], [0, 0, 0, 0, 0, 0]),
 }
 
@@ -218,28 +225,123 @@ def test_a_pending_request_is_taken_up_again(tmp_path: Path, evidence: Path) -> 
     assert (line["iteration"], line["index_version"], line["index_staleness_steps"]) == (7, 3, 4)
 
 
-def test_versions_that_checkpoints_name_are_kept(tmp_path: Path, evidence: Path) -> None:
+@pytest.mark.parametrize(("bound", "kept"), [(2, [5, 6]), (4, [3, 4, 5, 6])])
+def test_old_versions_go_and_the_encoders_that_checkpoints_name_stay(
+    tmp_path: Path, evidence: Path, bound: int, kept: list[int]
+) -> None:
     saved = _saving(tmp_path / "saved", "--keep-last", 4)
-    run_on_ranks(_run, 1, _words(evidence, tmp_path, *saved, "--index-refresh-interval", 1))
+    flags = ("--index-refresh-interval", 1, "--keep-index-versions", bound)
+    run_on_ranks(_run, 1, _words(evidence, tmp_path, *saved, *flags))
     states = [
         read_manifest(path.parent).training["states"]["index"] for path in (tmp_path / "saved").glob("*/manifest.json")
     ]
     assert {state["current"]["iteration"] for state in states} == {3, 4, 5, 6}
-    # of the six that were made, at the last change of the index, before the last checkpoint
-    assert IndexVersions(tmp_path / "index").complete() == [2, 3, 4, 5, 6]
+    versions = IndexVersions(tmp_path / "index")
+    assert versions.complete() == kept
+    # at the last change of the index, before the last checkpoint, four others were named
+    assert sorted(path.name for path in versions.snapshots.glob("iter_*")) == [f"iter_000000{n}" for n in range(2, 7)]
 
 
-def test_a_version_that_is_gone_is_asked_for_by_name(tmp_path: Path, evidence: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_version_that_cannot_be_opened_is_made_again_by_its_encoder(
+    tmp_path: Path, evidence: Path, num_ranks: int, damage: str
+) -> None:
     words = _words(evidence, tmp_path, *_saving(tmp_path / "saved"))
     run_on_ranks(_run, 1, words)
     versions = IndexVersions(tmp_path / "index")
-    versions.remove(6)
+    store = EmbeddingStore(versions.path(6))
+    expected = store.vectors(0, len(store)).clone()
+    if damage == "gone":
+        versions.remove(6)
+    else:
+        (versions.path(6) / "shard-00000.bin").write_bytes(b"cut off")
+    assert run_on_ranks(_run, num_ranks, [*words, "--train-iters", "8"])[0][0] == [6, 6]
+    store = EmbeddingStore(versions.path(6))
+    assert torch.equal(store.vectors(0, len(store)), expected)
+
+
+def test_a_version_that_is_gone_with_its_encoder_is_said(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, *_saving(tmp_path / "saved"))
+    run_on_ranks(_run, 1, words)
+    versions = IndexVersions(tmp_path / "index")
+    versions.prune([])
     ((kind, message),) = run_on_ranks(_run, 1, [*words, "--train-iters", "8"])
     assert kind == "CheckpointError"
-    assert "index version 6" in message
-    assert f"tools/embed_evidence.py --load {versions.snapshot(6)} --output {versions.path(6)}" in message
-    run_on_ranks(_embed, 1, str(evidence), str(versions.snapshot(6)), str(versions.path(6)))
-    assert run_on_ranks(_run, 1, [*words, "--train-iters", "8"])[0][0] == [6, 6]
+    assert "index version 6, which cannot be opened" in message
+    assert "Its encoder is gone as well. Resume another checkpoint" in message
+
+
+@pytest.mark.parametrize("flags", [(), ("--index-refresh-interval", 2)], ids=["never", "in place"])
+def test_a_pending_version_is_dropped_where_nobody_embeds(tmp_path: Path, evidence: Path, flags: tuple[object]) -> None:
+    """Resumed in place or without refreshing, what another run asked for would be waited for without end."""
+    saved = ["--save", tmp_path / "saved", "--load", tmp_path / "saved", "--index-dir", tmp_path / "index"]
+    first = _words(evidence, tmp_path / "first", *saved, "--index-refresh-interval", 3, "--train-iters", 5)
+    assert run_on_ranks(_run, 1, first, [])[0][1]["pending"]["iteration"] == 3
+    second = _words(evidence, tmp_path / "second", *saved, *flags, "--train-iters", 9)
+    ((versions, state, _),) = run_on_ranks(_run, 1, second)
+    assert state["pending"] is None
+    assert versions == ([0, 6, 6, 8] if flags else [0, 0, 0, 0])
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, "--index-refresh-interval", 3)
+    with IndexVersions(tmp_path / "index").lock():
+        for kind, message in run_on_ranks(_run, 2, words):
+            assert kind == "ConfigError"
+            assert f"another run (process {os.getpid()} on" in message
+            assert "--index-dir of its own" in message
+    assert run_on_ranks(_run, 1, words)[0][0] == [0, 0, 0, 3, 3, 3]
+
+
+def _blind(topology: ProcessTopology, words: list[str], num_blind: int, minutes_per_look: float) -> list[Any]:
+    """Rank 1 does not see finished versions the first times that it looks; time passes in between."""
+    clock = iter(range(10**6))
+    looks = iter(range(10**6))
+    real = IndexVersions.open_for
+
+    def open_for(versions: IndexVersions, request: IndexRequest, evidence: str) -> EmbeddingStore:
+        if topology.rank == 1 and request.iteration > 0 and next(looks) < num_blind:
+            raise DataError(versions.path(request.iteration), "does not exist")
+        return real(versions, request, evidence)
+
+    IndexVersions.open_for = open_for  # type: ignore[method-assign]
+    try:
+        return _run(topology, words, [(3, "make")], clock=lambda: 60.0 * minutes_per_look * next(clock))
+    finally:
+        IndexVersions.open_for = real  # type: ignore[method-assign]
+
+
+def test_what_one_rank_does_not_see_yet_is_kept(tmp_path: Path, evidence: Path) -> None:
+    """As with a network file system, whose cache another node has not looked through yet."""
+    words = _words(evidence, tmp_path, "--index-refresh-interval", 2, "--keep-index-versions", 4)
+    for versions, state, _ in run_on_ranks(_blind, 2, words, 2, 0.01):
+        assert versions == [0, 0, 0, 0, 0, 2], "after steps 3 and 4 it is not seen, after step 5 it is"
+        assert state["current"]["iteration"] == 2
+    (line,) = _lines(tmp_path)
+    assert (line["iteration"], line["index_version"]) == (5, 2)
+
+
+def test_what_one_rank_never_sees_is_left_alone_and_on_disk(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, "--index-refresh-interval", 2)
+    for versions, state, _ in run_on_ranks(_blind, 2, words, 99, 6.0):
+        assert versions == [0, 0, 0, 0, 0, 0]
+        assert state["current"]["iteration"] == 0
+    assert IndexVersions(tmp_path / "index").complete() == [0, 2]
+
+
+def _on_a_full_disk(topology: ProcessTopology, words: list[str]) -> list[Any]:
+    usage = shutil.disk_usage("/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        return _run(topology, words)
+
+
+def test_no_version_is_begun_that_the_disk_cannot_hold(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, "--index-refresh-interval", 2)
+    for versions, state, _ in run_on_ranks(_on_a_full_disk, 2, words):
+        assert versions == [0] * 6
+        assert state["pending"] is None
 
 
 def test_a_new_run_keeps_no_version_of_an_earlier_one(tmp_path: Path, evidence: Path) -> None:

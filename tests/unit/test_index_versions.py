@@ -95,8 +95,8 @@ def test_there_is_one_request_at_a_time(tmp_path: Path) -> None:
     first, again = IndexRequest(10, "encoder-a"), IndexRequest(10, "encoder-a", attempt=2)
     versions.request(first)
     assert IndexVersions(tmp_path / "index").requested() == first
-    versions.give_up(first)
     versions.request(again)
+    versions.give_up(first)
     assert versions.requested() == again
     assert versions.is_given_up(first)
     assert not versions.is_given_up(again)
@@ -107,13 +107,21 @@ def test_there_is_one_request_at_a_time(tmp_path: Path) -> None:
         versions.requested()
 
 
+def test_what_was_given_up_can_be_asked_for_again(tmp_path: Path) -> None:
+    versions, request = IndexVersions(tmp_path), IndexRequest(10, "encoder-a")
+    versions.request(request)
+    versions.give_up(request)
+    versions.request(request)
+    assert not versions.is_given_up(request)
+
+
 def test_files_tell_how_far_a_version_is(tmp_path: Path) -> None:
     versions = IndexVersions(tmp_path)
-    assert versions.num_finished_files(10) == 0
+    assert versions.num_bytes(10) == 0
     path = _write(versions, 10, finish=False)
-    before = versions.num_finished_files(10)
+    seen = {versions.num_bytes(10)}
     (path / ".shard-00001.bin.abc").write_bytes(b"in work")
-    assert versions.num_finished_files(10) == before
-    writer = EmbeddingWriter(path, _identity("encoder-a"))
-    writer.write(1, torch.ones(4, 6))
-    assert versions.num_finished_files(10) > before
+    seen.add(versions.num_bytes(10))
+    EmbeddingWriter(path, _identity("encoder-a")).write(1, torch.ones(4, 6))
+    seen.add(versions.num_bytes(10))
+    assert len(seen) == 3

@@ -15,6 +15,7 @@ from megatron_retrieval.refresh.worker_supervisor import MAX_FAILURES, WorkerSup
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 
 CPU = torch.device("cpu")
+TIMEOUT = 1e6
 
 
 class _Clock:
@@ -37,7 +38,7 @@ def supervise(tmp_path: Path, clock: _Clock) -> Iterator[Callable[[str], WorkerS
 
     def supervise(program: str) -> WorkerSupervisor:
         command = [sys.executable, "-S", "-c", f"import json, os, sys, time; {program}"]
-        started.append(WorkerSupervisor(command, IndexVersions(tmp_path), 3, CPU, clock))
+        started.append(WorkerSupervisor(command, IndexVersions(tmp_path), 3, CPU, timeout_seconds=TIMEOUT, clock=clock))
         return started[-1]
 
     yield supervise
@@ -125,7 +126,9 @@ def test_progress_keeps_a_request_alive(
     versions.request(request)
     versions.path(10).mkdir()
     folder = str(versions.path(10))
-    supervisor = supervise(f"open({folder!r} + '/' + str(time.time_ns()), 'w'); print('one more'); sys.exit(1)")
+    supervisor = supervise(
+        f"open({folder!r} + '/' + str(time.time_ns()), 'w').write('x'); print('one more'); sys.exit(1)"
+    )
 
     def far_enough() -> bool:
         clock.now += 60
@@ -142,3 +145,30 @@ def test_stop_ends_the_worker(tmp_path: Path, supervise: Callable[[str], WorkerS
     assert process.exists()
     supervisor.stop()
     assert not process.exists()
+
+
+def test_a_worker_that_adds_nothing_is_killed_and_started_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: _Clock, supervise: Callable[[str], WorkerSupervisor]
+) -> None:
+    """Even one that hears no signal any more."""
+    versions, request = IndexVersions(tmp_path), IndexRequest(10, "encoder")
+    supervisor = supervise("import signal; print('started', flush=True); os.kill(os.getpid(), signal.SIGSTOP)")
+    _look_until(supervisor, lambda: len(_said(tmp_path)) == 1)
+    clock.now += 2 * TIMEOUT
+    supervisor.look()
+    assert not caplog.messages, "nothing is asked for"
+    versions.request(request)
+    versions.path(10).mkdir()
+    supervisor.look()
+    for size in range(3):
+        (versions.path(10) / ".shard-00000.part").write_bytes(b"x" * size)
+        clock.now += 0.9 * TIMEOUT
+        supervisor.look()
+    assert not caplog.messages, "it is slow, and gets on"
+    clock.now += 0.9 * TIMEOUT
+    supervisor.look()
+    clock.now += 0.9 * TIMEOUT
+    supervisor.look()
+    assert "worker 3 was killed: it added nothing for too long; it is started again" in caplog.text
+    clock.now += 60
+    _look_until(supervisor, lambda: len(_said(tmp_path)) == 2)

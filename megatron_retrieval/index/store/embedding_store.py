@@ -138,7 +138,11 @@ class EmbeddingStore:
         return values
 
     def read(self, start: int, stop: int) -> Tensor:
-        """The same as a copy: no page of the file is mapped, to count as this process's memory from then on."""
+        """The same as a copy: no page of the file is mapped, to count as this process's memory from then on.
+
+        Raises:
+            DataError: a shard was removed since the folder was opened.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start}..{stop} of {len(self)}")
         target = torch.empty(stop - start, self.dimension, dtype=torch_dtype(self.manifest.identity.dtype))
@@ -147,9 +151,13 @@ class EmbeddingStore:
         while start + done < stop:
             number, first = divmod(start + done, size)
             rows = min(size - first, stop - start - done)
-            with (self.directory / self.manifest.shards[number].file).open("rb", buffering=0) as file:
-                file.seek(first * row_bytes)
-                self._fill(file, content[done * row_bytes : (done + rows) * row_bytes])
+            path = self.directory / self.manifest.shards[number].file
+            try:
+                with path.open("rb", buffering=0) as file:
+                    file.seek(first * row_bytes)
+                    self._fill(file, content[done * row_bytes : (done + rows) * row_bytes])
+            except FileNotFoundError as error:
+                raise DataError(path, "was removed while it was searched") from error
             done += rows
         return target
 
