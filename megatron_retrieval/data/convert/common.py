@@ -8,48 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
+from megatron_retrieval.data.convert.converter import DatasetConverterConfig
 from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
-from megatron_retrieval.data.files.sentences import check_language
+from megatron_retrieval.data.files.sniff import stem
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConverterConfig(Checked):
-    """Convert a question-answering dataset, or documents, into passages, questions and training data of DPR's kind."""
-
-    format: Literal["squad", "hotpotqa", "popqa", "nq-open", "text"]
-    """Format of the inputs. squad: SQuAD JSON (answer positions are not needed); hotpotqa: HotpotQA JSON with its ten
-    paragraphs; popqa: popQA.tsv; nq-open: JSON lines; text: files (any name) and folders (.txt, .md) of documents."""
-    input: tuple[str, ...]
-    """Files of the dataset, plain or gzip; their passages are numbered in this order, from 1."""
-    output: str
-    """Folder to create: psgs_w100.tsv over all inputs (squad, hotpotqa, text) and, for each, NAME.qa.csv (all but text)
-    and biencoder-NAME.json (squad, hotpotqa)."""
-    num_hard_negatives: NonNegativeInt = 5
-    """Hard negatives of each question, at most: passages without an answer, of the same article (squad) or of the
-    paragraphs that do not support the answer (hotpotqa)."""
-    question_stride: PositiveInt = 1
-    """Keep every n-th question of each input, beginning with the first."""
-    passage_words: PositiveInt = 100
-    """Words of a passage, at most; words are what white space separates."""
-    cut: Literal["words", "sentences"] = "words"
-    """Where documents of format text are cut: after so many words, as the field does, or at the last end of a sentence
-    before."""
-    language: str = "en"
-    """Language whose rules tell where a sentence ends, for --cut sentences."""
-    seed: int = 1234
-    """Chooses the hard negatives."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_language(self.language)
 
 
 @dataclass(frozen=True)
@@ -123,15 +92,21 @@ def to_windows(passages: Iterable[Passage]) -> tuple[Window, ...]:
     return tuple(Window(passage, normalized(passage.text)) for passage in passages)
 
 
-def write_qa_csv(path: Path, rows: Iterable[tuple[str, tuple[str, ...]]], stride: int) -> int:
-    """Write every `stride`-th question with its answers; returns how many."""
+def write_questions(folder: Path, path: str, rows: Iterable[tuple[str, tuple[str, ...]]], stride: int) -> None:
+    """Write every `stride`-th question of the input `path` with its answers to NAME.qa.csv.
+
+    Raises:
+        DataError: there are no questions.
+    """
     count = 0
-    with atomic_file(path) as file:
+    with atomic_file(folder / f"{stem(path)}.qa.csv") as file:
         table = csv.writer(file, delimiter="\t")
         for question, answers in islice(rows, 0, None, stride):
             table.writerow((question, list(answers)))
             count += 1
-    return count
+    if not count:
+        raise DataError(path, "there are no questions in the file")
+    get_logger("data").info("%s: %s questions", stem(path), f"{count:,}")
 
 
 def write_examples(folder: Path, name: str, examples: Iterable[Example], config: DatasetConverterConfig) -> None:

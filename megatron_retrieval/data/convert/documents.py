@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
 
-from megatron_retrieval.data.convert.common import DatasetConverterConfig, passage_file
-from megatron_retrieval.data.files.passage_files import stem
+from megatron_retrieval.data.convert.common import passage_file
+from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.sentences import split_sentences
+from megatron_retrieval.data.files.sniff import stem, suffix_of
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_lines
 from megatron_retrieval.utils.logging import get_logger
@@ -61,7 +62,7 @@ def document_files(inputs: Iterable[str]) -> Iterator[Path]:
 
 def read_document(path: Path) -> tuple[str, Iterator[str]]:
     """The title of a document, and its lines without the one that the title is taken from."""
-    line, title = _first_heading(path) if _suffix(path) == MARKDOWN else (0, "")
+    line, title = _first_heading(path) if suffix_of(path) == MARKDOWN else (0, "")
     lines = (text for number, text in enumerate(read_lines(path, allow_empty=True), 1) if number != line)
     name = stem(path).replace("_", " ").encode(errors="replace").decode()  # a file's name may be no text
     return title or name, lines
@@ -107,8 +108,14 @@ def _sentences(lines: Iterable[str], language: str) -> Iterator[str]:
 
 
 def _is_document(path: Path) -> bool:
-    return _suffix(path) in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return suffix_of(path) in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
+CONVERTERS.add(
+    Converter(
+        "text",
+        "documents: text files of any name, and folders of .txt and .md files; written: passages",
+        convert_text,
+        writes_a_file_per_input=False,
+    )
+)

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 from megatron_retrieval.data.convert.common import (
-    DatasetConverterConfig,
     Example,
     PassageFile,
     Window,
@@ -18,8 +17,9 @@ from megatron_retrieval.data.convert.common import (
     to_windows,
     write_examples,
 )
+from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.json_records import Record, read_json_list
-from megatron_retrieval.data.files.passage_files import stem
+from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
@@ -150,3 +150,12 @@ def _is_fact(value: object) -> bool:
 def _error(record: Record, problem: str) -> DataError:
     """Whole files stand in one line, so the id says where."""
     return record.error(f"question {record.identifier('_id', 'id') or '?'}: {problem}")
+
+
+CONVERTERS.add(
+    Converter(
+        "hotpotqa",
+        "HotpotQA JSON with ten paragraphs a question; written: passages, questions, training data",
+        convert_hotpotqa,
+    )
+)

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 from megatron_retrieval.data.convert.common import (
-    DatasetConverterConfig,
     Example,
     PassageFile,
     Window,
@@ -16,11 +15,11 @@ from megatron_retrieval.data.convert.common import (
     to_windows,
     write_examples,
 )
+from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.json_records import Record
-from megatron_retrieval.data.files.passage_files import stem
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.data.files.sniff import stem
+from megatron_retrieval.data.files.squad_json import read_paragraphs
 from megatron_retrieval.utils.answer_text import normalized
-from megatron_retrieval.utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -52,22 +51,6 @@ def convert_squad(config: DatasetConverterConfig, folder: Path) -> None:
             write_examples(folder, stem(path), (question.example() for question in questions), config)
 
 
-def read_paragraphs(path: str | Path) -> Iterator[tuple[str, list[Record]]]:
-    """Yield the title of every article and its paragraphs, as SQuAD's records; the file is held in memory.
-
-    Raises:
-        DataError: no SQuAD file, or no article in it.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(path, "expected a SQuAD JSON object")
-    articles = Record(Path(path), None, content).records("data")
-    if not articles:
-        raise DataError(path, "there are no articles in the file")
-    for article in articles:
-        yield article.text("title").replace("_", " "), article.records("paragraphs")
-
-
 def _questions(path: str, passages: PassageFile) -> Iterator[SquadQuestion]:
     """Yield the questions of every article, whose passages are then written."""
     for title, records in read_paragraphs(path):
@@ -78,3 +61,6 @@ def _questions(path: str, passages: PassageFile) -> Iterator[SquadQuestion]:
         article = tuple(window for windows, _ in paragraphs for window in windows)
         for windows, qas in paragraphs:
             yield from (SquadQuestion(record, windows, article) for record in qas)
+
+
+CONVERTERS.add(Converter("squad", "SQuAD JSON; written: passages, questions, training data", convert_squad))

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 
-from megatron_retrieval.data.convert.squad import read_paragraphs
 from megatron_retrieval.data.files.json_records import read_json_lines
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.files.question_files import read_biencoder
 from megatron_retrieval.data.files.sentences import Document
+from megatron_retrieval.data.files.sniff import FileKind, sniff
+from megatron_retrieval.data.files.squad_json import read_paragraphs
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_chunks
 
 #: a longer document is cut into several, at white space where there is any
 MAX_DOCUMENT_CHARACTERS = 1 << 20
 _PIECE_BYTES = 1 << 16
-_SQUAD = re.compile(r'\{\s*("version"\s*:\s*("[^"]*"|[0-9.]+)\s*,\s*)?"data"\s*:\s*\[')
-_JSON_LIST, _JSON_OBJECT = re.compile(r"\[\s*[{\]]"), re.compile(r'\{\s*["}]')
-
-
-_Reader = Callable[[Path], Iterator[Document]]
 
 
 def read_documents(path: str | Path) -> Iterator[Document]:
-    """Yield the documents of a file, whose kind is told by its content and, failing that, by its name.
+    """Yield the documents of a file of the kind that `sniff` finds.
 
     JSON lines: `text`, and `title` where there is one; a newline in the text ends a paragraph. Tab-separated passages
     (`psgs_w100.tsv`): consecutive ones with the same title are one document, each a paragraph. SQuAD JSON: an article
@@ -40,28 +36,29 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     """
     path = Path(path)
     is_empty = True
-    for document in _reader(path)(path):
+    for document in _read(path):
         is_empty = False
         yield document
     if is_empty:
         raise DataError(path, "there is no text in the file")
 
 
-def _reader(path: Path) -> _Reader:
-    start = next(read_chunks(path, _PIECE_BYTES)).lstrip()
-    by_content = ((_JSON_LIST, _read_biencoder), (_SQUAD, _read_squad), (_JSON_OBJECT, _read_jsonl))
-    for pattern, reader in by_content:
-        if pattern.match(start):
-            return reader
-    header = start.partition("\n")[0].rstrip("\r").split("\t")
-    if len(header) > 1 and {"id", "title", "text"} & set(header):
-        return _read_tsv
-    by_name: dict[str, _Reader] = {".jsonl": _read_jsonl, ".json": _read_squad, ".tsv": _read_tsv}
-    return by_name.get(Path(path.name.removesuffix(".gz")).suffix, _read_plain)
+def _read(path: Path) -> Iterator[Document]:
+    match sniff(path):
+        case FileKind.JSON_LIST:
+            return _read_biencoder(path)
+        case FileKind.SQUAD | FileKind.OTHER_JSON:
+            return _read_squad(path)
+        case FileKind.JSON_LINES:
+            return _read_jsonl(path)
+        case FileKind.PASSAGE_TABLE:
+            return _read_tsv(path)
+        case FileKind.TEXT:
+            return _read_plain(path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Document]:
-    for _, record in read_json_lines(path):
+    for record in read_json_lines(path):
         yield from _documents(record.text("title", ""), [record.text("text")])
 
 

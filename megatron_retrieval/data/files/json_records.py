@@ -73,8 +73,8 @@ class Record:
         return value
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
-    """Yield (line, object) of a JSONL file, plain or gzip; blank lines are skipped.
+def read_json_lines(path: str | Path) -> Iterator[Record]:
+    """Yield the objects of a JSONL file, plain or gzip; blank lines are skipped.
 
     Raises:
         DataError: a line is no JSON object, or the file cannot be read.
@@ -88,7 +88,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
             raise _not_json(path, error, number) from error
         if not isinstance(value, dict):
             raise DataError(path, "expected one JSON object a line", line=number)
-        yield number, Record(Path(path), number, value)
+        yield Record(Path(path), number, value)
 
 
 def read_json_list(path: str | Path) -> Iterator[Record]:

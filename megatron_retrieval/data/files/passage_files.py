@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_retrieval.data.files.json_records import read_json_lines
+from megatron_retrieval.data.files.sniff import sniff, stem
 from megatron_retrieval.data.files.tsv import columns_of, read_table
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage
-from megatron_retrieval.utils.files import read_lines
 
 
 def read_passages(path: str | Path) -> Iterator[tuple[int, Passage]]:
-    """Yield (line, passage) of a passage file; the kind is told by its first line.
+    """Yield (line, passage) of a passage file; of the kind that `sniff` finds.
 
     Tab-separated: a header with the columns `id`, `text` and `title`. JSONL: `title`, `text` and, optionally, `id`;
     without one, the passage is called by its file and line.
@@ -22,19 +22,13 @@ def read_passages(path: str | Path) -> Iterator[tuple[int, Passage]]:
         DataError: anything malformed, with its line; or no passages at all.
     """
     path = Path(path)
-    first = next(read_lines(path))
-    passages = _read_jsonl(path) if first.lstrip().startswith("{") else _read_tsv(path)
+    passages = _read_jsonl(path) if sniff(path).is_json_object else _read_tsv(path)
     is_empty = True
     for numbered in passages:
         is_empty = False
         yield numbered
     if is_empty:
         raise DataError(path, "there are no passages in the file")
-
-
-def stem(path: str | Path) -> str:
-    """The file's name without `.gz` and without its kind."""
-    return Path(Path(path).name.removesuffix(".gz")).stem
 
 
 def _read_tsv(path: Path) -> Iterator[tuple[int, Passage]]:
@@ -50,6 +44,7 @@ def _read_tsv(path: Path) -> Iterator[tuple[int, Passage]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Passage]]:
-    for line, record in read_json_lines(path):
-        identifier = record.identifier("id") or f"{stem(path)}:{line}"
-        yield line, Passage(identifier, record.text("title"), record.text("text"))
+    for record in read_json_lines(path):
+        assert record.line is not None
+        identifier = record.identifier("id") or f"{stem(path)}:{record.line}"
+        yield record.line, Passage(identifier, record.text("title"), record.text("text"))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
-from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
+from megatron_retrieval.data.files.json_records import Record
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_passage, read_questions
+from megatron_retrieval.data.files.sniff import read_json_records
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.types.questions import Passage, Question
-from megatron_retrieval.utils.files import read_chunks
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("data")
@@ -111,7 +111,7 @@ def read_reader_questions(
     census: QuestionCensus | None = None,
     asked: AskedQuestionsConfig | None = None,
 ) -> Iterator[ReaderQuestion]:
-    """Yield the questions of a file one at a time; the kind is told by its content.
+    """Yield the questions of a file one at a time.
 
     A JSON list or JSON lines of {question, answers, ctxs [{title, text, score, id}]}, with `id` and `target` where
     they are there; in closed-book mode any file of questions.
@@ -143,10 +143,8 @@ def read_training_questions(data: ReaderTrainingDataConfig, census: QuestionCens
 
 
 def _questions(path: Path, config: PassagesToReadConfig) -> Iterator[tuple[ReaderQuestion, int]]:
-    is_table = Path(path.name.removesuffix(".gz")).suffix in (".csv", ".tsv")
-    start = "" if is_table else _first_character(path)
-    if start in ("[", "{"):
-        records = read_json_list(path) if start == "[" else (record for _, record in read_json_lines(path))
+    records = read_json_records(path)
+    if records is not None:
         for number, record in enumerate(records, 1):
             yield _question(record, number, config)
     elif config.closed_book:
@@ -166,11 +164,6 @@ def question_to_read(
     answers = not_blank(question.answers)
     read = ReaderQuestion(question.id, question.text, answers, tuple(passages), tuple(scores))
     return read, len(question.answers) - len(answers)
-
-
-def _first_character(path: Path) -> str:
-    """That is no white space; whole files may be one line."""
-    return next((text[0] for chunk in read_chunks(path) if (text := chunk.lstrip())), "")
 
 
 def _question(record: Record, number: int, config: PassagesToReadConfig) -> tuple[ReaderQuestion, int]:

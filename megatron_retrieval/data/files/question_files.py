@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
+from megatron_retrieval.data.files.json_records import Record, read_json_list
+from megatron_retrieval.data.files.sniff import read_json_records
 from megatron_retrieval.data.files.tsv import read_table
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage, Question
-from megatron_retrieval.utils.files import read_lines
 
 Item = TypeVar("Item")
 
@@ -55,7 +55,7 @@ class BiencoderExample:
 
 
 def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) -> list[Question]:
-    """The questions of a file; the kind is told by its name's ending, or else by its first character.
+    """The questions of a file of the kind that `sniff` finds: a JSON list, JSON lines, or a DPR .qa.csv.
 
     The id is the record's `id` where it has one, otherwise its number in the file, from 1.
 
@@ -66,9 +66,8 @@ def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) 
         DataError: anything malformed, with its line; or no questions at all.
     """
     path = Path(path)
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_by_content}
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    questions = list(readers.get(suffix, _read_by_content)(path))
+    records = read_json_records(path)
+    questions = list(_read_csv(path) if records is None else _from_records(records))
     if not questions:
         raise DataError(path, "there are no questions in the file")
     if asked is None:
@@ -91,19 +90,8 @@ def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
         )
 
 
-def _read_jsonl(path: Path) -> Iterator[Question]:
-    """Yield the questions of a JSONL file with `question`, and `answer` or `answers`."""
-    return _from_records(record for _, record in read_json_lines(path))
-
-
-def _read_by_content(path: Path) -> Iterator[Question]:
-    start = next((line for line in read_lines(path) if not line.isspace()), "").lstrip()
-    if start.startswith("["):
-        return _from_records(read_json_list(path))
-    return _read_jsonl(path) if start.startswith("{") else _read_csv(path)
-
-
 def _from_records(records: Iterator[Record]) -> Iterator[Question]:
+    """Yield the questions of records with `question`, `answer` or `answers` and, where known, `positive_ctxs`."""
     for number, record in enumerate(records, 1):
         gold = [read_passage(context).id for context in record.records("positive_ctxs", required=False)]
         yield Question(

@@ -1,4 +1,4 @@
-"""Datasets of questions and answers without passages: PopQA and Natural Questions, open."""
+"""PopQA: questions and answers without passages, with the popularity of their entities (arXiv 2212.10511)."""
 
 from __future__ import annotations
 
@@ -9,28 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.data.convert.common import DatasetConverterConfig, write_qa_csv
-from megatron_retrieval.data.files.json_records import Record, read_json_lines
-from megatron_retrieval.data.files.passage_files import stem
+from megatron_retrieval.data.convert.common import write_questions
+from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
+from megatron_retrieval.data.files.json_records import Record
+from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.data.files.tsv import columns_of, read_table
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import atomic_file
-from megatron_retrieval.utils.logging import get_logger
 
 QUESTION, ANSWERS = "question", "possible_answers"
 LISTS, COUNTS = frozenset({ANSWERS, "s_aliases", "o_aliases"}), frozenset({"s_pop", "o_pop"})
-
-
-def convert_nq_open(config: DatasetConverterConfig, folder: Path) -> None:
-    """Write the questions of each input.
-
-    Raises:
-        DataError: a line is no question with answers.
-    """
-    for path in config.input:
-        records = (record for _, record in read_json_lines(path))
-        rows = ((record.text("question"), record.strings("answer", "answers")) for record in records)
-        _log(path, write_qa_csv(folder / f"{stem(path)}.qa.csv", rows, config.question_stride))
 
 
 def convert_popqa(config: DatasetConverterConfig, folder: Path) -> None:
@@ -41,7 +29,7 @@ def convert_popqa(config: DatasetConverterConfig, folder: Path) -> None:
     """
     for path in config.input:
         records = ((record.text(QUESTION), record.strings(ANSWERS)) for record in _read_popqa(path))
-        _log(path, write_qa_csv(folder / f"{stem(path)}.qa.csv", records, config.question_stride))
+        write_questions(folder, path, records, config.question_stride)
         with atomic_file(folder / f"{stem(path)}.jsonl") as file:
             for record in islice(_read_popqa(path), 0, None, config.question_stride):
                 values = {"answers" if name == ANSWERS else name: value for name, value in record.values.items()}
@@ -74,7 +62,6 @@ def _value(record: Record, name: str) -> Any:
     return value
 
 
-def _log(path: str, num_questions: int) -> None:
-    if not num_questions:
-        raise DataError(path, "there are no questions in the file")
-    get_logger("data").info("%s: %s questions", stem(path), f"{num_questions:,}")
+CONVERTERS.add(
+    Converter("popqa", "popQA.tsv; written: questions, and NAME.jsonl with the other columns as well", convert_popqa)
+)
