@@ -21,6 +21,7 @@ from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
+from megatron_retrieval.types.tokens import by_length, in_given_order
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -110,13 +111,12 @@ class ExtractiveAnswerer:
 
     def _best_spans(self, passages: ExtractivePassages) -> BestSpans:
         """Passages of like length are read together."""
-        order = passages.tokens.lengths.argsort(descending=True, stable=True)
-        # where no question has passages, `split` gives one part of nothing
-        batches = [rows for rows in order.split(self._micro_batch_size) if len(rows)]
-        parts = [self._best_of(passages.rows(rows).to(self._device)) for rows in batches]
-        place = order.argsort()
-        columns = ([getattr(part, name).cpu() for part in parts] for name in ("scores", "first", "last", "selection"))
-        return BestSpans(*(torch.cat(column)[place] if column else torch.zeros(0) for column in columns))
+        batches = by_length(passages.tokens.lengths, self._micro_batch_size, longest_first=True)
+        parts = [self._best_of(passages.rows(rows).to(self._device)) for rows in batches if len(rows)]
+        if not parts:
+            return BestSpans(*(torch.zeros(0) for _ in range(4)))
+        columns = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in BestSpans.__dataclass_fields__)
+        return BestSpans(*(in_given_order(column, batches) for column in columns))
 
     def _best_of(self, passages: ExtractivePassages) -> BestSpans:
         logits: SpanLogits = self._model(passages)

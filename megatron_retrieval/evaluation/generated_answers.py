@@ -21,7 +21,7 @@ from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.types.tokens import TokenBatch, real_lengths, rows_of_groups
+from megatron_retrieval.types.tokens import TokenBatch, by_length, real_lengths, rows_of_groups
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class FusionAnswerer:
         scores = _scores(questions, is_real.size(1))
         num_tokens = real_lengths(texts, is_real).sum(1)
         # questions with as many tokens to read stand together
-        order = num_tokens.argsort(descending=True, stable=True)
+        batch_size = max(1, self._micro_batch_size // is_real.size(1))
         predictions = [Prediction("")] * len(questions)
-        for index in order.split(max(1, self._micro_batch_size // is_real.size(1))):
+        for index in by_length(num_tokens, batch_size, longest_first=True):
             own = texts.rows(rows_of_groups(index, is_real.size(1))).to(self._device)
             found = self._search.find(own, is_real[index].to(self._device), scores[index].to(self._device))
             for place, written in zip(index.tolist(), found, strict=True):

@@ -17,11 +17,11 @@ from megatron_retrieval.evaluation.results import PassagesByRow, Retrieved
 from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import Encode, encode_batches, length_sorted_batches, require_evaluation_mode
+from megatron_retrieval.retrieval.batches import Encode, encode_batches, require_evaluation_mode
 from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.search import SearchResult
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, by_length
 
 #: micro-batches of questions that search the index together; fewer searches, each over all of it
 _BATCHES_PER_SEARCH = 8
@@ -94,7 +94,7 @@ def retrieve_share(
         retriever: over an index that all ranks search together, or that every rank holds.
     """
     require_evaluation_mode(encode)
-    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
+    batches = by_length(tokens.lengths, micro_batch_size, longest_first=True)
     shares = [batches[rank :: topology.dp_size] for rank in range(topology.dp_size)]
     rounds = -(-max(map(len, shares)) // _BATCHES_PER_SEARCH) if batches else 0
     nothing = empty_result(0, depth, torch.device("cpu"))

@@ -15,7 +15,7 @@ from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, real_lengths
+from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, by_length, real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -164,6 +164,5 @@ class FusionReader(nn.Module):
     def _encoder_batches(self, texts: TokenBatch, is_real: Tensor) -> Iterator[tuple[Tensor, TokenBatch]]:
         """The rows of real texts, those of like length together, each batch only as wide as its longest."""
         rows = is_real.flatten().nonzero()[:, 0]
-        order = rows[torch.argsort(texts.lengths[rows], stable=True)]
-        for chunk in order.split(self.config.encode_batch_size):
-            yield chunk, texts.rows(chunk)
+        for index in by_length(texts.lengths[rows], self.config.encode_batch_size):
+            yield rows[index], texts.rows(rows[index])

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.precision import PrecisionConfig, bf16_is_fast
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 #: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and 128 passages of a
 #: hundred tokens take twice as long as eight times 16 (MiniLM in bf16)
@@ -56,23 +56,10 @@ class EncodePassagesConfig(EncodeConfig):
         return torch.bfloat16 if is_open and bf16_is_fast(device) else self.dtype
 
 
-def length_sorted_batches(lengths: Tensor, batch_size: int) -> list[Tensor]:
-    """The positions of all sequences, longest first, cut into batches; a function of its arguments alone, so that
-    who encodes a batch does not change what is in it."""
-    return list(lengths.argsort(descending=True, stable=True).split(batch_size))
-
-
 def encode_sequences(tokens: TokenBatch, encode: Encode, micro_batch_size: int, device: torch.device) -> Tensor:
     """Vectors [n, D] float32 on the CPU of all sequences, in their order."""
-    batches = length_sorted_batches(tokens.lengths, micro_batch_size)
+    batches = by_length(tokens.lengths, micro_batch_size, longest_first=True)
     return in_given_order(encode_batches(tokens, batches, encode, device), batches)
-
-
-def in_given_order(values: Tensor, batches: list[Tensor]) -> Tensor:
-    """Rows [n, ...] that came batch by batch -> row i is that of position i."""
-    restored = torch.empty_like(values)
-    restored[torch.cat(batches)] = values
-    return restored
 
 
 @torch.no_grad()

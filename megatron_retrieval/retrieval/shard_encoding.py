@@ -19,8 +19,8 @@ from megatron_retrieval.index.store.embedding_writer import stored_vectors
 from megatron_retrieval.index.store.partial_shard import PartialShard
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import Encode, encode_batches, in_given_order, length_sorted_batches
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.retrieval.batches import Encode, encode_batches
+from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.read_ahead import read_ahead
 
@@ -106,7 +106,7 @@ class ShardEncoder:
             Whether all were wanted to the end.
         """
         for shard, tokens in read_ahead(shards, self._tokens):
-            batches = length_sorted_batches(tokens.lengths, self.micro_batch_size)
+            batches = by_length(tokens.lengths, self.micro_batch_size, longest_first=True)
             vectors = self._encode(shard, tokens, batches, progress)
             if vectors is not None:
                 self.writer.write(shard, in_given_order(vectors, batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,19 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         return TokenBatch(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+
+def by_length(lengths: Tensor, batch_size: int, *, longest_first: bool = False) -> list[Tensor]:
+    """[n] lengths -> the n positions in batches of at most `batch_size`, sequences of like length together.
+
+    Padding then costs little. Equal lengths stay in their order; without sequences there is one batch of none.
+    """
+    return list(lengths.argsort(descending=longest_first, stable=True).split(batch_size))
+
+
+def in_given_order(values: Tensor, batches: Sequence[Tensor]) -> Tensor:
+    """The inverse of `by_length`: rows [n, ...] that came batch by batch -> row i is that of position i."""
+    return values[torch.cat(list(batches)).argsort()]
 
 
 def rows_of_groups(groups: Tensor, size: int) -> Tensor:

@@ -1,11 +1,11 @@
-"""Texts of a batch: encoded once each, and in chunks of like length."""
+"""Texts of a batch: encoded once each, and in batches of like length."""
 
 from __future__ import annotations
 
 import torch
 
-from megatron_retrieval.training.steps.step import distinct_texts, length_sorted_chunks
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.training.steps.step import distinct_texts
+from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 
 def test_equal_texts_share_a_place_whatever_their_padding() -> None:
@@ -20,7 +20,11 @@ def test_equal_texts_share_a_place_whatever_their_padding() -> None:
         assert texts.ids[place, :length].tolist() == ids[row, :length].tolist()
 
 
-def test_chunks_cover_all_rows_in_order_of_length() -> None:
+def test_batches_cover_all_rows_in_order_of_length_and_lead_back() -> None:
     lengths = torch.tensor([9, 2, 7, 2, 5])
-    chunks = list(length_sorted_chunks(TokenBatch(torch.zeros(5, 9, dtype=torch.int64), lengths), 2))
-    assert [chunk.tolist() for chunk in chunks] == [[1, 3], [4, 2], [0]]
+    for longest_first, expected in ((False, [[1, 3], [4, 2], [0]]), (True, [[0, 2], [4, 1], [3]])):
+        batches = by_length(lengths, 2, longest_first=longest_first)
+        assert [batch.tolist() for batch in batches] == expected
+        found = torch.cat([lengths[batch, None] for batch in batches])
+        assert in_given_order(found, batches)[:, 0].tolist() == lengths.tolist()
+    assert [batch.tolist() for batch in by_length(lengths[:0], 2)] == [[]]

@@ -19,10 +19,10 @@ from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
-from megatron_retrieval.training.steps.step import distinct_texts, length_sorted_chunks, start_dropout
+from megatron_retrieval.training.steps.step import distinct_texts, start_dropout
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
 MOST_SCORES = 1 << 19
@@ -140,7 +140,7 @@ class _TowerPass:
     ) -> None:
         self._encode, self._start_chunk = encode, start_chunk
         self._texts, self._place_of = distinct_texts(texts)
-        self.chunks = list(length_sorted_chunks(self._texts, config.micro_batch_size))
+        self.chunks = by_length(self._texts.lengths, config.micro_batch_size)
 
     def _encode_chunk(self, number: int) -> Tensor:
         if self._start_chunk is not None:
@@ -150,7 +150,7 @@ class _TowerPass:
     def encode(self) -> Tensor:
         """[n, D] vectors in the order of the texts."""
         vectors = torch.cat([self._encode_chunk(number) for number in range(len(self.chunks))])
-        return vectors[torch.argsort(torch.cat(self.chunks))[self._place_of]]
+        return in_given_order(vectors, self.chunks)[self._place_of]
 
     def backward(self, gradient: Tensor) -> None:
         """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time."""

@@ -15,6 +15,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.extractive import ExtractiveBatch, SpanLogits
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.tokens import by_length
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -65,11 +66,11 @@ class ExtractiveStep:
                 sums[name] += value
         return sums
 
-    def _chunks(self, batch: ExtractiveBatch) -> tuple[Tensor, ...]:
-        """Numbers of the real questions, those of like length together: padding then costs little."""
+    def _chunks(self, batch: ExtractiveBatch) -> list[Tensor]:
+        """Numbers of the real questions, those of like length together."""
         longest = batch.passages.tokens.lengths.view_as(batch.is_real).amax(1)
-        questions = torch.argsort(longest, stable=True)
-        return questions[batch.is_real[questions, 0]].split(self.config.micro_batch_size)
+        questions = batch.is_real[:, 0].nonzero()[:, 0]
+        return [questions[index] for index in by_length(longest[questions], self.config.micro_batch_size)]
 
     def _loss(self, batch: ExtractiveBatch) -> LossOutput:
         return extractive_loss(

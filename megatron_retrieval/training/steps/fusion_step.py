@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
@@ -14,7 +13,7 @@ from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.token_step import TokenStep
 from megatron_retrieval.types.fusion import FusionBatch
-from megatron_retrieval.types.tokens import real_lengths
+from megatron_retrieval.types.tokens import by_length, real_lengths
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -37,10 +36,9 @@ class FusionStep(TokenStep[FusionBatch]):
     def chunks(self, batch: FusionBatch) -> Iterator[FusionBatch]:
         """Questions with as many tokens to read stand together: padding then costs little."""
         num_tokens = real_lengths(batch.texts, batch.is_real).sum(1)
-        questions = torch.argsort(num_tokens, stable=True)
-        is_asked = (batch.labels >= 0).any(1)
-        for index in questions[is_asked[questions]].split(self.config.micro_batch_size):
-            yield batch.questions(index)
+        asked = (batch.labels >= 0).any(1).nonzero()[:, 0]
+        for index in by_length(num_tokens[asked], self.config.micro_batch_size):
+            yield batch.questions(asked[index])
 
     def logits(self, batch: FusionBatch) -> Tensor:
         """See TokenStep."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.step import length_sorted_chunks
 from megatron_retrieval.training.steps.token_step import TokenStep
 from megatron_retrieval.types.pretraining import MaskedBatch
+from megatron_retrieval.types.tokens import by_length
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -36,7 +36,7 @@ class MaskedLMStep(TokenStep[MaskedBatch]):
 
     def chunks(self, batch: MaskedBatch) -> Iterator[MaskedBatch]:
         """See TokenStep."""
-        for rows in length_sorted_chunks(batch.tokens, self.config.micro_batch_size):
+        for rows in by_length(batch.tokens.lengths, self.config.micro_batch_size):
             yield batch.rows(rows)
 
     def logits(self, batch: MaskedBatch) -> Tensor:

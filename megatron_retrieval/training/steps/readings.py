@@ -18,7 +18,7 @@ from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.objectives.extractive import answer_log_likelihoods
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, by_length
 
 #: what an objective may ask a reader for: methods of a reading
 Pass = Literal["each", "each_token", "together"]
@@ -126,8 +126,8 @@ class ExtractiveReading:
     def each(self) -> Tensor:
         """See Reading."""
         likelihoods = torch.full((self.is_real.numel(),), -torch.inf, device=self.is_real.device)
-        order = self.found.passages.tokens.lengths.argsort(stable=True)
-        for rows in order.split(self.batch_size) if len(order) else ():
+        lengths = self.found.passages.tokens.lengths
+        for rows in by_length(lengths, self.batch_size) if len(lengths) else ():
             found = self.found.rows(rows)
             own = answer_log_likelihoods(self.model(found.passages), found.passages.is_text, found.spans)
             likelihoods = likelihoods.index_copy(0, found.slots, own)

@@ -10,9 +10,9 @@ from torch import Tensor
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.step import length_sorted_chunks
 from megatron_retrieval.training.steps.token_step import TokenStep
 from megatron_retrieval.types.pretraining import CorruptedBatch
+from megatron_retrieval.types.tokens import by_length
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -34,7 +34,7 @@ class SpanCorruptionStep(TokenStep[CorruptedBatch]):
 
     def chunks(self, batch: CorruptedBatch) -> Iterator[CorruptedBatch]:
         """See TokenStep."""
-        for rows in length_sorted_chunks(batch.tokens, self.config.micro_batch_size):
+        for rows in by_length(batch.tokens.lengths, self.config.micro_batch_size):
             yield batch.rows(rows)
 
     def logits(self, batch: CorruptedBatch) -> Tensor:

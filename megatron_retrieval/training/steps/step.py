@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 from megatron_retrieval.utils.seeds import derive_seed
 
 
@@ -51,19 +51,10 @@ def start_dropout(seed: int, topology: ProcessTopology, iteration: int, *chunk: 
     seed_dropout(stream >> 16, topology.tp_rank)
 
 
-def length_sorted_chunks(texts: TokenBatch, micro_batch_size: int) -> Iterator[Tensor]:
-    """Row numbers of `texts` in chunks of at most `micro_batch_size`, texts of like length together.
-
-    Padding then costs little, and the result is the same because no text sees another.
-    """
-    yield from torch.argsort(texts.lengths, stable=True).split(micro_batch_size)
-
-
 def encode_texts(encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, micro_batch_size: int) -> Tensor:
     """[n, D] vectors of the texts, in their order, encoded a length-sorted chunk at a time."""
-    chunks = list(length_sorted_chunks(texts, micro_batch_size))
-    vectors = torch.cat([encode(texts.rows(chunk)) for chunk in chunks])
-    return vectors[torch.argsort(torch.cat(chunks))]
+    chunks = by_length(texts.lengths, micro_batch_size)
+    return in_given_order(torch.cat([encode(texts.rows(chunk)) for chunk in chunks]), chunks)
 
 
 def distinct_texts(texts: TokenBatch) -> tuple[TokenBatch, Tensor]:
