@@ -23,9 +23,9 @@ import psutil
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
-from megatron_retrieval.index.store.embedding_store import MANIFEST
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.utils.files import read_json
+from megatron_retrieval.utils.manifest import MANIFEST
 from megatron_retrieval.utils.progress import progress_bar
 
 ROOT = Path(__file__).parents[1]

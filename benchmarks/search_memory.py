@@ -24,7 +24,6 @@ from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.index.store.embedding_store import (
-    MANIFEST,
     EmbeddingManifest,
     EmbeddingStore,
     Shard,
@@ -32,7 +31,6 @@ from megatron_retrieval.index.store.embedding_store import (
     shard_ranges,
 )
 from megatron_retrieval.index.store.embedding_writer import MAX_ROWS_PER_SHARD
-from megatron_retrieval.utils.files import write_json
 
 MIB = 2**20
 
@@ -88,7 +86,7 @@ def make_store(directory: Path, num_rows: int, dimension: int, content: bytes | 
         shards.append(Shard(path.name, rows, checksum=""))
     identity = StoreIdentity("evidence", "encoder", num_rows, "bfloat16")
     manifest = EmbeddingManifest(identity, dimension, MAX_ROWS_PER_SHARD, tuple(shards), created="")
-    write_json(directory / MANIFEST, manifest.to_json())
+    manifest.write(directory)
 
 
 def _content(dimension: int) -> bytes:

@@ -8,13 +8,14 @@ from pathlib import Path
 from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.index.store.embedding_store import MANIFEST, StorageDtype
+from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.batches import EncodePassagesConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.manifest import MANIFEST
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -24,13 +24,16 @@ from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.tokenizers.words import WordAnalyzer, WordConfig
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.search import SearchResult
-from megatron_retrieval.utils.files import atomic_directory, read_json, write_json
+from megatron_retrieval.utils.files import atomic_directory
+from megatron_retrieval.utils.manifest import ManifestFormat
 from megatron_retrieval.utils.progress import progress_bar
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
-_HINT = "Build it anew with tools/build_bm25.py."
-_MANIFEST_KEYS = {"evidence_fingerprint", "num_passages", "settings", "file_bytes"}
+FORMAT = ManifestFormat(
+    what="a BM25 index",
+    version=1,
+    hint="Build it anew with tools/build_bm25.py.",
+    keys=frozenset({"evidence_fingerprint", "num_passages", "settings", "file_bytes"}),
+)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -59,7 +62,8 @@ class LexicalIndex:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._manifest = _read_manifest(self.folder)
+        self._manifest = FORMAT.read(self.folder)
+        FORMAT.require_sizes(self.folder, self._manifest["file_bytes"])
         settings = dict(self._manifest["settings"])
         #: how the passages were scored
         self.config = LexicalConfig(words=WordConfig(**settings.pop("words")), **settings)
@@ -129,13 +133,12 @@ def build_lexical_index(
         scores.index(corpus, create_empty_token=False, show_progress=False)
         scores.save(folder, show_progress=False)
         manifest = {
-            "format_version": FORMAT_VERSION,
             "evidence_fingerprint": evidence_fingerprint,
             "num_passages": num_passages,
             "settings": asdict(config),
             "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         }
-        write_json(folder / MANIFEST, manifest)
+        FORMAT.write(folder, manifest)
 
 
 class _Words(Sequence[list[int]]):
@@ -185,21 +188,3 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         found = scores[rows]
         rows = rows[found >= np.partition(found, len(found) - k)[len(found) - k]]
     return rows[np.argsort(-scores[rows], kind="stable")[:k]]
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DataError(folder, f"no BM25 index here ({MANIFEST} is missing)", hint=_HINT)
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or not manifest.keys() >= _MANIFEST_KEYS:
-        raise DataError(path, "damaged manifest, or not that of a BM25 index", hint=_HINT)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        problem = f"format {manifest.get('format_version')}, but this program reads format {FORMAT_VERSION}"
-        raise DataError(path, problem, hint=_HINT)
-    for name, size in manifest["file_bytes"].items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if found != size:
-            problem = "is missing from the BM25 index" if found is None else f"has {found} bytes instead of {size}"
-            raise DataError(folder / name, problem, hint=_HINT)
-    return manifest

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import IO
 
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.index.store.embedding_store import MANIFEST, EmbeddingStore, StoreIdentity
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.utils.files import lock_file, read_json, write_json
+from megatron_retrieval.utils.manifest import MANIFEST
 
 _VERSION, _REMOVED = "version-", ".removed-"
 _REQUEST, _GIVEN_UP, _LOCK = "request.json", "given-up.json", "lock"

@@ -44,7 +44,7 @@ class ManifestFormat:
         path = folder / MANIFEST
         if not path.is_file():
             problem = f"{MANIFEST} is missing" if folder.is_dir() else "there is no such folder"
-            raise DataError(folder, f"no {self._plain} here ({problem})", hint=self.hint)
+            raise DataError(folder, f"no {self.plain} here ({problem})", hint=self.hint)
         try:
             entries = read_json(path)
         except DataError as error:
@@ -92,5 +92,6 @@ class ManifestFormat:
         return DataError(folder / MANIFEST, f"damaged, or not the manifest of {self.what} ({reason})", hint=self.hint)
 
     @property
-    def _plain(self) -> str:
+    def plain(self) -> str:
+        """The artefact without its article."""
         return self.what.removeprefix("a ").removeprefix("an ")

@@ -88,7 +88,7 @@ def test_starts_from_a_dual_encoder(corpus: Path, tmp_path: Path) -> None:
 
 
 BAD_SETTINGS = {
-    "no corpus": (["--data-path", "{folder}/absent"], "absent: no corpus folder"),
+    "no corpus": (["--data-path", "{folder}/absent"], "absent: no corpus here"),
     "sequences longer than positions": (["--seq-length", "33"], "--seq-length 33 exceeds"),
     "sequences shorter than a sentence": (["--seq-length", "4"], "sequences of 4 tokens are too short"),
     "everything held out": (["--valid-fraction", "0.9999999"], "there is no text to train on"),

@@ -78,7 +78,7 @@ def _other_vocabulary(folder: Path, corpus: Path) -> list[str]:
 
 
 BAD_INPUT = {
-    "empty folder": (_empty, "no corpus folder"),
+    "empty folder": (_empty, "no corpus here"),
     "no second sentence": (_without_second_sentence, "has a second sentence. Give longer documents"),
     "everything held out": (_all_held_out, "no document is left to train on. Lower --valid-fraction"),
     "other vocabulary": (_other_vocabulary, "--vocab-file"),

@@ -229,7 +229,7 @@ def test_damage_is_noticed(folder: Path, damaged: Path) -> None:
     with pytest.raises(DataError, match=r"index\.faiss: the checksum differs"):
         _open(folder).verify()
     (damaged / "index.faiss").write_bytes(content[:-10])
-    with pytest.raises(DataError, match=r"index\.faiss: holds [\d,]+ bytes instead of [\d,]+\. Build it again"):
+    with pytest.raises(DataError, match=r"index\.faiss: has [\d,]+ bytes instead of [\d,]+\. Build the index"):
         _open(folder)
     manifest = json.loads((damaged / "manifest.json").read_text())
     (damaged / "manifest.json").write_text(json.dumps({**manifest, "index_bytes": len(content) - 10}))
@@ -239,7 +239,7 @@ def test_damage_is_noticed(folder: Path, damaged: Path) -> None:
     with pytest.raises(DataError, match=r"not the manifest of an approximate index"):
         _open(folder)
     (damaged / "manifest.json").unlink()
-    with pytest.raises(DataError, match="no finished index here"):
+    with pytest.raises(DataError, match="no approximate index here"):
         _open(folder)
 
 

@@ -132,8 +132,8 @@ def _evidence(folder: Path) -> None:
     [
         (_cut, r"sentences\.values: has 10 bytes instead of"),
         (_other_documents, r"documents\.offsets: the offsets do not fit"),
-        (_not_whole, r"no corpus folder.*tools/build_corpus\.py"),
-        (_evidence, r"not that of corpus"),
+        (_not_whole, r"no corpus here.*tools/build_corpus\.py"),
+        (_evidence, r"not the manifest of a corpus .it has no num_documents"),
     ],
 )
 def test_damaged_folder(folder: Path, tmp_path: Path, damage: object, message: str) -> None:

@@ -165,9 +165,9 @@ def _other_offsets(folder: Path) -> None:
     [
         (_delete, r"texts\.values: is missing"),
         (_cut, r"texts\.values: has 100 bytes instead of"),
-        (_no_manifest, r"no evidence folder"),
-        (_cut_manifest, r"manifest\.json:\d+: not valid JSON"),
-        (_poor_manifest, r"damaged manifest"),
+        (_no_manifest, r"no evidence here"),
+        (_cut_manifest, r"manifest\.json: damaged, or not the manifest of evidence .not valid JSON"),
+        (_poor_manifest, r"damaged, or not the manifest of evidence .it has no"),
         (_other_offsets, r"texts\.offsets: the offsets do not fit"),
     ],
 )

@@ -48,11 +48,11 @@ def test_what_was_not_asked_for_is_refused(tmp_path: Path) -> None:
     for request, evidence in ((IndexRequest(40, "encoder-b"), "evidence-a"), (IndexRequest(40, "encoder-a"), "other")):
         with pytest.raises(MismatchError):
             versions.open_for(request, evidence)
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="there is no such folder"):
         versions.open_for(IndexRequest(41, "encoder-a"), "evidence-a")
     shard = path / "shard-00001.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match="holds 95 bytes instead of 96"):
+    with pytest.raises(DataError, match="has 95 bytes instead of 96"):
         versions.open_for(IndexRequest(40, "encoder-a"), "evidence-a")
     shard.unlink()
     with pytest.raises(DataError, match="missing"):

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
-from megatron_retrieval.index.bm25 import MANIFEST, LexicalConfig, LexicalIndex, _best_rows, build_lexical_index
+from megatron_retrieval.index.bm25 import LexicalConfig, LexicalIndex, _best_rows, build_lexical_index
 from megatron_retrieval.tokenizers.words import WordAnalyzer, WordConfig
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.manifest import MANIFEST
 
 #: lengths with title 4, 3, 4, 1 and without 3, 2, 3, 1, so 3 or 9/4 on average
 TEXTS = [("oslo", "rain rain snow"), ("lima", "rain sun"), ("oslo", "rain rain snow"), ("", "bern")]
@@ -86,13 +87,13 @@ def test_unfinished_and_damaged_indexes_are_refused(tmp_path: Path) -> None:
         _build(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     (cut := folder / "data.csc.index.npy").write_bytes(cut.read_bytes()[:-4])
-    with pytest.raises(DataError, match=r"data\.csc\.index\.npy: has \d+ bytes instead of"):
+    with pytest.raises(DataError, match=r"data\.csc\.index\.npy: has [\d,]+ bytes instead of"):
         LexicalIndex(folder)
     (folder / MANIFEST).write_text(json.dumps({**manifest, "format_version": 9}))
-    with pytest.raises(DataError, match="format 9, but"):
+    with pytest.raises(DataError, match="has format version 9 of a BM25 index"):
         LexicalIndex(folder)
     (folder / MANIFEST).write_text(json.dumps({"format_version": 1}))
-    with pytest.raises(DataError, match="damaged manifest"):
+    with pytest.raises(DataError, match="damaged, or not the manifest of a BM25 index"):
         LexicalIndex(folder)
 
 

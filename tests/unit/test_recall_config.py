@@ -80,7 +80,7 @@ def test_missing_and_damaged_files(folder: Path, tmp_path: Path) -> None:
     tokenizer = WordPieceTokenizer(folder / "vocab.txt")
     with pytest.raises(DataError, match=r"absent\.csv: cannot be read"):
         _open(folder, tokenizer, eval_questions=str(tmp_path / "absent.csv"))
-    with pytest.raises(DataError, match="absent: no evidence folder"):
+    with pytest.raises(DataError, match="absent: no evidence here"):
         _open(folder, tokenizer, eval_evidence=str(tmp_path / "absent"))
     (tmp_path / "bad.qa.csv").write_text("who?\t['x']\nwhere?\n")
     with pytest.raises(DataError, match=r"bad\.qa\.csv:2: expected 2 fields"):

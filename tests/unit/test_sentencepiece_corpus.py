@@ -84,7 +84,7 @@ def _replace(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(_damage, r"has \d+ bytes instead of"), (_replace, "not the vocabulary that the corpus was built with")],
+    [(_damage, r"has [\d,]+ bytes instead of"), (_replace, "not the vocabulary that the corpus was built with")],
 )
 def test_another_model_in_the_folder(
     folder: Path, tmp_path: Path, change: Callable[[Path], None], message: str

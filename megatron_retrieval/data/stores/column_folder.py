@@ -17,9 +17,7 @@ from megatron_retrieval.data.stores.ragged import Array, Ragged, Rows, token_dty
 from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES, VocabularyKind, building_flags
 from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
-from megatron_retrieval.utils.files import read_json, write_json
-
-MANIFEST = "manifest.json"
+from megatron_retrieval.utils.manifest import ManifestFormat
 
 
 def values_file(column: str) -> str:
@@ -30,6 +28,18 @@ def offsets_file(column: str) -> str:
     return f"{column}.offsets"
 
 
+def column_format(what: str, tool: str, *keys: str) -> ManifestFormat:
+    """How a folder of columns describes itself.
+
+    Args:
+        what: the folder holds.
+        tool: builds it.
+        keys: entries beyond those of every such folder.
+    """
+    common = ("fingerprint", "tokenizer", "token_dtype", "file_bytes")
+    return ManifestFormat(what=what, version=1, hint=f"Build it anew with {tool}.", keys=frozenset((*common, *keys)))
+
+
 class ColumnFolder:
     """A folder of columns, opened in constant time and memory; subclasses map the columns that they know.
 
@@ -37,17 +47,14 @@ class ColumnFolder:
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    #: what the folder holds, the version of its layout, and the tool that writes it
-    kind: ClassVar[str]
-    format_version: ClassVar[int]
-    tool: ClassVar[str]
-    #: entries of the manifest beyond those of every such folder
-    manifest_keys: ClassVar[frozenset[str]]
+    #: how the folder describes itself, see `column_format`
+    format: ClassVar[ManifestFormat]
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._hint = f"Build it anew with {self.tool}."
-        self._manifest = self._read_manifest()
+        self.kind, self._hint = self.format.plain, self.format.hint
+        self._manifest = self.format.read(self.folder)
+        self.format.require_sizes(self.folder, self._manifest["file_bytes"])
         #: names the contents: texts, their order and their tokenization
         self.fingerprint: str = self._manifest["fingerprint"]
 
@@ -122,25 +129,6 @@ class ColumnFolder:
         mapped: Array = np.memmap(path, np.dtype(dtype), "r")
         return np.asarray(mapped)  # a plain view of the map: slicing it is several times faster
 
-    def _read_manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            raise DataError(self.folder, f"no {self.kind} folder ({MANIFEST} is missing)", hint=self._hint)
-        manifest = read_json(path)
-        keys = {"format_version", "fingerprint", "tokenizer", "token_dtype", "file_bytes"} | self.manifest_keys
-        if not isinstance(manifest, dict) or not keys <= manifest.keys():
-            raise DataError(path, f"damaged manifest, or not that of {self.kind}", hint=self._hint)
-        if manifest["format_version"] != self.format_version:
-            problem = f"format {manifest['format_version']}, but this program reads format {self.format_version}"
-            raise DataError(path, problem, hint=self._hint)
-        for name, size in manifest["file_bytes"].items():
-            file = self.folder / name
-            if not file.is_file():
-                raise DataError(file, f"is missing from the {self.kind} folder", hint=self._hint)
-            if file.stat().st_size != size:
-                raise DataError(file, f"has {file.stat().st_size} bytes instead of {size}", hint=self._hint)
-        return manifest
-
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Write what a folder keeps of its vocabulary beside the manifest."""
@@ -157,14 +145,13 @@ def write_manifest(
 ) -> None:
     """Write the manifest that makes `folder` one of `store`'s; the other files must be complete."""
     manifest = {
-        "format_version": store.format_version,
         "fingerprint": fingerprint,
         "tokenizer": _description(vocabulary),
         "token_dtype": np.dtype(token_dtype(vocabulary.vocab_size)).newbyteorder("<").str,
         "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         **entries,
     }
-    write_json(folder / MANIFEST, manifest)
+    store.format.write(folder, manifest)
 
 
 def _description(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_retrieval.data.stores.column_folder import ColumnFolder, offsets_file
+from megatron_retrieval.data.stores.column_folder import ColumnFolder, column_format, offsets_file
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 
 #: columns of token ids, a row for each sentence and for each document
@@ -25,8 +25,7 @@ class CorpusStore(ColumnFolder):
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    kind, format_version, tool = "corpus", 1, "tools/build_corpus.py"
-    manifest_keys = frozenset({"num_documents", "num_sentences", "num_tokens"})
+    format = column_format("a corpus", "tools/build_corpus.py", "num_documents", "num_sentences", "num_tokens")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)

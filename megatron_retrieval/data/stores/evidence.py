@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
-from megatron_retrieval.data.stores.column_folder import ColumnFolder
+from megatron_retrieval.data.stores.column_folder import ColumnFolder, column_format
 from megatron_retrieval.data.stores.id_table import IdTable
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.types.questions import Passage
@@ -30,8 +30,7 @@ class EvidenceStore(ColumnFolder):
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    kind, format_version, tool = "evidence", 1, "tools/build_evidence.py"
-    manifest_keys = frozenset({"num_passages"})
+    format = column_format("evidence", "tools/build_evidence.py", "num_passages")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.index.store.embedding_store import MANIFEST, EmbeddingStore
-from megatron_retrieval.utils.files import file_fingerprint, read_json, write_json
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.utils.files import file_fingerprint
+from megatron_retrieval.utils.manifest import ManifestFormat
 
-FORMAT_VERSION = 1
 INDEX_FILE = "index.faiss"
-_HINT = "Build it again (tools/build_index.py)."
+FORMAT = ManifestFormat(
+    what="an approximate index",
+    version=1,
+    hint="Build the index with tools/build_index.py, which continues an unfinished one.",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class ApproximateManifest:
     def write(self, folder: Path) -> None:
         """Seal the folder; the index must be complete."""
         entries = {name: value for name, value in vars(self).items() if name != "vectors"}
-        write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, **vars(self.vectors), **entries})
+        FORMAT.write(folder, {**vars(self.vectors), **entries})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -74,28 +77,12 @@ class ApproximateManifest:
         Raises:
             DataError: there is none, it is of another version, or the index is cut off.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            problem = "no finished index here" if folder.exists() else "the folder of the index does not exist"
-            raise DataError(folder, problem, hint="Run tools/build_index.py; it continues where it stopped.")
-        manifest = cls._parse(path, read_json(path))
-        index = folder / INDEX_FILE
-        size = index.stat().st_size if index.is_file() else 0
-        if size != manifest.index_bytes:
-            raise DataError(index, f"holds {size:,} bytes instead of {manifest.index_bytes:,}", hint=_HINT)
+        with FORMAT.opened(folder) as entries:
+            vectors = IndexedVectors(**{field.name: entries[field.name] for field in fields(IndexedVectors)})
+            names = [field.name for field in fields(cls) if field.name != "vectors"]
+            manifest = cls(vectors=vectors, **{name: entries[name] for name in names})
+        FORMAT.require_sizes(folder, {INDEX_FILE: manifest.index_bytes})
         return manifest
-
-    @classmethod
-    def _parse(cls, path: Path, raw: Any) -> Self:
-        try:
-            if raw["format_version"] != FORMAT_VERSION:
-                problem = f"format version {raw['format_version']}, this program reads {FORMAT_VERSION}"
-                raise DataError(path, problem, hint=_HINT)
-            vectors = IndexedVectors(**{field.name: raw[field.name] for field in dataclasses.fields(IndexedVectors)})
-            names = [field.name for field in dataclasses.fields(cls) if field.name != "vectors"]
-            return cls(vectors=vectors, **{name: raw[name] for name in names})
-        except (KeyError, TypeError) as error:
-            raise DataError(path, f"not the manifest of an approximate index ({error!r})", hint=_HINT) from error
 
     def require(self, embeddings: EmbeddingStore, folder: Path) -> None:
         """Refuse an index of other vectors than these.
@@ -119,4 +106,4 @@ class ApproximateManifest:
             DataError: the content is not what was written.
         """
         if file_fingerprint(folder / INDEX_FILE) != self.index_checksum:
-            raise DataError(folder / INDEX_FILE, "the checksum differs from the manifest's", hint=_HINT)
+            raise DataError(folder / INDEX_FILE, "the checksum differs from the manifest's", hint=FORMAT.hint)

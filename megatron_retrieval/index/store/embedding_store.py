@@ -7,17 +7,21 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.utils.files import file_fingerprint, read_json
+from megatron_retrieval.utils.files import file_fingerprint
+from megatron_retrieval.utils.manifest import MANIFEST, ManifestFormat
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT = ManifestFormat(
+    what="embeddings",
+    version=1,
+    hint="Embed the evidence with tools/embed_evidence.py, which continues an unfinished folder.",
+)
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -62,16 +66,39 @@ class EmbeddingManifest:
     shards: tuple[Shard, ...]
     created: str
 
-    def to_json(self) -> dict[str, Any]:
-        shards = [{"file": shard.file, "num_rows": shard.num_rows, "checksum": shard.checksum} for shard in self.shards]
-        return {
-            "format_version": FORMAT_VERSION,
+    def write(self, directory: Path) -> None:
+        """Seal the folder; all shards must be complete."""
+        entries = {
             **vars(self.identity),
             "dimension": self.dimension,
             "rows_per_shard": self.rows_per_shard,
             "created": self.created,
-            "shards": shards,
+            "shards": [vars(shard) for shard in self.shards],
         }
+        FORMAT.write(directory, entries)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The manifest of finished embeddings.
+
+        Raises:
+            DataError: missing, cut off, of another version, or inconsistent.
+        """
+        with FORMAT.opened(directory) as entries:
+            if entries["dtype"] not in get_args(StorageDtype):
+                raise FORMAT.damaged(directory, f"unknown dtype {entries['dtype']!r}")
+            entries.setdefault("precision", "")  # older stores do not have this entry
+            manifest = cls(
+                identity=StoreIdentity(**{name: entries[name] for name in StoreIdentity.__dataclass_fields__}),
+                dimension=int(entries["dimension"]),
+                rows_per_shard=int(entries["rows_per_shard"]),
+                shards=tuple(Shard(**shard) for shard in entries["shards"]),
+                created=str(entries["created"]),
+            )
+            expected = [rows for _, rows in shard_ranges(manifest.identity.num_rows, manifest.rows_per_shard)]
+        if [shard.num_rows for shard in manifest.shards] != expected:
+            raise FORMAT.damaged(directory, "the shards do not add up to the rows of the evidence")
+        return manifest
 
 
 class EmbeddingStore:
@@ -89,16 +116,10 @@ class EmbeddingStore:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory)
+        self.manifest = EmbeddingManifest.read(self.directory)
         self._mapped: dict[int, Tensor] = {}
         row_bytes = self.manifest.dimension * torch_dtype(self.manifest.identity.dtype).itemsize
-        for shard in self.manifest.shards:
-            path = self.directory / shard.file
-            if not path.exists():
-                raise DataError(path, "a shard of the embeddings is missing", hint="Embed the evidence again.")
-            if path.stat().st_size != shard.num_rows * row_bytes:
-                problem = f"holds {path.stat().st_size:,} bytes instead of {shard.num_rows * row_bytes:,}"
-                raise DataError(path, problem, hint="The shard is cut off or damaged; embed the evidence again.")
+        FORMAT.require_sizes(self.directory, {shard.file: shard.num_rows * row_bytes for shard in self.manifest.shards})
 
     def __len__(self) -> int:
         return self.manifest.identity.num_rows
@@ -189,7 +210,7 @@ class EmbeddingStore:
         for shard in self.manifest.shards:
             path = self.directory / shard.file
             if file_fingerprint(path) != shard.checksum:
-                raise DataError(path, "the checksum differs from the manifest's", hint="Embed the evidence again.")
+                raise DataError(path, "the checksum differs from the manifest's", hint=FORMAT.hint)
 
     @staticmethod
     def _fill(file: io.FileIO, target: memoryview) -> None:
@@ -197,7 +218,7 @@ class EmbeddingStore:
         while target:
             count = file.readinto(target)
             if not count:
-                raise DataError(Path(str(file.name)), "the shard ends early", hint="Embed the evidence again.")
+                raise DataError(Path(str(file.name)), "the shard ends early", hint=FORMAT.hint)
             target = target[count:]
 
     def _shard(self, number: int) -> Tensor:
@@ -207,38 +228,6 @@ class EmbeddingStore:
             mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
             self._mapped[number] = mapped.view(torch_dtype(self.manifest.identity.dtype)).view(-1, self.dimension)
         return self._mapped[number]
-
-
-def read_manifest(directory: Path) -> EmbeddingManifest:
-    """Parse a folder's manifest.
-
-    Raises:
-        DataError: missing, cut off, of another version, or inconsistent.
-    """
-    path = directory / MANIFEST
-    if not path.exists():
-        problem = "no finished embeddings here" if directory.exists() else "the folder of embeddings does not exist"
-        raise DataError(directory, problem, hint="Run tools/embed_evidence.py; it continues where it stopped.")
-    raw = read_json(path)
-    try:
-        if raw["format_version"] != FORMAT_VERSION:
-            raise DataError(path, f"format version {raw['format_version']}, this program reads {FORMAT_VERSION}")
-        if raw["dtype"] not in get_args(StorageDtype):
-            raise DataError(path, f"unknown dtype {raw['dtype']!r}")
-        raw.setdefault("precision", "")  # stores that are older than this entry do not say
-        manifest = EmbeddingManifest(
-            identity=StoreIdentity(**{name: raw[name] for name in StoreIdentity.__dataclass_fields__}),
-            dimension=int(raw["dimension"]),
-            rows_per_shard=int(raw["rows_per_shard"]),
-            shards=tuple(Shard(**shard) for shard in raw["shards"]),
-            created=str(raw["created"]),
-        )
-        expected = [rows for _, rows in shard_ranges(manifest.identity.num_rows, manifest.rows_per_shard)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(path, f"not a manifest of embeddings ({error!r})", hint="Embed the evidence again.") from error
-    if [shard.num_rows for shard in manifest.shards] != expected:
-        raise DataError(path, "the shards do not add up to the rows of the evidence", hint="Embed the evidence again.")
-    return manifest
 
 
 def shard_ranges(num_rows: int, rows_per_shard: int) -> list[tuple[int, int]]:

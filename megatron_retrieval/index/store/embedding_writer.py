@@ -14,18 +14,17 @@ from torch import Tensor
 
 from megatron_retrieval.errors import DataError, MegatronRetrievalError, MismatchError
 from megatron_retrieval.index.store.embedding_store import (
-    MANIFEST,
     EmbeddingManifest,
     EmbeddingStore,
     Shard,
     StorageDtype,
     StoreIdentity,
-    read_manifest,
     shard_ranges,
     torch_dtype,
 )
 from megatron_retrieval.index.store.partial_shard import PartialShard, num_rows_in
 from megatron_retrieval.utils.files import atomic_file, read_json, write_json
+from megatron_retrieval.utils.manifest import MANIFEST
 
 PLAN = "plan.json"
 MAX_ROWS_PER_SHARD = 65_536
@@ -149,14 +148,14 @@ class EmbeddingWriter:
             ),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        write_json(self.directory / MANIFEST, manifest.to_json())
+        manifest.write(self.directory)
         self.clean_up()
         return EmbeddingStore(self.directory)
 
     def _existing_plan(self) -> dict[str, Any] | None:
         """The plan of an earlier attempt (or of the finished store), if it is for the same thing."""
         if self.is_finished:
-            manifest = read_manifest(self.directory)
+            manifest = EmbeddingManifest.read(self.directory)
             plan = {**vars(manifest.identity), "rows_per_shard": manifest.rows_per_shard}
         elif (self.directory / PLAN).exists():
             plan = read_json(self.directory / PLAN)
