@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,14 @@ class StepResult:
     """What one optimizer step did.
 
     Attributes:
-        succeeded: False where fp16 overflowed and the step was skipped.
-        grad_norm: before clipping; None where it was not computed (skipped, or clipping is off).
+        succeeded: False where the loss or the gradient is not finite, and the weights were left as they are.
+        grad_norm: before clipping; None where gradients overflowed in fp16.
+        is_searching_scale: they overflowed, and a lower loss scale may help.
     """
 
     succeeded: bool
     grad_norm: float | None
+    is_searching_scale: bool = False
 
 
 class Optimizer:
@@ -64,6 +67,7 @@ class Optimizer:
         rate_multipliers: Mapping[str, float] | None = None,
     ) -> None:
         self._device, self._weight_decay = topology.device, config.weight_decay
+        self._clip_grad, self._min_loss_scale = config.clip_grad, precision.min_loss_scale
         self._all_parameters = dict(model.module.named_parameters())
         self._parameters = {name: p for name, p in self._all_parameters.items() if p.requires_grad}
         megatron_config = MegatronOptimizerConfig(
@@ -100,15 +104,23 @@ class Optimizer:
         """What the loss is to be multiplied with before backward."""
         return float(self._inner.get_loss_scale().item())
 
-    def step(self, lr: float) -> StepResult:
-        """Clip, then update all weights with learning rate `lr`."""
+    def step(self, lr: float, *, is_loss_finite: bool = True) -> StepResult:
+        """Clip, then update all weights with learning rate `lr`, unless the loss or the gradient is not finite."""
         for group in self._inner.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
             # megatron-core leaves it to its own scheduler to spare biases and norms
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
-            succeeded, grad_norm, _ = self._inner.step()
-        return StepResult(bool(succeeded), None if grad_norm is None else float(grad_norm))
+            # the parts of megatron-core's step(), which looks at the norm of nothing but fp16 gradients
+            scale = self.loss_scale
+            if self._inner.prepare_grads():
+                return StepResult(False, None, is_searching_scale=scale > self._min_loss_scale)
+            clip = self._clip_grad
+            grad_norm = float(self._inner.clip_grad_norm(clip) if clip > 0 else self._inner.get_grad_norm())
+            if not is_loss_finite or not math.isfinite(grad_norm):
+                return StepResult(False, grad_norm)
+            self._inner.step_with_ready_grads()
+        return StepResult(True, grad_norm)
 
     def main_weight(self, name: str) -> Tensor:
         """The fp32 weights of the parameter `name`: the parameter itself, or its main copy."""
@@ -128,7 +140,9 @@ class Optimizer:
         first = next(iter(self._parameters.values()))
         scaler = getattr(self._inner, "grad_scaler", None)
         scaler_state = {key: float(value) for key, value in scaler.state_dict().items()} if scaler else {}
-        return {"num_steps": int(self._moments(first).get("step", 0)), "loss_scaler": scaler_state}
+        # torch counts beside the moments, apex and Transformer Engine in the parameter groups
+        counts = [self._moments(first).get("step", 0), *(group.get("step", 0) for group in self._inner.param_groups)]
+        return {"num_steps": max(int(count) for count in counts), "loss_scaler": scaler_state}
 
     def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         """Continue from what `state_tensors` and `state_scalars` gave; main weights are taken from the model."""
@@ -138,8 +152,8 @@ class Optimizer:
                 moments["step"] = torch.tensor(float(scalars["num_steps"]))
                 for moment in ("exp_avg", "exp_avg_sq"):
                     moments[moment].copy_(tensors[f"{moment}.{name}"])
-            for group in self._inner.param_groups:
-                if "step" in group:  # apex and Transformer Engine count in the group
+            if not type(self._inner.optimizer).__module__.startswith("torch."):
+                for group in self._inner.param_groups:
                     group["step"] = int(scalars["num_steps"])
             if scalars["loss_scaler"]:
                 scaler = dict(scalars["loss_scaler"])

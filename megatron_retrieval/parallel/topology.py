@@ -106,7 +106,11 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
     backend, store = "nccl" if device.type == "cuda" else "gloo", _choose_store(job, side_rank)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     megatron_compat.install(device)
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp_size)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tp_size,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=config.distributed_timeout_minutes,
+    )
     groups = ProcessGroupCollection.use_mpu_process_groups()
     topology = ProcessTopology(
         rank=rank,

@@ -21,16 +21,19 @@ log = get_logger("train")
 
 
 class SaveCheckpoints(Callback):
-    """Calls `save(iteration)` every `interval` steps and once more at the end."""
+    """Calls `save(iteration)` every `interval` steps and at the end; after a skipped step it waits for the next."""
 
     def __init__(self, save: Callable[[int], None], interval: int) -> None:
         self._save, self._interval, self._saved_iteration = save, interval, -1
+        self._is_due = False
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved_iteration = trainer.iteration if trainer.iteration else -1
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.iteration % self._interval == 0:
+        self._is_due |= report.iteration % self._interval == 0
+        if self._is_due and report.succeeded:
+            self._is_due = False
             self._save_once(report.iteration)
 
     def on_end(self, trainer: Trainer) -> None:

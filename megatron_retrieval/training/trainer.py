@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.errors import DivergenceError
 from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.divergence import SkippedSteps
 from megatron_retrieval.training.signals import StopSignal
 from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.utils.logging import get_logger
@@ -30,13 +30,15 @@ class StepReport:
     Attributes:
         iteration: steps taken so far, this one included.
         metrics: means or counts over the global batch, `loss` among them; beside them `lr`, `loss_scale` and, where
-            known, `grad_norm`.
+            known, `grad_norm`; `skipped_steps` counts those of this process that left the weights as they were.
         seconds: duration of the step, data included.
+        succeeded: False where the loss or the gradient was not finite, and the weights were left as they were.
     """
 
     iteration: int
     metrics: Mapping[str, float]
     seconds: float
+    succeeded: bool = True
 
 
 class Callback:
@@ -77,6 +79,7 @@ class Trainer:
     ) -> None:
         self.model, self.step, self.optimizer, self.topology = model, step, optimizer, topology
         self.train_iters, self.iteration = train_iters, iteration
+        self._skipped = SkippedSteps()
         self._batches, self._learning_rate, self._callbacks = batches, learning_rate, callbacks
 
     def fit(self) -> bool:
@@ -113,19 +116,17 @@ class Trainer:
         loss_scale, lr = self.optimizer.loss_scale, self._learning_rate(self.iteration)
         partial = self.step.forward_backward(batch, self.iteration, loss_scale)
         self.model.reduce_gradients()
-        result = self.optimizer.step(lr)
-        self.iteration += 1
         metrics = reduce_metrics(partial, self.topology)
-        if result.succeeded and not math.isfinite(metrics["loss"]):
-            raise DivergenceError(
-                f"the loss of iteration {self.iteration} is not finite; lower --lr, or resume an earlier checkpoint."
-            )
-        if not result.succeeded:
-            log.info("iteration %d: gradients overflowed, step skipped, loss scale lowered", self.iteration)
+        loss = metrics["loss"]
+        result = self.optimizer.step(lr, is_loss_finite=math.isfinite(loss))
+        self.iteration += 1
+        self._skipped.note(self.iteration, loss, result)
         metrics |= {"lr": lr, "loss_scale": loss_scale}
+        if self._skipped.total:
+            metrics["skipped_steps"] = self._skipped.total
         if result.grad_norm is not None:
             metrics["grad_norm"] = result.grad_norm
-        return StepReport(self.iteration, metrics, time.perf_counter() - started)
+        return StepReport(self.iteration, metrics, time.perf_counter() - started, succeeded=result.succeeded)
 
 
 def reduce_metrics(partial: Mapping[str, Tensor], topology: ProcessTopology) -> dict[str, float]:

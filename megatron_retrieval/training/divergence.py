@@ -1,0 +1,56 @@
+"""A step whose loss or gradient is not finite is skipped: the weights stay as they are; a few in a row end the run."""
+
+from __future__ import annotations
+
+import math
+
+from megatron_retrieval.errors import DivergenceError
+from megatron_retrieval.parallel.optimizer import StepResult
+from megatron_retrieval.utils.logging import get_logger
+
+#: skipped steps in a row that end a run
+MAX_SKIPPED_IN_A_ROW = 5
+
+log = get_logger("trainer")
+
+
+class SkippedSteps:
+    """Counts the steps that were skipped.
+
+    With fp16, steps are skipped while the loss scale is still being found; they count towards the end of a run only
+    once the scale cannot be lowered any further.
+
+    Attributes:
+        total: in this process.
+    """
+
+    def __init__(self) -> None:
+        self.total, self._in_a_row = 0, 0
+
+    def note(self, iteration: int, loss: float, result: StepResult) -> None:
+        """Take note of a step.
+
+        Raises:
+            DivergenceError: too many in a row were skipped.
+        """
+        if result.succeeded:
+            self._in_a_row = 0
+            return
+        self.total += 1
+        reason = _reason(loss, result)
+        if result.is_searching_scale and math.isfinite(loss):
+            log.info("iteration %d: %s, step skipped, loss scale lowered", iteration, reason)
+            return
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise DivergenceError(
+                f"iteration {iteration}: {reason}, as in the {self._in_a_row - 1} steps before; none of them changed "
+                "the weights or was saved. Lower --lr, or resume an earlier checkpoint with another --seed."
+            )
+        log.warning("iteration %d: %s, step %d in a row skipped", iteration, reason, self._in_a_row)
+
+
+def _reason(loss: float, result: StepResult) -> str:
+    if not math.isfinite(loss):
+        return "the loss is not finite"
+    return "gradients overflowed" if result.grad_norm is None else "the gradient is not finite"
