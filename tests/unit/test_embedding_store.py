@@ -10,9 +10,11 @@ import torch
 
 from megatron_retrieval.errors import DataError, MegatronRetrievalError, MismatchError
 from megatron_retrieval.index.exact.flat import FlatIndex
+from megatron_retrieval.index.store import embedding_writer
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter, default_rows_per_shard
 from megatron_retrieval.index.store.partial_shard import PartialShard
+from megatron_retrieval.utils.files import read_json
 
 
 def _identity(dtype: StorageDtype = "float32", num_rows: int = 10) -> StoreIdentity:
@@ -183,3 +185,17 @@ def test_vectors_that_do_not_fit_the_type_are_refused(tmp_path: Path) -> None:
 
 def test_shards_are_many_enough_to_share_and_small_enough_to_lose() -> None:
     assert [default_rows_per_shard(rows) for rows in (0, 3_000, 35_822, 21_015_324)] == [512, 512, 560, 65_536]
+
+
+def test_a_folder_sealed_meanwhile_has_no_finished_shards_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes what says that a shard is finished, between two looks of this one."""
+    writer = EmbeddingWriter(tmp_path, _identity("float16"), 7)
+    writer.write(0, _vectors()[:7])
+    assert writer.unfinished_shards() == [1]
+
+    def sealed(path: Path) -> dict[str, object]:
+        path.unlink()
+        return read_json(path)
+
+    monkeypatch.setattr(embedding_writer, "read_json", sealed)
+    assert writer.unfinished_shards() == [0, 1]

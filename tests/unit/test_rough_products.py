@@ -123,3 +123,14 @@ def test_codes_are_not_used_where_their_product_is_wrong(monkeypatch: pytest.Mon
     assert all(codes.codes_are_fast(dimension) for dimension in (16, 384, 768))
     monkeypatch.setattr(torch, "_int_mm", lambda rows, queries, out: (rows.long() @ queries.long() + 1).int())
     assert not codes.codes_are_fast(16)
+
+
+def test_a_query_beyond_the_rows_type_is_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where rows in float16 are multiplied as they are: float16 ends at 65,504."""
+    random = torch.Generator().manual_seed(3)
+    rows = torch.randn(NUM_ROWS, 16, generator=random).half()
+    queries = torch.randn(2, 16, generator=random)
+    queries[0, 3] = 1e5
+    taken = rough.of_block(rows, float(rows.double().norm(dim=1).max()), torch.float16).queries(queries)
+    assert taken.slack.isinf().tolist() == [True, False]
+    assert taken.matrix.isfinite().all()

@@ -72,6 +72,8 @@ class RoughVectors:
         strange = (lengths > 0) & ((lengths < SMALLEST) | (lengths > LARGEST))
         if reach > 0 and not SMALLEST < reach < LARGEST:
             strange = torch.ones_like(strange)
+        if self.matrix.dtype.is_floating_point:  # float16 ends at 65,504
+            strange |= ~exact.to(self.matrix.dtype).isfinite().all(1)
         exact = exact.masked_fill(strange[:, None], 0)
         if self.matrix.dtype == torch.int8:
             query_step = (exact.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float64).tiny)

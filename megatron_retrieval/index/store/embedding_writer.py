@@ -177,7 +177,12 @@ class EmbeddingWriter:
         path = self._path(number)
         if not path.exists() or not path.with_suffix(".json").exists():
             return None
-        known: dict[str, Any] = read_json(path.with_suffix(".json"))
+        try:
+            known: dict[str, Any] = read_json(path.with_suffix(".json"))
+        except DataError:
+            if path.with_suffix(".json").exists():
+                raise
+            return None  # another process has sealed the folder since
         return known if path.stat().st_size == known["bytes"] and known["num_rows"] == len(self.rows(number)) else None
 
     def _path(self, number: int) -> Path:
