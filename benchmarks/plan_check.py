@@ -40,6 +40,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.utils.files import atomic_file
 
 _SEARCHES = 3
@@ -172,16 +173,16 @@ def _search(config: PlanCheckConfig, folder: Path, num_queries: int, topk: int) 
 
 def _embed(settings: PlanConfig, evidence: Path, output: Path) -> None:
     with process_topology(ParallelConfig(device="cpu")) as topology:
-        embed_evidence(
-            EvidenceStore(evidence),
-            DualEncoder(settings.encoder, topology, settings.encode.dtype_on(topology.device)).eval().encode_passages,
-            output,
-            topology,
-            encoder_fingerprint="random",
+        encoder = DualEncoder(settings.encoder, topology, settings.encode.dtype_on(topology.device)).eval()
+        job = EmbeddingJob(
+            evidence=EvidenceStore(evidence),
+            encode=encoder.encode_passages,
             text_format=settings.text_format,
+            encoder_fingerprint="random",
             embedding_dtype=settings.embedding_dtype,
             micro_batch_size=settings.encode.micro_batch_size,
         )
+        embed_evidence(job, output, topology)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -13,6 +13,7 @@ from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.batches import EncodePassagesConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.manifest import MANIFEST
@@ -43,17 +44,15 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     was_complete = (config.output / MANIFEST).exists()
     evidence = EvidenceStore(config.evidence)
     encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype_on(topology.device))
-    store = embed_evidence(
-        evidence,
-        encoder.model.encode_passages,
-        config.output,
-        topology,
-        encoder_fingerprint=encoder.description.fingerprint,
+    job = EmbeddingJob(
+        evidence=evidence,
+        encode=encoder.model.encode_passages,
         text_format=encoder.description.text_format,
+        encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype=config.embedding_dtype,
         micro_batch_size=config.encode.micro_batch_size,
-        rows_per_shard=config.rows_per_shard,
     )
+    store = embed_evidence(job, config.output, topology, rows_per_shard=config.rows_per_shard)
     if topology.is_main and not was_complete:  # a second call must not replace the record of the work
         write_config(config, config.output / "config.yaml")
         record.write(config.output, num_passages=len(store), precision=store.manifest.identity.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, load_dual_encoder
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import MismatchError
-from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, torch_dtype
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, torch_dtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.embedder import TokenizedEvidence, embed_evidence, store_identity
+from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.training.steps.step import evaluation_mode
 
@@ -28,28 +29,23 @@ class IndexEncoder:
 
     Args:
         main_weight: the fp32 weights of a parameter of `model`.
+        job: embeds the evidence with `model`; each version has a fingerprint of its own.
         config, assets: what checkpoints of the encoder hold beside weights; see `checkpoint_config`.
-        embedding_dtype: type in which vectors are stored.
-        micro_batch_size: passages encoded at once by each copy of the model.
     """
 
     def __init__(
         self,
         model: DualEncoder,
         main_weight: Callable[[str], Tensor],
+        job: EmbeddingJob,
+        topology: ProcessTopology,
         *,
         config: dict[str, Any],
         assets: Mapping[str, bytes],
-        evidence: TokenizedEvidence,
-        text_format: TextFormatConfig,
-        topology: ProcessTopology,
-        embedding_dtype: StorageDtype = "float16",
-        micro_batch_size: int = 128,
     ) -> None:
-        self.evidence = evidence
+        self.evidence = job.evidence
         self._model, self._main_weight, self._config, self._assets = model, main_weight, config, assets
-        self._text_format, self._topology = text_format, topology
-        self._dtype, self._micro_batch_size = embedding_dtype, micro_batch_size
+        self._job, self._topology = job, topology
 
     def snapshot(self, versions: IndexVersions, iteration: int) -> str:
         """Write a checkpoint of the encoder as it is, and clear the place of the version that it makes; a collective
@@ -76,7 +72,8 @@ class IndexEncoder:
         """Make a version with the encoder as it is, without dropout, after its snapshot; a collective over all ranks
         that leaves the model in its mode and the random streams as they were."""
         with evaluation_mode(self._model):
-            return self._embed(self._model, versions, iteration, fingerprint)
+            job = replace(self._job, encoder_fingerprint=fingerprint)
+            return embed_evidence(job, versions.path(iteration), self._topology)
 
     def embed_again(self, versions: IndexVersions, request: IndexRequest) -> EmbeddingStore:
         """Make a version whose snapshot is there; a collective over all ranks.
@@ -94,27 +91,15 @@ class IndexEncoder:
                 f"index of {request.encoder_fingerprint}."
             )
         self._make_room(versions, request.iteration, found)
-        return self._embed(loaded.model, versions, request.iteration, found)
+        job = replace(self._job, encode=loaded.model.encode_passages, encoder_fingerprint=found)
+        return embed_evidence(job, versions.path(request.iteration), self._topology)
 
     def version_bytes(self) -> int:
         """What a version and its snapshot take on disk, about."""
-        vectors = len(self.evidence) * self._model.dimension * torch_dtype(self._dtype).itemsize
+        vectors = len(self.evidence) * self._model.dimension * torch_dtype(self._job.embedding_dtype).itemsize
         return vectors + FP32_BYTES * self._topology.tp_size * sum(p.numel() for p in self._model.parameters())
 
     def _make_room(self, versions: IndexVersions, iteration: int, fingerprint: str) -> None:
         if self._topology.is_main:
-            identity = store_identity(self.evidence, self._model.encode_passages, fingerprint, self._dtype)
-            versions.make_room(iteration, identity)
+            versions.make_room(iteration, replace(self._job, encoder_fingerprint=fingerprint).identity)
         self._topology.barrier()
-
-    def _embed(self, model: DualEncoder, versions: IndexVersions, iteration: int, fingerprint: str) -> EmbeddingStore:
-        return embed_evidence(
-            self.evidence,
-            model.encode_passages,
-            versions.path(iteration),
-            self._topology,
-            encoder_fingerprint=fingerprint,
-            text_format=self._text_format,
-            embedding_dtype=self._dtype,
-            micro_batch_size=self._micro_batch_size,
-        )

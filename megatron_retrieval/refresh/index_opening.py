@@ -11,7 +11,7 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
-from megatron_retrieval.retrieval.embedder import TokenizedEvidence
+from megatron_retrieval.retrieval.embedding_job import TokenizedEvidence
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.utils.logging import get_logger
 

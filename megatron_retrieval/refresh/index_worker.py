@@ -25,6 +25,7 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.retrieval.embedder import embed_part
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.utils.logging import get_logger
 
@@ -124,18 +125,21 @@ def fulfil(
     def is_wanted() -> bool:
         return versions.requested() == request
 
+    job = EmbeddingJob(
+        evidence=evidence,
+        encode=encoder.model.encode_passages,
+        text_format=encoder.description.text_format,
+        encoder_fingerprint=found,
+        embedding_dtype=config.embedding_dtype,
+        micro_batch_size=config.encode.micro_batch_size,
+    )
     while is_wanted():
         is_finished = embed_part(
-            evidence,
-            encoder.model.encode_passages,
+            job,
             versions.path(request.iteration),
             topology,
             worker=config.worker,
             num_workers=config.num_workers,
-            encoder_fingerprint=found,
-            text_format=encoder.description.text_format,
-            embedding_dtype=config.embedding_dtype,
-            micro_batch_size=config.encode.micro_batch_size,
             is_wanted=is_wanted,
         )
         if is_finished or config.worker > 0:
@@ -143,7 +147,7 @@ def fulfil(
             break
         time.sleep(POLL_SECONDS)
     if topology.device.type == "cuda":
-        del encoder
+        del encoder, job
         torch.cuda.empty_cache()  # training may need the memory
 
 

@@ -4,68 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.index.exact.sharded import ShardedIndex
-from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.store.memory import MemoryWriter
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import Encode, precision_of, require_evaluation_mode
-from megatron_retrieval.retrieval.shard_encoding import Progress, ShardEncoder, TokenizedPassages
+from megatron_retrieval.retrieval.batches import require_evaluation_mode
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.shard_encoding import Progress, ShardEncoder
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("embed")
 
 
-class TokenizedEvidence(TokenizedPassages, Protocol):
-    """Passages with a name, as an `EvidenceStore` has it."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-
-def store_identity(
-    evidence: TokenizedEvidence, encode: Encode, encoder_fingerprint: str, embedding_dtype: StorageDtype
-) -> StoreIdentity:
-    """What the vectors will be that `encode` makes of the evidence."""
-    return StoreIdentity(
-        evidence.fingerprint, encoder_fingerprint, len(evidence), embedding_dtype, precision=precision_of(encode)
-    )
-
-
 def embed_evidence(
-    evidence: TokenizedEvidence,
-    encode: Encode,
-    output_dir: str | Path,
-    topology: ProcessTopology,
-    *,
-    encoder_fingerprint: str,
-    text_format: TextFormatConfig,
-    embedding_dtype: StorageDtype = "float16",
-    micro_batch_size: int = 128,
-    rows_per_shard: int | None = None,
+    job: EmbeddingJob, output_dir: str | Path, topology: ProcessTopology, *, rows_per_shard: int | None = None
 ) -> EmbeddingStore:
     """Encode every passage once and store the vectors; a collective over all ranks.
 
-    The copies of the model (data-parallel ranks) take shards in turn; an earlier attempt is continued with, after the
-    last batch that each of its copies finished. Batches are cut within a shard, so the bytes do not depend on the
-    number of copies.
+    The copies of the model (data-parallel ranks) take shards in turn; an earlier attempt is continued after the last
+    batch that each of its copies finished. Batches are cut within a shard, so the bytes do not depend on the number of
+    copies.
 
     Args:
-        encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
-        encoder_fingerprint: names the weights and the text layout that `encode` stands for.
-        micro_batch_size: passages encoded at once by each copy.
         rows_per_shard: passages per file; default: chosen from the size of the evidence.
 
     Raises:
         MismatchError: `output_dir` holds embeddings of another evidence or encoder, or in another type.
     """
-    require_evaluation_mode(encode)
-    identity = store_identity(evidence, encode, encoder_fingerprint, embedding_dtype)
-    writer = EmbeddingWriter(output_dir, identity, rows_per_shard)
+    require_evaluation_mode(job.encode)
+    writer = EmbeddingWriter(output_dir, job.identity, rows_per_shard)
     # What rank 0 sees decides: files of other ranks may appear while this is read.
     unfinished = gather_objects([] if writer.is_finished else writer.unfinished_shards(), topology.world_group)[0]
     finished = gather_objects(writer.is_finished, topology.world_group)[0]
@@ -75,10 +45,10 @@ def embed_evidence(
             writer.clean_up()  # the process that finished it may have been killed before it could
         return EmbeddingStore(output_dir)
     mine = unfinished[topology.dp_rank :: topology.dp_size]
-    _log_start(writer, len(evidence))
-    encoder = ShardEncoder(evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype)
+    _log_start(writer, len(job.evidence))
+    encoder = ShardEncoder(job, writer, topology)
     with Progress(
-        "embedding", len(evidence), is_visible=topology.is_main, num_done=writer.num_rows_written
+        "embedding", len(job.evidence), is_visible=topology.is_main, num_done=writer.num_rows_written
     ) as progress:
         encoder.run(mine, progress)
         topology.barrier()
@@ -89,17 +59,12 @@ def embed_evidence(
 
 
 def embed_part(
-    evidence: TokenizedEvidence,
-    encode: Encode,
+    job: EmbeddingJob,
     output_dir: str | Path,
     topology: ProcessTopology,
     *,
     worker: int,
     num_workers: int,
-    encoder_fingerprint: str,
-    text_format: TextFormatConfig,
-    embedding_dtype: StorageDtype = "float16",
-    micro_batch_size: int = 128,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> bool:
     """`embed_evidence` by processes that know each other by their files alone: this one encodes the shards
@@ -116,14 +81,13 @@ def embed_part(
     Raises:
         MismatchError: `output_dir` holds embeddings of another evidence or encoder, or in another type.
     """
-    require_evaluation_mode(encode)
-    identity = store_identity(evidence, encode, encoder_fingerprint, embedding_dtype)
-    writer = EmbeddingWriter(output_dir, identity)
+    require_evaluation_mode(job.encode)
+    writer = EmbeddingWriter(output_dir, job.identity)
     unfinished = writer.unfinished_shards()
     if writer.is_finished:  # asked last: sealing removes what says that a shard is finished
         return True
     mine = [shard for shard in unfinished if shard % num_workers == worker]
-    encoder = ShardEncoder(evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype)
+    encoder = ShardEncoder(job, writer, topology)
     with Progress("embedding", sum(len(writer.rows(shard)) for shard in mine), is_visible=True) as progress:
         if not encoder.run(mine, progress, is_wanted):
             return False
@@ -132,29 +96,16 @@ def embed_part(
     return writer.is_finished
 
 
-def embed_in_memory(
-    evidence: TokenizedPassages,
-    encode: Encode,
-    dimension: int,
-    topology: ProcessTopology,
-    *,
-    text_format: TextFormatConfig,
-    embedding_dtype: StorageDtype = "float16",
-    micro_batch_size: int = 128,
-) -> ShardedIndex:
+def embed_in_memory(job: EmbeddingJob, dimension: int, topology: ProcessTopology) -> ShardedIndex:
     """Encode every passage as `embed_evidence` does, but keep the vectors in memory, spread over the ranks, for a
-    search with the encoder of the moment; a collective over all ranks.
+    search with the encoder as it is now; a collective over all ranks.
 
     Args:
-        encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
         dimension: D.
-        micro_batch_size: passages encoded at once by each copy.
     """
-    require_evaluation_mode(encode)
-    writer = MemoryWriter(len(evidence), dimension, embedding_dtype, topology)
-    encoder = ShardEncoder(
-        evidence, encode, writer, topology, text_format, micro_batch_size, embedding_dtype, writes_all=True
-    )
+    require_evaluation_mode(job.encode)
+    writer = MemoryWriter(len(job.evidence), dimension, job.embedding_dtype, topology)
+    encoder = ShardEncoder(job, writer, topology, writes_all=True)
     label = f"embedding (rank 0 of {topology.dp_size} copies)" if topology.dp_size > 1 else "embedding"
     num_rows = sum(len(writer.rows(shard)) for shard in writer.shards)
     with Progress(label, num_rows, is_visible=topology.is_main) as progress:

@@ -9,31 +9,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
-from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.index.store.embedding_writer import stored_vectors
 from megatron_retrieval.index.store.partial_shard import PartialShard
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import Encode, encode_batches
+from megatron_retrieval.retrieval.batches import encode_batches
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.read_ahead import read_ahead
 
 #: between two looks at what all processes have done
 _LOOK_SECONDS = 2.0
-
-
-class TokenizedPassages(Protocol):
-    """Passages by row, as an `EvidenceStore` or an `EvidenceSample` has them."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch: ...
 
 
 class ShardWriter(Protocol):
@@ -83,17 +72,12 @@ class ShardEncoder:
     """Encodes shards of the evidence; tensor-parallel ranks do so together.
 
     Args:
-        encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
         writes_all: every tensor-parallel rank writes; otherwise the first one of each copy alone.
     """
 
-    evidence: TokenizedPassages
-    encode: Encode
+    job: EmbeddingJob
     writer: ShardWriter
     topology: ProcessTopology
-    text_format: TextFormatConfig
-    micro_batch_size: int
-    embedding_dtype: StorageDtype
     writes_all: bool = False
 
     def run(self, shards: list[int], progress: Progress, is_wanted: Callable[[], bool] = lambda: True) -> bool:
@@ -105,8 +89,8 @@ class ShardEncoder:
         Returns:
             Whether all were wanted to the end.
         """
-        for shard, tokens in read_ahead(shards, self._tokens):
-            batches = by_length(tokens.lengths, self.micro_batch_size, longest_first=True)
+        for shard, tokens in read_ahead(shards, lambda shard: self.job.tokens(self.writer.rows(shard))):
+            batches = by_length(tokens.lengths, self.job.micro_batch_size, longest_first=True)
             vectors = self._encode(shard, tokens, batches, progress)
             if vectors is not None:
                 self.writer.write(shard, in_given_order(vectors, batches))
@@ -123,13 +107,9 @@ class ShardEncoder:
         progress.advance(sum(len(batch) for batch in batches[:num_done]))
         first_row = self.writer.rows(shard).start
         for batch in batches[num_done:]:
-            vectors = encode_batches(tokens, [batch], self.encode, self.topology.device)
+            vectors = encode_batches(tokens, [batch], self.job.encode, self.topology.device)
             if part is not None:
                 rows = [first_row + place for place in batch.tolist()]
-                part.append(stored_vectors(vectors, rows, self.embedding_dtype))
+                part.append(stored_vectors(vectors, rows, self.job.embedding_dtype))
             progress.advance(len(batch))
         return part.vectors() if part is not None else None
-
-    def _tokens(self, shard: int) -> TokenBatch:
-        rows = np.asarray(self.writer.rows(shard), dtype=np.int64)
-        return self.evidence.tokens(rows, self.text_format.retriever_seq_length, self.text_format.passage_format)

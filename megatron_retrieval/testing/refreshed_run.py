@@ -23,6 +23,7 @@ from megatron_retrieval.refresh.embedding_rank import supervise_worker
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
@@ -153,17 +154,14 @@ def build(
         **settings,
     }
     run = TrainingRun(training, topology, model, saved)
-    encoder = IndexEncoder(
-        model,
-        run.optimizer.main_weight,
-        config=saved.config,
-        assets=saved.assets,
+    job = EmbeddingJob(
         evidence=evidence,
+        encode=model.encode_passages,
         text_format=TEXT_FORMAT,
-        topology=topology,
         embedding_dtype=config.refresh.embedding_dtype,
         micro_batch_size=config.refresh.index_micro_batch_size,
     )
+    encoder = IndexEncoder(model, run.optimizer.main_weight, job, topology, config=saved.config, assets=saved.assets)
     refresher = IndexRefresher(
         config.refresh,
         encoder,

@@ -16,6 +16,7 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore, Store
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch
 
@@ -59,17 +60,15 @@ class _Encoder(torch.nn.Module):
 
 def _embed(topology: ProcessTopology, directory: str, encoder_fingerprint: str = "encoder") -> int:
     encoder = _Encoder().eval()
-    embed_evidence(
-        _Evidence(),
-        encoder.encode_passages,
-        directory,
-        topology,
-        encoder_fingerprint=encoder_fingerprint,
+    job = EmbeddingJob(
+        evidence=_Evidence(),
+        encode=encoder.encode_passages,
         text_format=FORMAT,
+        encoder_fingerprint=encoder_fingerprint,
         embedding_dtype="float32",
         micro_batch_size=3,
-        rows_per_shard=5,
     )
+    embed_evidence(job, directory, topology, rows_per_shard=5)
     return encoder.num_encoded
 
 
@@ -118,10 +117,16 @@ def test_restart_encodes_only_what_is_missing(tmp_path: Path) -> None:
 def _embed_until_killed(topology: ProcessTopology, directory: str, batches: int) -> int:
     """Stop before the batch after so many, then start again; how many passages the second start encodes."""
     encode = _Encoder(batches).eval().encode_passages
-    settings = {"encoder_fingerprint": "encoder", "text_format": FORMAT, "embedding_dtype": "float32"}
-    cut = {"micro_batch_size": 3, "rows_per_shard": 5}
+    job = EmbeddingJob(
+        evidence=_Evidence(),
+        encode=encode,
+        text_format=FORMAT,
+        encoder_fingerprint="encoder",
+        embedding_dtype="float32",
+        micro_batch_size=3,
+    )
     with contextlib.suppress(_KilledError):
-        embed_evidence(_Evidence(), encode, directory, topology, **settings, **cut)
+        embed_evidence(job, directory, topology, rows_per_shard=5)
     return _embed(topology, directory)
 
 
@@ -137,9 +142,13 @@ def test_killed_embedding_repeats_no_finished_batch(tmp_path: Path, batches: int
 
 def _embed_in_training_mode(topology: ProcessTopology, directory: str) -> str:
     try:
-        embed_evidence(
-            _Evidence(), _Encoder().encode_passages, directory, topology, encoder_fingerprint="", text_format=FORMAT
+        job = EmbeddingJob(
+            evidence=_Evidence(),
+            encode=_Encoder().encode_passages,
+            text_format=FORMAT,
+            encoder_fingerprint="",
         )
+        embed_evidence(job, directory, topology)
     except ValueError as error:
         return str(error)
     return ""

@@ -19,6 +19,7 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.refreshed_run import TEXT_FORMAT
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
@@ -35,15 +36,14 @@ def _prepare(topology: ProcessTopology, folder: str, evidence_folder: str) -> No
         assets = evidence.vocabulary.assets()
         save_checkpoint(f"{folder}/encoder-{seed}", model, topology, kind=KIND, config=config, assets=assets)
     encoder = load_encoder_for(evidence, Path(folder) / "encoder-0", topology, torch.float32)
-    embed_evidence(
-        evidence,
-        encoder.model.encode_passages,
-        f"{folder}/own",
-        topology,
-        encoder_fingerprint=encoder.description.fingerprint,
+    job = EmbeddingJob(
+        evidence=evidence,
+        encode=encoder.model.encode_passages,
         text_format=encoder.description.text_format,
+        encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype="float32",
     )
+    embed_evidence(job, f"{folder}/own", topology)
 
 
 def _import_all(topology: ProcessTopology, jobs: list[dict[str, Any]]) -> list[str]:

@@ -21,6 +21,7 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore, Store
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.testing.refreshed_run import NUM_COMPARED, TEXT_FORMAT, RefreshedRunConfig, build
 from megatron_retrieval.testing.runs import curve
@@ -136,14 +137,13 @@ def test_in_place_all_ranks_change_at_once(
 
 def _embed(topology: ProcessTopology, evidence: str, checkpoint: str, output: str) -> None:
     encoder = load_dual_encoder(checkpoint, topology)
-    embed_evidence(
-        EvidenceStore(evidence),
-        encoder.model.encode_passages,
-        output,
-        topology,
-        encoder_fingerprint=encoder.description.fingerprint,
+    job = EmbeddingJob(
+        evidence=EvidenceStore(evidence),
+        encode=encoder.model.encode_passages,
         text_format=encoder.description.text_format,
+        encoder_fingerprint=encoder.description.fingerprint,
     )
+    embed_evidence(job, output, topology)
 
 
 def test_a_version_is_what_its_snapshot_embeds(tmp_path: Path, evidence: Path) -> None:

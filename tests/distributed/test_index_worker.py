@@ -17,6 +17,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.index_worker import IndexWorkerConfig, fulfil
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.testing.refreshed_run import TEXT_FORMAT
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -75,14 +76,13 @@ def _work(topology: ProcessTopology, folder: str, evidence_folder: str) -> list[
     work(IndexRequest(8, fingerprint), 0)
 
     encoder = load_dual_encoder(versions.snapshot(7), topology)
-    embed_evidence(
-        evidence,
-        encoder.model.encode_passages,
-        versions.folder / "expected",
-        topology,
-        encoder_fingerprint=fingerprint,
+    job = EmbeddingJob(
+        evidence=evidence,
+        encode=encoder.model.encode_passages,
         text_format=TEXT_FORMAT,
+        encoder_fingerprint=fingerprint,
     )
+    embed_evidence(job, versions.folder / "expected", topology)
     return said
 
 

@@ -18,6 +18,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
 from megatron_retrieval.retrieval.embedder import embed_evidence, embed_in_memory
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config, write_tiny_evidence
 
@@ -116,15 +117,14 @@ def _search_both(topology: ProcessTopology, folder: str) -> list[Any]:
     evidence = EvidenceStore(f"{folder}/evidence")
     model = DualEncoder(tiny_dual_encoder_config(), topology).eval()
     text_format = TextFormatConfig(retriever_seq_length=12)
-    memory = embed_in_memory(evidence, model.encode_passages, model.dimension, topology, text_format=text_format)
-    store = embed_evidence(
-        evidence,
-        model.encode_passages,
-        f"{folder}/vectors{topology.world_size}-{topology.tp_size}",
-        topology,
-        encoder_fingerprint="",
+    job = EmbeddingJob(
+        evidence=evidence,
+        encode=model.encode_passages,
         text_format=text_format,
+        encoder_fingerprint="",
     )
+    memory = embed_in_memory(job, model.dimension, topology)
+    store = embed_evidence(job, f"{folder}/vectors{topology.world_size}-{topology.tp_size}", topology)
     with torch.no_grad():
         queries = model.encode_queries(random_texts(9, 6, seed=3))
     results = [index.search(queries, 20) for index in (memory, ShardedIndex(store, topology))]

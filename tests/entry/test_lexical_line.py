@@ -21,6 +21,7 @@ from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 
@@ -35,15 +36,14 @@ def _embed(topology: ProcessTopology, folder: str) -> None:
     model = DualEncoder(TINY, topology, seed=1)
     save_checkpoint(root / "encoder", model, topology, kind=dual_encoder.KIND, config=config, assets=assets)
     encoder = load_dual_encoder(root / "encoder", topology)
-    embed_evidence(
-        EvidenceStore(root / "evidence"),
-        encoder.model.encode_passages,
-        root / "embeddings",
-        topology,
-        encoder_fingerprint=encoder.description.fingerprint,
+    job = EmbeddingJob(
+        evidence=EvidenceStore(root / "evidence"),
+        encode=encoder.model.encode_passages,
         text_format=text_format,
+        encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype="float32",
     )
+    embed_evidence(job, root / "embeddings", topology)
 
 
 @pytest.fixture(scope="module")

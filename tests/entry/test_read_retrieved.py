@@ -26,6 +26,7 @@ from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 
@@ -60,15 +61,14 @@ def _prepare(topology: ProcessTopology, folder: str) -> None:
     for name, kind, model, config in models:
         save_checkpoint(root / name, model, topology, kind=kind, config=config, assets=assets)
     retriever = load_dual_encoder(root / "retriever", topology)
-    embed_evidence(
-        EvidenceStore(root / "evidence"),
-        retriever.model.encode_passages,
-        root / "embeddings",
-        topology,
-        encoder_fingerprint=retriever.description.fingerprint,
+    job = EmbeddingJob(
+        evidence=EvidenceStore(root / "evidence"),
+        encode=retriever.model.encode_passages,
         text_format=text_format,
+        encoder_fingerprint=retriever.description.fingerprint,
         embedding_dtype="float32",
     )
+    embed_evidence(job, root / "embeddings", topology)
 
 
 @pytest.fixture(scope="module")

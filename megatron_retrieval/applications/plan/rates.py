@@ -28,6 +28,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import EncodePassagesConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_file
 
@@ -151,19 +152,16 @@ class Calibration:
     def _encode_some(
         self, evidence: EvidenceStore, num_passages: int, output: Path, model: DualEncoder, topology: ProcessTopology
     ) -> float:
-        return self._seconds(
-            lambda: embed_evidence(
-                _NamedSample(evidence, num_passages),
-                model.encode_passages,
-                output,
-                topology,
-                encoder_fingerprint="random",
-                text_format=self.text_format,
-                embedding_dtype=self.embedding_dtype,
-                micro_batch_size=self.encode.micro_batch_size,
-                rows_per_shard=min(num_passages, default_rows_per_shard(self.num_passages)),
-            )
+        job = EmbeddingJob(
+            evidence=EvidenceSample(evidence, num_passages),
+            encode=model.encode_passages,
+            text_format=self.text_format,
+            encoder_fingerprint="random",
+            embedding_dtype=self.embedding_dtype,
+            micro_batch_size=self.encode.micro_batch_size,
         )
+        rows_per_shard = min(num_passages, default_rows_per_shard(self.num_passages))
+        return self._seconds(lambda: embed_evidence(job, output, topology, rows_per_shard=rows_per_shard))
 
     def _search(self, folder: Path, device: torch.device) -> tuple[float, float]:
         """(seconds of any search, rows a second), among random vectors on disk."""
@@ -183,10 +181,6 @@ class Calibration:
             seconds.append(statistics.median(self._seconds(search) for _ in range(_SEARCHES)))
         rate, start = _line(_FEW_ROWS, seconds[0], many, seconds[1])
         return start, rate
-
-
-class _NamedSample(EvidenceSample):
-    fingerprint = "sample"
 
 
 def random_vectors(num_rows: int, dimension: int, seed: int) -> Tensor:

@@ -30,6 +30,11 @@ class EvidenceSample:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the passages: the evidence, and how many of them."""
+        return f"{self._evidence.fingerprint}/{len(self)}"
+
     def tokens(self, rows: Sequence[int] | Rows, seq_length: int, passage_format: PassageFormat) -> TokenBatch:
         """See `EvidenceStore.tokens`."""
         return self._evidence.tokens(self._rows[np.asarray(rows, np.int64)], seq_length, passage_format)

@@ -23,6 +23,7 @@ from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
@@ -133,16 +134,20 @@ class EndToEndRun:
 
     def _refresher(self, run: TrainingRun) -> IndexRefresher:
         config, training = self.config, self.config.training
+        job = EmbeddingJob(
+            evidence=self.evidence,
+            encode=self.model.retriever.encode_passages,
+            text_format=config.text_format,
+            embedding_dtype=config.index.embedding_dtype,
+            micro_batch_size=config.index.index_micro_batch_size,
+        )
         encoder = IndexEncoder(
             self.model.retriever,
             lambda name: run.optimizer.main_weight(f"{RETRIEVER}.{name}"),
+            job,
+            self.topology,
             config=self._retriever_config(),
             assets=self.tokenizer.assets(),
-            evidence=self.evidence,
-            text_format=config.text_format,
-            topology=self.topology,
-            embedding_dtype=config.index.embedding_dtype,
-            micro_batch_size=config.index.index_micro_batch_size,
         )
         return IndexRefresher(
             config.index,

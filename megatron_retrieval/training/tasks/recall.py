@@ -21,6 +21,7 @@ from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_in_memory
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.retriever import Retriever, tokenize_questions
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.steps.step import evaluation_mode
@@ -100,15 +101,14 @@ class RecallTask:
     @torch.no_grad()
     def _measure(self, topology: ProcessTopology) -> dict[str, Any]:
         config = self._config
-        index = embed_in_memory(
-            self._evidence,
-            self._model.encode_passages,
-            self._model.dimension,
-            topology,
+        job = EmbeddingJob(
+            evidence=self._evidence,
+            encode=self._model.encode_passages,
             text_format=self._text_format,
             embedding_dtype=config.eval_embedding_dtype,
             micro_batch_size=config.eval_micro_batch_size,
         )
+        index = embed_in_memory(job, self._model.dimension, topology)
         retrieved = evaluate_retriever(
             self._questions,
             self._tokens,

@@ -1,0 +1,62 @@
+"""What an embedding of the evidence depends on, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
+from megatron_retrieval.index.store.embedding_store import StorageDtype, StoreIdentity
+from megatron_retrieval.retrieval.batches import Encode, precision_of
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+class TokenizedEvidence(Protocol):
+    """Passages by row, as an `EvidenceStore` or an `EvidenceSample` has them."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingJob:
+    """Which passages are embedded, by which encoder, and how.
+
+    Attributes:
+        encode: [B, T] tokens to [B, D] vectors; of a model in evaluation mode.
+        text_format: layout of the passages.
+        encoder_fingerprint: names the weights and the text layout that `encode` stands for; empty where vectors are not
+            kept.
+        embedding_dtype: type in which vectors are stored.
+        micro_batch_size: passages encoded at once by each copy of the model.
+    """
+
+    evidence: TokenizedEvidence
+    encode: Encode
+    text_format: TextFormatConfig
+    encoder_fingerprint: str = ""
+    embedding_dtype: StorageDtype = "float16"
+    micro_batch_size: int = 128
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """What the vectors will be."""
+        return StoreIdentity(
+            self.evidence.fingerprint,
+            self.encoder_fingerprint,
+            len(self.evidence),
+            self.embedding_dtype,
+            precision=precision_of(self.encode),
+        )
+
+    def tokens(self, rows: range) -> TokenBatch:
+        """The passages `rows` laid out for the encoder."""
+        layout = self.text_format
+        return self.evidence.tokens(np.asarray(rows, np.int64), layout.retriever_seq_length, layout.passage_format)
