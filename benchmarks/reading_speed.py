@@ -159,7 +159,7 @@ def _read(reader: FusionReader, texts: TokenBatch, config: ReadingSpeedConfig, t
     for index in order.split(max(1, config.encode.micro_batch_size // num_texts)):
         is_real = torch.ones(len(index), num_texts, dtype=torch.bool)
         memory = reader.encode(texts.rows(rows_of_groups(index, num_texts)), is_real)
-        found = generate(reader.model, memory.states, memory.key_bias(), config.generation, topology.groups.tp)
+        found = generate(reader.model, memory, config.generation, topology.groups.tp)
         for place, ids, length in zip(index.tolist(), found.ids.tolist(), found.lengths.tolist(), strict=True):
             answers[place] = ids[:length]
     return answers

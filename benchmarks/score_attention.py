@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.t5 import T5, T5Decoder
 from megatron_retrieval.models.t5_config import T5Config
@@ -102,8 +103,8 @@ class Step:
         """Forwards and backwards; returns the gradient of the scores."""
         self.forget_gradients()
         passage_tokens = self.states.size(1) // self.scores.size(1)
-        key_bias = self.scores.repeat_interleave(passage_tokens, 1)[:, None, None]
-        self.decoder(self.ids, self.states, key_bias, form=form).float().logsumexp(2).sum().backward()
+        bias = self.scores.repeat_interleave(passage_tokens, 1)[:, None, None]
+        self.decoder(self.ids, EncodedMemory(self.states, bias, form)).float().logsumexp(2).sum().backward()
         assert self.scores.grad is not None
         return self.scores.grad
 

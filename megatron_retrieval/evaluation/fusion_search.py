@@ -95,10 +95,8 @@ class AnswerSearch:
         return list(map(likeliest, candidates))
 
     def _write(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> Generated:
-        memory = self._reader.encode(texts, is_real)
-        key_bias = memory.key_bias(passage_scores)
-        form = self._reader.score_form
-        return generate(self._reader.model, memory.states, key_bias, self._config, self._tp_group, form)
+        memory = self._reader.encode(texts, is_real, passage_scores)
+        return generate(self._reader.model, memory, self._config, self._tp_group)
 
 
 def likeliest(candidates: Sequence[Candidate]) -> Written:

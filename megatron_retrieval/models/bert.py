@@ -1,28 +1,21 @@
-"""The original BERT (layer norm after each residual sum) out of megatron-core's tensor-parallel parts."""
+"""The original BERT (layer norm after each residual sum) out of tensor-parallel layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.attention import ScaledDotProductAttention, padding_bias
+from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.engine import engine_config, word_embeddings
-from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
+from megatron_retrieval.models.layer_inputs import LayerInputs
+from megatron_retrieval.models.layers import Layer, LayerStack, transformer_layer
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -80,12 +73,7 @@ class BertEncoder(MegatronModule):
         super().__init__(config=engine)
         self.bert_config = config
         self.embedding = BertEmbedding(config, engine, topology.groups)
-        self.encoder = TransformerBlock(
-            engine,
-            TransformerBlockSubmodules([_layer_spec()] * config.num_layers, layer_norm=None),
-            post_layer_norm=False,
-            pg_collection=topology.groups,
-        )
+        self.encoder = LayerStack(_layer(config, engine, topology.groups) for _ in range(config.num_layers))
         self.to(dtype)
 
     def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
@@ -95,7 +83,8 @@ class BertEncoder(MegatronModule):
             segments: [B, T] int64, the segment embedding of every token; default: the first of all.
         """
         bias = padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype)
-        return self.encoder(self.embedding(batch.ids, segments), attention_mask=bias).transpose(0, 1)
+        states: Tensor = self.encoder(self.embedding(batch.ids, segments), LayerInputs(bias))
+        return states.transpose(0, 1)
 
 
 class BertEmbedding(nn.Module):
@@ -134,47 +123,18 @@ class BertEmbedding(nn.Module):
         return normalised
 
 
-class PostNormLayer(TransformerLayer):
-    """megatron-core's layer with the norms after the residual sums, where BERT has them.
-
-    `input_layernorm` follows the attention and `pre_mlp_layernorm` the feed-forward network; the names stay those of
-    the parent, which builds them.
-    """
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
-        fused = self.config.bias_dropout_fusion
-        attended = self.self_attention(hidden_states, attention_mask=attention_mask)
-        summed = self.self_attn_bda(self.training, fused)(attended, hidden_states, self.hidden_dropout)
-        hidden_states = self.input_layernorm(summed)
-        summed = self.mlp_bda(self.training, fused)(self.mlp(hidden_states), hidden_states, self.hidden_dropout)
-        return self.pre_mlp_layernorm(summed), None
-
-
-def _layer_spec() -> ModuleSpec:
-    attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
-        core_attention=ScaledDotProductAttention,
-        linear_proj=RowParallelLinear,
-    )
-    return ModuleSpec(
-        module=PostNormLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=SelfAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=attention
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            input_layernorm=WrappedTorchNorm,
-            mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-            ),
-            mlp_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=WrappedTorchNorm,
-        ),
-    )
+def _layer(config: BertConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> Layer:
+    layer = transformer_layer(engine, groups, norm_place="after", recompute=config.recompute_granularity == "full")
+    # as in megatron-core's attention, its weights stand last: the order of parameters is that of the sum that clips
+    # gradients, whose last bits depend on it
+    attention = layer.get_submodule("self_attention")
+    linear_qkv = attention.linear_qkv
+    del attention.linear_qkv
+    attention.linear_qkv = linear_qkv
+    return layer
 
 
 def _engine_config(config: BertConfig, tp_size: int, dtype: torch.dtype) -> TransformerConfig:
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return engine_config(
         tp_size=tp_size,
         dtype=dtype,
@@ -185,5 +145,4 @@ def _engine_config(config: BertConfig, tp_size: int, dtype: torch.dtype) -> Tran
         hidden_dropout=config.hidden_dropout,
         attention_dropout=config.attention_dropout,
         layernorm_epsilon=config.layernorm_epsilon,
-        **(recompute if config.recompute_granularity == "full" else {}),
     )

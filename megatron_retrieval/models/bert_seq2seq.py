@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
@@ -16,9 +15,9 @@ from megatron_retrieval.models.attention import causal_bias
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits
 from megatron_retrieval.models.initialise import initialise_normal
-from megatron_retrieval.models.score_attention import ScoreForm
-from megatron_retrieval.models.seq2seq_attention import DecoderCache
-from megatron_retrieval.models.seq2seq_layers import PostNormDecoderLayer, run_layers
+from megatron_retrieval.models.layer_inputs import LayerInputs, TokenCache
+from megatron_retrieval.models.layers import transformer_layer
+from megatron_retrieval.models.memory import Memory
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel.topology import ProcessTopology
 
@@ -96,7 +95,7 @@ class BertSeq2Seq(nn.Module):
 
 
 class BertDecoder(nn.Module):
-    """Tokens so far and encoder states to hidden states that tell the next tokens.
+    """Tokens so far and a memory to hidden states that tell the next tokens.
 
     Args:
         encoder: its embeddings serve both.
@@ -106,35 +105,23 @@ class BertDecoder(nn.Module):
         super().__init__()
         self.embedding, self._tp_group = encoder.embedding, groups.tp
         self.head_width: int = encoder.config.kv_channels
+        recompute = config.recompute_granularity == "full"
         self.layers = nn.ModuleList(
-            PostNormDecoderLayer(encoder.config, groups, number + 1, is_decoder=True)
-            for number in range(config.num_decoder_layers)
+            transformer_layer(encoder.config, groups, norm_place="after", is_decoder=True, recompute=recompute)
+            for _ in range(config.num_decoder_layers)
         )
-        self._recompute = config.recompute_granularity == "full"
 
-    def forward(
-        self,
-        ids: Tensor,
-        states: Tensor | None,
-        key_bias: Tensor | None = None,
-        cache: DecoderCache | None = None,
-        form: ScoreForm = "mask",
-    ) -> Tensor:
-        """[B * n, L] ids, n sequences for each of B sources -> [B * n, L, D]; see `T5Decoder`.
+    def forward(self, ids: Tensor, memory: Memory, cache: TokenCache | None = None) -> Tensor:
+        """See `Decoder`.
 
         Raises:
             ConfigError: a sequence is longer than the positions.
         """
         num_seen = 0 if cache is None else cache.num_tokens
-        embedded = self.embedding(ids, first_position=num_seen)
-        bias = causal_bias(ids.size(1), num_seen, embedded.dtype, embedded.device)
-        if key_bias is not None:
-            # each rank's heads ask something of the bias: its gradient is the sum over ranks
-            key_bias = copy_to_tensor_model_parallel_region(key_bias, group=self._tp_group)
-        recompute = self._recompute and self.training and cache is None
-        output = run_layers(self.layers, embedded, bias, states, key_bias, cache=cache, form=form, recompute=recompute)
-        return output.transpose(0, 1)
-
-    def new_cache(self) -> DecoderCache:
-        """An empty cache for generation: the first call takes the start token and the encoder states."""
-        return DecoderCache(len(self.layers))
+        states = self.embedding(ids, first_position=num_seen)
+        bias = causal_bias(ids.size(1), num_seen, states.dtype, states.device)
+        inputs = LayerInputs(bias, memory.for_rank(self._tp_group), cache)
+        for layer in self.layers:
+            states = layer(states, inputs)
+        output: Tensor = states.transpose(0, 1)
+        return output

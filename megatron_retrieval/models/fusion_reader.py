@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
@@ -33,8 +33,8 @@ class FusionEncodeConfig(Checked):
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a decoder reads of B questions: the real tokens of their K texts, one text after another.
+class _PackedTexts:
+    """The encoded tokens of B questions' K texts.
 
     Attributes:
         states: [B, S, D], zero behind the `lengths`; S follows from the most real tokens of a question.
@@ -46,19 +46,11 @@ class Memory:
     lengths: Tensor
     text_of: Tensor
 
-    def key_bias(self, passage_scores: Tensor | None = None) -> Tensor | None:
-        """[B, 1, 1, S] to add to cross-attention logits: the lowest number at padding, and on every token of a passage
-        its score, in the scores' own dtype: the form of attention decides how they are rounded.
-
-        Args:
-            passage_scores: [B, K], differentiable, best in float32; those of fillers mean nothing.
-        """
-        dtype = self.states.dtype
-        if passage_scores is None:
-            return padding_bias(self.lengths, self.states.size(1), dtype)
-        at_padding = passage_scores.new_full((len(passage_scores), 1), torch.finfo(dtype).min)
-        bias = torch.cat([passage_scores, at_padding], 1).gather(1, self.text_of)
-        return bias[:, None, None, :]
+    def bias(self, passage_scores: Tensor) -> Tensor:
+        """[B, 1, 1, S] in the dtype of the scores [B, K]: the lowest number of the states' dtype at padding, and at
+        every token of a passage its score."""
+        at_padding = passage_scores.new_full((len(passage_scores), 1), torch.finfo(self.states.dtype).min)
+        return torch.cat([passage_scores, at_padding], 1).gather(1, self.text_of)[:, None, None, :]
 
 
 class FusionReader(nn.Module):
@@ -103,13 +95,22 @@ class FusionReader(nn.Module):
             [M, V / tensor-parallel size] float32 (default: [B * n, L, V / tensor-parallel size]), see
             `EncoderDecoder.logits`.
         """
-        memory = self.encode(texts, is_real)
-        key_bias = memory.key_bias(passage_scores)
-        states = self.model.decoder(decoder_ids, memory.states, key_bias, form=self.score_form)
+        states = self.model.decoder(decoder_ids, self.encode(texts, is_real, passage_scores))
         return self.model.logits(states if places is None else states.flatten(0, 1)[places])
 
-    def encode(self, texts: TokenBatch, is_real: Tensor) -> Memory:
-        """Encode the real ones of B * K texts, and pack their real tokens question by question."""
+    def encode(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> EncodedMemory:
+        """Encode the real ones of B * K texts; a question's source is the real tokens of its texts, one after another.
+
+        Args:
+            passage_scores: [B, K] added to the cross-attention logits at every token of a passage, differentiable,
+                best in float32: the form of attention decides how they are rounded. Those of fillers mean nothing.
+        """
+        packed = self._pack(texts, is_real)
+        if passage_scores is None:
+            return EncodedMemory.of_texts(packed.states, packed.lengths, self.score_form)
+        return EncodedMemory(packed.states, packed.bias(passage_scores), self.score_form)
+
+    def _pack(self, texts: TokenBatch, is_real: Tensor) -> _PackedTexts:
         num_questions, num_texts = is_real.shape
         lengths = real_lengths(texts, is_real)
         totals = lengths.sum(1)
@@ -126,7 +127,7 @@ class FusionReader(nn.Module):
         found, place = torch.cat(states), torch.cat(places)
         packed = found.new_zeros(num_questions * width, found.size(1)).index_copy(0, place, found)
         owner = place.new_full((num_questions * width,), num_texts).index_copy(0, place, torch.cat(text_of))
-        return Memory(packed.view(num_questions, width, -1), totals, owner.view(num_questions, width))
+        return _PackedTexts(packed.view(num_questions, width, -1), totals, owner.view(num_questions, width))
 
     def score_each(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
         """log p(answer | question, passage) of every passage for itself: the sums of `score_tokens` over the answer.
@@ -152,9 +153,8 @@ class FusionReader(nn.Module):
         scores = torch.zeros(is_real.numel() * num_labels, device=labels.device)
         for rows, batch in self._encoder_batches(texts, is_real):
             questions = rows // is_real.size(1)
-            states, own_labels = self.model.encoder(batch), labels[questions]
-            key_bias = padding_bias(batch.lengths, batch.ids.size(1), states.dtype)
-            decoded = self.model.decoder(decoder_ids[questions], states, key_bias, form=self.score_form)
+            memory = EncodedMemory.of_texts(self.model.encoder(batch), batch.lengths, self.score_form)
+            decoded, own_labels = self.model.decoder(decoder_ids[questions], memory), labels[questions]
             is_label = own_labels >= 0
             losses = vocab_parallel_cross_entropy(self.model.logits(decoded[is_label]), own_labels[is_label])
             owners, columns = is_label.nonzero(as_tuple=True)

@@ -11,7 +11,9 @@ from torch import Tensor
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.beams import Beams, BestTokens, Generated
-from megatron_retrieval.models.score_attention import ScoreForm
+from megatron_retrieval.models.layer_inputs import TokenCache
+from megatron_retrieval.models.memory import Memory
+from megatron_retrieval.models.multi_head_attention import CrossAttention
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.parallel.collectives import gather_rows
 
@@ -47,14 +49,7 @@ class GenerationConfig(BeamSearchConfig):
 
 
 @torch.no_grad()
-def generate(
-    model: EncoderDecoder,
-    states: Tensor,
-    key_bias: Tensor | None,
-    config: GenerationConfig,
-    tp_group: dist.ProcessGroup,
-    form: ScoreForm = "mask",
-) -> Generated:
+def generate(model: EncoderDecoder, memory: Memory, config: GenerationConfig, tp_group: dist.ProcessGroup) -> Generated:
     """Write an answer for each of B sources.
 
     A step costs what the open questions need: those with an answer leave the batch, their caches with them. What an
@@ -62,35 +57,29 @@ def generate(
 
     Args:
         model: in evaluation mode.
-        states: [B, S, D] encoder states.
-        key_bias: [B, 1, 1, S] added to the cross-attention logits, see `T5Decoder`.
+        memory: B sources.
         tp_group: the ranks that share the vocabulary; all of them call this together and get equal answers.
-        form: in which `key_bias` is added.
     """
-    cache = model.decoder.new_cache()
     beams = Beams(
-        states.size(0),
+        memory.num_sources,
         num_beams=config.num_beams,
         max_length=config.max_answer_length,
         length_penalty=config.length_penalty,
         # the likeliest token is the greedy search's answer, whatever might come later
         stop_at_first=config.stop_at_first_answers or config.num_beams == 1,
         end_id=model.end_id,
-        device=states.device,
+        device=memory.device,
     )
-    ids = torch.full((states.size(0), 1), model.start_id, device=states.device)
-    memory: Tensor | None = states
+    ids = torch.full((memory.num_sources, 1), model.start_id, device=memory.device)
+    memory = memory.precompute(part for part in model.decoder.modules() if isinstance(part, CrossAttention))
+    cache = TokenCache()
     while len(ids):
-        logits = model.logits(model.decoder(ids, memory, key_bias, cache, form)[:, -1])
+        logits = model.logits(model.decoder(ids, memory, cache)[:, -1])
         forbidden = model.end_id if beams.num_tokens < config.min_answer_length else None
         # twice as many as beams: each of them may end in one of its candidates
         survivors = beams.advance(best_tokens(logits, 2 * config.num_beams, tp_group, forbidden))
-        memory = None  # its keys and values are in the cache
-        if survivors.sources is not None:
-            cache.keep_sources(survivors.sources)
-            key_bias = None if key_bias is None else key_bias[survivors.sources]
-        if survivors.rows is not None:
-            cache.reorder(survivors.rows)
+        memory = memory.select(survivors.rows, survivors.sources)
+        cache.select(survivors.rows)
         ids = survivors.tokens
     return beams.result()
 

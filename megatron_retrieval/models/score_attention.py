@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -79,6 +80,20 @@ def add_key_features(key: Tensor, value: Tensor, bias: Tensor, scale: float) -> 
     features = F.pad(torch.cat(parts, 3), (0, width - key.size(3) - NUM_PARTS))
     widened = torch.cat([key, features.expand(-1, key.size(1), key.size(2), -1)], 3)
     return widened, F.pad(value, (0, width - value.size(3)))
+
+
+def attend_to_features(core_attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention to keys and values of `add_key_features`.
+
+    Args:
+        query: [L, B, heads, D], not widened.
+
+    Returns:
+        [L, B, heads * D]
+    """
+    num_heads, head_width = query.shape[2:]
+    attended = core_attention(add_query_features(query), key, value, None)
+    return attended.unflatten(2, (num_heads, -1))[..., :head_width].flatten(2)
 
 
 def add_query_features(query: Tensor) -> Tensor:

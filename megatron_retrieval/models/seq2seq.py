@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from megatron_retrieval.models.score_attention import ScoreForm
-from megatron_retrieval.models.seq2seq_attention import DecoderCache
+from megatron_retrieval.models.layer_inputs import TokenCache
+from megatron_retrieval.models.memory import Memory
 from megatron_retrieval.types.tokens import TokenBatch
 
 
@@ -20,7 +21,7 @@ class Encoder(Protocol):
 
 
 class Decoder(Protocol):
-    """Tokens so far and encoder states to hidden states that tell the next tokens.
+    """Tokens so far and a memory to hidden states that tell the next tokens.
 
     Attributes:
         head_width: of its attention.
@@ -29,19 +30,23 @@ class Decoder(Protocol):
     @property
     def head_width(self) -> int: ...
 
-    def __call__(
-        self,
-        ids: Tensor,
-        states: Tensor | None,
-        key_bias: Tensor | None = None,
-        cache: DecoderCache | None = None,
-        form: ScoreForm = "mask",
-    ) -> Tensor:
-        """[B * n, L] ids, n sequences for each of B sources -> [B * n, L, D]; see `T5Decoder`."""
+    def __call__(self, ids: Tensor, memory: Memory, cache: TokenCache | None = None) -> Tensor:
+        """Decode.
+
+        Args:
+            ids: [R, L] int64, the tokens of R sequences; only those that `cache` has not seen. Sequences may be padded
+                on the right: earlier tokens do not see later ones.
+            memory: what cross-attention reads; `EncodedMemory` takes R = B * n, n sequences for each of its B sources,
+                side by side.
+            cache: of the tokens before; those of `ids` are added.
+
+        Returns:
+            [R, L, D]
+        """
         ...
 
-    def new_cache(self) -> DecoderCache:
-        """An empty cache for generation."""
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules, of any depth."""
         ...
 
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding, set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,10 +14,10 @@ from torch.nn import functional as F
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.models.layer_inputs import LayerInputs, TokenCache
+from megatron_retrieval.models.layers import norm, transformer_layer
+from megatron_retrieval.models.memory import EncodedMemory, Memory
 from megatron_retrieval.models.relative_bias import RelativeBias
-from megatron_retrieval.models.score_attention import ScoreForm
-from megatron_retrieval.models.seq2seq_attention import DecoderCache
-from megatron_retrieval.models.seq2seq_layers import PreNormLayer, norm, run_layers
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.models.t5_config import T5Config, t5_engine_config, t5_initial_std
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -71,9 +70,7 @@ class T5(nn.Module):
         Returns:
             [M, V / tensor-parallel size] float32 (default: [B * n, L, V / tensor-parallel size]), as `logits`.
         """
-        encoded = self.encoder(tokens)
-        key_bias = padding_bias(tokens.lengths, tokens.ids.size(1), encoded.dtype)
-        states = self.decoder(decoder_ids, encoded, key_bias)
+        states = self.decoder(decoder_ids, EncodedMemory.of_texts(self.encoder(tokens), tokens.lengths))
         return self.logits(states if places is None else states.flatten(0, 1)[places])
 
     def logits(self, states: Tensor) -> Tensor:
@@ -110,31 +107,25 @@ class _Stack(nn.Module):
             num_heads=config.num_attention_heads // groups.tp.size(),
             is_causal=self.is_decoder,
         )
-        num_layers = config.num_decoder_layers if self.is_decoder else config.num_layers
         self.layers = nn.ModuleList(
-            PreNormLayer(engine, groups, number + 1, is_decoder=self.is_decoder) for number in range(num_layers)
+            transformer_layer(
+                engine,
+                groups,
+                norm_place="before",
+                inner_dropout=config.hidden_dropout,
+                is_decoder=self.is_decoder,
+                recompute=config.recompute_granularity == "full",
+            )
+            for _ in range(config.num_decoder_layers if self.is_decoder else config.num_layers)
         )
         self.final_layernorm = norm(engine)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self._recompute = config.recompute_granularity == "full"
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        """[B, T] ids -> [T, B, D]."""
-        embedded: Tensor = self.dropout(self.embedding(ids.t()))
-        return embedded
-
-    def _run(
-        self,
-        states: Tensor,
-        bias: Tensor,
-        memory: Tensor | None = None,
-        memory_bias: Tensor | None = None,
-        cache: DecoderCache | None = None,
-        form: ScoreForm = "mask",
-    ) -> Tensor:
-        """[T, B, D] -> [B, T, D]."""
-        recompute = self._recompute and self.training and cache is None
-        states = run_layers(self.layers, states, bias, memory, memory_bias, cache=cache, form=form, recompute=recompute)
+    def _run(self, ids: Tensor, inputs: LayerInputs) -> Tensor:
+        """[B, T] ids -> [B, T, D]."""
+        states = self.dropout(self.embedding(ids.t()))
+        for layer in self.layers:
+            states = layer(states, inputs)
         output: Tensor = self.dropout(self.final_layernorm(states)).transpose(0, 1)
         return output
 
@@ -149,47 +140,19 @@ class T5Encoder(_Stack):
         num_tokens = batch.ids.size(1)
         bias = self.relative_bias(num_tokens, num_tokens)
         padding = padding_bias(batch.lengths, num_tokens, bias.dtype)
-        return self._run(self._embed(batch.ids), bias if padding is None else bias + padding)
+        return self._run(batch.ids, LayerInputs(bias if padding is None else bias + padding))
 
 
 class T5Decoder(_Stack):
-    """Tokens so far and encoder states to hidden states that tell the next tokens."""
+    """Tokens so far and a memory to hidden states that tell the next tokens."""
 
     is_decoder = True
 
-    def forward(
-        self,
-        ids: Tensor,
-        states: Tensor | None,
-        key_bias: Tensor | None = None,
-        cache: DecoderCache | None = None,
-        form: ScoreForm = "mask",
-    ) -> Tensor:
-        """Decode.
-
-        Args:
-            ids: [B * n, L] int64, n sequences for each source, side by side; only the new tokens where there is a
-                cache. Rows may be padded on the right: earlier tokens do not see later ones.
-            states: [B, T, D] encoder states; None where the cache has seen them.
-            key_bias: [B, 1, 1, T] added to the cross-attention logits of every head, layer and token: the lowest
-                number at padding (`padding_bias`), a score elsewhere; its gradient is right at any tensor-parallel
-                size. Given anew with every call.
-            cache: see `new_cache`; filled in place.
-            form: in which `key_bias` is added, see `score_attention`; where there is a cache, in all calls the same.
-
-        Returns:
-            [B * n, L, D]
-        """
+    def forward(self, ids: Tensor, memory: Memory, cache: TokenCache | None = None) -> Tensor:
+        """See `Decoder`."""
         num_seen = 0 if cache is None else cache.num_tokens
         bias = self.relative_bias(ids.size(1), num_seen + ids.size(1), num_seen)
-        if key_bias is not None:
-            # each rank's heads ask something of the bias: its gradient is the sum over ranks
-            key_bias = copy_to_tensor_model_parallel_region(key_bias, group=self._tp_group)
-        return self._run(self._embed(ids), bias, states, key_bias, cache, form)
-
-    def new_cache(self) -> DecoderCache:
-        """An empty cache for generation: the first call takes the start token and the encoder states."""
-        return DecoderCache(len(self.layers))
+        return self._run(ids, LayerInputs(bias, memory.for_rank(self._tp_group), cache))
 
 
 def shift_right(labels: Tensor, start_id: int = PAD_ID) -> Tensor:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.generation import GenerationConfig, generate
+from megatron_retrieval.models.layer_inputs import TokenCache
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
@@ -37,19 +38,18 @@ def _decode(topology: ProcessTopology) -> dict[str, object]:
     model = BertSeq2Seq(SHAPE, topology, start_id=2, end_id=3, seed=3).eval()
     with torch.no_grad():
         model.output_bias.copy_(torch.linspace(-1, 1, VOCAB_SIZE + 28).chunk(topology.tp_size)[topology.tp_rank])
-        states = model.encoder(TEXTS)
-        bias = padding_bias(TEXTS.lengths, TEXTS.ids.size(1), states.dtype)
-        whole = model.decoder(DECODER_IDS, states, bias)
-        cache = model.decoder.new_cache()
-        steps = [model.decoder(DECODER_IDS[:, :4], states, bias, cache)]
-        steps += [model.decoder(DECODER_IDS[:, t : t + 1], None, bias, cache) for t in range(4, 7)]
-        steps.append(model.decoder(DECODER_IDS[:, 7:], None, bias, cache))
+        memory, cache = EncodedMemory.of_texts(model.encoder(TEXTS), TEXTS.lengths), TokenCache()
+        whole = model.decoder(DECODER_IDS, memory)
+        kept = memory.precompute(layer.cross_attention for layer in model.decoder.layers)
+        steps = [model.decoder(DECODER_IDS[:, :4], kept, cache)]
+        steps += [model.decoder(DECODER_IDS[:, t : t + 1], kept, cache) for t in range(4, 7)]
+        steps.append(model.decoder(DECODER_IDS[:, 7:], kept, cache))
         changed = DECODER_IDS.clone()
         changed[:, 6:] = 7
-        early = model.decoder(changed, states, bias)[:, :6]
-    answers = {name: generate(model, states, bias, search, topology.groups.tp) for name, search in SEARCHES.items()}
+        early = model.decoder(changed, memory)[:, :6]
+    answers = {name: generate(model, memory, search, topology.groups.tp) for name, search in SEARCHES.items()}
     with pytest.raises(ConfigError, match="25 tokens exceeds the encoder's 24 positions"):
-        model.decoder(torch.ones(5, 16, dtype=torch.int64), None, bias, cache)
+        model.decoder(torch.ones(5, 16, dtype=torch.int64), kept, cache)
     return {
         "whole": whole,
         "steps": torch.cat(steps, 1),

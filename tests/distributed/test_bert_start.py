@@ -30,7 +30,9 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -126,16 +128,15 @@ def _check_states(topology: ProcessTopology, folder: str) -> None:
     assert torch.equal(model.encoder(TEXTS), tower(TEXTS))
     states = torch.randn(7, 4, BERT.hidden_size, generator=torch.Generator().manual_seed(2))
     for ours, theirs in zip(model.decoder.layers, tower.encoder.layers, strict=True):
-        expected, bias = theirs.self_attention(states, attention_mask=None)
-        expected = expected if bias is None else expected + bias
-        found = ours.cross_attention(states, states.transpose(0, 1), None)
-        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
-        torch.testing.assert_close(ours.self_attention(states, None), expected, rtol=0, atol=TOLERANCE)
+        inputs = LayerInputs(memory=EncodedMemory(states.transpose(0, 1)))
+        expected = theirs.self_attention(states, inputs)
+        torch.testing.assert_close(ours.cross_attention(states, inputs), expected, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(ours.self_attention(states, inputs), expected, rtol=0, atol=TOLERANCE)
         attended = ours.input_layernorm(states + expected)
         torch.testing.assert_close(ours.pre_cross_attn_layernorm(states + expected), attended)
         # without cross-attention the layer is the encoder's
-        ours.cross_attention = None
-        torch.testing.assert_close(ours(states, None), theirs(states, None)[0], rtol=0, atol=TOLERANCE)
+        ours.parts = [part for part in ours.parts if part.name != "cross_attention"]
+        torch.testing.assert_close(ours(states, inputs), theirs(states, inputs), rtol=0, atol=TOLERANCE)
 
 
 def test_starts_from_every_bert(tmp_path: Path) -> None:

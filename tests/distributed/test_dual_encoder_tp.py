@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.bert import BertConfig, PostNormLayer
+from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.multi_head_attention import SelfAttention
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -50,8 +51,8 @@ def _weights_and_gradients(topology: ProcessTopology, config: DualEncoderConfig)
     model = DualEncoder(config, topology, seed=5)
     model.train()
     layer_calls: list[Any] = []
-    first_layer = next(module for module in model.modules() if isinstance(module, PostNormLayer))
-    first_layer.register_forward_hook(lambda *call: layer_calls.append(call))
+    first_part = next(module for module in model.modules() if isinstance(module, SelfAttention))
+    first_part.register_forward_hook(lambda *call: layer_calls.append(call))
     seed_dropout(7, topology.tp_rank)
     loss = _loss(model)
     loss.backward()

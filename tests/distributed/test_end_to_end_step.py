@@ -15,6 +15,7 @@ from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -60,7 +61,7 @@ def _token_likelihoods(model: EncoderDecoder, states: Tensor, labels: Tensor, bi
     """[L] of one answer, given encoder states [S, D] and what is added to the attention of each of them."""
     decoder_ids = torch.cat([torch.tensor([model.start_id]), labels[:-1]])
     key_bias = None if bias is None else bias[None, None, None]
-    decoded = model.decoder(decoder_ids[None], states[None], key_bias)
+    decoded = model.decoder(decoder_ids[None], EncodedMemory(states[None], key_bias))
     return model.logits(decoded)[0].log_softmax(1)[torch.arange(len(labels)), labels]
 
 

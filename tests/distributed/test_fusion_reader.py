@@ -11,9 +11,9 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
@@ -79,9 +79,7 @@ def _gradients(reader: FusionReader, topology: ProcessTopology, attribute: str =
 
 
 def _plain_logits(model: EncoderDecoder, texts: TokenBatch, decoder_ids: Tensor) -> Tensor:
-    states = model.encoder(texts)
-    key_bias = padding_bias(texts.lengths, texts.ids.size(1), states.dtype)
-    return model.logits(model.decoder(decoder_ids, states, key_bias))
+    return model.logits(model.decoder(decoder_ids, EncodedMemory.of_texts(model.encoder(texts), texts.lengths)))
 
 
 def _dense_logits(model: EncoderDecoder, batch: FusionBatch, passage_scores: Tensor | None = None) -> list[Tensor]:
@@ -97,7 +95,7 @@ def _dense_logits(model: EncoderDecoder, batch: FusionBatch, passage_scores: Ten
                 score = torch.zeros(()) if passage_scores is None else passage_scores[question, text]
                 bias.append(score.expand(length))
         ids = shift_right(batch.labels[question : question + 1], model.start_id)
-        decoded = model.decoder(ids, torch.cat(states, 1), torch.cat(bias)[None, None, None])
+        decoded = model.decoder(ids, EncodedMemory(torch.cat(states, 1), torch.cat(bias)[None, None, None]))
         logits.append(model.logits(decoded)[0, :, :VOCAB_SIZE])
     return logits
 

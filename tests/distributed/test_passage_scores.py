@@ -24,6 +24,7 @@ from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
@@ -123,7 +124,9 @@ def _greedy(reader: FusionReader, states: Tensor, bias: Tensor) -> tuple[list[in
     """The likeliest next token, again and again, and the log-likelihood of all."""
     ids, likelihood = [reader.model.start_id], 0.0
     while len(ids) <= GENERATION.max_answer_length and ids[-1] != reader.model.end_id:
-        logits = reader.model.logits(reader.model.decoder(torch.tensor([ids]), states, bias[None, None, None]))
+        logits = reader.model.logits(
+            reader.model.decoder(torch.tensor([ids]), EncodedMemory(states, bias[None, None, None]))
+        )
         best = logits[0, -1].log_softmax(0).max(0)
         ids.append(int(best.indices))
         likelihood += float(best.values)

@@ -13,8 +13,10 @@ from torch import Tensor
 from megatron_retrieval.models import score_attention
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
+from megatron_retrieval.models.layer_inputs import LayerInputs
+from megatron_retrieval.models.memory import EncodedMemory
+from megatron_retrieval.models.multi_head_attention import CrossAttention
 from megatron_retrieval.models.score_attention import add_key_features, add_query_features, choose_form
-from megatron_retrieval.models.seq2seq_attention import CrossAttention, LayerCache
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config, t5_engine_config
@@ -60,7 +62,7 @@ def _inputs(num_keys: int, head_width: int, dtype: torch.dtype) -> Values:
     # tokens of a text have something in common, or the gradients of scores would be sums of which little is left
     of_texts = torch.randn(NUM_SOURCES, NUM_TEXTS, HIDDEN, generator=random)
     values["memory"] += of_texts.to(dtype).index_select(1, _text_of(num_keys))
-    values["memory"][-1] = 0  # as `Memory` has it
+    values["memory"][-1] = 0  # as `FusionReader.encode` has it
     scores = torch.randn(NUM_SOURCES, NUM_TEXTS, generator=random).mul(2)
     return {**values, "scores": scores, "score_weight": torch.tensor([1.5])}
 
@@ -98,12 +100,16 @@ def _expected(inputs: Values, head_width: int, scale: float) -> Values:
 def _attention(topology: ProcessTopology, inputs: Values, head_width: int, scale: float | None) -> CrossAttention:
     dtype = inputs["memory"].dtype
     engine = dataclasses.replace(t5_engine_config(_shape(head_width), topology.tp_size, dtype), softmax_scale=scale)
-    attention = CrossAttention(engine, topology.groups, 1).to(dtype)
+    attention = CrossAttention(engine, topology.groups).to(dtype)
     with torch.no_grad():
         for name, parameter in attention.named_parameters():
             whole = inputs[name.removesuffix(".weight")]
             parameter.copy_(whole.chunk(topology.tp_size, 1 if "proj" in name else 0)[topology.tp_rank])
     return attention
+
+
+def _read(attention: CrossAttention, states: Tensor, memory: Tensor, bias: Tensor, form: str) -> Tensor:
+    return attention(states, LayerInputs(memory=EncodedMemory(memory, bias, form)))
 
 
 def _found(topology: ProcessTopology, inputs: Values, head_width: int, scale: float, form: str) -> Values:
@@ -112,7 +118,7 @@ def _found(topology: ProcessTopology, inputs: Values, head_width: int, scale: fl
     weighted = leaves["score_weight"] * leaves["scores"]
     bias = _key_bias(weighted, inputs["memory"].size(1), torch.finfo(inputs["memory"].dtype).min)
     bias = copy_to_tensor_model_parallel_region(bias, group=topology.groups.tp)
-    output = attention(leaves["states"], leaves["memory"], bias, form=form)
+    output = _read(attention, leaves["states"], leaves["memory"], bias, form)
     (output * _probe(output)).sum().backward()
     gradients = {
         name.removesuffix(".weight"): gather_full(parameter, topology, parameter.grad)
@@ -160,20 +166,19 @@ def _alone(topology: ProcessTopology) -> bool:
         memory[:-1][is_padding] = 30.0
         for form in FORMS:
             attention = _attention(topology, inputs, 16, None).eval()
-            output = attention(inputs["states"], inputs["memory"], bias, form=form)
+            output = _read(attention, inputs["states"], inputs["memory"], bias, form)
             assert output.isfinite().all(), f"{form} in {dtype}: a source that is all padding"
             # other states at padding, where there is anything else to read, change no bit
-            others = attention(inputs["states"], memory, bias, form=form)
+            others = _read(attention, inputs["states"], memory, bias, form)
             assert torch.equal(output[:, :-NUM_SEQUENCES], others[:, :-NUM_SEQUENCES]), f"{form} in {dtype}: padding"
-            # a later token finds keys and values in the cache, with what the form has put there
-            cache = LayerCache()
-            attention(inputs["states"][:2], inputs["memory"], bias, cache, form)
-            later = attention(inputs["states"][2:], None, bias, cache, form)
-            assert _error(later, output[2:]) < tolerance, f"{form} in {dtype}: cache"
+            # keys and values that were computed before have what the form puts there
+            precomputed = EncodedMemory(inputs["memory"], bias, form).precompute([attention])
+            later = attention(inputs["states"][2:], LayerInputs(memory=precomputed))
+            assert _error(later, output[2:]) < tolerance, f"{form} in {dtype}: precomputed"
     return True
 
 
-def test_padding_has_no_weight_and_caches_hold_what_a_form_needs() -> None:
+def test_padding_has_no_weight_and_precomputed_keys_hold_what_a_form_needs() -> None:
     assert run_on_ranks(_alone, 1) == [True]
 
 
@@ -186,7 +191,7 @@ def _errors_of_great_scores(topology: ProcessTopology) -> dict[str, float]:
         expected = _expected(inputs, 16, 0.25)["output"]
     attention = _attention(topology, inputs, 16, 0.25)
     bias = _key_bias(inputs["scores"], 300, torch.finfo(torch.bfloat16).min)
-    return {form: _error(attention(inputs["states"], inputs["memory"], bias, form=form), expected) for form in FORMS}
+    return {form: _error(_read(attention, inputs["states"], inputs["memory"], bias, form), expected) for form in FORMS}
 
 
 def test_features_keep_the_bits_of_scores() -> None:
@@ -218,11 +223,11 @@ def _dropped(topology: ProcessTopology) -> dict[str, Tensor]:
     inputs = _inputs(40, 16, torch.float32)
     bias = _key_bias(inputs["scores"], 40, torch.finfo(torch.float32).min)
     attention = _attention(topology, inputs, 16, 1.0).train()
-    outputs = {"none": attention(inputs["states"], inputs["memory"], bias)}
+    outputs = {"none": _read(attention, inputs["states"], inputs["memory"], bias, "mask")}
     attention.core_attention.dropout = 0.5
     for form in FORMS:
         seed_dropout(1, topology.tp_rank)
-        outputs[form] = attention(inputs["states"], inputs["memory"], bias, form=form)
+        outputs[form] = _read(attention, inputs["states"], inputs["memory"], bias, form)
     return outputs
 
 
@@ -245,10 +250,9 @@ def _answers(topology: ProcessTopology) -> dict[str, Tensor]:
             layer.cross_attention.linear_proj.weight.mul_(4)  # what is read must matter
         reader = FusionReader(model, FusionEncodeConfig(score_attention=form))
         assert reader.score_form == form
-        memory = reader.encode(texts, is_real)
-        for name, bias in (("scored", memory.key_bias(scores)), ("turned", memory.key_bias(scores.flip(1)))):
+        for name, own in (("scored", scores), ("turned", scores.flip(1))):
             search = GenerationConfig(num_beams=3, max_answer_length=9)
-            answers = generate(model, memory.states, bias, search, topology.groups.tp, reader.score_form)
+            answers = generate(model, reader.encode(texts, is_real, own), search, topology.groups.tp)
             found[f"{name}, {form}"] = answers.ids
     return found
 

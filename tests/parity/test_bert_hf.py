@@ -38,7 +38,7 @@ def _hidden_states(topology: ProcessTopology, full: State) -> list[Tensor]:
     states: list[Tensor] = []
     encoder.embedding.register_forward_hook(lambda _, __, output: states.append(output))
     for layer in encoder.encoder.layers:
-        layer.register_forward_hook(lambda _, __, output: states.append(output[0]))
+        layer.register_forward_hook(lambda _, __, output: states.append(output))
     with torch.no_grad():
         last = encoder(random_batch())
     assert torch.equal(last, states[-1].transpose(0, 1))

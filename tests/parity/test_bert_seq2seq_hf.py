@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from megatron_retrieval.checkpoint.huggingface.bert import LAYER, QKV, bert_config_from_hf, import_bert
 from megatron_retrieval.checkpoint.store.reader import fill_model
-from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -90,9 +90,9 @@ def _compute(topology: ProcessTopology, config: BertSeq2SeqConfig, full: State) 
     def keep(*call: object) -> None:
         hidden.append(call[-1].detach().transpose(0, 1).contiguous())
 
-    memory = model.encoder(BATCH)
+    memory = EncodedMemory.of_texts(model.encoder(BATCH), BATCH.lengths)
     handles = [part.register_forward_hook(keep) for part in (model.decoder.embedding, *model.decoder.layers)]
-    states = model.decoder(DECODER_IDS, memory, padding_bias(BATCH.lengths, BATCH.ids.size(1), memory.dtype))
+    states = model.decoder(DECODER_IDS, memory)
     for handle in handles:
         handle.remove()
     assert torch.equal(states, hidden[-1])

@@ -13,8 +13,8 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_from_hf
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.generation import GenerationConfig, best_tokens, generate
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -62,10 +62,9 @@ def _generate(topology: ProcessTopology, config: T5Config, full: State, batch_si
     for rows in torch.arange(NUM_PROMPTS).split(batch_size):
         batch = _prompts().rows(rows)
         with torch.no_grad():
-            states = model.encoder(batch)
-        key_bias = padding_bias(batch.lengths, batch.ids.size(1), torch.float32)
+            memory = EncodedMemory.of_texts(model.encoder(batch), batch.lengths)
         for name, settings in CONFIGS.items():
-            found = generate(model, states, key_bias, settings, topology.groups.tp)
+            found = generate(model, memory, settings, topology.groups.tp)
             for ids, length, score in zip(found.ids, found.lengths, found.scores, strict=True):
                 assert not ids[length:].any()
                 answers[name].append((ids[:length].tolist(), score.item()))

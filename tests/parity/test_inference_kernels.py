@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,8 +50,7 @@ def test_training_keeps_its_matrix_product(monkeypatch: pytest.MonkeyPatch) -> N
 def test_attention_of_short_sequences(
     num_queries: int, num_keys: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=2)
-    core = ScaledDotProductAttention(config, 1, AttnMaskType.padding, "self", 0.0, softmax_scale=0.5).eval()
+    core = ScaledDotProductAttention(scale=0.5, dropout=0.0).eval()
     query, key, value = (
         _states(length, 3, 2, 16, seed=seed).to(dtype) for seed, length in enumerate((num_queries, num_keys, num_keys))
     )

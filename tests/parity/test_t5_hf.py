@@ -14,6 +14,8 @@ from megatron_retrieval.checkpoint.huggingface.t5 import export_t5, import_t5, t
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.layer_inputs import TokenCache
+from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.relative_bias import relative_buckets
 from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
@@ -119,7 +121,7 @@ def _recomputed(topology: ProcessTopology, config: T5Config) -> bool:
         seed_dropout(1, topology.tp_rank)
         key_bias = torch.linspace(-1, 1, len(BATCH) * BATCH.ids.size(1)).view(len(BATCH), 1, 1, -1).requires_grad_()
         labels = _labels().clamp(min=0)
-        logits = model.logits(model.decoder(shift_right(labels), model.encoder(BATCH), key_bias))
+        logits = model.logits(model.decoder(shift_right(labels), EncodedMemory(model.encoder(BATCH), key_bias)))
         loss = vocab_parallel_cross_entropy(logits, labels).mean()
         loss.backward()
         gradients = [gather_full(parameter, topology, parameter.grad) for parameter in model.parameters()]
@@ -132,19 +134,24 @@ def test_recompute_changes_nothing() -> None:
     assert run_on_ranks(_recomputed, 2, config, tensor_model_parallel_size=2) == [True, True]
 
 
+def _precomputed(model: T5, batch: TokenBatch, bias: Tensor) -> EncodedMemory:
+    memory = EncodedMemory(model.encoder(batch), bias)
+    return memory.precompute(layer.cross_attention for layer in model.decoder.layers)
+
+
 def _of_any_layout(topology: ProcessTopology, config: T5Config, full: State) -> dict[str, Tensor]:
     """Gradients of a bias on keys, initial weights, and what decoding token by token gives."""
     initial = {name: gather_full(p, topology) for name, p in T5(config, topology, seed=5).named_parameters()}
     model = _model(topology, config, full).eval()
     ids = shift_right(_labels())
     key_bias = torch.zeros(len(BATCH), 1, 1, BATCH.ids.size(1), requires_grad=True)
-    whole = model.decoder(ids, model.encoder(BATCH), key_bias)
+    whole = model.decoder(ids, EncodedMemory(model.encoder(BATCH), key_bias))
     whole.square().sum().backward()
     with torch.no_grad():
-        states, cache = model.encoder(BATCH), model.decoder.new_cache()
-        steps = [model.decoder(ids[:, :4], states, key_bias, cache)]
-        assert (cache.num_tokens, cache.has_memory) == (4, True)
-        steps += [model.decoder(ids[:, t : t + 1], None, key_bias, cache) for t in range(4, NUM_LABELS)]
+        memory, cache = _precomputed(model, BATCH, key_bias), TokenCache()
+        steps = [model.decoder(ids[:, :4], memory, cache)]
+        assert cache.num_tokens == 4
+        steps += [model.decoder(ids[:, t : t + 1], memory, cache) for t in range(4, NUM_LABELS)]
     return {"bias": key_bias.grad, "whole": whole.detach(), "steps": torch.cat(steps, 1), **initial}
 
 
@@ -169,15 +176,14 @@ def _beams(topology: ProcessTopology, config: T5Config, full: State) -> bool:
     assert bias is not None
     ids, next_ids = shift_right(_labels())[:, :5], torch.tensor([[7], [8], [9], [10]])
     with torch.no_grad():
-        states, cache = model.encoder(batch), model.decoder.new_cache()
-        first = model.decoder(ids, states, bias, cache)
+        states, memory, cache = model.encoder(batch), _precomputed(model, batch, bias), TokenCache()
+        first = model.decoder(ids, memory, cache)
         rows = torch.tensor([1, 0, 5, 5])  # two sequences for each of three sources; the second source is done
-        cache.reorder(rows)
-        cache.keep_sources(sources := torch.tensor([0, 2]))
-        second = model.decoder(next_ids, None, bias[sources], cache)
+        cache.select(rows)
+        second = model.decoder(next_ids, memory.select(rows, torch.tensor([0, 2])), cache)
         for beam, row in enumerate(rows.tolist()):
             alone = torch.cat([ids[row], next_ids[beam]])[None]
-            expected = model.decoder(alone, states[row // 2][None], bias[row // 2][None])[0]
+            expected = model.decoder(alone, EncodedMemory(states[row // 2][None], bias[row // 2][None]))[0]
             torch.testing.assert_close(first[row], expected[:-1], rtol=0, atol=TOLERANCE)
             torch.testing.assert_close(second[beam, 0], expected[-1], rtol=0, atol=TOLERANCE)
     return True

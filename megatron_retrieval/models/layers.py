@@ -1,0 +1,126 @@
+"""Layers as lists of residual parts, and the transformer layers of T5 and BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megatron_retrieval.models.feed_forward import FeedForward
+from megatron_retrieval.models.layer_inputs import LayerInputs
+from megatron_retrieval.models.multi_head_attention import CrossAttention, SelfAttention
+
+NormPlace = Literal["before", "after"]
+
+#: checkpoints name the norm of every part for the place that it has before it, wherever it stands
+_NORM_NAMES = {
+    "self_attention": "input_layernorm",
+    "cross_attention": "pre_cross_attn_layernorm",
+    "mlp": "pre_mlp_layernorm",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a layer, with a norm and a residual sum.
+
+    Attributes:
+        name: of the module within the layer, hence in checkpoints; `norm_name` likewise.
+        module: called with the hidden states [L, R, D] and `LayerInputs`; gives [L, R, D].
+        place: of the norm: before the module (T5), or after the residual sum (BERT).
+    """
+
+    name: str
+    module: nn.Module
+    norm_name: str
+    norm: nn.Module
+    place: NormPlace
+
+
+class Layer(nn.Module):
+    """Residual parts, one after the other.
+
+    Args:
+        dropout: share of what a part adds that is dropped in training.
+        recompute: in training, keep only what enters the layer, and compute it again in the backward pass.
+    """
+
+    def __init__(self, parts: Iterable[Part], *, dropout: float, recompute: bool = False) -> None:
+        super().__init__()
+        self.parts = list(parts)
+        for part in self.parts:
+            self.add_module(part.norm_name, part.norm)
+            self.add_module(part.name, part.module)
+        self.dropout = nn.Dropout(dropout)
+        self._recompute = recompute
+
+    def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
+        """[L, R, D] hidden states -> [L, R, D]."""
+        if not (self._recompute and self.training and torch.is_grad_enabled() and inputs.cache is None):
+            return self._run(states, inputs)
+
+        def run(states: Tensor, *tensors: Tensor | None) -> Tensor:
+            return self._run(states, inputs.with_tensors(tensors))
+
+        # all that needs a gradient goes through the arguments: what the function closes over would be differentiated
+        # once for every layer
+        output: Tensor = tensor_parallel.checkpoint(run, False, states, *inputs.tensors)
+        return output
+
+    def _run(self, states: Tensor, inputs: LayerInputs) -> Tensor:
+        for part in self.parts:
+            if part.place == "before":
+                states = states + self.dropout(part.module(part.norm(states), inputs))
+            else:
+                states = part.norm(states + self.dropout(part.module(states, inputs)))
+        return states
+
+
+class LayerStack(nn.Module):
+    """Layers, one after the other."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
+        """[L, R, D] hidden states -> [L, R, D]."""
+        for layer in self.layers:
+            states = layer(states, inputs)
+        return states
+
+
+def transformer_layer(
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    *,
+    norm_place: NormPlace,
+    inner_dropout: float = 0.0,
+    is_decoder: bool = False,
+    recompute: bool = False,
+) -> Layer:
+    """Self-attention, in decoders cross-attention, and a feed-forward network.
+
+    Args:
+        config: with the kinds of norm and activation, and whether matrices have biases.
+        inner_dropout: share of the units inside the feed-forward network that is dropped in training.
+    """
+    modules: dict[str, nn.Module] = {"self_attention": SelfAttention(config, groups)}
+    if is_decoder:
+        modules["cross_attention"] = CrossAttention(config, groups)
+    modules["mlp"] = FeedForward(config, groups, inner_dropout)
+    parts = [Part(name, module, _NORM_NAMES[name], norm(config), norm_place) for name, module in modules.items()]
+    return Layer(parts, dropout=config.hidden_dropout, recompute=recompute)
+
+
+def norm(config: TransformerConfig) -> nn.Module:
+    """A norm of the configured kind over hidden states."""
+    module: nn.Module = WrappedTorchNorm(config, config.hidden_size, config.layernorm_epsilon)
+    return module

@@ -1,0 +1,184 @@
+"""What the cross-attention of a decoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from torch import Tensor
+
+from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.score_attention import ScoreForm, add_key_features, attend_to_features
+
+KeysAndValues = tuple[Tensor, Tensor]
+
+
+class CrossAttending(Protocol):
+    """What a memory asks of the attention module that reads it.
+
+    Attributes:
+        scale: factor of the products of queries and keys.
+        core_attention: see `ScaledDotProductAttention`.
+    """
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def core_attention(self) -> Callable[..., Tensor]: ...
+
+    def keys_and_values(self, states: Tensor) -> KeysAndValues:
+        """[S, T, D] states of S sources -> [T, S, heads of this rank, head width] each."""
+        ...
+
+
+class Memory(Protocol):
+    """Encoded sources, and the rule by which queries find theirs. Immutable: changes give another memory.
+
+    A decoder passes one memory to all of its layers; only `read` knows what it consists of.
+
+    Attributes:
+        num_sources: for which sequences are decoded.
+        device: of its tensors.
+    """
+
+    @property
+    def num_sources(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def tensors(self) -> Sequence[Tensor | None]:
+        """All that gradients may flow to; layers that are recomputed take it as arguments."""
+        ...
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Self:
+        """The same memory over other tensors, which stand in the order of `tensors`."""
+        ...
+
+    def for_rank(self, tp_group: dist.ProcessGroup) -> Self:
+        """The same memory for the heads of this rank; a decoder calls it once for all layers.
+
+        Gradients of tensors that no tensor-parallel matrix reads are summed over the group.
+        """
+        ...
+
+    def read(self, attention: CrossAttending, query: Tensor) -> Tensor:
+        """Attend: [L, R, heads of this rank, head width] queries of R sequences -> [L, R, heads * head width]."""
+        ...
+
+    def precompute(self, attentions: Iterable[CrossAttending]) -> Self:
+        """The same memory with the keys and values of these modules, for generation: no later read computes them."""
+        ...
+
+    def select(self, rows: Tensor | None, sources: Tensor | None) -> Self:
+        """The memory of the sequences that are continued in generation.
+
+        Args:
+            rows: [R] int64, the sequence that each continues; None: all, in their order.
+            sources: [S] int64, the sources that are still read, in the order of their sequences; None: all.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedMemory:
+    """The states of an encoder: every query of a sequence reads all of the sequence's source.
+
+    Sequences may be more than sources: R = B * n, n for each source (beams, answers), those of a source side by side.
+
+    Attributes:
+        states: [B, T, D]; T is 0 after `precompute`.
+        bias: [B, 1, 1, T] added to the logits of every head, layer and query: the lowest number at padding, a score
+            elsewhere. Differentiable, also with tensor parallelism. None: nothing is added.
+        form: how `bias` is added, see `score_attention`.
+        computed: keys and values by attention module.
+    """
+
+    states: Tensor
+    bias: Tensor | None = None
+    form: ScoreForm = "mask"
+    computed: Mapping[CrossAttending, KeysAndValues] | None = None
+
+    @classmethod
+    def of_texts(cls, states: Tensor, lengths: Tensor, form: ScoreForm = "mask") -> EncodedMemory:
+        """[B, T, D] states of texts, of which the first `lengths` [B] are read."""
+        return cls(states, padding_bias(lengths, states.size(1), states.dtype), form)
+
+    @property
+    def num_sources(self) -> int:
+        """See Memory."""
+        return len(self.states)
+
+    @property
+    def device(self) -> torch.device:
+        """See Memory."""
+        return self.states.device
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """See Memory."""
+        return self.states, self.bias
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> EncodedMemory:
+        """See Memory."""
+        states, bias = tensors
+        assert states is not None
+        return replace(self, states=states, bias=bias)
+
+    def for_rank(self, tp_group: dist.ProcessGroup) -> EncodedMemory:
+        """See Memory."""
+        if self.bias is None:
+            return self
+        return replace(self, bias=copy_to_tensor_model_parallel_region(self.bias, group=tp_group))
+
+    def read(self, attention: CrossAttending, query: Tensor) -> Tensor:
+        """See Memory."""
+        key, value = self._keys_and_values(attention)
+        num_tokens, num_rows = query.shape[:2]
+        # the sequences of one source are so many more queries: its keys and values are not copied for each
+        query = query.unflatten(1, (key.size(1), -1)).transpose(1, 2).flatten(0, 1)
+        if self._bias_is_in_keys:
+            attended = attend_to_features(attention.core_attention, query, key, value)
+        else:
+            attended = attention.core_attention(query, key, value, self.bias, is_explicit=self.form == "explicit")
+        return attended.unflatten(0, (num_tokens, -1)).transpose(1, 2).reshape(num_tokens, num_rows, -1)
+
+    def precompute(self, attentions: Iterable[CrossAttending]) -> EncodedMemory:
+        """See Memory."""
+        computed = {attention: _by_head(*self._keys_and_values(attention)) for attention in attentions}
+        return replace(self, states=self.states.new_empty(len(self.states), 0, self.states.size(2)), computed=computed)
+
+    def select(self, rows: Tensor | None, sources: Tensor | None) -> EncodedMemory:
+        """See Memory; sequences of one source share it, hence `rows` change nothing."""
+        if sources is None:
+            return self
+        computed = self.computed and {
+            attention: _by_head(key.index_select(1, sources), value.index_select(1, sources))
+            for attention, (key, value) in self.computed.items()
+        }
+        bias = None if self.bias is None else self.bias[sources]
+        return replace(self, states=self.states[sources], bias=bias, computed=computed)
+
+    @property
+    def _bias_is_in_keys(self) -> bool:
+        return self.form == "feature" and self.bias is not None
+
+    def _keys_and_values(self, attention: CrossAttending) -> KeysAndValues:
+        if self.computed is not None:
+            return self.computed[attention]
+        key, value = attention.keys_and_values(self.states)
+        if self.bias is not None and self._bias_is_in_keys:
+            key, value = add_key_features(key, value, self.bias, attention.scale)
+        return key, value
+
+
+def _by_head(*parts: Tensor) -> KeysAndValues:
+    """[T, B, heads, width], contiguous as [B, heads, T, width]: so attention reads them at every further token."""
+    key, value = (states.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3) for states in parts)
+    return key, value
