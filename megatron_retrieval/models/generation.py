@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.errors import ConfigError, DivergenceError
 from megatron_retrieval.models.beams import Beams, BestTokens, Generated
 from megatron_retrieval.models.layer_inputs import TokenCache
 from megatron_retrieval.models.memory import Memory
@@ -90,6 +90,9 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
     Args:
         logits: [R, V / tensor-parallel size] float32, this rank's part; overwritten.
         forbidden: a token that is not to be chosen; the other tokens' likelihoods stay.
+
+    Raises:
+        DivergenceError: a logit is not a number.
     """
     num_rows, width = logits.shape
     first = tp_group.rank() * width
@@ -109,10 +112,19 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
 
 
 def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k greatest of each row and their columns, in descending order; of equal ones those with lower columns."""
+    """The k greatest of each row and their columns, in descending order; of equal ones those with lower columns.
+
+    Raises:
+        DivergenceError: a value is not a number.
+    """
     border = values.topk(k).values[:, -1:]
     is_chosen = values >= border
-    if bool((is_chosen.sum(1) > k).any()):
+    if bool((is_chosen.sum(1) != k).any()):
+        if bool(values.isnan().any()):
+            raise DivergenceError(
+                "the logits of the next token are not finite: the reader's weights are, or fp16 overflows; try another "
+                "checkpoint, --bf16 or --fp32."
+            )
         # of several on the border, those with lower columns fill the places that greater ones leave
         is_greater, is_equal = values > border, values == border
         is_chosen = is_greater | is_equal & (is_equal.cumsum(1) <= k - is_greater.sum(1, keepdim=True))
