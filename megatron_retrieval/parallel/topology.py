@@ -155,7 +155,14 @@ def _choose_device(name: str | None) -> torch.device:
         raise ConfigError("--device cuda: this machine has no CUDA device that torch can use.")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank, num_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if num_devices > 1 and local_rank >= num_devices:
+        raise ConfigError(
+            f"this machine has {num_devices} CUDA devices, but runs at least {local_rank + 1} processes; start one "
+            "process a device."
+        )
+    # a launcher that binds a device to each process shows it that one alone
+    device = torch.device("cuda", local_rank if num_devices > 1 else 0)
     torch.cuda.set_device(device)
     return device
 
