@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+# before torch is imported: two threads each of two workers would wait for each other on two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import settings
+
+from megatron_retrieval.testing.spawn import warm_fork_server
 
 # machines are shared: how long an example takes says nothing about the code
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# before a test starts the fork server with nothing imported
+warm_fork_server()

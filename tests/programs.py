@@ -1,4 +1,7 @@
-"""Programs started as users start them: under python or torchrun, killed and resumed, refused."""
+"""Programs as users run them: under python or torchrun, killed and resumed, refused.
+
+They are forked from a warm process; `run_cold` starts one in earnest.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+
+from megatron_retrieval.testing.warm_start import TORCHRUN, WarmProgram
 
 ROOT = Path(__file__).parents[1]
 #: ends what hangs; on a busy machine a program of seconds takes minutes
 PATIENCE_SECONDS = 900
+NOWHERE = Path(os.devnull)
 #: one thread each, as under torchrun: on more, products of matrices are rounded otherwise
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -22,11 +29,25 @@ def command(*words: object, num_processes: int = 1) -> list[str]:
     """The program `words` under python or torchrun."""
     launcher = [sys.executable]
     if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+        launcher += [*TORCHRUN, str(num_processes)]
     return [*launcher, *map(str, words)]
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end, whatever it is."""
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("stdout", "stderr")]
+        program = start(words, *files)
+        try:
+            status = program.wait(PATIENCE_SECONDS)
+        finally:
+            if program.poll() is None:
+                program.kill()
+        return subprocess.CompletedProcess(words, status, *(file.read_text() for file in files))
+
+
+def run_cold(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end in a process that has imported nothing, as users start it."""
     return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
@@ -45,12 +66,12 @@ def refuse(words: list[str], message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def start(words: list[str]) -> subprocess.Popen[bytes]:
-    """In the background, without output."""
-    return subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(words: list[str], stdout: Path = NOWHERE, stderr: Path = NOWHERE) -> WarmProgram:
+    """In the background; what it prints is appended to files."""
+    return WarmProgram(words[1:], cwd=ROOT, env=ENVIRONMENT, stdout=stdout, stderr=stderr)
 
 
-def wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_step(output: Path, step: int, process: WarmProgram) -> None:
     """Return once the run that writes to `output` has logged `step`."""
     metrics, deadline = output / "metrics.jsonl", time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,12 +44,33 @@ def run_on_ranks(
         config = EmbeddingRanksConfig(
             tensor_model_parallel_size=tensor_model_parallel_size, num_embedding_ranks=num_embedding_ranks, device="cpu"
         )
-        # The fork server imports torch and megatron-core once for all tests, instead of once in every process.
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["megatron_retrieval.testing.preload"])
+        warm_fork_server()
         start_processes(
             _worker, (function, num_ranks, store.port, config, folder, args), num_ranks, start_method="forkserver"
         )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def warm_fork_server() -> ForkServerContext:
+    """The context whose processes are forked from one that has imported the package: once for all tests, not once for
+    every process. To be called before anything else starts a fork server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "megatron_retrieval.testing.preload"])
+    return context
+
+
+def rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets for a rank, with a store that somebody else keeps at `port`."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
 
 
 def _worker(
@@ -61,15 +83,7 @@ def _worker(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(num_ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",
-        TORCHELASTIC_RESTART_COUNT="0",
-    )
+    os.environ.update(rank_environment(rank, num_ranks, port))
     with process_topology(config) as topology:
         result = function(topology, *args)
     torch.save(result, Path(folder) / f"{rank}.pt")

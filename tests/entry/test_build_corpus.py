@@ -24,7 +24,7 @@ WORDS = ["river", "city", "in", "a", "to", "the", "of", "##s"]
 #: the tool with many small chunks, as often in the journal as its first argument says
 SMALL_CHUNKS = f"""
 import runpy, sys
-from megatron_retrieval.data import corpus_builder
+from megatron_retrieval.data.stores import corpus_builder
 from megatron_retrieval.utils import partial_folder
 corpus_builder.CHUNK_CHARACTERS, partial_folder.JOURNAL_SECONDS = 2000, float(sys.argv.pop(1))
 runpy.run_path({str(TOOL)!r}, run_name="__main__")

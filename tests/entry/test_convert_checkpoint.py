@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import command, run
 from safetensors.torch import load_file
 
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_dpr, tiny_masked_lm, tiny_t5
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, check=False)
+TWO_RANKS = ("--tensor-model-parallel-size", 2, "--device", "cpu")
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -> None:
     for model, role in zip(tiny_dpr(16), ("question_encoder", "ctx_encoder"), strict=True):
         save_with_vocabulary(model, tmp_path / "hf" / role)
-    launcher = TORCHRUN if num_processes == 2 else []
     job = ["tools/import_checkpoint.py", "--format", "hf-dpr", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
-    imported = _run(*launcher, *job, "--tensor-model-parallel-size", num_processes, "--device", "cpu")
+    layout = ("--tensor-model-parallel-size", num_processes, "--device", "cpu")
+    imported = run(command(*job, *layout, num_processes=num_processes))
     assert imported.returncode == 0, imported.stderr
     job = ["tools/export_checkpoint.py", "--format", "hf-dpr", "--load", tmp_path / "ck", "--output", tmp_path / "out"]
-    exported = _run(*job)
+    exported = run(command(*job))
     assert exported.returncode == 0, exported.stderr
     for role in ("question_encoder", "ctx_encoder"):
         before, after = (load_file(tmp_path / path / role / "model.safetensors") for path in ("hf", "out"))
@@ -41,11 +35,11 @@ def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -
 def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     save_with_vocabulary(tiny_masked_lm(), tmp_path / "hf")
     job = ["tools/import_checkpoint.py", "--format", "hf-bert-mlm", "--input", tmp_path / "hf"]
-    imported = _run(*TORCHRUN, *job, "--output", tmp_path / "ck", "--tensor-model-parallel-size", 2, "--device", "cpu")
+    imported = run(command(*job, "--output", tmp_path / "ck", *TWO_RANKS, num_processes=2))
     assert imported.returncode == 0, imported.stderr
     job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
     for name in ("hf-bert-mlm", "hf-bert"):
-        exported = _run(*job, name, "--output", tmp_path / name)
+        exported = run(command(*job, name, "--output", tmp_path / name))
         assert exported.returncode == 0, exported.stderr
     before, whole, encoder = (
         load_file(tmp_path / name / "model.safetensors") for name in ("hf", "hf-bert-mlm", "hf-bert")
@@ -54,7 +48,7 @@ def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], whole[name]) for name in before)
     assert {f"bert.{name}" for name in encoder} == {name for name in before if name.startswith("bert.")}
     assert all(torch.equal(before[f"bert.{name}"], encoder[name]) for name in encoder)
-    refused = _run(*job, "hf-dpr", "--output", tmp_path / "dpr")
+    refused = run(command(*job, "hf-dpr", "--output", tmp_path / "dpr"))
     assert refused.returncode == 1
     assert "hf-dpr cannot hold a masked LM" in refused.stderr
 
@@ -63,17 +57,17 @@ def test_a_t5_survives_import_and_export(tmp_path: Path) -> None:
     tiny_t5(gated=True, tied=False, vocab_size=NUM_PIECES + 128).save_pretrained(tmp_path / "hf")
     write_sentencepiece(tmp_path / "hf" / "spiece.model")
     job = ["tools/import_checkpoint.py", "--format", "hf-t5", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
-    imported = _run(*TORCHRUN, *job, "--tensor-model-parallel-size", 2, "--device", "cpu")
+    imported = run(command(*job, *TWO_RANKS, num_processes=2))
     assert imported.returncode == 0, imported.stderr
     job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
-    exported = _run(*job, "hf-t5", "--output", tmp_path / "out")
+    exported = run(command(*job, "hf-t5", "--output", tmp_path / "out"))
     assert exported.returncode == 0, exported.stderr
     before, after = (load_file(tmp_path / path / "model.safetensors") for path in ("hf", "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     (spiece,) = {(path / "spiece.model").read_bytes() for path in (tmp_path / "hf", tmp_path / "out")}
     assert len(spiece) > 1000
-    refused = _run(*job, "hf-bert", "--output", tmp_path / "bert")
+    refused = run(command(*job, "hf-bert", "--output", tmp_path / "bert"))
     assert refused.returncode == 1
     assert "holds a t5, where a" in refused.stderr
 
@@ -83,7 +77,7 @@ def test_a_weight_of_another_shape_is_one_sentence(tmp_path: Path) -> None:
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 64', '"intermediate_size": 60'))
     job = ["tools/import_checkpoint.py", "--format", "hf-bert", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
-    result = _run(*job, "--device", "cpu")
+    result = run(command(*job, "--device", "cpu"))
     assert result.returncode == 1
     assert "error: the import: towers.shared.bert.encoder.layers.0.mlp.linear_fc1" in result.stderr
     assert "Traceback" not in result.stderr

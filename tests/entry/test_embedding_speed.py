@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
-from programs import command, refuse, run
+from programs import ROOT, command, refuse, run
+
+from megatron_retrieval.models.bert import BertConfig
 
 SHAPE = ("--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2, "--vocab-size", 100)
 
@@ -27,9 +30,8 @@ def test_rate_of_a_random_encoder() -> None:
 
 def test_operations_of_bert_base() -> None:
     """By hand: 12 layers of 24 x 768 x 768 for each of 128 tokens, and 4 x 128 x 128 x 768 for their attention."""
-    program = "import embedding_rate as e; from megatron_retrieval.models.bert import BertConfig as B; "
-    result = run(command("-c", f"import sys; sys.path.insert(0, 'benchmarks'); {program}print(e.operations(B(), 128))"))
-    assert int(result.stdout) == 12 * (128 * 24 * 768 * 768 + 4 * 128 * 128 * 768)
+    operations = runpy.run_path(str(ROOT / "benchmarks" / "embedding_rate.py"))["operations"]
+    assert operations(BertConfig(), 128) == 12 * (128 * 24 * 768 * 768 + 4 * 128 * 128 * 768)
 
 
 def test_nothing_to_embed_is_refused(tmp_path: Path) -> None:

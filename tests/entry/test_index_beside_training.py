@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import programs
 import psutil
 import pytest
 import torch
-from programs import PATIENCE_SECONDS, ROOT, command, succeed
+from programs import PATIENCE_SECONDS, command, succeed
 
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.retrieval.index_versions import IndexVersions
@@ -36,8 +36,8 @@ class _Run:
         self.output, self.versions, self._log = folder, IndexVersions(folder / "index"), folder / "stderr.txt"
         folder.mkdir(parents=True, exist_ok=True)
         words = command(*SETTINGS, "--evidence", evidence, "--output-dir", folder, *flags, num_processes=num_processes)
-        with self._log.open("w") as file:
-            self.process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file)
+        self._log.unlink(missing_ok=True)
+        self.process = programs.start(words, self._log, self._log)
 
     def stderr(self) -> str:
         return self._log.read_text()

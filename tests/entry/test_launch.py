@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from programs import command, run_cold
 
 PROGRAM = '''
 from dataclasses import dataclass, field
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.parallel import ParallelConfig, run_distributed
+from megatron_retrieval.parallel.launch import run_distributed
+from megatron_retrieval.parallel.topology import ParallelConfig
 
 @dataclass(kw_only=True, frozen=True)
 class Job:
@@ -31,9 +32,8 @@ if __name__ == "__main__":
 def test_one_failing_rank_ends_the_job(tmp_path: Path) -> None:
     program = tmp_path / "job.py"
     program.write_text(PROGRAM)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     started = time.monotonic()
-    result = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    result = run_cold(command(program, num_processes=2))
     assert result.returncode != 0
     assert "part1.tsv:7: not UTF-8." in result.stderr
     assert "rank      : 1" in result.stderr  # torchrun names the first process that failed

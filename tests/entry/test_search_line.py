@@ -13,16 +13,15 @@ import pytest
 
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
 
 
-def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    return programs.run(programs.command(*words))
+def _run(*words: object, num_processes: int = 1) -> subprocess.CompletedProcess[str]:
+    return programs.run(programs.command(*words, num_processes=num_processes))
 
 
-def _succeed(*words: object) -> str:
-    result = _run(*words)
+def _succeed(*words: object, num_processes: int = 1) -> str:
+    result = _run(*words, num_processes=num_processes)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -56,13 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tools/build_evidence.py", "--input", folder / "psgs.tsv", "--output", folder / "ev", "--vocab-file", vocab
     )
     for num_processes in (1, 2):
-        launcher = TORCHRUN if num_processes == 2 else []
         output = folder / f"embeddings{num_processes}"
         job = ["tools/embed_evidence.py", "--evidence", folder / "ev", "--load", folder / "ck", "--output", output]
-        _succeed(*launcher, *job, "--device", "cpu", "--embedding-dtype", "float32")
+        _succeed(*job, "--device", "cpu", "--embedding-dtype", "float32", num_processes=num_processes)
         inputs = ["--evidence", folder / "ev", "--embeddings", output, "--load", folder / "ck", "--verify-embeddings"]
         asked = ["--questions", folder / "questions.json", "--output-dir", folder / f"run{num_processes}"]
-        _succeed(*launcher, "tasks/retriever_evaluate.py", *inputs, *asked, "--topk", "20", "1", "--device", "cpu")
+        job = ["tasks/retriever_evaluate.py", *inputs, *asked, "--topk", "20", "1", "--device", "cpu"]
+        _succeed(*job, num_processes=num_processes)
     return folder
 
 

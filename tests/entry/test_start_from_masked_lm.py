@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 import yaml
-from programs import run
+from programs import command, run
 from safetensors.torch import load_file
 
 from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
@@ -37,9 +36,9 @@ def _save(topology: ProcessTopology, folder: str, vocab: str) -> None:
 
 def _command(folder: Path, *flags: object) -> list[str]:
     """A tiny run that says nothing of shape and vocabulary."""
-    words = [sys.executable, "tasks/main.py", "--task", "retriever-finetune", "--train-data", folder / "biencoder.json"]
+    words = ["tasks/main.py", "--task", "retriever-finetune", "--train-data", folder / "biencoder.json"]
     words += ["--output-dir", folder / "run", "--no-tensorboard", "--train-iters", "1", "--global-batch-size", "8"]
-    return [str(word) for word in (*words, *flags)]
+    return command(*words, *flags)
 
 
 def test_finetuning_starts_from_a_masked_lm(tmp_path: Path) -> None:
