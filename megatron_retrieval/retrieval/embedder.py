@@ -13,7 +13,7 @@ from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import require_evaluation_mode
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
-from megatron_retrieval.retrieval.shard_encoding import Progress, ShardEncoder
+from megatron_retrieval.retrieval.shard_encoding import EmbeddingProgress, ShardEncoder
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("embed")
@@ -47,7 +47,7 @@ def embed_evidence(
     mine = unfinished[topology.dp_rank :: topology.dp_size]
     _log_start(writer, len(job.evidence))
     encoder = ShardEncoder(job, writer, topology)
-    with Progress(
+    with EmbeddingProgress(
         "embedding", len(job.evidence), is_visible=topology.is_main, num_done=writer.num_rows_written
     ) as progress:
         encoder.run(mine, progress)
@@ -88,7 +88,7 @@ def embed_part(
         return True
     mine = [shard for shard in unfinished if shard % num_workers == worker]
     encoder = ShardEncoder(job, writer, topology)
-    with Progress("embedding", sum(len(writer.rows(shard)) for shard in mine), is_visible=True) as progress:
+    with EmbeddingProgress("embedding", sum(len(writer.rows(shard)) for shard in mine), is_visible=True) as progress:
         if not encoder.run(mine, progress, is_wanted):
             return False
     if worker == 0 and not writer.unfinished_shards():
@@ -108,7 +108,7 @@ def embed_in_memory(job: EmbeddingJob, dimension: int, topology: ProcessTopology
     encoder = ShardEncoder(job, writer, topology, writes_all=True)
     label = f"embedding (rank 0 of {topology.dp_size} copies)" if topology.dp_size > 1 else "embedding"
     num_rows = sum(len(writer.rows(shard)) for shard in writer.shards)
-    with Progress(label, num_rows, is_visible=topology.is_main) as progress:
+    with EmbeddingProgress(label, num_rows, is_visible=topology.is_main) as progress:
         encoder.run(writer.shards, progress)
     return writer.index()
 

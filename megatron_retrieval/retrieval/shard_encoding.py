@@ -35,7 +35,7 @@ class ShardWriter(Protocol):
     def write(self, shard: int, vectors: Tensor) -> None: ...
 
 
-class Progress(AbstractContextManager["Progress"]):
+class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
     """A bar of the passages encoded.
 
     Args:
@@ -80,7 +80,7 @@ class ShardEncoder:
     topology: ProcessTopology
     writes_all: bool = False
 
-    def run(self, shards: list[int], progress: Progress, is_wanted: Callable[[], bool] = lambda: True) -> bool:
+    def run(self, shards: list[int], progress: EmbeddingProgress, is_wanted: Callable[[], bool] = lambda: True) -> bool:
         """Encode and write these shards, the tokens of one being read while the one before is encoded.
 
         Args:
@@ -98,7 +98,9 @@ class ShardEncoder:
                 return False
         return True
 
-    def _encode(self, shard: int, tokens: TokenBatch, batches: list[Tensor], progress: Progress) -> Tensor | None:
+    def _encode(
+        self, shard: int, tokens: TokenBatch, batches: list[Tensor], progress: EmbeddingProgress
+    ) -> Tensor | None:
         """The vectors [n, D] of all batches; None on a rank that does not write."""
         writes = self.writes_all or self.topology.tp_rank == 0
         part = self.writer.begin(shard, [len(batch) for batch in batches]) if writes else None

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from megatron_retrieval.errors import MegatronRetrievalError
 
+State = TypeVar("State")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -23,30 +25,30 @@ _AHEAD = 4  # tasks for each worker: enough to keep it busy, few enough to bound
 
 @contextlib.contextmanager
 def worker_pool(
-    function: Callable[[Task], Result], workers: int, start: Callable[..., None], settings: tuple[Any, ...]
+    function: Callable[[State, Task], Result], workers: int, open_state: Callable[[], State]
 ) -> Iterator[Callable[[Iterable[Task]], Iterator[Result]]]:
-    """A version of `function` that maps a stream; one worker means this process.
+    """Applies `function` to a stream of tasks; one worker means this process.
 
     Args:
-        function: of a module's top level, as are `start` and what passes between the processes.
+        function: is given the state of its process and a task; it can be pickled, as can tasks and results.
         workers: number of processes.
-        start: called once in every worker, with `settings`, before its first task.
+        open_state: called once in every process; it can be pickled, what it returns need not be.
 
     Raises:
         MegatronRetrievalError: a worker was killed.
     """
     if workers == 1:
-        start(*settings)
-        yield lambda tasks: map(function, tasks)
+        in_this_process = partial(function, open_state())
+        yield lambda tasks: map(in_this_process, tasks)
         return
     # not forked from this process: the tokenizer library has threads of its own
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context, _start_worker, (start, settings)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (open_state,)) as pool:
         try:
-            yield lambda tasks: _map_in_order(pool, function, tasks, workers * _AHEAD)
+            yield lambda tasks: _map_in_order(pool, partial(_apply, function), tasks, workers * _AHEAD)
         except BrokenProcessPool as error:
             advice = "perhaps for lack of memory; try fewer --workers"
-            raise MegatronRetrievalError(f"A worker process ended without a word, {advice}.") from error
+            raise MegatronRetrievalError(f"A worker process ended without an error message, {advice}.") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -63,10 +65,19 @@ def _map_in_order(
         yield pending.popleft().result()
 
 
-def _start_worker(start: Callable[..., None], settings: tuple[Any, ...]) -> None:
+#: of a worker process alone: what its `open_state` returned; an executor hands tasks nothing else
+_state: Any = None
+
+
+def _start_worker(open_state: Callable[[], Any]) -> None:
+    global _state
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker has one core to itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    start(*settings)
+    _state = open_state()
+
+
+def _apply(function: Callable[[Any, Task], Result], task: Task) -> Result:
+    return function(_state, task)
 
 
 def _end_with_parent() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import operator
 import os
+import pydoc
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents
 from megatron_retrieval.errors import DataError, MegatronRetrievalError
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils import partial_folder
 from megatron_retrieval.utils.partial_folder import PartialFolder
 from megatron_retrieval.utils.worker_pool import worker_pool
@@ -53,12 +56,12 @@ def test_a_killed_builder_continues(
     monkeypatch.setattr(partial_folder, "JOURNAL_SECONDS", journal_seconds)
     encoded = 0
 
-    def encode(documents: Sequence[Document]) -> EncodedDocuments:
+    def encode(tokenizer: Vocabulary, documents: Sequence[Document], language: str) -> EncodedDocuments:
         nonlocal encoded
         if encoded == chunks_done:
             raise _Killed
         encoded += 1
-        return encode_documents(documents)
+        return encode_documents(tokenizer, documents, language)
 
     config = builder_config(source, tmp_path / "corpus")
     monkeypatch.setattr(corpus_builder, "encode_documents", encode)
@@ -104,7 +107,7 @@ def begun(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corp
         shutil.copy(source / name, tmp_path / name)
     config = builder_config(tmp_path, tmp_path / "corpus")
 
-    def kill(documents: Sequence[Document]) -> EncodedDocuments:
+    def kill(tokenizer: Vocabulary, documents: Sequence[Document], language: str) -> EncodedDocuments:
         raise _Killed
 
     with monkeypatch.context() as patch:
@@ -154,9 +157,9 @@ def test_lost_work_is_begun_anew(begun: CorpusBuilderConfig, tmp_path: Path) -> 
 def test_an_input_that_changes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: CorpusBuilderConfig
 ) -> None:
-    def touch(documents: Sequence[Document]) -> EncodedDocuments:
+    def touch(tokenizer: Vocabulary, documents: Sequence[Document], language: str) -> EncodedDocuments:
         os.utime(tmp_path / "a.jsonl", (1, 1))
-        return encode_documents(documents)
+        return encode_documents(tokenizer, documents, language)
 
     monkeypatch.setattr(corpus_builder, "encode_documents", touch)
     with pytest.raises(DataError, match=r"a\.jsonl.*changed while"):
@@ -168,11 +171,11 @@ def test_two_builders_do_not_meet(source: Path, tmp_path: Path, monkeypatch: pyt
     config = builder_config(source, tmp_path / "corpus")
     messages = []
 
-    def build_again(documents: Sequence[Document]) -> EncodedDocuments:
+    def build_again(tokenizer: Vocabulary, documents: Sequence[Document], language: str) -> EncodedDocuments:
         with pytest.raises(DataError, match="another process is writing it") as caught:
             build_corpus(config)
         messages.append(str(caught.value))
-        return encode_documents(documents)
+        return encode_documents(tokenizer, documents, language)
 
     monkeypatch.setattr(corpus_builder, "encode_documents", build_again)
     assert build_corpus(config) == 34
@@ -190,6 +193,6 @@ def test_a_folder_in_the_way_stays(source: Path, tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_is_told() -> None:
     with (
         pytest.raises(MegatronRetrievalError, match="A worker process ended"),
-        worker_pool(os._exit, 2, gc.enable, ()) as run,
+        worker_pool(operator.call, 2, partial(pydoc.locate, "os._exit")) as run,
     ):
         list(run([3, 3]))

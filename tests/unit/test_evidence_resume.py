@@ -13,6 +13,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk
 from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils import partial_folder
 from megatron_retrieval.utils.partial_folder import PartialFolder
 
@@ -61,12 +62,12 @@ def _assert_whole(folder: Path) -> None:
 def _kill_after(num_chunks: int, config: EvidenceBuilderConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     done = 0
 
-    def encode(passages: Sequence[RawPassage]) -> EncodedChunk:
+    def encode(tokenizer: Vocabulary, passages: Sequence[RawPassage]) -> EncodedChunk:
         nonlocal done
         if done == num_chunks:
             raise _Killed
         done += 1
-        return encode_chunk(passages)
+        return encode_chunk(tokenizer, passages)
 
     with monkeypatch.context() as patch:
         patch.setattr(evidence_builder, "encode_chunk", encode)
@@ -93,10 +94,10 @@ def test_killed_builder_continues(
             file.write(b"a tail that the journal does not know")
     num_encoded = 0
 
-    def encode(passages: Sequence[RawPassage]) -> EncodedChunk:
+    def encode(tokenizer: Vocabulary, passages: Sequence[RawPassage]) -> EncodedChunk:
         nonlocal num_encoded
         num_encoded += len(passages)
-        return encode_chunk(passages)
+        return encode_chunk(tokenizer, passages)
 
     monkeypatch.setattr(evidence_builder, "encode_chunk", encode)
     assert build_evidence(config) == NUM_PASSAGES

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
 
     def records() -> Iterator[dict[str, Any]]:
         with (
-            worker_pool(_mine, config.workers, _start_worker, (config,)) as mine,
+            worker_pool(_Miner.mine, config.workers, partial(_Miner, config)) as mine,
             progress_bar("Mining", "questions") as bar,
         ):
             for mined in mine(_examples(config)):
@@ -215,16 +215,3 @@ class _Miner:
         result = self._index.search([question], depth)
         rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
         return [Hit(self._passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
-
-
-_miner: _Miner
-
-
-def _start_worker(config: MineNegativesConfig) -> None:
-    """Open the index once for this process."""
-    global _miner
-    _miner = _Miner(config)
-
-
-def _mine(example: _Example) -> _Mined:
-    return _miner.mine(example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from megatron_retrieval.data.stores.column_folder import (
     write_manifest,
     write_vocabulary,
 )
-from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents, start_worker
+from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
@@ -73,7 +74,7 @@ class CorpusBuilderConfig(Checked):
 
 
 @dataclass(kw_only=True)
-class Progress:
+class CorpusProgress:
     """How far the corpus has grown.
 
     Attributes:
@@ -135,14 +136,14 @@ def _settings(config: CorpusBuilderConfig, vocabulary: Vocabulary) -> dict[str, 
     }
 
 
-def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary) -> Progress:
-    before = Progress(**partial.state)
+def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary) -> CorpusProgress:
+    before = CorpusProgress(**partial.state)
     if before.chunks:
         get_logger("data").info("continuing behind %s documents", f"{before.documents_read:,}")
-    start_settings = (config.open_vocabulary, config.language)
+    encode_in_language = functools.partial(encode_documents, language=config.language)
     with (
         contextlib.ExitStack() as files,
-        worker_pool(encode_documents, config.workers, start_worker, start_settings) as encode,
+        worker_pool(encode_in_language, config.workers, config.open_vocabulary) as encode,
         progress_bar("corpus", "documents") as bar,
     ):
         writer = _Writer(partial.contents, files, before)
@@ -178,7 +179,7 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 class _Writer:
     """Appends encoded documents to the files of a corpus folder, behind those that `progress` speaks of."""
 
-    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: Progress) -> None:
+    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: CorpusProgress) -> None:
         self.progress = progress
         sizes = progress.file_bytes
         documents = offsets_file(layout.DOCUMENTS)
@@ -206,7 +207,9 @@ class _Writer:
         return asdict(self.progress)
 
 
-def _finish(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: Progress) -> None:
+def _finish(
+    config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: CorpusProgress
+) -> None:
     columns = sorted(progress.file_bytes)
     partial.keep_only(columns)
     write_vocabulary(partial.contents, vocabulary)
@@ -225,7 +228,7 @@ def _finish(config: CorpusBuilderConfig, partial: PartialFolder, vocabulary: Voc
     write_manifest(partial.contents, layout.CorpusStore, vocabulary, fingerprint, entries)
 
 
-def _report(config: CorpusBuilderConfig, progress: Progress) -> None:
+def _report(config: CorpusBuilderConfig, progress: CorpusProgress) -> None:
     log = get_logger("data")
     counts = (progress.documents, progress.sentences, progress.tokens)
     log.info("corpus: %s documents, %s sentences, %s tokens in %s", *(f"{count:,}" for count in counts), config.output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,6 @@ from megatron_retrieval.data.files.sentences import Document, split_sentences
 from megatron_retrieval.data.stores.column_folder import EncodedColumn
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-
-_tokenizer: Vocabulary
-_language: str
 
 
 @dataclass(frozen=True)
@@ -35,27 +32,21 @@ class EncodedDocuments:
     num_continuations: int
 
 
-def start_worker(open_tokenizer: Callable[[], Vocabulary], language: str) -> None:
-    """Load the tokenizer once for this process."""
-    global _tokenizer, _language
-    _tokenizer, _language = open_tokenizer(), language
-
-
-def encode_documents(documents: Sequence[Document]) -> EncodedDocuments:
+def encode_documents(tokenizer: Vocabulary, documents: Sequence[Document], language: str) -> EncodedDocuments:
     """Split and tokenize; sentences without a token and documents without a sentence are left out."""
     sentences: list[str] = []
     counts = []
     for document in documents:
         before = len(sentences)
         for paragraph in document.paragraphs:
-            sentences += split_sentences(paragraph, _language)
+            sentences += split_sentences(paragraph, language)
         counts.append(len(sentences) - before)
-    tokens = tokenize(_tokenizer, sentences)
+    tokens = tokenize(tokenizer, sentences)
     has_tokens = tokens.lengths > 0
     document_of = np.repeat(np.arange(len(documents)), counts)
     num_sentences = np.bincount(document_of[has_tokens], minlength=len(documents))
     kept = np.flatnonzero(num_sentences)
-    titles = tokenize(_tokenizer, [" ".join(documents[place].title.split()) for place in kept.tolist()])
+    titles = tokenize(tokenizer, [" ".join(documents[place].title.split()) for place in kept.tolist()])
     return EncodedDocuments(
         EncodedColumn(tokens.values, tokens.lengths[has_tokens]),
         EncodedColumn(titles.values, titles.lengths),

@@ -24,7 +24,7 @@ from megatron_retrieval.data.stores.column_folder import (
     write_manifest,
     write_vocabulary,
 )
-from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk, start_worker
+from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk
 from megatron_retrieval.data.stores.id_table import sort_id_table
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import DataError
@@ -62,7 +62,7 @@ class EvidenceBuilderConfig(Checked):
 
 
 @dataclass
-class Progress:
+class EvidenceProgress:
     """How far the work has come; what the journal of an unfinished folder holds.
 
     Attributes:
@@ -90,7 +90,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
             partial.discard()
             return len(layout.EvidenceStore(config.output))
         try:
-            progress = Progress(**partial.state)
+            progress = EvidenceProgress(**partial.state)
             if not progress.fingerprint:
                 _write_columns(config, partial, tokenizer, progress)
             _finish(config, partial, tokenizer, progress)
@@ -115,14 +115,14 @@ def _settings(config: EvidenceBuilderConfig, tokenizer: Vocabulary) -> dict[str,
 
 
 def _write_columns(
-    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: Progress
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: EvidenceProgress
 ) -> None:
     """Write all passages behind those that `progress` speaks of, and take it to the end."""
     if progress.passages:
         get_logger("data").info("continuing behind %s passages", f"{progress.passages:,}")
     with (
         contextlib.ExitStack() as files,
-        worker_pool(encode_chunk, config.workers, start_worker, (config.open_vocabulary,)) as encode,
+        worker_pool(encode_chunk, config.workers, config.open_vocabulary) as encode,
         progress_bar("evidence", "passages") as bar,
     ):
         writer = _Writer(partial.contents, files, progress)
@@ -158,7 +158,7 @@ def _digest() -> hashlib.blake2b:
 class _Writer:
     """Appends encoded chunks, in row order, to the files of an evidence folder, behind what `progress` speaks of."""
 
-    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: Progress) -> None:
+    def __init__(self, folder: Path, files: contextlib.ExitStack, progress: EvidenceProgress) -> None:
         self.progress = progress
         sizes, names = progress.file_bytes, layout.TEXT_COLUMNS + layout.TOKEN_COLUMNS
         self._columns = [ColumnWriter(folder, name, files, sizes) for name in names]
@@ -200,7 +200,9 @@ def _digest_file(digest: hashlib.blake2b, path: Path, first_byte: int = 0) -> No
             digest.update(block)
 
 
-def _finish(config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: Progress) -> None:
+def _finish(
+    config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: EvidenceProgress
+) -> None:
     """What can be made once all passages are written; it may have been begun before."""
     folder = partial.contents
     if (folder / _UNSORTED_HASHES).exists():  # else the table is whole

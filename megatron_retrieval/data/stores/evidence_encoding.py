@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,6 @@ from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 #: (id, title, text): plain strings cross between processes faster than objects
 RawPassage = tuple[str, str, str]
-
-_tokenizer: Vocabulary
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,13 @@ class EncodedChunk:
         return len(self.id_hashes)
 
 
-def start_worker(open_tokenizer: Callable[[], Vocabulary]) -> None:
-    """Load the tokenizer once for this process."""
-    global _tokenizer
-    _tokenizer = open_tokenizer()
-
-
-def encode_chunk(passages: Sequence[RawPassage]) -> EncodedChunk:
-    """Encode the passages with this process's tokenizer."""
+def encode_chunk(tokenizer: Vocabulary, passages: Sequence[RawPassage]) -> EncodedChunk:
+    """Encode and tokenize the passages."""
     fields = [list(field) for field in zip(*passages, strict=True)]
     encoded = [[text.encode() for text in field] for field in fields]
     columns = [EncodedColumn(np.frombuffer(b"".join(field), np.uint8), _lengths(field)) for field in encoded]
     for field in fields[1:]:
-        tokens = tokenize(_tokenizer, field)
+        tokens = tokenize(tokenizer, field)
         columns.append(EncodedColumn(tokens.values, tokens.lengths))
     return EncodedChunk(tuple(columns), hash_ids(encoded[0]))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_retrieval.index.exact.bounded_pairs import BoundedPairs, joined, no_pairs
 from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS, RoughQueries, RoughVectors, rounding
 from megatron_retrieval.index.exact.pair_scores import best_of_pairs, found_pairs, in_query_order, pair_scores
-from megatron_retrieval.index.exact.score_tiles import Tile, make_tile, nothing, rows_of_a_tile
+from megatron_retrieval.index.exact.score_tiles import ScoreBuffer, Tile, make_tile, nothing, rows_of_a_tile
 from megatron_retrieval.types.search import SearchResult
 
 #: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
@@ -52,15 +52,22 @@ class Sieve:
         queries: [B, D] float32.
         best: the best rows of earlier pieces.
         hidden: [B, E] rows of the evidence that are no candidates, or None.
+        buffer: of this search alone.
         patient: go on where the rough scores tell few rows apart.
     """
 
     def __init__(
-        self, piece: Piece, queries: Tensor, best: SearchResult, hidden: Tensor | None, patient: bool = True
+        self,
+        piece: Piece,
+        queries: Tensor,
+        best: SearchResult,
+        hidden: Tensor | None,
+        buffer: ScoreBuffer,
+        patient: bool = True,
     ) -> None:
         self._piece, self._queries, self._best = piece, queries, best
         self._rough: RoughQueries = piece.rough.queries(queries)
-        self._k, self._patient = best.rows.size(1), patient
+        self._k, self._patient, self._buffer = best.rows.size(1), patient, buffer
         self._hidden = None if hidden is None else hidden - piece.first_row
         self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
         self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
@@ -77,7 +84,7 @@ class Sieve:
         step = rows_of_a_tile(rough, len(self._queries))
         for start in range(0, num_rows, step):
             rows = range(start, min(start + step, num_rows))
-            self._sift(make_tile(rough, self._rough, self._hidden, rows))
+            self._sift(make_tile(rough, self._rough, self._hidden, rows, self._buffer))
         self._tighten()
         self._settle()
         return self._best

@@ -16,6 +16,7 @@ from megatron_retrieval.index.exact.bounded_products import RoughVectors, of_blo
 from megatron_retrieval.index.exact.candidate_filter import Piece, Sieve, TooRoughError
 from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.index.exact.placement import Placement, fits_in_memory
+from megatron_retrieval.index.exact.score_tiles import ScoreBuffer
 from megatron_retrieval.types.search import SearchResult
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.read_ahead import read_ahead
@@ -67,6 +68,8 @@ class FlatIndex:
         self._codes: RoughVectors | None = None
         self._wants_codes = self._device.type == "cpu" and len(source) >= _ROWS_FOR_CODES and placement != "disk"
         self._placement = placement
+        #: of searches that have ended; a search takes one, so that no two at the same time share it
+        self._buffers: list[ScoreBuffer] = []
 
     @property
     def num_rows(self) -> int:
@@ -89,11 +92,23 @@ class FlatIndex:
         if len(queries) == 0:
             return empty_result(0, k, asked_on)
         excluded = None if exclude_rows is None else exclude_rows.to(self._device)
-        with _full_precision(self._device):
-            found = self._search_codes(queries, k, excluded) or self._search_blocks(queries, k, excluded)
+        with _full_precision(self._device), self._buffer() as buffer:
+            found = self._search_codes(queries, k, excluded, buffer)
+            found = found or self._search_blocks(queries, k, excluded, buffer)
         return SearchResult(found.scores.to(asked_on), found.rows.to(asked_on))
 
-    def _search_codes(self, queries: Tensor, k: int, excluded: Tensor | None) -> SearchResult | None:
+    @contextlib.contextmanager
+    def _buffer(self) -> Iterator[ScoreBuffer]:
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = ScoreBuffer()
+        yield buffer
+        self._buffers.append(buffer)
+
+    def _search_codes(
+        self, queries: Tensor, k: int, excluded: Tensor | None, buffer: ScoreBuffer
+    ) -> SearchResult | None:
         """None where there are no codes, or they tell too few rows apart."""
         if self._wants_codes:
             self._wants_codes = False
@@ -102,7 +117,8 @@ class FlatIndex:
             return None
         piece = Piece(self._codes, self._source.vectors_of, self._first_row)
         try:
-            return _improved(piece, queries, empty_result(len(queries), k, self._device), excluded, patient=False)
+            none = empty_result(len(queries), k, self._device)
+            return _improved(piece, queries, none, excluded, buffer, patient=False)
         except TooRoughError:
             log.info(
                 "index: 8 bits tell too few of these vectors apart; exact search goes on with the vectors themselves"
@@ -125,7 +141,7 @@ class FlatIndex:
             )
         return made
 
-    def _search_blocks(self, queries: Tensor, k: int, excluded: Tensor | None) -> SearchResult:
+    def _search_blocks(self, queries: Tensor, k: int, excluded: Tensor | None, buffer: ScoreBuffer) -> SearchResult:
         best = empty_result(len(queries), k, self._device)
         on_cpu, num_rows = self._device.type == "cpu", self.num_rows
         block_rows = max(1, _BLOCK_BYTES // (4 * max(1, self.dimension)) if on_cpu else num_rows)
@@ -136,7 +152,7 @@ class FlatIndex:
         for start, block in read_ahead(range(0, num_rows, block_rows), read):
             rough = of_block(block, self._longest_vector(block, start), product_dtype(block))
             piece = Piece(rough, block.__getitem__, start + self._first_row)
-            best = _improved(piece, queries, best, excluded)
+            best = _improved(piece, queries, best, excluded, buffer)
         return best
 
     def _longest_vector(self, block: Tensor, start: int) -> float:
@@ -154,7 +170,12 @@ class FlatIndex:
 
 
 def _improved(
-    piece: Piece, queries: Tensor, best: SearchResult, excluded: Tensor | None, patient: bool = True
+    piece: Piece,
+    queries: Tensor,
+    best: SearchResult,
+    excluded: Tensor | None,
+    buffer: ScoreBuffer,
+    patient: bool = True,
 ) -> SearchResult:
     """`best` with the rows of one piece taken into account, some queries after the other."""
     largest = float(torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64).max()) * piece.rough.reach
@@ -167,7 +188,7 @@ def _improved(
         some = slice(start, start + at_once)
         known = SearchResult(best.scores[some], best.rows[some])
         hidden = None if excluded is None else excluded[some]
-        parts.append(Sieve(piece, queries[some], known, hidden, patient).search())
+        parts.append(Sieve(piece, queries[some], known, hidden, buffer, patient).search())
     return SearchResult(torch.cat([part.scores for part in parts]), torch.cat([part.rows for part in parts]))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Protocol
@@ -36,17 +35,37 @@ class Tile(Protocol):
         """[m, GROUP_ROWS] of the rows of a group [m] for a query [m] each."""
 
 
-class KeptScores:
-    """All scores, and maxima, in memory of the thread's that its next tile takes over."""
+class ScoreBuffer:
+    """Memory for the scores of one tile at a time, reused by the next one: new pages cost a CPU more than products.
 
-    def __init__(self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range) -> None:
+    Whoever searches owns one; two searches at the same time need two.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def tensor(self, use: str, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """[num_rows, width] of any contents; on a CPU the same memory for the same `use` and type."""
+        if device.type != "cpu":
+            return torch.empty(num_rows, width, dtype=dtype, device=device)
+        if (use, dtype) not in self._kept or len(self._kept[use, dtype]) < num_rows * width:
+            self._kept[use, dtype] = torch.empty(num_rows * width, dtype=dtype)
+        return self._kept[use, dtype][: num_rows * width].view(num_rows, width)
+
+
+class KeptScores:
+    """All scores and maxima, in the buffer: valid until the next tile is made with it."""
+
+    def __init__(
+        self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
+    ) -> None:
         self.first = rows.start
         matrix, width = rough.matrix[rows.start : rows.stop], queries.matrix.size(1)
         num_groups = -(-len(rows) // GROUP_ROWS)
-        scores = _scratch("scores", num_groups * GROUP_ROWS, width, score_dtype(matrix), matrix.device)
+        scores = buffer.tensor("scores", num_groups * GROUP_ROWS, width, score_dtype(matrix), matrix.device)
         scores[len(rows) :] = nothing(scores)
         self._scores, self.num_scores = scores.view(num_groups, GROUP_ROWS, width), scores.numel()
-        self.maxima = _scratch("maxima", num_groups, width, scores.dtype, scores.device)
+        self.maxima = buffer.tensor("maxima", num_groups, width, scores.dtype, scores.device)
         at_once = max(1, _SCORES_IN_CACHE // (width * GROUP_ROWS)) if matrix.device.type == "cpu" else num_groups
         for group in range(0, num_groups, at_once):
             some = slice(group * GROUP_ROWS, min((group + at_once) * GROUP_ROWS, len(rows)))
@@ -65,7 +84,9 @@ class KeptScores:
 class MaximaOnly:
     """Maxima by a kernel that writes nothing else; scores of chosen groups are computed when they are asked for."""
 
-    def __init__(self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range) -> None:
+    def __init__(
+        self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
+    ) -> None:
         kernel = maxima_kernel()
         assert kernel is not None
         self.first = rows.start
@@ -92,10 +113,13 @@ class MaximaOnly:
         return scores.masked_fill_(is_none, -torch.inf)
 
 
-def make_tile(rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range) -> Tile:
-    """Rough scores of the rows `rows` of a piece; `hidden` [B, E] counts from the piece's first row."""
+def make_tile(
+    rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
+) -> Tile:
+    """Rough scores of the rows `rows` of a piece; `hidden` [B, E] counts from the piece's first row. The tile may be
+    valid only until the next one is made with this buffer."""
     kind = MaximaOnly if rough.matrix.is_cuda and maxima_kernel() is not None else KeptScores
-    return kind(rough, queries, hidden, rows)
+    return kind(rough, queries, hidden, rows, buffer)
 
 
 def rows_of_a_tile(rough: RoughVectors, num_queries: int) -> int:
@@ -124,19 +148,6 @@ def _maxima(scores: Tensor, out: Tensor) -> None:
     while (half := scores.size(1) // 2) > 1:
         scores = torch.maximum(scores[:, :half], scores[:, half:])
     torch.maximum(scores[:, 0], scores[:, 1], out=out)
-
-
-_memory = threading.local()
-
-
-def _scratch(use: str, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[num_rows, width] of any contents; on a CPU the same memory at each call: new pages cost more than products."""
-    if device.type != "cpu":
-        return torch.empty(num_rows, width, dtype=dtype, device=device)
-    kept: dict[tuple[str, torch.dtype], Tensor] = _memory.__dict__.setdefault("kept", {})
-    if (use, dtype) not in kept or len(kept[use, dtype]) < num_rows * width:
-        kept[use, dtype] = torch.empty(num_rows * width, dtype=dtype)
-    return kept[use, dtype][: num_rows * width].view(num_rows, width)
 
 
 def nothing(scores: Tensor) -> float | int:
