@@ -1,15 +1,32 @@
-"""The contrastive loss of dual encoders, over the negatives of the global batch."""
+"""The contrastive losses of dual encoders, over the negatives of the global batch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Mean, Metric, Rate
 
 #: of accuracy, beside the first place
 DEPTHS = (5, 20)
+
+#: scores [n, P], -inf where a passage is no candidate, and positives [n], the column of each question's positive, which
+#: always is one -> [n] losses of the questions
+QuestionLosses = Callable[[Tensor, Tensor], Tensor]
+
+
+def negative_log_likelihood(scores: Tensor, positives: Tensor) -> Tensor:
+    """Negative log-likelihood of each question's positive among all of its candidates.
+
+        loss_i = -log( exp(s(q_i, z_i+)) / sum_j exp(s(q_i, z_j)) )
+
+    (DPR, arXiv 2004.04906, eq. 2, in-batch.)
+    """
+    return F.cross_entropy(scores, positives, reduction="none")
 
 
 def contrastive_loss(
@@ -20,12 +37,13 @@ def contrastive_loss(
     is_real: Tensor,
     num_questions: int,
     temperature: float = 1.0,
+    question_losses: QuestionLosses = negative_log_likelihood,
 ) -> LossOutput:
-    """Negative log-likelihood of each question's positive among all passages of the global batch.
+    """The mean of the questions' losses, given the scores of the passages of the global batch.
 
-        loss = -1/B * sum_i log( exp(s(q_i, z_i+) / t) / sum_j exp(s(q_i, z_j) / t) ),   s(q, z) = q . z
+        loss = 1/B * sum_i loss_i(s(q_i, z_1), ..., s(q_i, z_P)),   s(q, z) = q . z / t
 
-    (DPR, arXiv 2004.04906, eq. 2, in-batch; with t = sqrt(D), the score scaling of arXiv 2101.00408, section 2.1.)
+    (With t = sqrt(D), the score scaling of arXiv 2101.00408, section 2.1.)
 
     Args:
         queries: [n, D], this rank's questions.
@@ -42,10 +60,14 @@ def contrastive_loss(
         that score above the positive, plus one.
     """
     scores = (queries @ passages.t() / temperature).masked_fill(excluded, float("-inf"))
-    losses = F.cross_entropy(scores, positives, reduction="none")
+    losses = question_losses(scores, positives)
     share = is_real / num_questions
     with torch.no_grad():
         rank = 1 + (scores > scores.gather(1, positives[:, None])).sum(1)
-        metrics = {"accuracy": ((rank == 1) * share).sum(), "positive_rank": (rank * share).sum()}
-        metrics |= {f"accuracy@{depth}": ((rank <= depth) * share).sum() for depth in DEPTHS}
+        metrics: dict[str, Metric] = {
+            "accuracy": Rate(((rank == 1) * share).sum(), num_questions),
+            "positive_rank": Mean((rank * share).sum(), num_questions),
+        }
+        for depth in DEPTHS:
+            metrics[f"accuracy@{depth}"] = Rate(((rank <= depth) * share).sum(), num_questions)
     return LossOutput((losses * share).sum(), metrics)

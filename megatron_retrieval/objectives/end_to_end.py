@@ -10,7 +10,7 @@ passages; a reader says how likely the answer a is with a passage, or with all o
 A question whose answer no passage gives a likelihood above 0 teaches nothing: it adds nothing to the loss. What is
 returned is this rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
 `log_likelihood`: of the answer, under the model that the objective trains. `prior_entropy`: of p(z | q), in nats.
-`num_unread_questions`: how many taught nothing, a sum and no mean.
+`num_unread_questions`: how many taught nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Count, Mean, Metric
 
 
 def individual_topk(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
@@ -68,7 +69,7 @@ def joint_topk(token_log_likelihoods: Tensor, num_questions: float) -> LossOutpu
         See the module; of the metrics only `log_likelihood`.
     """
     loss = -_wide(token_log_likelihoods).sum() / num_questions
-    return LossOutput(loss, {"log_likelihood": -loss.detach()})
+    return LossOutput(loss, {"log_likelihood": Mean(-loss.detach(), num_questions)})
 
 
 def emdr2(
@@ -128,9 +129,9 @@ def log_priors(scores: Tensor, is_real: Tensor) -> Tensor:
     return candidates.log_softmax(1).masked_fill(~is_real, -torch.inf)
 
 
-def prior_entropy(log_priors: Tensor, num_questions: float) -> Tensor:
-    """This rank's part of the mean entropy of p(z | q), in nats, given `log_priors` [n, K]."""
-    return torch.special.entr(log_priors.detach().exp()).sum() / num_questions
+def prior_entropy(log_priors: Tensor, num_questions: float) -> Mean:
+    """The mean entropy of p(z | q), in nats, given `log_priors` [n, K]."""
+    return Mean(torch.special.entr(log_priors.detach().exp()).sum() / num_questions, num_questions)
 
 
 def _sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
@@ -145,10 +146,10 @@ def _output(log_likelihoods: Tensor, log_priors: Tensor, num_questions: float) -
     is_unread = log_likelihoods == -torch.inf
     is_asked = (log_priors > -torch.inf).any(1)
     loss = -log_likelihoods.masked_fill(is_unread, 0).sum() / num_questions
-    metrics = {
-        "log_likelihood": -loss.detach(),
+    metrics: dict[str, Metric] = {
+        "log_likelihood": Mean(-loss.detach(), num_questions),
         "prior_entropy": prior_entropy(log_priors, num_questions),
-        "num_unread_questions": (is_unread & is_asked).sum(),
+        "num_unread_questions": Count((is_unread & is_asked).sum()),
     }
     return LossOutput(loss, metrics)
 

@@ -7,6 +7,16 @@ from torch import Tensor
 
 from megatron_retrieval.types.extractive import SpanLogits
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Mean, Rate
+
+#: what `extractive_loss` reports beside the loss
+METRICS: dict[str, type[Mean]] = {
+    "span_loss": Mean,
+    "selection_loss": Mean,
+    "span_accuracy": Mean,
+    "selection_accuracy": Mean,
+    "accuracy": Rate,
+}
 
 
 def answer_log_likelihoods(logits: SpanLogits, is_text: Tensor, spans: Tensor) -> Tensor:
@@ -69,15 +79,15 @@ def extractive_loss(
         best = torch.stack([starts.argmax(1), ends.argmax(1)], 1)
         is_found = (spans == best[:, None]).all(2).any(1)
         is_selected = selection.argmax(1) == 0
-        metrics = {
-            "span_loss": span_losses.sum(),
-            "selection_loss": selection_losses.sum(),
-            "span_accuracy": is_found.float().sum(),
-            "selection_accuracy": is_selected.float().sum(),
-            "accuracy": (is_found & is_selected).float().sum(),
+        values = {
+            "span_loss": span_losses,
+            "selection_loss": selection_losses,
+            "span_accuracy": is_found.float(),
+            "selection_accuracy": is_selected.float(),
+            "accuracy": (is_found & is_selected).float(),
         }
-    loss = (span_losses + selection_losses).sum() / num_questions
-    return LossOutput(loss, {name: value / num_questions for name, value in metrics.items()})
+        metrics = {name: METRICS[name](each.sum() / num_questions, num_questions) for name, each in values.items()}
+    return LossOutput((span_losses + selection_losses).sum() / num_questions, metrics)
 
 
 def occurrence_log_likelihoods(starts: Tensor, ends: Tensor, spans: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_conf
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
+from megatron_retrieval.types.metrics import Mean, Metrics
 
 TEXT_FORMAT = TextFormatConfig(query_seq_length=12, retriever_seq_length=12)
 NUM_COMPARED = 5
@@ -87,7 +88,7 @@ class ShrinkingStep:
     def swap(self, index: ShardedIndex) -> None:
         self.index, self.num_changes = index, self.num_changes + 1
 
-    def forward_backward(self, batch: int, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: int, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule."""
         assert self.index is not None
         time.sleep(self._seconds)
@@ -97,9 +98,9 @@ class ShrinkingStep:
         loss = (queries.square().mean() + passages.square().mean()) / self._topology.dp_size
         (loss * loss_scale).backward()
         self.queries = queries.detach()
-        return {"loss": loss}
+        return {"loss": Mean(loss, self._topology.dp_size)}
 
-    def evaluate(self, batch: int) -> Mapping[str, Tensor]:
+    def evaluate(self, batch: int) -> Metrics:
         """See StepModule."""
         raise NotImplementedError("this run holds nothing out")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from megatron_retrieval.evaluation.bootstrap import mean_interval
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
+from megatron_retrieval.types.metrics import Count, Mean, Metric, Rate
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -56,10 +56,10 @@ class EvalConfig(Checked):
 
 
 class EvaluateBatches(Callback):
-    """Means over held-out batches, logged as `valid_<name>` and kept in metrics.json, rates with their 95 % intervals.
+    """Means over held-out batches, logged as `valid_<name>` and kept in metrics.json, rates with their 95 % intervals,
+    beside counts and `num_examples`, which the loss is the mean over.
 
-    Batches are weighted by the `num_examples` that the step counted in them; shares of a batch are summed over ranks,
-    so that every example counts once whatever the number of ranks.
+    Every example counts once, whatever the number of ranks and the sizes of the batches.
     """
 
     def __init__(self, batches: Callable[[], Iterable[Any]], interval: int, metrics_log: MetricsLog) -> None:
@@ -68,28 +68,45 @@ class EvaluateBatches(Callback):
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.iteration % self._interval and report.iteration != trainer.train_iters:
             return
-        totals: dict[str, float] = defaultdict(float)
-        for batch in self._batches():
-            metrics = reduce_metrics(trainer.step.evaluate(batch), trainer.topology)
-            for name, value in metrics.items():
-                totals[name] += value if name.startswith("num_") else value * metrics["num_examples"]
-        counts = {name: round(total) for name, total in totals.items() if name.startswith("num_")}
-        num_examples = counts["num_examples"]
-        means = {f"valid_{name}": total / num_examples for name, total in totals.items() if name not in counts}
+        totals = self._totals(trainer)
+        counts = {name: round(total.sum) for name, total in totals.items() if total.kind is Count}
+        counts["num_examples"] = round(totals["loss"].over)
+        means = {f"valid_{name}": total.sum / total.over for name, total in totals.items() if name not in counts}
+        rates = {f"valid_{name}": total.over for name, total in totals.items() if total.kind is Rate}
+        intervals = {f"{name}_ci95": _interval(means[name], round(over)) for name, over in rates.items()}
         self._log.write(report.iteration, means)
-        self._log.summarise(report.iteration, {**counts, **means, **_intervals(means, num_examples)})
+        self._log.summarise(report.iteration, {**dict(sorted(counts.items())), **means, **intervals})
         log.info("validation after %d: %s", report.iteration, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
 
+    def _totals(self, trainer: Trainer) -> dict[str, _Total]:
+        """Over all held-out batches, by name."""
+        totals: dict[str, _Total] = {}
+        for batch in self._batches():
+            parts = trainer.step.evaluate(batch)
+            for name, value in reduce_metrics(parts, trainer.topology).items():
+                totals.setdefault(name, _Total(type(parts[name]))).add(value, parts[name])
+        return totals
 
-def _intervals(means: Mapping[str, float], num_examples: int) -> dict[str, list[float]]:
-    """The 95 % interval of every rate, from its hits."""
-    intervals = {}
-    for name, mean in means.items():
-        if name.startswith("valid_accuracy"):
-            hits = np.arange(num_examples) < round(mean * num_examples)
-            interval = mean_interval(hits.astype(np.float64))
-            intervals[f"{name}_ci95"] = [interval.low, interval.high]
-    return intervals
+
+@dataclass
+class _Total:
+    """A metric over several batches: its sum, each batch weighted by what its mean is over, and the sum of weights."""
+
+    kind: type[Metric]
+    sum: float = 0.0
+    over: float = 0.0
+
+    def add(self, value: float, metric: Metric) -> None:
+        weight = float(metric.over) if isinstance(metric, Mean) else 1.0
+        self.sum += value * weight
+        self.over += weight
+
+
+def _interval(rate: float, num_examples: int) -> list[float]:
+    """The 95 % interval of a rate, from its hits."""
+    hits = np.arange(num_examples) < round(rate * num_examples)
+    interval = mean_interval(hits.astype(np.float64))
+    return [interval.low, interval.high]
 
 
 class MeasuredTask(Protocol):
@@ -98,14 +115,15 @@ class MeasuredTask(Protocol):
     name: str
 
     def measure(self, topology: ProcessTopology) -> dict[str, Any]:
-        """Figures of the model as it stands: rates with their `_ci95` beside them, and counts, named `num_...`; a
-        collective over all ranks that leaves the model and the random streams as they were."""
+        """Figures of the model as it stands: counts are int, means are float, and rates have their interval beside
+        them, named `..._ci95`. A collective over all ranks that leaves the model and the random streams as they
+        were."""
         ...
 
 
 class EvaluateTask(Callback):
     """Measures before the first step, every `interval` steps and after the last, logged as `valid_<figure>`;
-    metrics.json has the newest with 95 % intervals, and the counts as `<task>_num_...`."""
+    metrics.json has the newest with 95 % intervals, and the counts as `<task>_<count>`."""
 
     def __init__(self, task: MeasuredTask, interval: int, metrics_log: MetricsLog) -> None:
         self._task, self._interval, self._log = task, interval, metrics_log
@@ -122,7 +140,7 @@ class EvaluateTask(Callback):
         started = time.perf_counter()
         figures = self._task.measure(trainer.topology)
         seconds = time.perf_counter() - started
-        counts = {name: value for name, value in figures.items() if name.startswith("num_")}
+        counts = {name: value for name, value in figures.items() if isinstance(value, int)}
         measured = {f"valid_{name}": value for name, value in figures.items() if name not in counts}
         means = {name: value for name, value in measured.items() if isinstance(value, float)}
         self._log.write(trainer.iteration, means)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
@@ -18,6 +17,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.divergence import SkippedSteps
 from megatron_retrieval.training.signals import StopSignal
 from megatron_retrieval.training.steps.step import StepModule
+from megatron_retrieval.types.metrics import Metrics
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("trainer")
@@ -129,8 +129,8 @@ class Trainer:
         return StepReport(self.iteration, metrics, time.perf_counter() - started, succeeded=result.succeeded)
 
 
-def reduce_metrics(partial: Mapping[str, Tensor], topology: ProcessTopology) -> dict[str, float]:
-    """Sum each rank's part over the data-parallel ranks, in one message."""
-    names = sorted(partial)
-    total = all_reduce_sum(torch.stack([partial[name].detach().double() for name in names]), topology.groups.dp)
+def reduce_metrics(parts: Metrics, topology: ProcessTopology) -> dict[str, float]:
+    """Sum each rank's part over the data-parallel ranks, in one message; names in alphabetical order."""
+    names = sorted(parts)
+    total = all_reduce_sum(torch.stack([parts[name].part.detach().double() for name in names]), topology.groups.dp)
     return dict(zip(names, total.tolist(), strict=True))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from megatron_retrieval.types.metrics import Metrics
+
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What an objective returns: the scalar to differentiate and plain numbers to log."""
+    """What an objective returns: the scalar to differentiate, and numbers to log, without gradient."""
 
     loss: Tensor
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)

@@ -102,7 +102,8 @@ class Setting:
         parallel.reduce_gradients()
         named: Any = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         gradients = {name: gather_full(p, self.topology, p.main_grad).clone() for name, p in named}
-        evaluated = reduce_metrics(step.evaluate(self.batch()), self.topology)
+        parts = step.evaluate(self.batch())
+        evaluated = {**reduce_metrics(parts, self.topology), "num_examples": float(parts["loss"].over)}
         return {"gradients": gradients, "metrics": metrics, "evaluated": evaluated}
 
     def dense_step(self, loss: Tensor) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def _step(topology: ProcessTopology, micro_batch_size: int) -> Result:
     parallel.zero_gradients()
     trained = reduce_metrics(step.forward_backward(_share(topology), 0, 1.0), topology)
     parallel.reduce_gradients()
-    evaluated = reduce_metrics(step.evaluate(_share(topology)), topology)
+    parts = step.evaluate(_share(topology))
+    evaluated = {**reduce_metrics(parts, topology), "num_examples": float(parts["loss"].over)}
     return {
         "metrics": {name: torch.tensor(value) for name, value in trained.items()},
         "evaluated": {name: torch.tensor(value) for name, value in evaluated.items()},

@@ -144,7 +144,8 @@ def _of_layout(topology: ProcessTopology, shape: Shape, micro_batch_size: int, e
     parallel.zero_gradients()
     trained = reduce_metrics(step.forward_backward(share, 0, 1.0), topology)
     parallel.reduce_gradients()
-    evaluated = reduce_metrics(step.evaluate(share), topology)
+    parts = step.evaluate(share)
+    evaluated = {**reduce_metrics(parts, topology), "num_examples": float(parts["loss"].over)}
     assert evaluated["num_examples"] == trained["num_answer_tokens"] == 18
     assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-5)
     assert 0 <= evaluated["accuracy"] <= 1

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from megatron_retrieval.training.callbacks import EvaluateBatches
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
 from megatron_retrieval.training.trainer import StepReport
+from megatron_retrieval.types.metrics import Count, Mean, Metrics, Rate
 
-#: (right answers, examples) of the held-out batches: the count is known to the step alone
+#: (right answers, examples) of the held-out batches
 BATCHES = [(1, 1), (0, 3), (2, 6)]
 
 
@@ -28,10 +27,11 @@ class _Group:
 class _Step:
     """Says what each batch holds."""
 
-    def evaluate(self, batch: tuple[int, int]) -> Mapping[str, Tensor]:
+    def evaluate(self, batch: tuple[int, int]) -> Metrics:
         hits, count = batch
         rate = torch.tensor(hits / count)
-        return {"accuracy": rate, "accuracy@5": rate / 2, "loss": 1 - rate, "num_examples": torch.tensor(count)}
+        rates = {"accuracy": Rate(rate, count), "accuracy@5": Rate(rate / 2, count)}
+        return {**rates, "loss": Mean(1 - rate, count), "num_words": Count(torch.tensor(2.0 * count))}
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_batches_are_weighted_by_the_examples_that_the_step_counted(tmp_path: Pa
     assert [line["iteration"] for line in _lines(tmp_path)] == [10, 20, 25]
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert (summary["iteration"], summary["num_examples"], summary["valid_recall@1"]) == (25, 10, 0.5)
+    assert summary["num_words"] == 20
     assert summary["valid_accuracy"] == pytest.approx(0.3)
     assert summary["valid_loss"] == pytest.approx(0.7)
     for name, mean in (("valid_accuracy", 0.3), ("valid_accuracy@5", 0.15)):

@@ -22,8 +22,8 @@ def test_loss_and_metrics_by_hand() -> None:
     first = math.log(math.exp(1) + math.exp(3) + math.exp(0) + math.exp(1)) - 1
     second = math.log(math.exp(2) + math.exp(0) + math.exp(2) + math.exp(-2)) - 2
     assert output.loss.item() == pytest.approx((first + second) / 2, rel=1e-12)
-    assert output.metrics["accuracy"].item() == 0.5
-    assert output.metrics["positive_rank"].item() == 1.5
+    assert output.metrics["accuracy"].part.item() == 0.5
+    assert output.metrics["positive_rank"].part.item() == 1.5
 
 
 def test_accuracy_within_the_first_places() -> None:
@@ -32,9 +32,9 @@ def test_accuracy_within_the_first_places() -> None:
     queries = torch.ones(30, 1, dtype=torch.float64)
     none, real = torch.zeros(30, 30, dtype=torch.bool), torch.ones(30, dtype=torch.bool)
     metrics = contrastive_loss(queries, passages, torch.arange(30), none, real, 30).metrics
-    shares = [metrics[name].item() for name in ("accuracy", "accuracy@5", "accuracy@20")]
+    shares = [metrics[name].part.item() for name in ("accuracy", "accuracy@5", "accuracy@20")]
     assert shares == pytest.approx([1 / 30, 5 / 30, 20 / 30], rel=1e-6)
-    assert metrics["positive_rank"].item() == pytest.approx(15.5, rel=1e-6)
+    assert metrics["positive_rank"].part.item() == pytest.approx(15.5, rel=1e-6)
 
 
 def test_temperature_divides_scores() -> None:
@@ -48,7 +48,7 @@ def test_excluded_passage_is_no_candidate() -> None:
     excluded[0, 1] = True
     output = contrastive_loss(QUERIES[:1], PASSAGES, POSITIVES[:1], excluded[:1], BOTH_REAL[:1], 1)
     assert output.loss.item() == pytest.approx(math.log(2 * math.exp(1) + 1) - 1, rel=1e-12)
-    assert output.metrics["accuracy"].item() == 1.0
+    assert output.metrics["accuracy"].part.item() == 1.0
 
 
 def test_fillers_count_nothing_and_send_no_gradient() -> None:

@@ -56,7 +56,7 @@ PER_PASSAGE: dict[str, tuple[Objective, Tensor]] = {
 
 
 def plain(output: LossOutput) -> dict[str, float]:
-    return {"loss": output.loss.item(), **{name: value.item() for name, value in output.metrics.items()}}
+    return {"loss": output.loss.item(), **{name: value.part.item() for name, value in output.metrics.items()}}
 
 
 def with_gradients(objective: Objective, scores: Tensor, is_real: Tensor, said: Tensor) -> tuple[LossOutput, Tensor]:
@@ -72,7 +72,7 @@ def test_priors() -> None:
     priors = log_priors(SCORES, IS_REAL)
     expected = [[1 / 2, 1 / 4, 1 / 4], [1 / 5, 4 / 5, 0]]
     torch.testing.assert_close(priors.exp(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
-    assert prior_entropy(priors, 2).item() == pytest.approx(ENTROPY, abs=1e-12)
+    assert prior_entropy(priors, 2).part.item() == pytest.approx(ENTROPY, abs=1e-12)
 
 
 def test_individual_topk_by_hand() -> None:
@@ -148,7 +148,7 @@ def test_bf16_inputs_are_reckoned_in_float32(name: str) -> None:
     scores, said = (values.bfloat16() for values in (SCORES + 40, said - 30))
     coarse, gradients = with_gradients(objective, scores, IS_REAL, said)
     fine, expected = with_gradients(objective, scores.double(), IS_REAL, said.double())
-    assert coarse.metrics["prior_entropy"].dtype == torch.float32
+    assert coarse.metrics["prior_entropy"].part.dtype == torch.float32
     assert plain(coarse) == pytest.approx(plain(fine), rel=1e-5, abs=1e-5)
     torch.testing.assert_close(gradients.double(), expected, rtol=2**-8, atol=1e-5)
 
@@ -224,7 +224,7 @@ def test_a_passage_without_a_chance(name: str) -> None:
     assert 2 * output.loss.item() == pytest.approx(expected[name], abs=1e-12)
     assert torch.isfinite(gradients).all()
     assert gradients[2] > 0.01  # it is to score lower
-    assert output.metrics["num_unread_questions"] == 0
+    assert output.metrics["num_unread_questions"].part == 0
 
 
 @pytest.mark.parametrize("name", PER_PASSAGE)
@@ -238,7 +238,7 @@ def test_a_question_that_no_passage_answers_teaches_nothing_and_is_counted(name:
     output, gradients = with_gradients(objective, SCORES, IS_REAL, said)
     expected = {"distillation": SECOND_DISTANCE, "emdr2": 2 * JOINT_LOSS - LN(SECOND_SUM)}
     assert 2 * output.loss.item() == pytest.approx(expected.get(name, -LN(SECOND_SUM)), abs=1e-12)
-    assert output.metrics["num_unread_questions"] == 1
+    assert output.metrics["num_unread_questions"].part == 1
     assert torch.isfinite(gradients).all()
     of_scores, of_said = gradients[:6].view(2, 3), gradients[6:].view(said.shape)
     assert (of_scores[0] == 0).all()

@@ -31,7 +31,7 @@ SPANS = torch.tensor([[[1, 1], [1, 2]], [[2, 2], [-1, -1]]])
 
 def loss(spans: Tensor = SPANS, is_real: Tensor = ALL_REAL, *, marginal: bool = True) -> dict[str, float]:
     output = extractive_loss(logits(), IS_TEXT, is_real, spans, 2, marginal=marginal)
-    return {"loss": output.loss.item(), **{name: value.item() for name, value in output.metrics.items()}}
+    return {"loss": output.loss.item(), **{name: value.part.item() for name, value in output.metrics.items()}}
 
 
 def test_marginal_likelihood_of_all_occurrences() -> None:

@@ -7,21 +7,25 @@ gradient into the weights. The result is that of one pass over the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.training.steps.step import distinct_texts, start_dropout
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Count, Mean, Metrics
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
@@ -32,6 +36,8 @@ MOST_SCORES = 1 << 19
 class ContrastiveConfig(ScoreScalingConfig, Checked):
     """The contrastive loss and how its step is computed."""
 
+    contrastive_loss: Annotated[str, OneOf(CONTRASTIVE_LOSSES)] = "nll"
+    """Loss of a question, given the scores of all passages of the global batch."""
     micro_batch_size: PositiveInt = 8
     """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
     gradient_caching: bool = True
@@ -44,58 +50,69 @@ class ContrastiveStep:
     def __init__(self, model: DualEncoder, config: ContrastiveConfig, topology: ProcessTopology, seed: int) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
         self._divisor = config.score_divisor(model.dimension)
+        self._question_losses = CONTRASTIVE_LOSSES[config.contrastive_loss].question_losses
 
-    def forward_backward(self, batch: ContrastiveBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: ContrastiveBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule."""
         self.model.train()
         batch = batch.to(self.topology.device)
-        towers = [
-            _TowerPass(self.model.encode_queries, batch.questions, self._chunk_seed(iteration, "query"), self.config),
-            _TowerPass(self.model.encode_passages, batch.passages, self._chunk_seed(iteration, "passage"), self.config),
+        query_seed, passage_seed = (self._chunk_seed(iteration, tower) for tower in ("query", "passage"))
+        encodings = [
+            _RepeatableEncoding(self.model.encode_queries, batch.questions, query_seed, self.config),
+            _RepeatableEncoding(self.model.encode_passages, batch.passages, passage_seed, self.config),
         ]
-        cached = self.config.gradient_caching and any(len(tower.chunks) > 1 for tower in towers)
+        cached = self.config.gradient_caching and any(len(encoding.chunks) > 1 for encoding in encodings)
         with torch.set_grad_enabled(not cached):
-            vectors = [tower.encode() for tower in towers]
-        queries, passages = (vector.detach().requires_grad_() for vector in vectors)
-        output = self._loss(queries, passages, batch, loss_scale)
-        gradients = [leaf.grad for leaf in (queries, passages) if leaf.grad is not None]
+            vectors = [encoding.vectors() for encoding in encodings]
+        metrics, gradients = self._vector_gradients(vectors[0].detach(), vectors[1].detach(), batch, loss_scale)
         if cached:
-            for tower, gradient in zip(towers, gradients, strict=True):
-                tower.backward(gradient)
+            for encoding, gradient in zip(encodings, gradients, strict=True):
+                encoding.backward(gradient)
         else:
             torch.autograd.backward(vectors, gradients)
         excluded = torch.tensor(float(batch.num_false_negatives), device=self.topology.device)
-        return {**output.metrics, "loss": output.loss, "num_false_negatives": excluded}
+        return {**metrics, "num_false_negatives": Count(excluded)}
 
     @torch.no_grad()
-    def evaluate(self, batch: ContrastiveBatch) -> Mapping[str, Tensor]:
+    def evaluate(self, batch: ContrastiveBatch) -> Metrics:
         """See StepModule."""
         self.model.eval()
         batch = batch.to(self.topology.device)
-        queries = _TowerPass(self.model.encode_queries, batch.questions, None, self.config).encode()
-        passages = _TowerPass(self.model.encode_passages, batch.passages, None, self.config).encode()
-        output = self._loss(queries, passages, batch)
-        num_questions = batch.question_is_real.sum()
-        return {**output.metrics, "loss": output.loss, "num_examples": num_questions, "num_questions": num_questions}
+        queries = _RepeatableEncoding(self.model.encode_queries, batch.questions, None, self.config).vectors()
+        passages = _RepeatableEncoding(self.model.encode_passages, batch.passages, None, self.config).vectors()
+        candidates = gather_rows_with_grad(passages, self.topology.groups.dp)
+        outputs = list(self._block_losses(queries, candidates, batch))
+        return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
 
-    def _loss(
-        self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch, loss_scale: float | None = None
-    ) -> LossOutput:
-        """This rank's part of the loss over the passages of all data-parallel ranks.
+    def _vector_gradients(
+        self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch, loss_scale: float
+    ) -> tuple[Metrics, tuple[Tensor, Tensor]]:
+        """The metrics, and the gradients of `loss * loss_scale` with respect to queries and passages."""
+        queries, passages = queries.requires_grad_(), passages.requires_grad_()
+        gathered = gather_rows_with_grad(passages, self.topology.groups.dp)
+        candidates = gathered.detach().requires_grad_()
+        outputs = []
+        for output in self._block_losses(queries, candidates, batch):
+            (output.loss * loss_scale).backward()
+            outputs.append(LossOutput(output.loss.detach(), output.metrics))
+        gathered.backward(candidates.grad)
+        assert queries.grad is not None
+        assert passages.grad is not None
+        return _sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
 
-        It is summed over blocks of questions, so that the scores of a batch of thousands never stand in memory whole.
+    def _block_losses(self, queries: Tensor, candidates: Tensor, batch: ContrastiveBatch) -> Iterator[LossOutput]:
+        """The losses of blocks of questions, whose sum is this rank's part of the loss; so the scores of a batch of
+        thousands never stand in memory whole.
 
         Args:
-            loss_scale: accumulate the gradients of `loss * loss_scale` in `queries` and `passages`; None: no gradient.
+            queries: [n, D], of this rank.
+            candidates: [P, D], the passages of all data-parallel ranks.
         """
-        gathered = gather_rows_with_grad(passages, self.topology.groups.dp)
-        candidates = gathered.detach().requires_grad_(loss_scale is not None)
-        stride = passages.size(0) // queries.size(0)
-        first = self.topology.dp_rank * passages.size(0)
-        positives = torch.arange(first, first + passages.size(0), stride, device=passages.device)
-        outputs = []
+        num_passages = candidates.size(0) // self.topology.dp_size
+        first, stride = self.topology.dp_rank * num_passages, num_passages // queries.size(0)
+        positives = torch.arange(first, first + num_passages, stride, device=candidates.device)
         for rows in _row_blocks(queries.size(0), candidates.size(0)):
-            output = contrastive_loss(
+            yield contrastive_loss(
                 queries[rows],
                 candidates,
                 positives[rows],
@@ -103,14 +120,8 @@ class ContrastiveStep:
                 batch.question_is_real[rows],
                 batch.num_questions,
                 self._divisor,
+                self._question_losses,
             )
-            if loss_scale is not None:
-                (output.loss * loss_scale).backward()
-            outputs.append({**output.metrics, "loss": output.loss.detach()})
-        if loss_scale is not None:
-            gathered.backward(candidates.grad)
-        metrics = {name: torch.stack([part[name] for part in outputs]).sum() for name in outputs[0]}
-        return LossOutput(metrics.pop("loss"), metrics)
 
     def _chunk_seed(self, iteration: int, tower: str) -> Callable[[int], None]:
         """A function that starts the dropout streams of a tower's chunk, the same in both passes."""
@@ -121,15 +132,28 @@ class ContrastiveStep:
         return start
 
 
+def _sum_of_blocks(outputs: Sequence[LossOutput], batch: ContrastiveBatch) -> Metrics:
+    """The metrics of a batch, `loss` among them."""
+    blocks = [{**output.metrics, "loss": Mean(output.loss, batch.num_questions)} for output in outputs]
+    return {
+        name: replace(metric, part=torch.stack([block[name].part for block in blocks]).sum())
+        for name, metric in blocks[0].items()
+    }
+
+
 def _row_blocks(num_questions: int, num_passages: int) -> Iterator[slice]:
     """Blocks of questions with a bounded number of scores each."""
     size = max(1, MOST_SCORES // num_passages)
     return (slice(start, start + size) for start in range(0, num_questions, size))
 
 
-class _TowerPass:
-    """One encoder over its texts, each different text once, in length-sorted chunks that can be encoded twice with
-    the same dropout."""
+class _RepeatableEncoding:
+    """Texts to encode, each different text once, in length-sorted chunks that can be encoded twice with the same
+    dropout.
+
+    Args:
+        start_chunk: starts the dropout of a chunk, given its number; None: there is no dropout.
+    """
 
     def __init__(
         self,
@@ -147,7 +171,7 @@ class _TowerPass:
             self._start_chunk(number)
         return self._encode(self._texts.rows(self.chunks[number]))
 
-    def encode(self) -> Tensor:
+    def vectors(self) -> Tensor:
         """[n, D] vectors in the order of the texts."""
         vectors = torch.cat([self._encode_chunk(number) for number in range(len(self.chunks))])
         return in_given_order(vectors, self.chunks)[self._place_of]

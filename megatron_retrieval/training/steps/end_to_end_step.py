@@ -3,8 +3,7 @@ from the answer (Sachan et al. 2021, arXiv 2101.00408, section 3)."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Count, Mean, Metric, Metrics, add_metrics
 from megatron_retrieval.utils.stopwatch import Stopwatch
 
 
@@ -75,14 +75,14 @@ class EndToEndStep:
         self._objective = OBJECTIVES[config.objective]
         self._divisor = config.scaling.score_divisor(model.retriever.dimension)
 
-    def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
         `seconds_...`: of the parts of the step, means over ranks."""
         watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
         with watch("searching"):
             chunks = list(self._chunks(batch))
         self.model.train()
-        sums: dict[str, Tensor] = defaultdict(self._zero)
+        sums: dict[str, Metric] = {}
         for number, chunk in enumerate(chunks):
             start_dropout(self._seed, self._topology, iteration, number)
             with watch("encoding"):
@@ -95,23 +95,23 @@ class EndToEndStep:
             self._add(sums, chunk, output, scores)
         num_copies = self._topology.dp_size
         for name, seconds in watch.seconds.items():
-            sums[f"seconds_{name}"] += seconds / num_copies
-        sums["score_weight"] += self.model.score_weight.detach()[0] / num_copies
+            sums[f"seconds_{name}"] = Mean(self._zero() + seconds / num_copies, num_copies)
+        sums["score_weight"] = Mean(self.model.score_weight.detach()[0] / num_copies, num_copies)
         return sums
 
     @torch.no_grad()
-    def evaluate(self, batch: AskedBatch) -> Mapping[str, Tensor]:
+    def evaluate(self, batch: AskedBatch) -> Metrics:
         """See StepModule; beside it what the reader makes of questions without any passage."""
         chunks = list(self._chunks(batch))
         self.model.eval()
-        sums: dict[str, Tensor] = defaultdict(self._zero)
+        sums: dict[str, Metric] = {}
         for chunk in chunks:
             scores = self._fresh_scores(chunk)
             self._add(sums, chunk, self._loss(chunk, scores), scores)
             for name, value in self._readings.without_passages(chunk.asked).items():
-                sums[name] += value * (not batch.is_filler) / batch.num_questions
-        num_questions = self._zero() + len(batch) * (not batch.is_filler)
-        return {**sums, "num_examples": num_questions, "num_questions": num_questions}
+                part = value * (not batch.is_filler) / batch.num_questions
+                add_metrics(sums, {name: Mean(part, batch.num_questions)})
+        return {**sums, "num_questions": Count(self._zero() + len(batch) * (not batch.is_filler))}
 
     def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
         """The questions with what the index holds for them."""
@@ -129,13 +129,13 @@ class EndToEndStep:
         reading = self._readings.reading(chunk.asked, chunk.rows)
         return self._objective.loss(reading, scores, self.model.score_weight, chunk.asked.num_questions)
 
-    def _add(self, sums: dict[str, Tensor], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
+    def _add(self, sums: dict[str, Metric], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
         """Add a chunk's numbers; those of fillers are nothing, but have the same names."""
-        weight, num_questions = float(not chunk.asked.is_filler), chunk.asked.num_questions
+        num_questions = chunk.asked.num_questions
         best = scores.detach().masked_fill(chunk.rows < 0, float("-inf")).argmax(1)
-        changed = (best > 0).sum() / num_questions
-        for name, value in {**output.metrics, "loss": output.loss.detach(), "best_passage_changed": changed}.items():
-            sums[name] += value * weight
+        means = {"loss": output.loss.detach(), "best_passage_changed": (best > 0).sum() / num_questions}
+        metrics = {**output.metrics, **{name: Mean(part, num_questions) for name, part in means.items()}}
+        add_metrics(sums, {name: metric * (not chunk.asked.is_filler) for name, metric in metrics.items()})
 
     def _zero(self) -> Tensor:
         return torch.zeros((), device=self._topology.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.objectives.extractive import extractive_loss
+from megatron_retrieval.objectives.extractive import METRICS, extractive_loss
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.extractive import ExtractiveBatch, SpanLogits
 from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Mean, Metric, Metrics, add_metrics
 from megatron_retrieval.types.tokens import by_length
 
 
@@ -39,31 +39,29 @@ class ExtractiveStep:
     ) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
 
-    def forward_backward(self, batch: ExtractiveBatch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: ExtractiveBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule."""
         self.model.train()
         return self._sum_over_chunks(batch, iteration, loss_scale)
 
     @torch.no_grad()
-    def evaluate(self, batch: ExtractiveBatch) -> Mapping[str, Tensor]:
+    def evaluate(self, batch: ExtractiveBatch) -> Metrics:
         """See StepModule."""
         self.model.eval()
-        num_questions = batch.is_real[:, 0].sum().to(self.topology.device)
-        return {**self._sum_over_chunks(batch, None, 1.0), "num_examples": num_questions}
+        return self._sum_over_chunks(batch, None, 1.0)
 
-    def _sum_over_chunks(self, batch: ExtractiveBatch, iteration: int | None, loss_scale: float) -> dict[str, Tensor]:
+    def _sum_over_chunks(self, batch: ExtractiveBatch, iteration: int | None, loss_scale: float) -> Metrics:
         batch = batch.to(self.topology.device)
-        names = ("loss", "span_loss", "selection_loss", "span_accuracy", "selection_accuracy", "accuracy")
-        sums = {name: torch.zeros((), device=self.topology.device) for name in names}
+        zero = torch.zeros((), device=self.topology.device)  # what a rank without a real question reports
+        kinds: dict[str, type[Mean]] = {"loss": Mean, **METRICS}
+        sums: dict[str, Metric] = {name: kind(zero, batch.num_questions) for name, kind in kinds.items()}
         for number, questions in enumerate(self._chunks(batch)):
             if iteration is not None:
                 start_dropout(self.seed, self.topology, iteration, number)
             output = self._loss(batch.questions(questions))
             if iteration is not None:
                 (output.loss * loss_scale).backward()
-            sums["loss"] += output.loss.detach()
-            for name, value in output.metrics.items():
-                sums[name] += value
+            add_metrics(sums, {**output.metrics, "loss": Mean(output.loss.detach(), batch.num_questions)})
         return sums
 
     def _chunks(self, batch: ExtractiveBatch) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.metrics import Metrics
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 from megatron_retrieval.utils.seeds import derive_seed
 
@@ -18,18 +19,17 @@ from megatron_retrieval.utils.seeds import derive_seed
 class StepModule(Protocol):
     """One paradigm's step: from a rank's share of a batch to gradients, or to numbers only."""
 
-    def forward_backward(self, batch: Any, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: Any, iteration: int, loss_scale: float) -> Metrics:
         """Accumulate the gradients of `loss * loss_scale`.
 
         Returns:
-            Scalars by name, `loss` among them; this rank's part, so that sums over data-parallel ranks are means
-            (or counts, named `num_...`) over the global batch.
+            This rank's part of the numbers about the global batch, `loss` among them: a `Mean` over its examples. The
+            names are the same on every rank, whatever its share holds.
         """
         ...
 
-    def evaluate(self, batch: Any) -> Mapping[str, Tensor]:
-        """The same means and counts without gradient or dropout, and with them `num_examples`: this rank's part of
-        what the means are over (questions, masked tokens), by which batches are weighted when they are averaged."""
+    def evaluate(self, batch: Any) -> Metrics:
+        """The same without gradient or dropout."""
         ...
 
 

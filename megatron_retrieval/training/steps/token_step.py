@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_accuracy, vocab_parallel_cross_entropy
 from megatron_retrieval.training.steps.step import start_dropout
+from megatron_retrieval.types.metrics import Count, Mean, Metrics, Rate
 
 
 class LabelledBatch(Protocol):
@@ -47,24 +48,23 @@ class TokenStep(ABC, Generic[Batch]):
     def logits(self, batch: Batch) -> Tensor:
         """[M, V / tensor-parallel size] float32 logits of the tokens to predict, in the order of the labels."""
 
-    def forward_backward(self, batch: Batch, iteration: int, loss_scale: float) -> Mapping[str, Tensor]:
+    def forward_backward(self, batch: Batch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule."""
         self.model.train()
         return self._sum_over_chunks(batch, iteration, loss_scale)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Mapping[str, Tensor]:
-        """See StepModule; the examples that it counts are tokens to predict."""
+    def evaluate(self, batch: Batch) -> Metrics:
+        """See StepModule."""
         self.model.eval()
-        metrics = self._sum_over_chunks(batch, None, 1.0)
-        return {**metrics, "num_examples": metrics[self.counted]}
+        return self._sum_over_chunks(batch, None, 1.0)
 
-    def _sum_over_chunks(self, batch: Batch, iteration: int | None, loss_scale: float) -> dict[str, Tensor]:
+    def _sum_over_chunks(self, batch: Batch, iteration: int | None, loss_scale: float) -> Metrics:
         batch = batch.to(self.topology.device)
         num_labels = (batch.labels >= 0).sum().float()
         # no rank knows how many the others have
         total = all_reduce_sum(num_labels, self.topology.groups.dp)
-        sums = {"loss": torch.zeros_like(total), "accuracy": torch.zeros_like(total)}
+        loss_part, accuracy_part = torch.zeros_like(total), torch.zeros_like(total)
         for number, chunk in enumerate(self.chunks(batch)):
             labels = chunk.labels[chunk.labels >= 0]
             if not len(labels):  # fillers only; tensor-parallel ranks hold the same rows, hence agree
@@ -76,6 +76,6 @@ class TokenStep(ABC, Generic[Batch]):
             loss = vocab_parallel_cross_entropy(logits, labels).sum() / total
             if iteration is not None:
                 (loss * loss_scale).backward()
-            sums["loss"] += loss.detach()
-            sums["accuracy"] += is_best.sum() / total
-        return {**sums, self.counted: num_labels}
+            loss_part += loss.detach()
+            accuracy_part += is_best.sum() / total
+        return {"loss": Mean(loss_part, total), "accuracy": Rate(accuracy_part, total), self.counted: Count(num_labels)}
