@@ -114,6 +114,12 @@ def from_flat_dict(config_class: type[Config], flat: Mapping[str, Any]) -> Confi
     return config_class(**values)
 
 
+def overlaid(config: Config, given: Any) -> Config:
+    """`config` with those settings of `given` that it has too; a setting that is None is not given."""
+    shared = {name: value for name, value in to_flat_dict(given).items() if value is not None}
+    return from_flat_dict(type(config), {**to_flat_dict(config), **shared})
+
+
 def write_config(config: Any, path: str | Path) -> None:
     """Write the resolved settings, and the extensions that they need, as YAML that `--config` reads back."""
     extensions = {"extensions": list(loaded_extensions())} if loaded_extensions() else {}

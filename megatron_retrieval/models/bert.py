@@ -56,6 +56,11 @@ class BertConfig:
             )
 
     @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.max_position_embeddings
+
+    @property
     def ffn_size(self) -> int:
         """Width of the feed-forward layers."""
         return self.ffn_hidden_size or 4 * self.hidden_size

@@ -8,10 +8,7 @@ import torch
 from torch import nn
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.models.t5 import T5
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -46,7 +43,7 @@ class EndToEndModel(nn.Module):
     def __init__(
         self,
         retriever: DualEncoder,
-        reader: T5 | BertSeq2Seq | ExtractiveReader,
+        reader: nn.Module,
         freeze: FreezeConfig,
         *,
         first_score_weight: float = 1.0,

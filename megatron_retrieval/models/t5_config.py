@@ -58,6 +58,11 @@ class T5Config:
             )
 
     @property
+    def max_positions(self) -> int | None:
+        """Positions are relative: sequences may be of any length."""
+        return None
+
+    @property
     def head_width(self) -> int:
         """Width of an attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads

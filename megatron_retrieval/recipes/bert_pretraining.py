@@ -9,11 +9,11 @@ from functools import partial
 from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
 from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
 from megatron_retrieval.data.examples.masked_lm import MaskedLMDataConfig, MaskedLMDataset
+from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
-from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
@@ -59,7 +59,7 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
         DataError, CheckpointError: an input cannot be used.
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
-    require_positions(config.model, seq_length=config.data.seq_length)
+    require_positions(config.model.max_positions, seq_length=config.data.seq_length)
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed = training.seed
     corpus = open_corpus(blocks.data_path, start, "WordPiece")

@@ -9,10 +9,10 @@ from typing import Any, Self
 from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
 from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
 from megatron_retrieval.data.examples.loader import BatchSource, Bundles
+from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.resume import SavedModel
@@ -85,7 +85,9 @@ def build_contrastive_trainer(
     """
     training, shape, lengths = config.training, config.model, config.text_format
     require_positions(
-        shape.bert, query_seq_length=lengths.query_seq_length, retriever_seq_length=lengths.retriever_seq_length
+        shape.bert.max_positions,
+        query_seq_length=lengths.query_seq_length,
+        retriever_seq_length=lengths.retriever_seq_length,
     )
     seed = training.seed
     if start is None:

@@ -13,11 +13,12 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.extractive import ExtractiveFinetuneConfig
+from megatron_retrieval.readers.fusion import FusionFinetuneConfig
 from megatron_retrieval.recipes import (
     bert_pretraining,
-    extractive_finetune,
-    fusion_finetune,
     ict_pretraining,
+    reader_finetune,
     retriever_finetune,
     t5_pretraining,
 )
@@ -38,8 +39,8 @@ BERT = Recipe(bert_pretraining.BertPretrainingConfig, bert_pretraining.build)
 ICT = Recipe(ict_pretraining.IctPretrainingConfig, ict_pretraining.build)
 T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
-READER = Recipe(extractive_finetune.ExtractiveFinetuneConfig, extractive_finetune.build)
-FUSION = Recipe(fusion_finetune.FusionFinetuneConfig, fusion_finetune.build)
+READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
+FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
 END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build)
 
 #: ranks and tensor-parallel size; the rest of the ranks are data-parallel

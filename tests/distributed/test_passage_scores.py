@@ -23,12 +23,13 @@ from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
 from megatron_retrieval.models.fusion_reader import FusionReader
-from megatron_retrieval.models.generation import BeamSearchConfig, GenerationConfig
+from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.passage_scores import PassageScoreConfig, PassageScoreUse
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.settings import ReaderAnswersConfig
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -248,7 +249,7 @@ def _from_checkpoint(topology: ProcessTopology, folder: str, model_file: str) ->
         config = start.reader_config(SHAPE, LAYOUT, scores)
         save_checkpoint(f"{folder}/{name}", model, topology, kind=KIND, config=config, assets=start.assets())
         assert describe_fusion_reader(f"{folder}/{name}").passage_scores == (scores or PassageScoreConfig())
-        settings = ReaderConfig(load=Path(folder) / name, search=BeamSearchConfig(), max_answer_length=5)
+        settings = ReaderConfig(load=Path(folder) / name, answers=ReaderAnswersConfig(max_answer_length=5))
         opened = open_reader(settings, reading, topology)
         found = [(answer.text, answer.score, answer.passage) for answer in opened.reader.answer(_questions())]
         _check(found, _answer(topology, model_file, scores or PassageScoreConfig(), _questions()))

@@ -29,14 +29,15 @@ KIND = "extractive-reader"
 
 @dataclass(frozen=True)
 class ExtractiveReaderDescription(CheckpointDescription):
-    """All of a saved extractive reader but its weights.
+    """All of a saved extractive reader, or of what one may start from, but its weights.
 
     Attributes:
+        layout: None where it has not been trained as a reader.
         passage_scores: what it does with the scores of passages; nothing where it was trained without a retriever.
     """
 
     config: BertConfig
-    layout: ExtractiveFormatConfig
+    layout: ExtractiveFormatConfig | None = None
     passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
 
 

@@ -58,7 +58,7 @@ class PassagesToReadConfig(Checked):
             ConfigError: it is on.
         """
         if self.closed_book:
-            raise ConfigError("--closed-book: an extractive reader takes its answers from passages.")
+            raise ConfigError("--closed-book: this reader takes its answers from passages.")
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.data.layouts.lengths import ReaderLengthsConfig
 from megatron_retrieval.data.layouts.sequences import format_question_and_passage
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
@@ -16,22 +16,17 @@ from megatron_retrieval.types.extractive import ExtractivePassages
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderLengthsConfig(Checked):
-    """How long the sequences of any reader are."""
-
-    question_seq_length: PositiveInt = 64
-    """Longest question, in tokens; longer ones are cut."""
-    reader_seq_length: int = 256
-    """Longest sequence, in tokens with question, title and what frames them; the text is cut."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class ExtractiveFormatConfig(ReaderLengthsConfig):
-    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
+class PassageSegmentConfig:
+    """Which tokens are of the second segment."""
 
     passage_segment: bool = True
     """Title and text get the second segment embedding, as the second of two texts does in BERT's pretraining; off: all
     tokens get the first, as in DPR. Of extractive readers."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExtractiveFormatConfig(PassageSegmentConfig, ReaderLengthsConfig):
+    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.extractive import ReaderLengthsConfig
+from megatron_retrieval.data.layouts.lengths import ReaderLengthsConfig
 from megatron_retrieval.data.layouts.sequences import join_segments
 from megatron_retrieval.data.stores.ragged import Ragged, token_dtype
 from megatron_retrieval.errors import ConfigError
@@ -18,8 +18,8 @@ MIN_PASSAGE_TOKENS = 8
 
 
 @dataclass(kw_only=True, frozen=True)
-class FusionFormatConfig(ReaderLengthsConfig):
-    """Layout of a question together with a passage: question: ... title: ... context: ... (FiD)."""
+class PrefixConfig:
+    """Words that tell the parts of a text apart."""
 
     question_prefix: str = "question:"
     """Stands before the question."""
@@ -27,6 +27,11 @@ class FusionFormatConfig(ReaderLengthsConfig):
     """Stands before the title of a passage."""
     passage_prefix: str = "context:"
     """Stands before the text of a passage."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class FusionFormatConfig(PrefixConfig, ReaderLengthsConfig):
+    """Layout of a question together with a passage: question: ... title: ... context: ... (FiD)."""
 
 
 class FusionLayout:

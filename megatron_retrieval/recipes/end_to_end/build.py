@@ -11,15 +11,15 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config
 from megatron_retrieval.checkpoint.kinds.starting_point import describe_starting_point, load_starting_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
-from megatron_retrieval.recipes.end_to_end.readers import reader_part
-from megatron_retrieval.recipes.lengths import require_positions
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
@@ -27,7 +27,7 @@ from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, require_passes
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
@@ -45,17 +45,17 @@ class EndToEndRun:
 
     def __init__(self, config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
         self.config, self.topology = config, topology
-        self.start_retriever, start_reader = config.starting_points()
+        self.start_retriever = config.start_retriever()
         lengths = config.text_format
         require_positions(
-            self.start_retriever.config.bert,
+            self.start_retriever.config.bert.max_positions,
             query_seq_length=lengths.query_seq_length,
             retriever_seq_length=lengths.retriever_seq_length,
         )
         self.evidence = EvidenceStore(config.evidence)
         self.tokenizer = self.start_retriever.vocabulary()
         self.evidence.require_vocabulary(self.tokenizer, f"the retriever {self.start_retriever.folder}")
-        self.reader = reader_part(config, start_reader, topology)
+        self.reader_kind, self.reader = self._open_reader()
         self.model = self._new_model()
         self.search = PassageSearch(
             config.search,
@@ -74,12 +74,12 @@ class EndToEndRun:
         if (held_out_data := config.data.held_out()) is not None:
             held_out = self._questions(held_out_data)
             tasks.append(self._task(held_out))
+        readings = self.reader.side(self.evidence)
         rates = config.rates.multipliers(training.optimizer.lr)
         run = TrainingRun(training, self.topology, self.model, self._saved(len(examples)), rates)
         run.add(self._refresher(run))
         run.evaluate(held_out, tasks)
         run.resume()
-        readings = self.reader.readings(self.evidence)
         step = EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed)
         return run.trainer(step, examples)
 
@@ -91,6 +91,16 @@ class EndToEndRun:
             passage_score_weight=float(self.model.score_weight.detach()),
             passage_score_divisor=step.scaling.score_divisor(self.model.retriever.dimension),
         )
+
+    def _open_reader(self) -> tuple[ReaderKind, OpenReader]:
+        """With the weights of the start; where a run is resumed they are overwritten."""
+        config = self.config
+        kind, start = config.start_reader()
+        require_passes(config.step.objective, kind.passes, f"the {start.kind} {start.folder}")
+        settings = config.reader_settings(kind, start)
+        reader = kind.open(start, settings, self.topology, config.training.precision.dtype)
+        reader.load(start)
+        return kind, reader
 
     def _new_model(self) -> EndToEndModel:
         """With the weights of the start; where a run is resumed they are overwritten."""
@@ -123,7 +133,7 @@ class EndToEndRun:
         config = self.config
         parts = {
             RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self.tokenizer.assets()),
-            READER: self.reader.saved(self.passage_scores),
+            READER: ModelPart(self.reader_kind.saved_as, self._reader_config, self.reader.vocabulary.assets()),
         }
         frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
         identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}
@@ -131,6 +141,9 @@ class EndToEndRun:
 
     def _retriever_config(self) -> dict[str, Any]:
         return checkpoint_config(self.model.retriever.config, self.config.text_format, self.start_retriever.lower_case)
+
+    def _reader_config(self) -> dict[str, Any]:
+        return self.reader.checkpoint_config(self.passage_scores())
 
     def _refresher(self, run: TrainingRun) -> IndexRefresher:
         config, training = self.config, self.config.training

@@ -6,19 +6,20 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.kinds.any_reader import ReaderDescription, describe_reader
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DualEncoderDescription, describe_dual_encoder
-from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
+from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig
+from megatron_retrieval.data.layouts.lengths import within_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import EmbeddingRanksConfig
-from megatron_retrieval.recipes.lengths import within_positions
-from megatron_retrieval.recipes.reader_answers import AnyFormatConfig, ReaderAnswersConfig
-from megatron_retrieval.recipes.reader_training import ReaderModelConfig
+from megatron_retrieval.readers.kind import ReaderKind, SavedReader
+from megatron_retrieval.readers.registry import describe_reader
+from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderLayoutConfig, ReaderSettings
 from megatron_retrieval.refresh.config import IndexRefreshConfig
+from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.run import TrainingConfig
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStepConfig
@@ -96,9 +97,9 @@ class EndToEndFinetuneConfig:
     index: IndexRefreshConfig = field(default_factory=IndexRefreshConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     rates: ModuleRatesConfig = field(default_factory=ModuleRatesConfig)
-    model: ReaderModelConfig = field(default_factory=ReaderModelConfig)
+    model: ModelOverridesConfig = field(default_factory=ModelOverridesConfig)
     text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
-    layout: AnyFormatConfig = field(default_factory=AnyFormatConfig)
+    layout: ReaderLayoutConfig = field(default_factory=ReaderLayoutConfig)
     answers: ReaderAnswersConfig = field(default_factory=ReaderAnswersConfig)
     encode: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
@@ -130,19 +131,27 @@ class EndToEndFinetuneConfig:
         """For the launcher."""
         return self.training.parallel
 
-    def starting_points(self) -> tuple[DualEncoderDescription, ReaderDescription]:
-        """Retriever and reader that give shape, layout and vocabulary: the resumed ones, else those of the start."""
-        if folder := self.training.save.resume_folder():
-            return describe_dual_encoder(folder / RETRIEVER), describe_reader(folder / READER)
-        return describe_dual_encoder(self.retriever), describe_reader(self.reader)
+    def start_retriever(self) -> DualEncoderDescription:
+        """What gives the retriever's shape, layout and vocabulary: the resumed one, else that of the start."""
+        folder = self.training.save.resume_folder()
+        return describe_dual_encoder(folder / RETRIEVER if folder else self.retriever)
+
+    def start_reader(self) -> tuple[ReaderKind, SavedReader]:
+        """Likewise of the reader, with its kind."""
+        folder = self.training.save.resume_folder()
+        return describe_reader(folder / READER if folder else self.reader)
+
+    def reader_settings(self, kind: ReaderKind, start: SavedReader) -> ReaderSettings:
+        """What the reader is built with; settings of its layout that no flag has are the start's."""
+        layout = overlaid(start.layout or kind.layout(), self.layout)
+        return ReaderSettings(self.model.over(start.config), layout, self.answers.of(kind.answers), self.encode)
 
     def with_artefact_defaults(self) -> EndToEndFinetuneConfig:
         """The layouts of retriever and reader are the defaults of their flags, and so is the weight of scores that a
         reader has learned."""
-        retriever, reader = self.starting_points()
-        saved = {} if reader.layout is None else to_flat_dict(reader.layout)
-        layout = from_flat_dict(AnyFormatConfig, {**to_flat_dict(self.layout), **saved})
-        layout, step = within_positions(layout, reader.config), self.step
+        (kind, reader), step = self.start_reader(), self.step
+        saved_layout = within_positions(reader.layout or kind.layout(), reader.config.max_positions)
         if reader.passage_scores.passage_score_use == "bias":
             step = dataclasses.replace(step, score_weight=reader.passage_scores.passage_score_weight)
-        return dataclasses.replace(self, layout=layout, text_format=retriever.text_format, step=step)
+        text_format = self.start_retriever().text_format
+        return dataclasses.replace(self, layout=overlaid(self.layout, saved_layout), text_format=text_format, step=step)

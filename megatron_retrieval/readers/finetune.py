@@ -1,0 +1,103 @@
+"""The settings of fine-tuning a reader on questions with the passages that a retriever found for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from megatron_retrieval.data.examples.loader import BatchSource
+from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.lengths import within_positions
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
+from megatron_retrieval.parallel.topology import ParallelConfig
+from megatron_retrieval.readers.kind import OpenReader, ReaderKind, SavedReader
+from megatron_retrieval.readers.settings import ReaderSettings
+from megatron_retrieval.training.overrides import ModelOverridesConfig
+from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.steps.step import StepModule
+
+OwnReader = TypeVar("OwnReader", bound=OpenReader)
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderDataConfig:
+    """Questions to learn from, and questions held out."""
+
+    train: ReaderTrainingDataConfig
+    valid_data: tuple[str, ...] = ()
+    """Held-out files of the same kinds: loss, exact match and F1 during training."""
+    max_valid_questions: int | None = None
+    """Use only the first questions of the held-out files; default: all."""
+
+    def held_out(self) -> ReaderTrainingDataConfig | None:
+        """The files to evaluate on."""
+        if not self.valid_data:
+            return None
+        return dataclasses.replace(self.train, train_data=self.valid_data, max_train_questions=self.max_valid_questions)
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
+    """What the fine-tuning of every kind of reader has.
+
+    A kind's own class narrows the types of `layout`, `answers` and `step`, and may have further settings.
+    """
+
+    pretrained_checkpoint: str | None = None
+    """Checkpoint whose weights, shape, vocabulary and, if it is a reader of this kind, layout training starts from."""
+    data: ReaderDataConfig
+    training: TrainingConfig
+    model: ModelOverridesConfig = field(default_factory=ModelOverridesConfig)
+    layout: Any
+    answers: Any
+    step: Any
+    scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
+
+    @property
+    @abstractmethod
+    def kind(self) -> ReaderKind:
+        """What is fine-tuned."""
+
+    @abstractmethod
+    def examples(self, reader: OwnReader, data: ReaderTrainingDataConfig) -> BatchSource[Any]:
+        """The batches of the files' questions.
+
+        Raises:
+            DataError: a file is malformed, or there is nothing to learn from it.
+        """
+
+    @abstractmethod
+    def step_module(self, reader: OwnReader) -> StepModule:
+        """What computes the gradients of a batch of `examples`."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    def starting_point(self) -> SavedReader:
+        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        if folder := self.training.save.resume_folder():
+            return self.kind.describe(folder, (self.kind.saved_as,))
+        if self.pretrained_checkpoint is None:
+            kinds = " or ".join(self.kind.starts_from)
+            raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
+        return self.kind.describe(self.pretrained_checkpoint, self.kind.starts_from)
+
+    def with_artefact_defaults(self) -> ReaderFinetuneConfig[OwnReader]:
+        """A reader's layout is the default of its flags; sequences are no longer than the model's positions."""
+        start = self.starting_point()
+        return dataclasses.replace(
+            self, layout=within_positions(start.layout or self.layout, start.config.max_positions)
+        )
+
+    def settings(self, start: SavedReader) -> ReaderSettings:
+        """What the reader is built with where training starts there."""
+        return ReaderSettings(self.model.over(start.config), self.layout, self.answers)

@@ -1,0 +1,31 @@
+"""The kinds of readers by name, and the one that a checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.readers.extractive import EXTRACTIVE
+from megatron_retrieval.readers.fusion import FUSION
+from megatron_retrieval.readers.kind import ReaderKind, SavedReader
+from megatron_retrieval.utils.registry import Registry
+
+READERS: Registry[ReaderKind] = Registry("kind of reader")
+READERS.add(EXTRACTIVE)
+READERS.add(FUSION)
+
+
+def describe_reader(path: str | Path) -> tuple[ReaderKind, SavedReader]:
+    """Which kind of reader a checkpoint holds, and what it says of itself.
+
+    Raises:
+        CheckpointError: no checkpoint here, or one of something else.
+    """
+    folder = resolve_checkpoint(path)
+    saved_as = read_manifest(folder).kind
+    for kind in READERS.values():
+        if saved_as in kind.reads:
+            return kind, kind.describe(folder, kind.reads)
+    needed = " or ".join(kind.saved_as for kind in READERS.values())
+    raise CheckpointError(f"{folder}: holds a {saved_as}, where a {needed} is needed.")

@@ -1,0 +1,38 @@
+"""A reader fine-tuned on questions with the passages that a retriever found for them, whatever its kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_retrieval.data.files.passage_questions import QuestionCensus, read_training_questions
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingRun
+from megatron_retrieval.training.tasks.answers import GivenPassagesTask
+from megatron_retrieval.training.trainer import Trainer
+
+
+def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Trainer:
+    """Read the data, build the model, and make the trainer.
+
+    Raises:
+        ConfigError: no checkpoint to start from, no room for passages, or sequences longer than its positions.
+        DataError, CheckpointError: an input cannot be used.
+    """
+    training, start, kind = config.training, config.starting_point(), config.kind
+    reader = kind.open(start, config.settings(start), topology, training.precision.dtype, seed=training.seed)
+    examples = config.examples(reader, config.data.train)
+    if training.save.resume_folder() is None:
+        reader.load(start)
+    held_out, tasks = None, []
+    if (held_out_data := config.data.held_out()) is not None:
+        held_out = config.examples(reader, held_out_data)
+        questions = list(read_training_questions(held_out_data, QuestionCensus()))
+        tasks.append(GivenPassagesTask(questions, reader.answerer(), reader.model, config.scoring))
+    identity = {"number of training questions": len(examples)}
+    saved = SavedModel(kind.saved_as, reader.checkpoint_config(), reader.vocabulary.assets(), identity)
+    run = TrainingRun(training, topology, reader.model, saved)
+    run.evaluate(held_out, tasks)
+    run.resume()
+    return run.trainer(config.step_module(reader), examples)
