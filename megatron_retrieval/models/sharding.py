@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from megatron_retrieval.parallel.topology import ProcessTopology
 
 
 def mark_padded(param: nn.Parameter, num_rows: int) -> None:
@@ -23,11 +20,7 @@ def mark_padded(param: nn.Parameter, num_rows: int) -> None:
 
 def full_shape(param: nn.Parameter, tp_size: int) -> torch.Size:
     """The shape of `param` put together from `tp_size` shards, without padding rows."""
-    sizes = list(param.shape)
-    if _is_sharded(param):
-        sizes[_partition_dim(param)] *= tp_size
-    sizes[:1] = [_num_real_rows(param, sizes[0])] if sizes else []
-    return torch.Size(sizes)
+    return torch.Size(full_sizes(param.shape, layout_of(param), tp_size))
 
 
 def shard_of(full: Tensor, param: nn.Parameter, tp_rank: int, tp_size: int) -> Tensor:
@@ -38,30 +31,15 @@ def shard_of(full: Tensor, param: nn.Parameter, tp_rank: int, tp_size: int) -> T
     """
     if full.shape != (expected := full_shape(param, tp_size)):
         raise ValueError(f"full tensor of shape {list(full.shape)} where {list(expected)} is needed")
-    if not _is_sharded(param):
+    layout = layout_of(param)
+    if (dim := layout.dim) is None:
         return full
-    dim = _partition_dim(param)
     padding = param.size(dim) * tp_size - full.size(dim)
     if padding:
         full = F.pad(full, (0, 0) * (full.dim() - 1 - dim) + (0, padding))
     # a stride of s means s stacked matrices (gate and up projection), each cut over the ranks
-    pieces = full.chunk(tp_size * _stride(param), dim)[tp_rank::tp_size]
+    pieces = full.chunk(tp_size * layout.stride, dim)[tp_rank::tp_size]
     return torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0].contiguous()
-
-
-def gather_full(param: nn.Parameter, topology: ProcessTopology, values: Tensor | None = None) -> Tensor:
-    """The full tensor, on every rank; all tensor-parallel ranks must call this together.
-
-    Args:
-        values: this rank's shard of something laid out like `param` (a gradient, an optimizer moment); default: the
-            parameter itself.
-    """
-    values = (param if values is None else values).detach()
-    if _is_sharded(param) and topology.tp_size > 1:
-        parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(topology.tp_size)]
-        dist.all_gather(parts, values.contiguous(), group=topology.groups.tp)
-        return join_shards(parts, layout_of(param))
-    return join_shards([values], layout_of(param))
 
 
 @dataclass(frozen=True)
@@ -81,8 +59,26 @@ class ShardLayout:
 
 def layout_of(param: nn.Parameter) -> ShardLayout:
     """The layout of `param`, and of anything laid out like it."""
-    dim = _partition_dim(param) if _is_sharded(param) else None
-    return ShardLayout(dim, _stride(param), getattr(param, "num_real_rows", None))
+    is_cut = getattr(param, "tensor_model_parallel", False)  # megatron-core's marks
+    dim = int(param.partition_dim) if is_cut else None  # type: ignore[attr-defined]
+    return ShardLayout(dim, int(getattr(param, "partition_stride", 1)), getattr(param, "num_real_rows", None))
+
+
+def full_sizes(shard: torch.Size, layout: ShardLayout, tp_size: int) -> list[int]:
+    """The shape of the tensor that shards of this shape make."""
+    sizes = list(shard)
+    if layout.dim is not None:
+        sizes[layout.dim] *= tp_size
+    if layout.num_rows is not None:
+        sizes[0] = layout.num_rows
+    return sizes
+
+
+def places_in_full(num_slices: int, layout: ShardLayout, tp_rank: int, tp_size: int) -> Tensor:
+    """[n] places in the full tensor (padding rows count) of the n slices of a shard along the dimension that is cut."""
+    per_matrix = num_slices // layout.stride
+    matrices = torch.arange(layout.stride)[:, None] * per_matrix * tp_size
+    return (matrices + tp_rank * per_matrix + torch.arange(per_matrix)).flatten()
 
 
 def join_shards(parts: list[Tensor], layout: ShardLayout) -> Tensor:
@@ -92,19 +88,3 @@ def join_shards(parts: list[Tensor], layout: ShardLayout) -> Tensor:
         pieces = [part.chunk(layout.stride, layout.dim) for part in parts]
         full = torch.cat([piece[s] for s in range(layout.stride) for piece in pieces], layout.dim)
     return full if layout.num_rows is None else full[: layout.num_rows]
-
-
-def _is_sharded(param: nn.Parameter) -> bool:
-    return bool(getattr(param, "tensor_model_parallel", False))
-
-
-def _partition_dim(param: nn.Parameter) -> int:
-    return int(param.partition_dim)  # type: ignore[attr-defined]
-
-
-def _stride(param: nn.Parameter) -> int:
-    return int(getattr(param, "partition_stride", 1))
-
-
-def _num_real_rows(param: nn.Parameter, num_rows: int) -> int:
-    return int(getattr(param, "num_real_rows", num_rows))

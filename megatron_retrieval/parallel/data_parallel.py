@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 from megatron_retrieval.parallel.topology import ProcessTopology
 
+#: all that is read of it is whether gradients are averaged; "per token" is megatron-core's word for "summed"
+_CONFIG = TransformerConfig(num_layers=1, hidden_size=1, num_attention_heads=1, calculate_per_token_loss=True)
+
 
 class DataParallelModel:
-    """A megatron-core module with fp32 gradient buffers that are summed (not averaged) over data-parallel ranks.
+    """A module with fp32 gradient buffers, for all but frozen parameters, that are summed (not averaged) over
+    data-parallel ranks.
 
     Summing lets each rank's loss be its part of one global mean, so that the gradient is that of a single process
     whatever the number of ranks. Backward passes only accumulate; `reduce_gradients` communicates once a step.
@@ -21,10 +23,8 @@ class DataParallelModel:
     def __init__(self, module: nn.Module, topology: ProcessTopology) -> None:
         self.module = module
         self._groups = topology.groups
-        config = copy.copy(_engine_config(module))
-        config.calculate_per_token_loss = True  # megatron-core's name for "sum over ranks, do not average"
         self.ddp = DistributedDataParallel(
-            config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module, pg_collection=topology.groups
+            _CONFIG, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module, pg_collection=topology.groups
         )
         self.ddp.broadcast_params()
 
@@ -38,9 +38,3 @@ class DataParallelModel:
     def reduce_gradients(self) -> None:
         """Sum the accumulated gradients over data-parallel ranks."""
         finalize_model_grads([self.ddp], pg_collection=self._groups)
-
-
-def _engine_config(module: nn.Module) -> TransformerConfig:
-    """The configuration of the first megatron-core part of `module`; its parallel settings are those of all."""
-    configs = (getattr(part, "config", None) for part in module.modules())
-    return next(config for config in configs if isinstance(config, TransformerConfig))

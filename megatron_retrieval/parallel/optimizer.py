@@ -70,6 +70,7 @@ class Optimizer:
         self._clip_grad, self._min_loss_scale = config.clip_grad, precision.min_loss_scale
         self._all_parameters = dict(model.module.named_parameters())
         self._parameters = {name: p for name, p in self._all_parameters.items() if p.requires_grad}
+        dtypes = {parameter.dtype for parameter in self._all_parameters.values()}
         megatron_config = MegatronOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -78,9 +79,9 @@ class Optimizer:
             adam_beta2=config.adam_beta2,
             adam_eps=config.adam_eps,
             clip_grad=config.clip_grad,
-            bf16=precision.bf16,
-            fp16=precision.fp16,
-            params_dtype=precision.dtype,
+            # parts of a model may be of different dtypes, frozen ones too: gradients pass through these all the same
+            bf16=torch.bfloat16 in dtypes,
+            fp16=torch.float16 in dtypes,
             initial_loss_scale=precision.initial_loss_scale,
             min_loss_scale=precision.min_loss_scale,
             loss_scale_window=precision.loss_scale_window,
@@ -123,7 +124,7 @@ class Optimizer:
         return StepResult(True, grad_norm)
 
     def main_weight(self, name: str) -> Tensor:
-        """The fp32 weights of the parameter `name`: the parameter itself, or its main copy."""
+        """The most precise weights of the parameter `name`: its fp32 copy, or itself where it is fp32 or frozen."""
         parameter = self._all_parameters[name]
         return getattr(parameter, "main_param", parameter).detach()
 
@@ -160,12 +161,10 @@ class Optimizer:
                 scale = torch.tensor([scaler.pop("scale")], device=self._device)
                 self._inner.grad_scaler.load_state_dict({"scale": scale, **{k: int(v) for k, v in scaler.items()}})
 
-    def load_main_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the fp32 weights (this rank's shards) and round them into the model."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                self.main_weight(name).copy_(weights[name])
-                parameter.copy_(self.main_weight(name))
+    def load_main_weight(self, name: str, values: Tensor) -> None:
+        """Set the fp32 weights of a parameter (this rank's shard); the model has them already, rounded."""
+        if name in self._parameters:
+            self.main_weight(name).copy_(values)
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:
         """Adam's state of one parameter, created as zeros where no step has been taken yet."""

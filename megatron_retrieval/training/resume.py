@@ -14,8 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
-from megatron_retrieval.checkpoint.store.reader import load_moments, load_weights
+from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import CheckpointError, ConfigError
@@ -64,6 +65,7 @@ class SavedModel:
         identity: settings that name the sequence of batches (seed, global batch size, number of examples); a run
             can only be resumed with the same.
         parts: models that this one is made of and that are of use without it, see `save_checkpoint`.
+        base: what the model started from, if checkpoints are to leave out what they have in common with it.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class SavedModel:
     assets: dict[str, bytes]
     identity: dict[str, Any]
     parts: Mapping[str, ModelPart] = field(default_factory=dict)
+    base: BaseCheckpoint | None = None
 
 
 @runtime_checkable
@@ -129,6 +132,7 @@ class RunCheckpoints:
             },
             keep_last=self._config.keep_last,
             parts=self._saved.parts,
+            base=self._saved.base,
         )
         log.info("saved %s", folder)
 
@@ -155,9 +159,8 @@ class RunCheckpoints:
                     f"{folder}: was saved with {name} {training['identity'].get(name)}, this run has {value}; the "
                     "batches would differ. Resume with the same setting, or start anew with --pretrained-checkpoint."
                 )
-        weights = load_weights(folder, manifest, self._model, self._topology)
-        self._optimizer.load_main_weights(weights)
-        self._optimizer.load_state(load_moments(folder, manifest, self._model, self._topology), training["optimizer"])
+        load_weights(folder, manifest, self._model, self._topology, take=self._optimizer.load_main_weight)
+        self._optimizer.load_state(SavedMoments(folder, manifest, self._model, self._topology), training["optimizer"])
         states = training.get(STATES_KEY, {})
         for resumable in self._resumables:
             if resumable.resume_name in states:

@@ -18,9 +18,9 @@ from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
 from megatron_retrieval.training.steps.readings import ReaderSide

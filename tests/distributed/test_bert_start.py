@@ -33,8 +33,8 @@ from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.memory import EncodedMemory
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
 

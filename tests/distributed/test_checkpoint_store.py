@@ -51,7 +51,7 @@ def test_damage_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "iter_0000010"
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest[:-40])
-    with pytest.raises(CheckpointError, match=r"manifest\.json: not the manifest of a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged, or not the manifest of a checkpoint"):
         describe_dual_encoder(folder)
     (folder / "manifest.json").write_text(manifest.replace(KIND, "reader"))
     with pytest.raises(CheckpointError, match="holds a reader, where a dual-encoder is needed"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import contrastive_share, tiny_dual_encoder_config
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep

@@ -13,9 +13,9 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.multi_head_attention import SelfAttention
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.types.tokens import TokenBatch
 

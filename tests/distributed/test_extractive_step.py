@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig

@@ -15,12 +15,12 @@ from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfi
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.seq2seq import EncoderDecoder
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig

@@ -17,11 +17,11 @@ from megatron_retrieval.models.layer_inputs import LayerInputs, TokenCache
 from megatron_retrieval.models.layers import Layer, Part, norm
 from megatron_retrieval.models.memory import CrossAttending, EncodedMemory, Memory
 from megatron_retrieval.models.multi_head_attention import CrossAttention
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config, t5_engine_config
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 
 CHUNK, NUM_CHUNKS, NUM_TOKENS, NUM_ROWS, NUM_KEYS = 4, 2, 11, 3, 5

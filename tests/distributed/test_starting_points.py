@@ -18,8 +18,8 @@ from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
 

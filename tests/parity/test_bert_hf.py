@@ -16,8 +16,9 @@ from megatron_retrieval.checkpoint.huggingface.bert import (
 )
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
-from megatron_retrieval.models.sharding import gather_full, shard_of
+from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_bert
 

@@ -15,8 +15,8 @@ from megatron_retrieval.checkpoint.huggingface.bert import LAYER, QKV, bert_conf
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.memory import EncodedMemory
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import VOCABULARY, attention_mask, random_batch, tiny_bert_seq2seq
 

@@ -17,12 +17,12 @@ from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.layer_inputs import TokenCache
 from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.relative_bias import relative_buckets
-from megatron_retrieval.models.sharding import gather_full
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.models.t5_config import T5Config, t5_initial_std
 from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_hf import NUM_EMBEDDINGS, T5_SHAPE, attention_mask, random_batch, tiny_t5
 from megatron_retrieval.types.tokens import TokenBatch

@@ -1,11 +1,14 @@
 """Checkpoints on disk: sharded, atomic, readable at any layout of ranks, and free of pickle.
 
-    DIR/latest_checkpointed_iteration.txt     the newest complete iteration
-    DIR/iter_0000500/manifest.json            kind, config, layouts, checksums, fingerprint, training state
-    DIR/iter_0000500/model.tp0of2.safetensors       fp32 weights, one file per tensor-parallel rank
+    DIR/latest_checkpointed_iteration.txt           the newest complete iteration
+    DIR/iter_0000500/manifest.json                  kind, config, layouts, checksums, fingerprint, training state
+    DIR/iter_0000500/model.tp0of2.safetensors       weights, one file per tensor-parallel rank
     DIR/iter_0000500/optimizer.tp0of2.safetensors   Adam's moments, sharded like the weights
-    DIR/iter_0000500/vocab.txt                assets that the model cannot be used without
-    DIR/iter_0000500/NAME/                    of a model made of several, one of them: a checkpoint by itself
+    DIR/iter_0000500/vocab.txt                      assets that the model cannot be used without
+    DIR/iter_0000500/NAME/                          of a model made of several, one of them: a checkpoint by itself
+
+Trained weights are stored in fp32, frozen ones in the dtype that the model holds them in. A manifest may name a *base*:
+another checkpoint that holds the frozen weights, which the files of this one then leave out.
 
 megatron-core's own format keeps its metadata in unrestricted pickles, and its tensors cannot be read without it;
 safetensors files can be mapped into memory, opened by anybody, and joined at load, one tensor at a time.
@@ -13,16 +16,33 @@ safetensors files can be mapped into memory, opened by anybody, and joined at lo
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.errors import CheckpointError, DataError
 from megatron_retrieval.models.sharding import ShardLayout
-from megatron_retrieval.utils.files import file_fingerprint, read_json
+from megatron_retrieval.utils.files import file_fingerprint
+from megatron_retrieval.utils.manifest import MANIFEST, ManifestFormat
 
-FORMAT_VERSION = 1
+FORMAT = ManifestFormat(what="a checkpoint", version=1)
 LATEST_NAME = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(kw_only=True, frozen=True)
+class BaseReference:
+    """The checkpoint that holds what the files of another leave out.
+
+    Attributes:
+        path: its folder, absolute or relative to the folder of the checkpoint that refers to it.
+        kind: what it holds.
+        fingerprint: of its model; a base with another one is refused.
+    """
+
+    path: str
+    kind: str
+    fingerprint: str
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -33,12 +53,14 @@ class CheckpointManifest:
         kind: what was saved, for instance `dual-encoder`.
         iteration: training steps taken; 0 for an import.
         config: what is needed to build the model again.
-        fingerprint: hash of the full fp32 weights, the config and the assets; the same at any layout of ranks.
+        fingerprint: hash of the full weights, the config and the assets; the same at any layout of ranks, and whether
+            the weights stand here or in a base.
         tp_size: files per set of tensors.
         layouts: how the shards of each parameter are joined.
         checksums: SHA-256 (16 digits) of every file, by name.
         training: state of the trainer beside the tensors (optimizer scalars, data position, seed); empty for an import.
         parts: names of the models that this one is made of, whose weights stand in folders of these names.
+        base: what holds the parameters that the files leave out; None where they hold all.
     """
 
     kind: str
@@ -50,6 +72,7 @@ class CheckpointManifest:
     checksums: dict[str, str]
     training: dict[str, Any]
     parts: tuple[str, ...] = ()
+    base: BaseReference | None = None
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -60,20 +83,25 @@ def resolve_checkpoint(path: str | Path) -> Path:
         CheckpointError: there is none.
     """
     path = Path(path)
-    if (path / "manifest.json").is_file():
+    if is_complete(path):
         return path
     if not path.exists() and (path.parent / LATEST_NAME).is_file():
         return _existing_part(resolve_checkpoint(path.parent), path.name)
     try:
         iteration = int((path / LATEST_NAME).read_text())
     except OSError as error:
-        raise CheckpointError(f"{path}: no checkpoint here (neither manifest.json nor {LATEST_NAME}).") from error
+        raise CheckpointError(f"{path}: no checkpoint here (neither {MANIFEST} nor {LATEST_NAME}).") from error
     except ValueError as error:
         raise CheckpointError(f"{path / LATEST_NAME}: expected the number of an iteration.") from error
     folder = path / f"iter_{iteration:07d}"
-    if not (folder / "manifest.json").is_file():
-        raise CheckpointError(f"{folder}: named by {LATEST_NAME}, but it holds no manifest.json.")
+    if not is_complete(folder):
+        raise CheckpointError(f"{folder}: named by {LATEST_NAME}, but it holds no {MANIFEST}.")
     return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether this is the folder of one checkpoint, written to its end."""
+    return (folder / MANIFEST).is_file()
 
 
 def _existing_part(folder: Path, name: str) -> Path:
@@ -90,16 +118,21 @@ def read_manifest(folder: str | Path) -> CheckpointManifest:
     Raises:
         CheckpointError: no manifest, or one of another format.
     """
-    path = Path(folder) / "manifest.json"
     try:
-        fields = read_json(path)
-        version = fields.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format {version}; this version reads format {FORMAT_VERSION}.")
-        layouts = {name: ShardLayout(**layout) for name, layout in fields.pop("layouts").items()}
-        return CheckpointManifest(layouts=layouts, parts=tuple(fields.pop("parts", ())), **fields)
-    except (DataError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not the manifest of a checkpoint ({error}).") from error
+        with FORMAT.opened(Path(folder)) as fields:
+            layouts = {name: ShardLayout(**layout) for name, layout in fields.pop("layouts").items()}
+            base = BaseReference(**fields.pop("base")) if "base" in fields else None
+            return CheckpointManifest(layouts=layouts, base=base, parts=tuple(fields.pop("parts", ())), **fields)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    """Make `folder` a complete checkpoint."""
+    fields = dataclasses.asdict(manifest)
+    if manifest.base is None:
+        del fields["base"]  # as before there were bases
+    FORMAT.write(folder, fields)
 
 
 def check_file(path: Path, manifest: CheckpointManifest) -> None:

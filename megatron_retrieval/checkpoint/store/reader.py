@@ -2,70 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, check_file, read_manifest
+from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, check_file, is_complete, read_manifest
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.sharding import join_shards, shard_of
+from megatron_retrieval.models.sharding import join_shards, layout_of, shard_of
 from megatron_retrieval.parallel.topology import ProcessTopology
+
+#: gives this rank's shard of a parameter's values
+GetShard = Callable[[str, nn.Parameter], Tensor]
 
 
 class TensorReader:
-    """Full tensors of a checkpoint, joined from the shards one at a time.
+    """The tensors of a checkpoint, whole or cut for this rank; those that its base holds are read from there.
 
     Raises:
-        CheckpointError: on construction, where a file is missing, damaged or cut off.
+        CheckpointError: on construction, where a file is missing or the base is not the one that it was; on reading,
+            where a file is damaged or cut off.
     """
 
     def __init__(self, folder: str | Path, manifest: CheckpointManifest, stem: str = "model") -> None:
         self.folder, self.manifest = Path(folder), manifest
         names = [f"{stem}.tp{rank}of{manifest.tp_size}.safetensors" for rank in range(manifest.tp_size)]
         for name in names:
-            check_file(self.folder / name, manifest)
-        try:
-            self._files = [safe_open(self.folder / name, framework="pt") for name in names]
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.folder}: damaged {stem} file ({error}).") from error
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{self.folder / name}: missing from the checkpoint.")
+        self._open = cache(lambda rank: _checked_file(self.folder / names[rank], manifest))
+        self._own: set[str] = set(self._open(0).keys())
         with_parts = manifest.parts if stem == "model" else ()
         self._parts = {part: TensorReader(self.folder / part, read_manifest(self.folder / part)) for part in with_parts}
+        self._base = open_base(self.folder, manifest) if stem == "model" else None
 
     def names(self) -> set[str]:
         """Of all tensors, those of parts with the part's name before them."""
         of_parts = {f"{part}.{name}" for part, reader in self._parts.items() for name in reader.names()}
-        return set(self._files[0].keys()) | of_parts
+        of_base = self._base.names() & self.manifest.layouts.keys() if self._base else set()
+        return self._own | of_parts | of_base
 
     def full(self, name: str, parameter: str | None = None) -> Tensor:
         """The full tensor `name`, laid out like `parameter` (default: itself)."""
+        reader, key = self._holder(name)
+        if reader is not self:
+            return reader.full(key)
+        shards = [self._open(rank).get_tensor(name) for rank in range(self.manifest.tp_size)]
+        return join_shards(shards, self.manifest.layouts[parameter or name])
+
+    def shard(self, name: str, parameter: nn.Parameter, topology: ProcessTopology, like: str | None = None) -> Tensor:
+        """What this rank holds of the tensor `name` in the place of `parameter`. Where the checkpoint was saved at the
+        same layout, only this rank's file is read.
+
+        Args:
+            like: the parameter that the tensor is laid out like; default: itself.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        reader, key = self._holder(name)
+        if reader is not self:
+            return reader.shard(key, parameter, topology)
+        layout = self.manifest.layouts[like or name]
+        if self.manifest.tp_size == topology.tp_size and layout == layout_of(parameter):
+            own: Tensor = self._open(topology.tp_rank).get_tensor(name)
+            if own.shape == parameter.shape:
+                return own
+        return shard_of(self.full(name, like), parameter, topology.tp_rank, topology.tp_size)
+
+    def _holder(self, name: str) -> tuple[TensorReader, str]:
+        """Who reads a tensor, and under what name."""
         part, _, rest = name.partition(".")
         if part in self._parts:
-            return self._parts[part].full(rest)
-        parts = [file.get_tensor(name) for file in self._files]
-        return join_shards(parts, self.manifest.layouts[parameter or name])
+            return self._parts[part], rest
+        return (self._base, name) if self._base and name not in self._own else (self, name)
+
+
+def _checked_file(path: Path, manifest: CheckpointManifest) -> Any:
+    check_file(path, manifest)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({error}).") from error
+
+
+def open_base(folder: Path, manifest: CheckpointManifest) -> TensorReader | None:
+    """The tensors of the base that a checkpoint refers to; None where it has no base.
+
+    Raises:
+        CheckpointError: the base is missing or another model than it was.
+    """
+    if (reference := manifest.base) is None:
+        return None
+    place = folder / reference.path
+    hint = f"Put it back, or correct its path in {folder}/manifest.json."
+    if not is_complete(place):
+        raise CheckpointError(
+            f"{folder}: shares weights of the {reference.kind} {reference.fingerprint} in {place}, where no checkpoint "
+            f"is. {hint}"
+        )
+    found = read_manifest(place)
+    if (found.kind, found.fingerprint) != (reference.kind, reference.fingerprint):
+        raise CheckpointError(
+            f"{folder}: shares weights of the {reference.kind} {reference.fingerprint}, but {place} holds the "
+            f"{found.kind} {found.fingerprint}. {hint}"
+        )
+    return TensorReader(place, found)
 
 
 def load_weights(
-    folder: str | Path, manifest: CheckpointManifest, model: nn.Module, topology: ProcessTopology
-) -> dict[str, Tensor]:
+    folder: str | Path,
+    manifest: CheckpointManifest,
+    model: nn.Module,
+    topology: ProcessTopology,
+    take: Callable[[str, Tensor], None] | None = None,
+) -> None:
     """Fill `model` from a checkpoint saved at any layout.
 
-    Returns:
-        This rank's fp32 shards by parameter name, before rounding to the model's dtype.
+    Args:
+        take: is given this rank's shard of every parameter, by its name, before rounding to the model's dtype.
 
     Raises:
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
     reader = TensorReader(folder, manifest)
-    return fill_model(model, reader.names(), reader.full, topology, source=str(folder))
+
+    def shard(name: str, parameter: nn.Parameter) -> Tensor:
+        return reader.shard(name, parameter, topology)
+
+    _fill(model, reader.names(), shard, str(folder), take)
 
 
 def fill_model(
     model: nn.Module, names: Set[str], full: Callable[[str], Tensor], topology: ProcessTopology, *, source: str
-) -> dict[str, Tensor]:
+) -> None:
     """Cut full tensors for this rank and put them into `model`.
 
     Args:
@@ -73,35 +147,56 @@ def fill_model(
         full: gives one of them.
         source: where they come from, for errors.
 
-    Returns:
-        This rank's shards by parameter name, before rounding to the model's dtype.
-
     Raises:
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
+
+    def shard(name: str, parameter: nn.Parameter) -> Tensor:
+        return shard_of(full(name), parameter, topology.tp_rank, topology.tp_size)
+
+    _fill(model, names, shard, source)
+
+
+def _fill(
+    model: nn.Module,
+    names: Set[str],
+    shard: GetShard,
+    source: str,
+    take: Callable[[str, Tensor], None] | None = None,
+) -> None:
     parameters = dict(model.named_parameters())
     if difference := sorted(names ^ parameters.keys()):
         owner = "the checkpoint" if difference[0] in names else "the model"
         raise CheckpointError(f"{source}: {len(difference)} parameters differ; {difference[0]} is only in {owner}.")
-    shards = {}
     for name, parameter in parameters.items():
         try:
-            shards[name] = shard_of(full(name), parameter, topology.tp_rank, topology.tp_size)
+            values = shard(name, parameter)
         except ValueError as error:
             raise CheckpointError(f"{source}: {name} does not fit the model: {error}.") from error
+        if values.is_floating_point() != parameter.is_floating_point():
+            raise CheckpointError(f"{source}: {name} is stored as {values.dtype}, where {parameter.dtype} is needed.")
         with torch.no_grad():
-            parameter.copy_(shards[name])
-    return shards
+            parameter.copy_(values)
+        if take is not None:
+            take(name, values)
 
 
-def load_moments(
-    folder: str | Path, manifest: CheckpointManifest, model: nn.Module, topology: ProcessTopology
-) -> dict[str, Tensor]:
-    """This rank's shards of the optimizer's moments, from a checkpoint saved at any layout."""
-    reader = TensorReader(folder, manifest, "optimizer")
-    parameters = dict(model.named_parameters())
-    shards = {}
-    for name in reader.names():
+class SavedMoments(Mapping[str, Tensor]):
+    """This rank's shards of the optimizer's moments, from a checkpoint saved at any layout; each is read when it is
+    asked for, by `<moment>.<parameter>`."""
+
+    def __init__(
+        self, folder: str | Path, manifest: CheckpointManifest, model: nn.Module, topology: ProcessTopology
+    ) -> None:
+        self._reader = TensorReader(folder, manifest, "optimizer")
+        self._parameters, self._topology = dict(model.named_parameters()), topology
+
+    def __getitem__(self, name: str) -> Tensor:
         parameter = name.split(".", 1)[1]
-        shards[name] = shard_of(reader.full(name, parameter), parameters[parameter], topology.tp_rank, topology.tp_size)
-    return shards
+        return self._reader.shard(name, self._parameters[parameter], self._topology, like=parameter)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader.names())
+
+    def __len__(self) -> int:
+        return len(self._reader.names())
