@@ -154,7 +154,7 @@ def _found(topology: ProcessTopology, folder: str, num_candidates: int | None) -
         search = PassageSearch(settings, model, setting.evidence, TEXT_FORMAT, topology, encode_batch_size=3)
         search.index = setting.search.index
         found = search.find(batch)
-        fresh = model.encode_queries(batch.queries) @ model.encode_passages(search.tokens(all_rows())).T
+        fresh = model.encode_queries(batch.retriever_queries) @ model.encode_passages(search.tokens(all_rows())).T
         order = fresh.sort(dim=1, descending=True, stable=True)
     return {"rows": found.rows, "scores": found.scores, "best": order.indices[:, :2], "fresh": order.values[:, :2]}
 
