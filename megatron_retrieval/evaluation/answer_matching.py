@@ -1,4 +1,4 @@
-"""Does a passage contain an answer? As DPR's `has_answer`, with its variants as switches."""
+"""Whether a passage contains an answer: DPR's `has_answer`, with its variants as settings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class AnswerMatchConfig:
     """When a passage counts as containing an answer; recorded in every result."""
 
     answer_match: Literal["string", "regex"] = "string"
-    """string: the answer's tokens in a row, after NFD and in lower case. regex: answers are regular expressions, as
-    CuratedTREC's, searched in the NFD text without regard to case, over several lines."""
+    """string: the passage has the answer's tokens in a row, after NFD and in lower case. regex: answers are regular
+    expressions, as in CuratedTREC, searched in the NFD text, case-insensitive and multi-line."""
     match_title: bool = False
-    """Look into the title as well as the text; published figures look into the text alone."""
+    """Search the title as well as the text; published figures search the text only."""
 
 
 class AnswerMatcher:
     """Tells whether a passage contains one of a question's answers.
 
-    A pattern that is no regular expression never matches, as in DPR; it is logged and counted in `num_bad_patterns`.
+    An invalid regular expression never matches, as in DPR; it is logged and counted in `num_bad_patterns`.
     """
 
     def __init__(self, config: AnswerMatchConfig) -> None:
@@ -42,11 +42,11 @@ class AnswerMatcher:
         self.num_bad_patterns = 0
 
     def for_answers(self, answers: Sequence[str]) -> Callable[[Passage], bool]:
-        """The test for one question's answers, prepared once for all its passages."""
+        """The test for one question's answers, compiled once for all of its passages."""
         if self._config.answer_match == "regex":
             patterns = [pattern for answer in answers if (pattern := self._compile(answer)) is not None]
             return lambda passage: any(pattern.search(_nfd(self._searched(passage))) for pattern in patterns)
-        # An answer without tokens ("...": only separators or control characters) is found nowhere.
+        # An answer without tokens ("...": only separators or control characters) is never found.
         wanted = [text for answer in answers if (text := normalized(answer)).strip()]
         return lambda passage: any(text in self._normalized(self._searched(passage)) for text in wanted)
 
@@ -62,7 +62,7 @@ class AnswerMatcher:
             return re.compile(_nfd(answer), re.IGNORECASE | re.UNICODE | re.MULTILINE)
         except re.error as error:
             self.num_bad_patterns += 1
-            log.warning("the answer %r is no regular expression (%s) and matches nothing", answer, error)
+            log.warning("the answer %r is not a regular expression (%s) and matches nothing", answer, error)
             return None
 
 

@@ -26,10 +26,10 @@ class Interval:
 def mean_interval(
     values: NDArray[np.float64], *, seed: int = _SEED, num_resamples: int = NUM_RESAMPLES, level: float = LEVEL
 ) -> Interval:
-    """The mean of one value per question, and the interval that holds `level` of the means of resampled questions.
+    """The mean of one value per question, with the percentile interval at `level` of the means of resampled questions.
 
-    Drawing n questions with replacement is the same as drawing how often each distinct value appears, which is
-    multinomial: hits and misses need two counts a resample instead of n indices.
+    Drawing n questions with replacement is drawing the count of each distinct value from a multinomial: hits and
+    misses need two counts per resample instead of n indices.
     """
     if len(values) == 0:
         raise ValueError("no values: the mean of no questions is undefined")
@@ -49,8 +49,10 @@ def paired_difference(
     num_resamples: int = NUM_RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
-    """candidate - baseline over the same questions in the same order; both are resampled together, so what makes a
-    question hard for both does not widen the interval."""
+    """The mean of candidate - baseline over the same questions in the same order.
+
+    Pairs are resampled, so that a question that is hard for both runs does not widen the interval.
+    """
     if baseline.shape != candidate.shape:
         raise ValueError(f"runs over different questions: {baseline.shape} and {candidate.shape}")
     return mean_interval(candidate - baseline, seed=seed, num_resamples=num_resamples, level=level)

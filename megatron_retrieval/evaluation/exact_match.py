@@ -24,12 +24,12 @@ class AnswerScoreConfig:
     """When an answer counts as right; recorded in every result."""
 
     decompose_answers: bool = False
-    """Canonical decomposition (NFD) of prediction and answers before they are compared, as some codes apply it."""
+    """Canonical decomposition (NFD) of prediction and answers before they are compared, as some implementations do."""
 
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """How good one answer is.
+    """The scores of one answer.
 
     Attributes:
         exact_match: 1.0 where it equals an acceptable answer after normalisation, else 0.0.
@@ -41,14 +41,14 @@ class AnswerScore:
 
 
 def normalized_answer(text: str) -> str:
-    """Lower case, without (ASCII) punctuation, articles and superfluous white space."""
+    """Lower case, without ASCII punctuation, articles and repeated white space."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
 def score_answer(prediction: str, answers: Sequence[str], config: AnswerScoreConfig) -> AnswerScore:
     """The best score over the acceptable answers; 0 where there are none, and for a blank prediction.
 
-    Where prediction and answer have no words but articles, F1 is 1, as in the script of SQuAD 2.0.
+    F1 is 1 where prediction and answer consist of articles only, as in the script of SQuAD 2.0.
     """
     if not prediction.strip() or not answers:
         return AnswerScore(0.0, 0.0)

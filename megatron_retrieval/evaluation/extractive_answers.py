@@ -1,4 +1,4 @@
-"""Answers of an extractive reader: the best span over all passages of a question, as it stands in the text."""
+"""Answers of an extractive reader: the text of the best span over all passages of a question."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class SpanChoiceConfig:
     """Which of the passages' best spans is the answer."""
 
     answer_choice: Literal["joint", "passage"] = "joint"
-    """joint: the span that is likeliest together with its passage, spans that exact match takes for one answer added up
-    where the retriever weighs the passages; passage: the best span of the likeliest passage, as DPR. Of extractive
-    readers."""
+    """For extractive readers. joint: the span of the highest likelihood times that of its passage; where the retriever
+    weighs the passages, spans that are equal by exact match are summed. passage: the best span of the likeliest
+    passage, as in DPR."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -60,14 +60,14 @@ class BestSpans:
 
 
 class ExtractiveAnswerer:
-    """A Reader, see `evaluation.reader_task`.
+    """See Reader in `evaluation.reader_task`.
 
     Args:
         model: in evaluation mode.
         layout: of question and passage, as in training.
-        passage_scores: marginal: passages weigh as the retriever says; default: as the reader itself says. Passages of
-            questions that have no scores count alike.
-        micro_batch_size: passages read at once.
+        passage_scores: marginal: the retriever's scores weigh the passages; default: the reader's own do. Passages of
+            questions without scores have equal weights.
+        micro_batch_size: passages in one forward pass.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ExtractiveAnswerer:
 
     @torch.no_grad()
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
-        """See Reader; the score is the log of p(z) P_start P_end, or of its sum over passages."""
+        """See Reader; the score is log(p(z) P_start P_end), or the log of its sum over passages."""
         passages = self._lay_out(questions)
         best = self._best_spans(passages)
         offsets = to_offsets(np.array([len(question.passages) for question in questions], np.int64)).tolist()
@@ -110,7 +110,7 @@ class ExtractiveAnswerer:
         return self._layout.lay_out(asked.take(owner), titles, texts, self._tokenizer.special)
 
     def _best_spans(self, passages: ExtractivePassages) -> BestSpans:
-        """Passages of like length are read together."""
+        """Batches hold passages of similar length."""
         batches = by_length(passages.tokens.lengths, self._micro_batch_size, longest_first=True)
         parts = [self._best_of(passages.rows(rows).to(self._device)) for rows in batches if len(rows)]
         if not parts:
@@ -126,7 +126,7 @@ class ExtractiveAnswerer:
     def _choose(
         self, question: ReaderQuestion, passages: ExtractivePassages, best: BestSpans, rows: slice
     ) -> Prediction:
-        """The answer from the passages `rows`; none where there is no text to take it from."""
+        """The answer from the passages `rows`; empty where none has text."""
         scores = best.scores[rows].double()
         has_span = scores > float("-inf")
         if not bool(has_span.any()):
@@ -146,7 +146,7 @@ class ExtractiveAnswerer:
         return Prediction(self._text(question, passages, best, rows.start, place), float(total[place]), place)
 
     def _log_weights(self, question: ReaderQuestion, selection: Tensor) -> Tensor:
-        """[K] float64 log p(z | q) of a question's passages, by the retriever or by the reader."""
+        """[K] float64 log p(z | q) of a question's passages, from the retriever's or the reader's scores."""
         if self._scores.passage_score_use != "marginal":
             return selection.double().log_softmax(0)
         scores = torch.tensor(question.scores or (0.0,) * len(question.passages), dtype=torch.float64)
@@ -155,7 +155,7 @@ class ExtractiveAnswerer:
     def _text(
         self, question: ReaderQuestion, passages: ExtractivePassages, best: BestSpans, first_row: int, place: int
     ) -> str:
-        """The best span of a question's passage, as it stands there."""
+        """The text of the best span of a question's passage."""
         row, text = first_row + place, question.passages[place].text
         start, offsets = int(passages.text_starts[row]), self._tokenizer.offsets(text)
         first, last = int(best.first[row]) - start, int(best.last[row]) - start
@@ -173,7 +173,7 @@ def best_spans(logits: SpanLogits, is_text: Tensor, continues: Tensor, max_lengt
     follows = torch.nn.functional.pad(continues[:, 1:] & is_text[:, 1:], (0, 1))
     starts = logits.starts.masked_fill(~is_text, lowest).log_softmax(1).masked_fill(continues, lowest)
     ends = logits.ends.masked_fill(~is_text, lowest).log_softmax(1).masked_fill(follows, lowest)
-    # a passage without text: its softmax over nothing is no number
+    # the softmax of a passage without text is NaN
     starts, ends = (values.masked_fill(~is_text, lowest) for values in (starts, ends))
     width = starts.size(1)
     scores = starts.new_full((len(starts),), lowest)

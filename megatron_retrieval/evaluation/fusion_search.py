@@ -1,4 +1,4 @@
-"""The search for the answers to a few questions: from all of their passages together, or from each for itself."""
+"""Answers of a fusion reader to a batch of questions, from all passages jointly or from each separately."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 @dataclass(frozen=True)
 class Written:
-    """An answer as the reader wrote it.
+    """A generated answer.
 
     Attributes:
-        ids: with the end token where the answer was not cut at the limit; padding may follow.
-        passage: the place (from 0) of the one that says it loudest; None where all were read together.
+        ids: with the end token unless the answer reached the limit; padding may follow.
+        score: see `GenerationConfig`; the log of the sum over passages where each is read separately.
+        passage: index (from 0) of the passage that gives the answer the highest likelihood; None where all are read
+            jointly.
     """
 
     ids: list[int]
@@ -34,7 +36,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one passage answers.
+    """The answer from one passage.
 
     Attributes:
         ids: without padding.
@@ -47,7 +49,7 @@ class Candidate:
 
 
 class AnswerSearch:
-    """Finds the answers that a reader writes.
+    """Generates the answers of a reader.
 
     Args:
         reader: in evaluation mode.
@@ -64,9 +66,9 @@ class AnswerSearch:
         """One answer per question.
 
         Args:
-            texts: B * K rows; those of a question stand together.
+            texts: B * K rows, the K texts of a question in consecutive rows.
             is_real: [B, K] bool, False for fillers; every question has a text.
-            scores: [B, K] float, of the passages.
+            scores: [B, K] float, the retriever's scores of the passages.
         """
         priors = log_priors(scores / self._scores.passage_score_divisor, is_real)
         if self._scores.passage_score_use == "marginal":
@@ -81,8 +83,9 @@ class AnswerSearch:
         return [Written(ids, score) for ids, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)]
 
     def _each(self, texts: TokenBatch, is_real: Tensor, priors: Tensor) -> list[Written]:
-        """The answer with the greatest sum of p(z | q) p(a | q, z), over the passages whose search ends with it; of the
-        others, where it is likely to be small, it is taken for 0 (fast decoding of RAG, arXiv 2005.11401, section 2.5).
+        """The answer with the highest sum of p(z | q) p(a | q, z) over the passages whose search ends with it.
+
+        For other passages the term is taken as 0 (fast decoding of RAG, arXiv 2005.11401, section 2.5).
         """
         rows = is_real.flatten().nonzero()[:, 0]
         found = self._write(texts.rows(rows), is_real.new_ones(len(rows), 1))
@@ -100,7 +103,7 @@ class AnswerSearch:
 
 
 def likeliest(candidates: Sequence[Candidate]) -> Written:
-    """See `likeliest_answer`; its score is the log of the sum."""
+    """The answer by `likeliest_answer`; its score is the log of the sum."""
     ids, likelihoods = zip(*((candidate.ids, candidate.log_likelihood) for candidate in candidates), strict=True)
     place, score = likeliest_answer(ids, likelihoods)
     return Written(list(ids[place]), score, candidates[place].passage)

@@ -1,4 +1,4 @@
-"""Answers of a fusion reader: written token by token from all passages of a question."""
+"""Answers of a fusion reader, generated from all passages of a question."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from megatron_retrieval.types.tokens import TokenBatch, by_length, real_lengths,
 
 @dataclass(frozen=True)
 class _Read:
-    """Token ids of the passages of some questions; those of question i stand at rows offsets[i] to offsets[i + 1]."""
+    """Token ids of the passages of some questions; rows offsets[i] to offsets[i + 1] belong to question i."""
 
     offsets: Rows
     titles: Ragged
@@ -34,14 +34,14 @@ class _Read:
 
 
 class FusionAnswerer:
-    """A Reader, see `evaluation.reader_task`; a question without passages is answered from the question alone.
+    """See Reader in `evaluation.reader_task`; a question without passages is answered from its own text.
 
     Args:
         reader: in evaluation mode.
         layout: of question and passage, as in training.
-        passage_scores: what is made of the passages' scores, as in training; default: nothing. Passages of questions
-            that have none count alike.
-        micro_batch_size: texts (a question together with a passage) read at once, those of a question in any case.
+        passage_scores: how passages' scores are used, as in training; default: they are ignored. Passages of questions
+            without scores have equal weights.
+        micro_batch_size: texts (question and passage) in one batch; all texts of a question share a batch.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class FusionAnswerer:
         self._forms = None if tokenizer.is_reversible else AnswerForms(tokenizer)
 
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
-        """See Reader; the score is that of `GenerationConfig`'s search, or else the log of the sum over passages that
-        were each read for itself."""
+        """See Reader; the score is that of the search (`GenerationConfig`), or the log of the sum over passages where
+        each is read separately."""
         read = self._tokenize(questions)
         texts, is_real = self._lay_out(questions, read)
         scores = _scores(questions, is_real.size(1))
         num_tokens = real_lengths(texts, is_real).sum(1)
-        # questions with as many tokens to read stand together
+        # batches hold questions with a similar number of tokens
         batch_size = max(1, self._micro_batch_size // is_real.size(1))
         predictions = [Prediction("")] * len(questions)
         for index in by_length(num_tokens, batch_size, longest_first=True):
@@ -78,12 +78,12 @@ class FusionAnswerer:
         return predictions
 
     def num_long(self, answers: Sequence[str]) -> int:
-        """See Reader; the end token needs a place as well."""
+        """See Reader; the end token counts."""
         return sum(len(ids) >= self._config.max_answer_length for ids in self._tokenizer.encode(answers))
 
     def _prediction(self, written: Written, question: ReaderQuestion, read: _Read, place: int) -> Prediction:
         text = self._text(written.ids, question, read, place)
-        # a question that was read alone has a text, but no passage
+        # a question without passages has a text of its own
         return Prediction(text, written.score, written.passage if question.passages else None)
 
     def _text(self, ids: Sequence[int], question: ReaderQuestion, read: _Read, place: int) -> str:
@@ -111,7 +111,7 @@ class FusionAnswerer:
 
 
 def _scores(questions: Sequence[ReaderQuestion], num_texts: int) -> Tensor:
-    """[B, K] float32, those of the passages, 0 where there are none."""
+    """[B, K] float32 scores of the passages, 0 where there are none."""
     scores = torch.zeros(len(questions), num_texts)
     for row, question in zip(scores, questions, strict=True):
         row[: len(question.scores)] = torch.tensor(question.scores)

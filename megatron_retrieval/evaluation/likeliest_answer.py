@@ -1,4 +1,4 @@
-"""Of the answers that passages give each for itself, the likeliest one."""
+"""The likeliest of the answers that passages give separately."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 
 def likeliest_answer(answers: Sequence[Hashable], log_likelihoods: Sequence[float]) -> tuple[int, float]:
-    """The answer of the greatest likelihood, equal ones added up.
+    """The answer with the highest likelihood, summed over equal answers.
 
     Args:
-        answers: at least one; what is equal is one answer.
-        log_likelihoods: of each, log p(z | q) p(a | q, z).
+        answers: of the passages, at least one.
+        log_likelihoods: log p(z | q) p(a | q, z) of each.
 
     Returns:
-        The place of the one that says it loudest, and the log of the sum. Of equally likely answers, and of those that
-        say as much for it, the first.
+        Index of the candidate with the highest log-likelihood among those that give the best answer, and the log of the
+        answer's sum. Ties go to the first.
     """
     agreeing: defaultdict[Hashable, list[int]] = defaultdict(list)
     for place, answer in enumerate(answers):

@@ -1,4 +1,4 @@
-"""What the evaluation of a reader leaves of every question: one line of predictions.jsonl."""
+"""A reader's predictions, one line of predictions.jsonl per question."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a reader answers.
+    """A reader's answer.
 
     Attributes:
         text: the answer; empty where the reader has none.
-        score: of the answer, greater is better; what it means is the reader's affair.
-        passage: the place (from 0) of the passage that the answer was taken from; None where it is made up of all.
+        score: higher is better; its meaning depends on the reader.
+        passage: index (from 0) of the passage that the answer comes from; None where all were read jointly.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ReadQuestion:
-    """A question, what was answered, and how good that is."""
+    """A question with its prediction and the prediction's score."""
 
     question: ReaderQuestion
     prediction: Prediction
@@ -39,7 +39,7 @@ class ReadQuestion:
 
 
 def write_predictions(path: Path, read: Iterable[ReadQuestion]) -> None:
-    """One line per question: prediction and scores beside the acceptable answers."""
+    """Write one line per question: prediction, scores and acceptable answers."""
     with atomic_file(path) as file:
         for item in read:
             question, prediction = item.question, item.prediction

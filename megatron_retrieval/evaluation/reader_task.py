@@ -1,4 +1,4 @@
-"""Evaluates a reader on questions with their passages, shared over ranks, every question counted once."""
+"""Evaluates a reader on questions with their passages; each rank answers its share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.progress import progress_bar
 
-#: questions that a reader is given together; it batches their passages as it likes
+#: questions in one call of a reader, which batches their passages itself
 BLOCK_QUESTIONS = 32
 
 
 class Reader(Protocol):
-    """What answers questions, whatever its model."""
+    """Answers questions from their passages."""
 
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
-        """One prediction per question, in order; an empty one where there is nothing to read."""
+        """One prediction per question, in order; an empty text where there is nothing to read."""
         ...
 
     def num_long(self, answers: Sequence[str]) -> int:
-        """How many of these are over its limit, so that it could not give them."""
+        """How many of these answers exceed the reader's length limit."""
         ...
 
 
@@ -39,8 +39,8 @@ def evaluate_reader(
 ) -> list[tuple[Prediction, AnswerScore]]:
     """Answer all questions; a collective over all ranks, each of which gets the whole result, in order.
 
-    Questions are cut into blocks before they are shared, so that what a question is read with does not depend on how
-    many copies of the model there are. They may be a stream: only one block is held.
+    Blocks of questions are cut before they are distributed, so that batches do not depend on the data-parallel size.
+    Questions may be a stream: one block is held at a time.
     """
     own: dict[int, list[tuple[Prediction, AnswerScore]]] = {}
     with progress_bar("reading", "questions", visible=show_progress and topology.is_main) as bar:

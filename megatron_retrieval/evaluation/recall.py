@@ -1,4 +1,4 @@
-"""Ranks of first hits, and the recall that follows from them."""
+"""Ranks of first hits, recall@k and the average rank."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Ranks = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Where the first hit of every question stands.
+    """The rank of every question's first hit.
 
     Attributes:
-        answer: [Q] rank (from 1) of the first passage with an answer; NOT_FOUND if none retrieved has one.
+        answer: [Q] rank (from 1) of the first passage with an answer; NOT_FOUND if no retrieved passage has one.
         gold: [Q] rank of the first gold passage, NOT_FOUND, or UNKNOWN where the question names no gold passage of
             this evidence.
     """
@@ -28,7 +28,7 @@ class RetrievalRanks:
 
     @property
     def known_gold(self) -> Ranks:
-        """The gold ranks of those questions that have one."""
+        """The gold ranks of the questions with a gold passage."""
         return self.gold[self.gold != UNKNOWN]
 
 
@@ -40,12 +40,14 @@ def first_hit_ranks(hits: NDArray[np.bool_]) -> Ranks:
 
 
 def hits_at(ranks: Ranks, k: int) -> NDArray[np.float64]:
-    """[Q] 1.0 where the first hit stands among the first k, else 0.0; their mean is recall@k."""
+    """[Q] 1.0 where the first hit is among the first k, else 0.0; their mean is recall@k."""
     return ((ranks != NOT_FOUND) & (ranks <= k)).astype(np.float64)
 
 
 def average_rank(ranks: Ranks) -> float | None:
-    """Mean rank of the first hit over the questions that have one; None if none has. To be read beside the recall
-    at the depth of retrieval, which says for how many that is."""
+    """Mean rank of the first hit over the questions with a hit; None if there are none.
+
+    Recall at the depth of retrieval is the share of these questions.
+    """
     found = ranks[ranks != NOT_FOUND]
     return float(found.mean()) if len(found) else None

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its output folder: metrics, ranks, passages in DPR's JSON, a TREC run."""
+"""Files of a retriever's evaluation: metrics, ranks, passages in DPR's JSON, a TREC run."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class PassagesByRow(Protocol):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What was retrieved for Q questions, in their order.
+    """The passages retrieved for Q questions, in the order of the questions.
 
     Attributes:
         rows: [Q, K] int64, -1 where fewer were found.
         scores: [Q, K] float32.
         has_answer: [Q, K] bool.
-        ranks: of the first hits.
+        ranks: the ranks of the first hits.
     """
 
     rows: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Retrieved:
 
 
 def recorded(*settings: Any) -> dict[str, Any]:
-    """Configurations that figures depend on, under names as metrics have them."""
+    """The settings that figures depend on, by their flags with underscores."""
     return {name.replace("-", "_"): value for part in settings for name, value in to_flat_dict(part).items()}
 
 
@@ -76,7 +76,7 @@ def _recall_metrics(prefix: str, ranks: Ranks, topk: Sequence[int]) -> dict[str,
 
 
 def write_ranks(path: Path, questions: Sequence[Question], ranks: RetrievalRanks) -> None:
-    """One line per question: its text and the ranks of its first hits; what two runs are compared by."""
+    """Write one line per question: its text and the ranks of its first hits, which a comparison of two runs reads."""
     with atomic_file(path) as file:
         for question, answer, gold in zip(questions, ranks.answer.tolist(), ranks.gold.tolist(), strict=True):
             line = {"id": question.id, "question": question.text, "answer_rank": answer, "gold_rank": gold}
@@ -102,7 +102,7 @@ def read_ranks(path: Path) -> tuple[list[str], RetrievalRanks]:
 
 
 def write_dpr_results(path: Path, questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow) -> None:
-    """DPR's format: a list of {question, answers, ctxs [{id, title, text, score (a string), has_answer}]}."""
+    """Write DPR's format: a list of {question, answers, ctxs [{id, title, text, score (a string), has_answer}]}."""
     with atomic_file(path) as file:
         file.write("[")
         for number, question in enumerate(questions):
@@ -118,7 +118,7 @@ def write_dpr_results(path: Path, questions: Sequence[Question], retrieved: Retr
 def write_trec_run(
     path: Path, questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow, tag: str
 ) -> None:
-    """Six columns: question id, Q0, passage id, rank from 1, score, tag; as trec_eval and Pyserini read."""
+    """Write the TREC format of trec_eval and Pyserini: question id, Q0, passage id, rank from 1, score, tag."""
     with atomic_file(path) as file:
         for number, question in enumerate(questions):
             for rank, (passage, score, _) in enumerate(found_passages(retrieved, number, evidence), 1):
@@ -128,7 +128,7 @@ def write_trec_run(
 def found_passages(
     retrieved: Retrieved, number: int, evidence: PassagesByRow
 ) -> Iterator[tuple[Passage, np.float32, bool]]:
-    """(passage, score, whether it holds an answer) of what was retrieved for a question, best first."""
+    """(passage, score, whether it contains an answer) of a question's retrieved passages, best first."""
     found = retrieved.rows[number] >= 0
     passages = evidence.passages(retrieved.rows[number][found])
     return zip(passages, retrieved.scores[number][found], retrieved.has_answer[number][found].tolist(), strict=True)
@@ -137,7 +137,7 @@ def found_passages(
 def questions_with_passages(
     questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow, census: QuestionCensus, k: int
 ) -> Iterator[ReaderQuestion]:
-    """Yield the questions with the `k` best of the passages that were retrieved for them, as readers take them."""
+    """Yield the questions with their `k` best retrieved passages, as input of a reader."""
     for number, question in enumerate(questions):
         found = list(islice(found_passages(retrieved, number, evidence), k))
         read, num_blank = question_to_read(

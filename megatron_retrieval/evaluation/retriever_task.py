@@ -1,4 +1,4 @@
-"""Evaluates a retriever on questions, shared over ranks, every question counted once."""
+"""Evaluates a retriever on questions; each rank encodes and judges its share."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.search import SearchResult
 from megatron_retrieval.types.tokens import TokenBatch, by_length
 
-#: micro-batches of questions that search the index together; fewer searches, each over all of it
+#: micro-batches of questions per search of the index
 _BATCHES_PER_SEARCH = 8
 
 
 class SearchedEvidence(PassagesByRow, Protocol):
-    """What evaluation needs of an `EvidenceStore`."""
+    """The part of an `EvidenceStore` that evaluation uses."""
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one rank retrieved for its share of the questions.
+    """The passages that one rank retrieved for its share of the questions.
 
     Attributes:
-        positions: [n] int64, of the questions among all.
+        positions: [n] int64, indices of its questions among all.
         result: [n, depth], on the CPU.
     """
 
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank found for some of the questions, judged."""
+    """The passages that one rank retrieved, with answers and gold passages marked."""
 
     positions: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -69,8 +69,8 @@ def evaluate_retriever(
     depth: int,
     micro_batch_size: int = 128,
 ) -> Retrieved:
-    """Retrieve `depth` passages for every question and look for answers and gold passages in them: `retrieve_share`,
-    then `judge_shares`. A collective over all ranks; every rank gets the whole result."""
+    """Retrieve `depth` passages for every question and mark answers and gold passages: `retrieve_share`, then
+    `judge_shares`. A collective over all ranks; every rank gets the whole result."""
     found = retrieve_share(tokens, encode, retriever, topology, depth=depth, micro_batch_size=micro_batch_size)
     return judge_shares(questions, found, evidence, matcher, topology)
 
@@ -86,12 +86,11 @@ def retrieve_share(
 ) -> Found:
     """Retrieve `depth` passages for this rank's share of the questions; a collective over all ranks.
 
-    Batches are cut over all questions before they are shared, so a question's vector does not depend on how many
-    copies of the model there are.
+    Batches are cut before they are distributed, so that a question's vector does not depend on the data-parallel size.
 
     Args:
         tokens: all questions, laid out for `encode`.
-        retriever: over an index that all ranks search together, or that every rank holds.
+        retriever: over an index that is sharded over the ranks, or that every rank holds.
     """
     require_evaluation_mode(encode)
     batches = by_length(tokens.lengths, micro_batch_size, longest_first=True)
@@ -114,10 +113,10 @@ def judge_shares(
     matcher: AnswerMatcher,
     topology: ProcessTopology,
 ) -> Retrieved:
-    """Look for answers and gold passages in what all ranks found; a collective, every rank gets the whole result.
+    """Mark answers and gold passages in the shares of all ranks; a collective, every rank gets the whole result.
 
     Args:
-        found: this rank's; every question is in that of one rank.
+        found: this rank's share; every question belongs to one rank.
     """
     share = _judge(questions, evidence, matcher, found)
     matcher.num_bad_patterns = sum(gather_objects(matcher.num_bad_patterns, topology.world_group))
@@ -134,7 +133,7 @@ def _retrieve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(positions [n], rows [n, depth], scores [n, depth]) of these batches.
 
-    Tensor-parallel neighbours encode together; the first of them asks the index, the others ask for nothing.
+    All tensor-parallel ranks encode; the first of them searches the index, the others send no query.
     """
     dimension = retriever.index.dimension
     vectors = encode_batches(tokens, batches, encode, topology.device) if batches else torch.empty(0, dimension)
@@ -146,7 +145,7 @@ def _retrieve(
 
 
 def _judge(questions: Sequence[Question], evidence: SearchedEvidence, matcher: AnswerMatcher, found: Found) -> _Share:
-    """Look for answers and gold in what this rank retrieved."""
+    """Mark answers and gold passages in what this rank retrieved."""
     positions, rows, scores = (part.numpy() for part in (found.positions, found.result.rows, found.result.scores))
     has_answer = np.zeros(rows.shape, np.bool_)
     gold = np.full(len(rows), UNKNOWN, np.int64)
@@ -158,7 +157,7 @@ def _judge(questions: Sequence[Question], evidence: SearchedEvidence, matcher: A
 
 
 def _gold_rank(question: Question, rows: NDArray[np.int64], evidence: SearchedEvidence) -> int:
-    """Rank of the first gold passage; UNKNOWN where the question names none that is in the evidence."""
+    """Rank of the first gold passage; UNKNOWN where the evidence has no gold passage of the question."""
     if not question.gold_passage_ids:
         return UNKNOWN
     gold = evidence.rows_of(question.gold_passage_ids)

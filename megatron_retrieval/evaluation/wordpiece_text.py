@@ -1,7 +1,7 @@
-"""Answers written in WordPiece as text again.
+"""Turns answers in WordPiece tokens back into text.
 
-Tokens have lost how an answer was written: "1,500" becomes `1 , 500`, "St. John's" `st . john ' s`. That costs exact
-match, whose normalisation deletes punctuation but no space. The passages that were read still have it.
+WordPiece loses white space and case: "1,500" becomes `1 , 500`, "St. John's" `st . john ' s`. That lowers exact match,
+whose normalisation deletes punctuation but no space. The passages that were read still have the original text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron_retrieval.data.stores.ragged import Ragged, token_dtype
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
 
-#: where tokens of one written word meet, what stands there instead of spaces; in this order
+#: patterns of tokens that belong to one written word and their replacement without spaces, in the order of use
 _JOINTS = tuple(
     (re.compile(pattern), joint)
     for pattern, joint in (
@@ -32,10 +32,10 @@ _JOINTS = tuple(
 
 
 class AnswerForms:
-    """Gives answers the form in which a passage has them.
+    """Restores the text of answers from the passages that were read.
 
     Args:
-        tokenizer: what answers and passages are written in.
+        tokenizer: of answers and passages.
     """
 
     def __init__(self, tokenizer: Vocabulary) -> None:
@@ -44,13 +44,13 @@ class AnswerForms:
         self._finder = AnswerFinder(tokenizer.continues_word(), dtype)
 
     def text(self, ids: Sequence[int], passages: Sequence[Passage], titles: Ragged, texts: Ragged, first: int) -> str:
-        """The characters of the first passage (its text, else its title) whose tokens hold those of the answer in a
-        row, as whole words; where there is none, the tokens as `tidy` joins them.
+        """The characters of the answer in the first passage (its text, else its title) that contains its tokens as
+        whole words; where no passage does, the tokens joined by `tidy`.
 
         Args:
-            ids: of the answer; what stands behind its end token is left out.
-            passages: what was read.
-            titles: token ids, the passages' own from row `first` on; likewise `texts`.
+            ids: of the answer; ids after its end token are ignored.
+            passages: those that were read.
+            titles: token ids; the passages' own begin at row `first`. `texts` likewise.
         """
         if answer := self._tokenizer.until_end(ids):
             needle = self._finder.needle(answer)
@@ -66,10 +66,10 @@ class AnswerForms:
 
 
 def tidy(words: str) -> str:
-    """Words and punctuation, all with spaces between them, as they are usually written: `u . s .` is "u.s.".
+    """Remove the spaces that tokens put around punctuation: `u . s .` becomes "u.s.".
 
-    Only the joints of `_JOINTS` are closed. Quotation marks and "&" keep their spaces, since nothing tells to which
-    side they belong.
+    Only the patterns of `_JOINTS` are joined. Quotation marks and "&" keep their spaces, since the side that they
+    belong to is unknown.
     """
     for pattern, joint in _JOINTS:
         words = pattern.sub(joint, words)

@@ -1,4 +1,4 @@
-"""Attention of queries to keys and values, and the masks that are added to its logits."""
+"""Attention of queries to keys and values, and masks that are added to its logits."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from megatron.core import tensor_parallel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: up to so many keys the plain form is faster on CPU, in bf16 2.5 times for 128 keys in training, 1.5 times for 168 in
-#: inference; in inference in float32 it is not
+#: number of keys up to which the plain form is faster on CPU: in bf16 2.5 times for 128 keys in training, 1.5 times for
+#: 168 in inference. In float32 it is not faster in inference
 CPU_PLAIN_KEYS = 256
-#: up to so many queries it is faster in inference, whatever the keys: a decoder's one query to 1,656 keys takes a
-#: quarter to a tenth of the time in bf16, 0.8 in float32
+#: number of queries up to which it is faster in inference for any number of keys: a decoder's one query to 1,656 keys
+#: takes a quarter to a tenth of the time in bf16, 0.8 in float32
 CPU_PLAIN_QUERIES = 4
 
 
 class ScaledDotProductAttention(nn.Module):
     """`softmax(Q K^T * scale + bias) V` for the heads of one tensor-parallel rank, on PyTorch's fused kernels.
 
-    PyTorch chooses the kernel on CUDA (flash, memory-efficient, cuDNN); on CPU, short sequences take the plain form.
+    PyTorch chooses the kernel on CUDA (flash, memory-efficient, cuDNN); on CPU short sequences use the plain form, with
+    the weights in memory.
 
     Args:
-        scale: of the products of queries and keys.
-        dropout: share of the weights that is dropped in training.
+        scale: factor of the products of queries and keys.
+        dropout: share of the attention weights dropped in training.
     """
 
     def __init__(self, *, scale: float, dropout: float) -> None:
@@ -40,7 +41,7 @@ class ScaledDotProductAttention(nn.Module):
             query: [T, B, heads, D]; `key` and `value` likewise, with their own T.
             bias: broadcastable to [B, heads, T, T of keys], added to the logits and differentiable. None: every query
                 sees all keys.
-            is_explicit: take the plain form, and add the bias in its own precision.
+            is_explicit: use the plain form, and add the bias in its own dtype.
 
         Returns:
             [T, B, heads * D]
@@ -49,7 +50,7 @@ class ScaledDotProductAttention(nn.Module):
         if bias is not None and not is_explicit:
             bias = bias.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
-        # each rank drops weights of its own heads, hence from the stream that differs between tensor-parallel ranks
+        # each rank has other heads, hence the random stream that differs between tensor-parallel ranks
         stream = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
             if is_explicit or (q.device.type == "cpu" and self._is_short(q, k)):
@@ -59,7 +60,7 @@ class ScaledDotProductAttention(nn.Module):
         return attended.permute(2, 0, 1, 3).flatten(2)
 
     def _is_short(self, query: Tensor, key: Tensor) -> bool:
-        """Whether the plain form is the faster one on CPU."""
+        """Whether the plain form is faster on CPU."""
         if not self.training and query.size(2) <= CPU_PLAIN_QUERIES:
             return True
         return key.size(2) <= CPU_PLAIN_KEYS and (self.training or query.dtype != torch.float32)
@@ -71,12 +72,12 @@ def _plain_attention(
     """[B, heads, T, D] attention with its weights in memory."""
     logits = torch.matmul(query * scale, key.transpose(2, 3))
     weights = (logits if bias is None else logits + bias).softmax(3)
-    weights = weights.to(value.dtype)  # those of a bias in float32 are in float32
+    weights = weights.to(value.dtype)  # a bias in float32 makes them float32
     return torch.matmul(F.dropout(weights, dropout) if dropout else weights, value)
 
 
 def padding_bias(lengths: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor | None:
-    """[B] lengths -> [B, 1, 1, T] additive mask that hides padding keys; None where nothing is padded."""
+    """[B] lengths -> [B, 1, 1, T] additive mask that hides padding; None where there is none."""
     if int(lengths.min()) >= num_tokens:
         return None
     hidden = torch.arange(num_tokens, device=lengths.device) >= lengths[:, None]
@@ -84,8 +85,8 @@ def padding_bias(lengths: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor
 
 
 def causal_bias(num_tokens: int, num_seen: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """[1, 1, T, num_seen + T] additive mask that hides later tokens from the T after `num_seen`; None where there are
-    none."""
+    """[1, 1, T, num_seen + T] additive mask that hides later tokens from the T tokens after the first `num_seen`; None
+    for one token."""
     if num_tokens == 1:
         return None
     hidden = torch.ones(num_tokens, num_seen + num_tokens, dtype=torch.bool, device=device).triu(num_seen + 1)
@@ -93,5 +94,5 @@ def causal_bias(num_tokens: int, num_seen: int, dtype: torch.dtype, device: torc
 
 
 def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """The lowest finite number rather than minus infinity: a row with no visible key must not become NaN."""
+    """The lowest finite number where hidden: with minus infinity, a row without visible keys would be NaN."""
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)

@@ -1,4 +1,4 @@
-"""The bookkeeping of beam search: which sequences go on, which are answers, and which questions are done."""
+"""The state of beam search: open sequences, finished answers, and questions that are done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: what fills the places behind an answer
+#: padding of answers
 PAD_ID = 0
 
 
@@ -17,8 +17,8 @@ class Generated:
     """Answers of B questions.
 
     Attributes:
-        ids: [B, L] int64, with the end token where the answer was not cut at the limit, padded with `PAD_ID`.
-        lengths: [B] int64, tokens of each answer, the end token counted.
+        ids: [B, L] int64, with the end token unless the answer reached the limit, padded with `PAD_ID`.
+        lengths: [B] int64, tokens of each answer with the end token.
         scores: [B] float32, log-likelihood / length ** length penalty.
     """
 
@@ -44,8 +44,8 @@ class Survivors(NamedTuple):
 
     Attributes:
         tokens: [R, 1] int64, the newest token of each.
-        rows: [R] int64, the row of the step before that each continues; None where all stay as they were.
-        sources: [b] int64, places of the open questions among those open before; None where all stay open.
+        rows: [R] int64, index of the previous step's row that each continues; None where no row moves.
+        sources: [b] int64, indices of the open questions among those open before; None where all stay open.
     """
 
     tokens: Tensor
@@ -54,14 +54,14 @@ class Survivors(NamedTuple):
 
 
 class Beams:
-    """The sequences of a batch of questions while their answers are searched.
+    """The beams of a batch of questions.
 
-    Finished answers compete by log-likelihood / length ** penalty. A question is done when it has as many of them as
-    beams, and the likeliest open sequence, as long as it is now, scores no higher than the last of them (Hugging
-    Face's rule); with `stop_at_first`, as soon as it has as many. Equal scores are ordered by beam, then by token id.
+    Finished answers are ranked by log-likelihood / length ** penalty. A question is done when it has as many of them as
+    beams and its likeliest open sequence, at its present length, scores no higher than the last of them (the rule of
+    Hugging Face); with `stop_at_first`, as soon as it has as many. Equal scores are ordered by beam, then by token id.
 
     Args:
-        max_length: of an answer in tokens, the end token counted; what is open then is finished as it is.
+        max_length: of an answer in tokens with the end token; sequences of this length are finished.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Beams:
         self._ids = torch.full((num_questions, max_length), PAD_ID, device=device)
         self._lengths = torch.zeros(num_questions, dtype=torch.int64, device=device)
         self._best = torch.full((num_questions,), -torch.inf, device=device)
-        # of the open questions: their places, sequences, log-likelihoods, and the scores of their finished answers;
-        # each has one sequence, the empty one, at first
+        # of the open questions: indices, sequences, log-likelihoods and scores of finished answers; each starts with
+        # one empty sequence
         self._open = torch.arange(num_questions, device=device)
         self._tokens = torch.zeros(num_questions, 1, 0, dtype=torch.int64, device=device)
         self._likelihoods = torch.zeros(num_questions, 1, device=device)
@@ -94,7 +94,7 @@ class Beams:
         return self._tokens.size(2)
 
     def advance(self, candidates: BestTokens) -> Survivors:
-        """Lengthen all sequences by a token.
+        """Extend all sequences by one token.
 
         Args:
             candidates: the 2 * `num_beams` likeliest next tokens of every row.
@@ -124,7 +124,7 @@ class Beams:
         return Generated(self._ids[:, :longest], self._lengths, self._best)
 
     def _finish(self, tokens: Tensor, likelihoods: Tensor, is_end: Tensor) -> None:
-        """Take the answers among the `num_beams` likeliest sequences [b, 2 * num_beams, L]; the others stand by."""
+        """Record the answers among the `num_beams` likeliest of the sequences [b, 2 * num_beams, L]."""
         length, num_beams = tokens.size(2), self._num_beams
         scores = (likelihoods / length**self._length_penalty).masked_fill(~is_end, -torch.inf)[:, :num_beams]
         best, place = scores.max(1)
@@ -136,7 +136,7 @@ class Beams:
         self._finished = torch.cat([self._finished, scores], 1).topk(num_beams).values
 
     def _stays_open(self, likelihoods: Tensor, length: int) -> Tensor:
-        """[b] bool, from the log-likelihood of every question's best open sequence."""
+        """[b] bool, whether a question stays open, given the log-likelihood of its best open sequence."""
         if length == self._max_length:
             return torch.zeros_like(likelihoods, dtype=torch.bool)
         last = self._finished[:, -1]

@@ -69,8 +69,7 @@ class BertConfig:
 class BertEncoder(MegatronModule):
     """Token ids to hidden states.
 
-    Parameters are laid out for `topology`'s tensor-parallel group; whoever builds the encoder initialises or loads
-    them.
+    Parameters are sharded over `topology`'s tensor-parallel group; the caller initialises or loads them.
     """
 
     def __init__(self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> None:
@@ -82,10 +81,10 @@ class BertEncoder(MegatronModule):
         self.to(dtype)
 
     def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
-        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing.
+        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; they are undefined at padding.
 
         Args:
-            segments: [B, T] int64, the segment embedding of every token; default: the first of all.
+            segments: [B, T] int64, index of the segment embedding of every token; default: 0.
         """
         bias = padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype)
         states: Tensor = self.encoder(self.embedding(batch.ids, segments), LayerInputs(bias))
@@ -107,10 +106,10 @@ class BertEmbedding(nn.Module):
         """Embed.
 
         Args:
-            first_position: of the first column.
+            first_position: position of the first column.
 
         Raises:
-            ConfigError: there are fewer positions than the sequences need.
+            ConfigError: a sequence is longer than the positions.
         """
         stop, num_positions = first_position + ids.size(1), self.position_embeddings.num_embeddings
         if stop > num_positions:
@@ -130,8 +129,8 @@ class BertEmbedding(nn.Module):
 
 def _layer(config: BertConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> Layer:
     layer = transformer_layer(engine, groups, norm_place="after", recompute=config.recompute_granularity == "full")
-    # as in megatron-core's attention, its weights stand last: the order of parameters is that of the sum that clips
-    # gradients, whose last bits depend on it
+    # linear_qkv comes last, as in megatron-core's attention: the gradient norm is summed in the order of parameters,
+    # and its last bits depend on it
     attention = layer.get_submodule("self_attention")
     linear_qkv = attention.linear_qkv
     del attention.linear_qkv

@@ -44,15 +44,15 @@ class BertSeq2SeqConfig(BertConfig):
 
 
 class BertSeq2Seq(nn.Module):
-    """An `EncoderDecoder`: the output shares the word embeddings and has a bias of its own.
+    """An `EncoderDecoder` whose output layer shares the word embeddings and has its own bias.
 
     Args:
-        config: its shape.
-        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        config: shape of the model.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
         dtype: of parameters and activations.
-        start_id: what decoded sequences begin with, [CLS].
-        end_id: what they end with, [SEP].
-        seed: names the initial weights, which are equal at any tensor-parallel size.
+        start_id: first token of decoded sequences, [CLS].
+        end_id: their last token, [SEP].
+        seed: of the initial weights, which are equal at any tensor-parallel size.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class BertSeq2Seq(nn.Module):
 
 
 class BertDecoder(nn.Module):
-    """Tokens so far and a memory to hidden states that tell the next tokens.
+    """Previous tokens and a memory to hidden states that predict the next tokens.
 
     Args:
-        encoder: its embeddings serve both.
+        encoder: the decoder shares its embeddings.
     """
 
     def __init__(self, config: BertSeq2SeqConfig, encoder: BertEncoder, groups: ProcessGroupCollection) -> None:

@@ -1,4 +1,4 @@
-"""Questions and passages to vectors of one space."""
+"""Dual encoders: questions and passages to vectors whose product is their relevance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DualEncoderConfig:
     pooling: Literal["cls", "mean"] = "cls"
     """A text's vector: the hidden state of [CLS], or the mean over its tokens."""
     biencoder_shared_query_context_model: bool = False
-    """One encoder for questions and passages, instead of one each."""
+    """Questions and passages share one encoder."""
     biencoder_projection_dim: int = 0
     """Width of a linear layer after pooling; 0: none."""
     normalize_embeddings: bool = False
@@ -37,13 +37,13 @@ class DualEncoderConfig:
 
 
 class DualEncoder(nn.Module):
-    """Two towers, or one that serves as both.
+    """Two towers, or a shared one.
 
     Args:
         config: shape of the model.
-        topology: parameters are laid out for its tensor-parallel group and stand on its device.
-        dtype: of parameters and activations; vectors are float32 in any case.
-        seed: names the initial weights, which are equal at any tensor-parallel size.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
+        dtype: of parameters and activations; vectors are always float32.
+        seed: of the initial weights, which are equal at any tensor-parallel size.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Tower(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         states = self.bert(batch)
-        # a copy of [CLS]: a view of it would keep the states of all tokens in memory as long as the vectors are kept
+        # a copy of [CLS]: a view would keep the states of all tokens in memory
         vectors = states[:, 0].float().clone() if self.config.pooling == "cls" else _mean(states, batch.lengths)
         if self.projection is not None:
             vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()

@@ -13,7 +13,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 
 @dataclass(kw_only=True, frozen=True)
 class FreezeConfig:
-    """What keeps the weights that it starts with; frozen encoders are run without dropout."""
+    """Parts that are not trained; frozen encoders run without dropout."""
 
     freeze_query_encoder: bool = False
     """Do not train the encoder of questions."""
@@ -28,16 +28,16 @@ class FreezeConfig:
 
 
 class EndToEndModel(nn.Module):
-    """All parameters of end-to-end training; forward passes are those of the parts.
+    """Holds all parameters of end-to-end training; steps call the forward passes of the parts.
 
     Attributes:
-        score_weight: [1] float32, lambda: how much log p(z | q) weighs in the decoder's cross-attention (eq. 7).
+        score_weight: [1] float32, lambda: factor of log p(z | q) in the decoder's cross-attention (eq. 7).
 
     Args:
-        first_score_weight: lambda at the start.
+        first_score_weight: initial lambda.
 
     Raises:
-        ConfigError: one of two towers is to be frozen where both are one.
+        ConfigError: one of the towers is frozen where both share an encoder.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class EndToEndModel(nn.Module):
         is_shared = retriever.config.biencoder_shared_query_context_model
         if is_shared and freeze.freeze_query_encoder != freeze.freeze_passage_encoder:
             raise ConfigError(
-                "questions and passages have one encoder: give both --freeze-query-encoder and "
+                "questions and passages share one encoder: give both --freeze-query-encoder and "
                 "--freeze-passage-encoder, or neither."
             )
         for part in self._frozen():
             part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> EndToEndModel:
-        """As nn.Module's; what is frozen stays in evaluation mode."""
+        """As nn.Module's; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self._frozen():
             part.eval()

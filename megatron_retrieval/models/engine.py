@@ -1,4 +1,4 @@
-"""What all models ask of megatron-core: one configuration for its parts, and a vocabulary spread over all ranks."""
+"""The configuration of megatron-core's layers, and word embeddings and logits sharded over the vocabulary."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def engine_config(
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        # built on the CPU, whole, on every rank: megatron-core then marks how each weight is cut
+        # weights are built on the CPU, where megatron-core also marks how each is sharded
         use_cpu_initialization=True,
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
@@ -55,7 +55,7 @@ def engine_config(
 def word_embeddings(
     vocab_size: int, config: TransformerConfig, groups: ProcessGroupCollection
 ) -> VocabParallelEmbedding:
-    """[B, T] ids -> [B, T, D]; the rows are spread over the tensor-parallel ranks, padded to a common multiple."""
+    """[B, T] ids -> [B, T, D]; the rows are sharded over the tensor-parallel ranks, padded to a common multiple."""
     embedding = VocabParallelEmbedding(
         padded_vocab_size(vocab_size, groups.tp.size()),
         config.hidden_size,
@@ -74,9 +74,9 @@ def vocab_parallel_logits(
 
     Args:
         matrix: [V / tensor-parallel size, D].
-        num_real: rows that have a token; the logits of the others are the lowest number.
+        num_real: rows that have a token; logits of the others are the lowest number.
     """
-    # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
+    # every rank's part of the vocabulary contributes to the gradient of the states: it is summed over ranks
     states = copy_to_tensor_model_parallel_region(states, group=groups.tp)
     logits = linear(states, matrix, bias, training=False).float()
     if num_real < logits.size(-1):
@@ -85,16 +85,16 @@ def vocab_parallel_logits(
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
-    """Rows of all ranks together, those without a token included."""
+    """Total rows of all ranks, with padding."""
     multiple = math.lcm(VOCAB_MULTIPLE, tp_size)
     return math.ceil(vocab_size / multiple) * multiple
 
 
 def num_real_rows(vocab_size: int, rows_per_rank: int, tp_rank: int) -> int:
-    """How many of a rank's rows have a token; they are its first ones."""
+    """Number of a rank's first rows that have a token; the others are padding."""
     return min(max(vocab_size - tp_rank * rows_per_rank, 0), rows_per_rank)
 
 
 def leave_uninitialised(weight: Tensor) -> None:
-    """megatron-core's own initialisation depends on the tensor-parallel size; see `models.initialise`."""
+    """Set to zero: megatron-core's initialisation depends on the tensor-parallel size; see `models.initialise`."""
     weight.zero_()

@@ -1,4 +1,4 @@
-"""An extractive reader: which passage holds the answer, and where in it (DPR, arXiv 2004.04906, section 6.1)."""
+"""An extractive reader: scores passages and spans of answers in them (DPR, arXiv 2004.04906, section 6.1)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ExtractiveReader(nn.Module):
 
     Args:
         config: shape of the encoder.
-        topology: parameters are laid out for its tensor-parallel group and stand on its device.
-        dtype: of parameters and activations; logits are float32 in any case.
-        seed: names the initial weights, which are equal at any tensor-parallel size.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
+        dtype: of parameters and activations; logits are always float32.
+        seed: of the initial weights, which are equal at any tensor-parallel size.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ExtractiveReader(nn.Module):
         self.to(topology.device)
 
     def forward(self, passages: ExtractivePassages) -> SpanLogits:
-        """P passages of T tokens -> logits of their tokens and of themselves; those outside the text mean nothing."""
+        """P passages of T tokens -> logits of tokens and of passages; they are undefined outside the text."""
         states = self.bert(passages.tokens, passages.segments)
         starts, ends = self.span(states).float().unbind(2)
         return SpanLogits(starts, ends, self.selection(states[:, 0]).float()[:, 0])

@@ -1,4 +1,4 @@
-"""The feed-forward network of a layer, cut over tensor-parallel ranks by its units."""
+"""The feed-forward network of a layer, sharded over tensor-parallel ranks by its units."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLi
 
 
 class FeedForward(nn.Module):
-    """Two matrices with an activation between them; where gated, the first holds the rows of the gate and then those
-    that it multiplies.
+    """Two matrices with an activation between them; if gated, the first has the rows of the gate, then those of the
+    values that it multiplies.
 
     Args:
         config: with the activation, whether it is gated, and whether matrices have biases.
-        dropout: share of the units between the matrices that is dropped in training.
+        dropout: share of the inner units dropped in training.
     """
 
     def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection, dropout: float) -> None:
@@ -56,7 +56,7 @@ class FeedForward(nn.Module):
         else:
             inner = self.activation(inner)
         if self.training and self.dropout:
-            # each rank holds units of its own, hence draws from the stream that differs between tensor-parallel ranks
+            # each rank has other units, hence the random stream that differs between tensor-parallel ranks
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 inner = F.dropout(inner, self.dropout)
         output: Tensor = self.linear_fc2(inner)[0]

@@ -1,4 +1,4 @@
-"""Fusion in the decoder: passages are encoded one by one and read together (Izacard & Grave 2021, arXiv 2007.01282)."""
+"""Fusion in the decoder (Izacard & Grave 2021, arXiv 2007.01282): passages are encoded separately and read jointly."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, by_length, r
 
 @dataclass(kw_only=True, frozen=True)
 class FusionEncodeConfig(Checked):
-    """How a fusion reader is run."""
+    """Batching and attention of a fusion reader."""
 
     encode_batch_size: PositiveInt = 8
-    """Texts that go through the encoder of a fusion reader, or in end-to-end training of any reader, together, those of
-    like length; memory and speed depend on it, the result does not."""
+    """Texts in one forward pass of a fusion reader's encoder, or in end-to-end training of any reader, grouped by
+    length. Changes memory and speed, not the result."""
     score_attention: Literal["auto", "explicit", "mask", "feature"] = "auto"
-    """Form in which scores of passages, and what hides padding, enter the decoder's attention: as sums in plain steps
-    (explicit), as a mask of fused kernels (mask), or as features of the keys, for kernels that take no mask (feature).
-    auto: feature on CUDA where a flash kernel takes the model's dtype and heads, else mask. Speed and memory depend on
-    it, the result does not."""
+    """How passage scores and padding masks are added in the decoder's attention. explicit: without fused kernels; mask:
+    as the mask of fused kernels; feature: as additional features of the keys, for kernels without a mask. auto: feature
+    on CUDA where a flash kernel supports the model's dtype and head width, else mask. Changes speed and memory, not the
+    result."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class _PackedTexts:
     """The encoded tokens of B questions' K texts.
 
     Attributes:
-        states: [B, S, D], zero behind the `lengths`; S follows from the most real tokens of a question.
+        states: [B, S, D], zero at padding; S is the most real tokens of a question, rounded up.
         lengths: [B] int64.
-        text_of: [B, S] int64, which of its question's texts a token is of; K at padding.
+        text_of: [B, S] int64, index of the text of every token among its question's; K at padding.
     """
 
     states: Tensor
@@ -54,14 +54,13 @@ class _PackedTexts:
 
 
 class FusionReader(nn.Module):
-    """An encoder-decoder that reads K texts for each question.
+    """An encoder-decoder that reads K texts per question.
 
     Args:
-        model: it has all the parameters.
-        config: how it is run.
+        model: holds all parameters.
 
     Attributes:
-        score_form: the form of attention chosen for the model's device, dtype and heads, see `score_attention`.
+        score_form: how scores enter attention on this device, with this dtype and head width; see `score_attention`.
     """
 
     def __init__(self, model: EncoderDecoder, config: FusionEncodeConfig | None = None) -> None:
@@ -84,12 +83,12 @@ class FusionReader(nn.Module):
         """The logits of next tokens.
 
         Args:
-            texts: B * K rows; those of a question stand together.
+            texts: B * K rows, the K texts of a question in consecutive rows.
             is_real: [B, K] bool; fillers are neither encoded nor read.
-            decoder_ids: [B * n, L] int64, n sequences for each question, side by side.
+            decoder_ids: [B * n, L] int64, n sequences per question in consecutive rows.
             passage_scores: [B, K] added to the cross-attention logits of every head, layer and token; the gradient is
                 right at any tensor-parallel size.
-            places: [M] int64, each row * L + column of `decoder_ids`: where logits are wanted; default: everywhere.
+            places: [M] int64, row * L + column of `decoder_ids` of the tokens whose logits are computed; default: all.
 
         Returns:
             [M, V / tensor-parallel size] float32 (default: [B * n, L, V / tensor-parallel size]), see
@@ -99,11 +98,11 @@ class FusionReader(nn.Module):
         return self.model.logits(states if places is None else states.flatten(0, 1)[places])
 
     def encode(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> EncodedMemory:
-        """Encode the real ones of B * K texts; a question's source is the real tokens of its texts, one after another.
+        """Encode the real ones of B * K texts; a question's source is the concatenation of its texts' real tokens.
 
         Args:
             passage_scores: [B, K] added to the cross-attention logits at every token of a passage, differentiable,
-                best in float32: the form of attention decides how they are rounded. Those of fillers mean nothing.
+                best in float32: rounding depends on `score_form`. Those of fillers are ignored.
         """
         packed = self._pack(texts, is_real)
         if passage_scores is None:
@@ -130,7 +129,7 @@ class FusionReader(nn.Module):
         return _PackedTexts(packed.view(num_questions, width, -1), totals, owner.view(num_questions, width))
 
     def score_each(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
-        """log p(answer | question, passage) of every passage for itself: the sums of `score_tokens` over the answer.
+        """log p(answer | question, passage) of every passage separately: the sums of `score_tokens` over the answer.
 
         Returns:
             [B, K] float32; -inf for fillers.
@@ -138,15 +137,15 @@ class FusionReader(nn.Module):
         return self.score_tokens(texts, is_real, labels).sum(2).masked_fill(~is_real, -torch.inf)
 
     def score_tokens(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
-        """log p(token | tokens before it, question, passage) of every passage for itself.
+        """log p(token | previous tokens, question, passage) of every passage separately.
 
         Args:
-            texts: B * K rows; those of a question stand together.
+            texts: B * K rows, the K texts of a question in consecutive rows.
             is_real: [B, K] bool; fillers are not read.
-            labels: [B, L] int64, each question's answer with its end token, -1 behind it.
+            labels: [B, L] int64, each question's answer with its end token, padded with -1.
 
         Returns:
-            [B, K, L] float32, equal on all tensor-parallel ranks; 0 behind the answer and for fillers.
+            [B, K, L] float32, equal on all tensor-parallel ranks; 0 at padding and for fillers.
         """
         decoder_ids = shift_right(labels, self.model.start_id)
         num_labels = labels.size(1)
@@ -162,7 +161,7 @@ class FusionReader(nn.Module):
         return scores.view(*is_real.shape, num_labels)
 
     def _encoder_batches(self, texts: TokenBatch, is_real: Tensor) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """The rows of real texts, those of like length together, each batch only as wide as its longest."""
+        """The rows of real texts in batches of similar length, each as wide as its longest text."""
         rows = is_real.flatten().nonzero()[:, 0]
         for index in by_length(texts.lengths[rows], self.config.encode_batch_size):
             yield rows[index], texts.rows(rows[index])

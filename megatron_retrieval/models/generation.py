@@ -1,4 +1,4 @@
-"""Answers written token by token: greedy and beam search, the same on every tensor-parallel rank."""
+"""Greedy and beam search; all tensor-parallel ranks get the same answers."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ from megatron_retrieval.parallel.collectives import gather_rows
 
 @dataclass(kw_only=True, frozen=True)
 class BeamSearchConfig(Checked):
-    """How an answer is searched."""
+    """Greedy or beam search."""
 
     num_beams: PositiveInt = 1
-    """Sequences kept for each question while its answer is searched; 1: greedy, always the likeliest next token."""
+    """Beams per question; 1: greedy search."""
     min_answer_length: int = 0
-    """Shortest answer, in tokens without the end token."""
+    """Shortest answer in tokens, without the end token."""
     length_penalty: float = 1.0
-    """Beam search compares log-likelihood / length ** penalty: above 0 longer answers win, below 0 shorter ones."""
+    """Beam search ranks answers by log-likelihood / length ** penalty: above 0 favours longer answers, below 0 shorter
+    ones."""
     stop_at_first_answers: bool = False
-    """Beam search ends with as many finished answers as beams; off: also when no open one can score higher."""
+    """Beam search of a question ends as soon as it has as many finished answers as beams; off: only when in addition no
+    open beam scores higher."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class GenerationConfig(BeamSearchConfig):
-    """How answers are written; recorded in every result."""
+    """Search and length of generated answers; recorded in every result."""
 
     max_answer_length: int = 32
-    """Longest answer, in tokens with the end token."""
+    """Longest answer in tokens, with the end token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.min_answer_length < self.max_answer_length:
             raise ConfigError(
-                f"--min-answer-length {self.min_answer_length} must not be negative and be below --max-answer-length "
-                f"{self.max_answer_length}, whose last token may be the end token."
+                f"--min-answer-length {self.min_answer_length} must be at least 0 and below --max-answer-length "
+                f"{self.max_answer_length}, which counts the end token."
             )
 
 
 @torch.no_grad()
 def generate(model: EncoderDecoder, memory: Memory, config: GenerationConfig, tp_group: dist.ProcessGroup) -> Generated:
-    """Write an answer for each of B sources.
+    """Generate an answer for each source.
 
-    A step costs what the open questions need: those with an answer leave the batch, their caches with them. What an
-    answer is does not depend on the other questions of the batch.
+    Questions that are done leave the batch with their caches. An answer does not depend on the other questions of the
+    batch.
 
     Args:
         model: in evaluation mode.
-        memory: B sources.
+        memory: the sources, see `EncodedMemory`.
         tp_group: the ranks that share the vocabulary; all of them call this together and get equal answers.
     """
     beams = Beams(
@@ -65,7 +67,7 @@ def generate(model: EncoderDecoder, memory: Memory, config: GenerationConfig, tp
         num_beams=config.num_beams,
         max_length=config.max_answer_length,
         length_penalty=config.length_penalty,
-        # the likeliest token is the greedy search's answer, whatever might come later
+        # greedy search ends with the first end token
         stop_at_first=config.stop_at_first_answers or config.num_beams == 1,
         end_id=model.end_id,
         device=memory.device,
@@ -76,7 +78,7 @@ def generate(model: EncoderDecoder, memory: Memory, config: GenerationConfig, tp
     while len(ids):
         logits = model.logits(model.decoder(ids, memory, cache)[:, -1])
         forbidden = model.end_id if beams.num_tokens < config.min_answer_length else None
-        # twice as many as beams: each of them may end in one of its candidates
+        # twice as many as beams, since half of them may be end tokens
         survivors = beams.advance(best_tokens(logits, 2 * config.num_beams, tp_group, forbidden))
         memory = memory.select(survivors.rows, survivors.sources)
         cache.select(survivors.rows)
@@ -85,11 +87,11 @@ def generate(model: EncoderDecoder, memory: Memory, config: GenerationConfig, tp
 
 
 def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: int | None = None) -> BestTokens:
-    """The k likeliest next tokens of every row; the vocabulary is never put together.
+    """The k likeliest next tokens of every row, without gathering the vocabulary.
 
     Args:
         logits: [R, V / tensor-parallel size] float32, this rank's part; overwritten.
-        forbidden: a token that is not to be chosen; the other tokens' likelihoods stay.
+        forbidden: a token that is not chosen; the likelihoods of the others are unchanged.
 
     Raises:
         DivergenceError: a logit is not a number.
@@ -100,11 +102,11 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
     if forbidden is not None and first <= forbidden < first + width:
         logits[:, forbidden - first] = torch.finfo(logits.dtype).min
     values, places = _greatest(logits, min(k, width))
-    # ids are exact in float64, so that one collective carries all
+    # float64 holds ids exactly, so that one collective is enough
     own = torch.cat([normaliser.double(), values.double(), (places + first).double()], 1)
     parts = gather_rows(own, tp_group).view(tp_group.size(), num_rows, -1)
     normalisers, values, ids = parts.split([1, values.size(1), values.size(1)], 2)
-    # ranks hold ascending parts of the vocabulary: in their order, equal values stand by id
+    # ranks hold ascending parts of the vocabulary: in rank order, equal values are ordered by id
     values, ids = (part.transpose(0, 1).flatten(1) for part in (values, ids))
     order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
     log_likelihoods = values.gather(1, order) - normalisers.logsumexp(0)
@@ -112,7 +114,7 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
 
 
 def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k greatest of each row and their columns, in descending order; of equal ones those with lower columns.
+    """The k greatest values of each row in descending order, with their columns; ties go to the lower column.
 
     Raises:
         DivergenceError: a value is not a number.
@@ -122,10 +124,10 @@ def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if bool((is_chosen.sum(1) != k).any()):
         if bool(values.isnan().any()):
             raise DivergenceError(
-                "the logits of the next token are not finite: the reader's weights are, or fp16 overflows; try another "
-                "checkpoint, --bf16 or --fp32."
+                "the logits of the next token are not finite: the reader's weights are not finite, or fp16 overflows; "
+                "try another checkpoint, --bf16 or --fp32."
             )
-        # of several on the border, those with lower columns fill the places that greater ones leave
+        # more than k values reach the border: of those equal to it, the lowest columns are chosen
         is_greater, is_equal = values > border, values == border
         is_chosen = is_greater | is_equal & (is_equal.cumsum(1) <= k - is_greater.sum(1, keepdim=True))
     columns = is_chosen.nonzero()[:, 1].view(-1, k)

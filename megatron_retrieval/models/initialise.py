@@ -1,4 +1,4 @@
-"""Initial weights that do not depend on how the model is spread over processes."""
+"""Initial weights that do not depend on the tensor-parallel size."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from megatron_retrieval.utils.seeds import derive_seed
 def initialise_normal(
     module: nn.Module, topology: ProcessTopology, *, std: float | Callable[[str], float | Tensor], seed: int
 ) -> None:
-    """Draw all matrices of `module` from N(0, std), each from the stream that its name and `seed` define.
+    """Draw all matrices of `module` from N(0, std), each with a generator seeded by `seed` and its name.
 
-    Vectors (biases, norms) keep their values. Weights are drawn whole in fp32 and then cut, so that a seed gives the
+    Vectors (biases, norms) keep their values. Full weights are drawn in fp32 and then sharded, so that a seed gives the
     same model at any tensor-parallel size and in any number format.
 
     Args:
-        std: of all matrices, or what gives that of each by its name: one number, or [rows, 1] for the full matrix.
+        std: of all matrices, or a function from a matrix's name to a number or a [rows, 1] tensor for the full matrix.
     """
     for name, param in module.named_parameters():
         if param.dim() < 2:

@@ -1,4 +1,4 @@
-"""What the parts of a layer read besides the hidden states."""
+"""Inputs of a layer's parts besides the hidden states: bias, memory, cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from megatron_retrieval.models.memory import KeysAndValues, Memory
 
 
 class TokenCache:
-    """The keys and values of the tokens that a decoder has seen, by attention module.
+    """Keys and values of the tokens that a decoder has read, by self-attention module.
 
-    An empty one goes into the first call of a decoder; each call adds the tokens that it gets.
+    The first call of a decoder takes an empty one; every call adds its tokens.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class TokenCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens seen so far, the same number in every sequence."""
+        """Tokens read so far, the same number in every sequence."""
         return next((key.size(0) for key, _ in self._seen.values()), 0)
 
     def extend(self, attention: Hashable, key: Tensor, value: Tensor) -> KeysAndValues:
-        """Add those of new tokens, [L, R, heads of this rank, head width] each; returns those of all tokens."""
+        """Add keys and values of new tokens, [L, R, heads of this rank, head width]; returns those of all tokens."""
         if attention in self._seen:
             seen_key, seen_value = self._seen[attention]
             key, value = torch.cat([seen_key, key]), torch.cat([seen_value, value])
@@ -34,7 +34,7 @@ class TokenCache:
         return key, value
 
     def select(self, rows: Tensor | None) -> None:
-        """Go on with the sequences `rows` [R] (beams that survive, in their new order); None: all as they are."""
+        """Keep the sequences `rows` [R] (surviving beams, in their new order); None: all, in their order."""
         if rows is None:
             return
         for attention, (key, value) in self._seen.items():
@@ -43,12 +43,12 @@ class TokenCache:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What the parts of a layer read besides the hidden states, the same in all layers of a stack.
+    """Inputs of a layer's parts besides the hidden states, the same for all layers of a stack.
 
     Attributes:
-        bias: broadcastable to [R, heads of this rank, L, tokens seen + L], added to the logits of self-attention.
-        memory: what cross-attention reads.
-        cache: where the L tokens are not the first; every self-attention adds them.
+        bias: broadcastable to [R, heads of this rank, L, cached tokens + L], added to the logits of self-attention.
+        memory: read by cross-attention.
+        cache: previous tokens in generation; every self-attention adds the L new ones.
     """
 
     bias: Tensor | None = None
@@ -57,10 +57,10 @@ class LayerInputs:
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """All that gradients may flow to."""
+        """The tensors that may need a gradient."""
         return self.bias, *(() if self.memory is None else self.memory.tensors)
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> LayerInputs:
-        """The same inputs over other tensors, which stand in the order of `tensors`."""
+        """The same inputs with other tensors, in the order of `tensors`."""
         bias, *others = tensors
         return replace(self, bias=bias, memory=None if self.memory is None else self.memory.with_tensors(others))

@@ -19,7 +19,7 @@ from megatron_retrieval.models.multi_head_attention import CrossAttention, SelfA
 
 NormPlace = Literal["before", "after"]
 
-#: checkpoints name the norm of every part for the place that it has before it, wherever it stands
+#: names in checkpoints; BERT's norms have the same ones although they follow their part
 _NORM_NAMES = {
     "self_attention": "input_layernorm",
     "cross_attention": "pre_cross_attn_layernorm",
@@ -32,9 +32,9 @@ class Part:
     """A module of a layer, with a norm and a residual sum.
 
     Attributes:
-        name: of the module within the layer, hence in checkpoints; `norm_name` likewise.
-        module: called with the hidden states [L, R, D] and `LayerInputs`; gives [L, R, D].
-        place: of the norm: before the module (T5), or after the residual sum (BERT).
+        name: of the module within the layer and in checkpoints; `norm_name` likewise.
+        module: takes the hidden states [L, R, D] and `LayerInputs`, and returns [L, R, D].
+        place: of the norm: before the module (T5) or after the residual sum (BERT).
     """
 
     name: str
@@ -48,8 +48,8 @@ class Layer(nn.Module):
     """Residual parts, one after the other.
 
     Args:
-        dropout: share of what a part adds that is dropped in training.
-        recompute: in training, keep only what enters the layer, and compute it again in the backward pass.
+        dropout: share of each module's outputs dropped in training.
+        recompute: in training, keep only the inputs of the layer and compute it again in the backward pass.
     """
 
     def __init__(self, parts: Iterable[Part], *, dropout: float, recompute: bool = False) -> None:
@@ -69,8 +69,7 @@ class Layer(nn.Module):
         def run(states: Tensor, *tensors: Tensor | None) -> Tensor:
             return self._run(states, inputs.with_tensors(tensors))
 
-        # all that needs a gradient goes through the arguments: what the function closes over would be differentiated
-        # once for every layer
+        # tensors that need a gradient are arguments: the graph of a closed-over one would be traversed once per layer
         output: Tensor = tensor_parallel.checkpoint(run, False, states, *inputs.tensors)
         return output
 
@@ -110,7 +109,7 @@ def transformer_layer(
 
     Args:
         config: with the kinds of norm and activation, and whether matrices have biases.
-        inner_dropout: share of the units inside the feed-forward network that is dropped in training.
+        inner_dropout: share of the units inside the feed-forward network dropped in training.
     """
     modules: dict[str, nn.Module] = {"self_attention": SelfAttention(config, groups)}
     if is_decoder:

@@ -1,4 +1,4 @@
-"""megatron-core's parallel linear layers, with the bias added inside the matrix product where one rank holds all."""
+"""megatron-core's parallel linear layers; on one rank the matrix product adds the bias."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from megatron.core.tensor_parallel import layers
 from torch import Tensor
 from torch.nn import functional as F
 
-#: oneDNN's matrix product, otherwise reached through `torch.compile` only; None where PyTorch was built without it
+#: oneDNN's matrix product, which PyTorch itself calls from `torch.compile` only; None in builds without oneDNN
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, training: bool) -> Tensor:
     """`F.linear`: [..., D] -> [..., rows of `weight`].
 
-    In float32 on CPU it goes through MKL, which leaves AMD's wide units alone; oneDNN takes less than half the time
-    there, and has no gradient here. In half precision PyTorch calls oneDNN itself.
+    PyTorch uses MKL for float32 on CPU, which does not use AVX-512 on AMD; oneDNN takes less than half the time there,
+    but this operator has no gradient. In half precision PyTorch calls oneDNN itself.
 
     Args:
-        training: keep the kernel of a step that computes the same with and without gradients.
+        training: use `F.linear` also without gradients, so that both passes of gradient caching agree.
     """
     is_plain = training or torch.is_grad_enabled() or states.dtype != torch.float32 or states.device.type != "cpu"
     if is_plain or _ONEDNN_LINEAR is None:
@@ -28,12 +28,12 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, traini
 
 
 class ColumnParallelLinear(layers.ColumnParallelLinear):
-    """The parent adds the bias in a pass of its own, or leaves that to the next module: measurable on CPUs."""
+    """The parent adds the bias in a separate pass, or leaves it to the next module, which is slower on CPUs."""
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """[..., D] -> [..., output size of this rank], and the bias where it is still to be added."""
+        """[..., D] -> [..., output size of this rank], and the bias if it was not added."""
         if self.tp_group.size() > 1 or weight is not None:
             output: tuple[Tensor, Tensor | None] = super().forward(input_, weight, runtime_gather_output)
             return output
@@ -41,10 +41,10 @@ class ColumnParallelLinear(layers.ColumnParallelLinear):
 
 
 class RowParallelLinear(layers.RowParallelLinear):
-    """As `ColumnParallelLinear`, for weights cut along their input."""
+    """As `ColumnParallelLinear`, for weights sharded along their input."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[..., D of this rank] -> [..., output size], and the bias where it is still to be added."""
+        """[..., D of this rank] -> [..., output size], and the bias if it was not added."""
         if self.tp_group.size() > 1:
             output: tuple[Tensor, Tensor | None] = super().forward(input_)
             return output

@@ -17,13 +17,13 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 class MaskedLanguageModel(nn.Module):
-    """An encoder and, on top, the distribution over the vocabulary at chosen places.
+    """An encoder with a head that predicts tokens at chosen places.
 
     Args:
         config: shape of the encoder.
-        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
         dtype: of parameters and activations.
-        seed: names the initial weights, which are equal at any tensor-parallel size.
+        seed: of the initial weights, which are equal at any tensor-parallel size.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class MaskedLanguageModel(nn.Module):
 
         Args:
             tokens: B sequences, padded to T.
-            places: [M] int64, each b * T + t: row and column of a token.
+            places: [M] int64, b * T + t for row b and column t of a token.
 
         Returns:
-            [M, V / tensor-parallel size] float32, this rank's part of the (padded) vocabulary; entries that no token
-            has are the model dtype's lowest number.
+            [M, V / tensor-parallel size] float32, this rank's part of the padded vocabulary; the lowest
+            number of the model's dtype at padding entries.
         """
         states = self.bert(tokens).flatten(0, 1)[places]
         logits: Tensor = self.head(states, self.bert.embedding.word_embeddings.weight)
@@ -52,7 +52,7 @@ class MaskedLanguageModel(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """Dense layer, GELU, norm, and a decoder that shares its matrix with the word embeddings.
+    """Dense layer, GELU, norm, and an output layer that shares the word embeddings.
 
     Args:
         vocab_size_per_rank: rows of the word embeddings on this rank, padding included.
@@ -75,9 +75,9 @@ class MaskedLMHead(nn.Module):
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         """[M, D] states and this rank's [V / tp, D] embeddings -> [M, V / tp] float32 logits."""
         transformed = self.norm(F.gelu(self.dense(states)))
-        # every rank's part of the vocabulary asks something of the states: their gradient is the sum over ranks
+        # every rank's part of the vocabulary contributes to the gradient of the states: it is summed over ranks
         transformed = copy_to_tensor_model_parallel_region(transformed, group=self._tp_group)
-        # the rows of padding entries are zero, so that their bias is their logit
+        # embeddings of padding entries are zero: the bias is their logit
         is_padding = torch.arange(len(self.bias), device=self.bias.device) >= self._num_real
         bias = self.bias.masked_fill(is_padding, torch.finfo(self.bias.dtype).min)
         return F.linear(transformed, word_embeddings, bias).float()

@@ -1,4 +1,4 @@
-"""What the cross-attention of a decoder reads."""
+"""Memories: encoded sources that the cross-attention of a decoder reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KeysAndValues = tuple[Tensor, Tensor]
 
 
 class CrossAttending(Protocol):
-    """What a memory asks of the attention module that reads it.
+    """The part of a cross-attention module that a memory uses.
 
     Attributes:
         scale: factor of the products of queries and keys.
@@ -37,13 +37,13 @@ class CrossAttending(Protocol):
 
 
 class Memory(Protocol):
-    """Encoded sources, and the rule by which queries find theirs. Immutable: changes give another memory.
+    """Encoded sources, and the rule that assigns a source to every query. Immutable: methods return another memory.
 
-    A decoder passes one memory to all of its layers; only `read` knows what it consists of.
+    A decoder passes one memory to all of its layers, which call `read` and know nothing of its contents.
 
     Attributes:
-        num_sources: for which sequences are decoded.
-        device: of its tensors.
+        num_sources: number of sources; generation decodes sequences for each.
+        device: that of its tensors.
     """
 
     @property
@@ -54,11 +54,11 @@ class Memory(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor | None]:
-        """All that gradients may flow to; layers that are recomputed take it as arguments."""
+        """The tensors that may need a gradient; recomputed layers take them as arguments."""
         ...
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Self:
-        """The same memory over other tensors, which stand in the order of `tensors`."""
+        """The same memory with other tensors, in the order of `tensors`."""
         ...
 
     def for_rank(self, tp_group: dist.ProcessGroup) -> Self:
@@ -73,15 +73,15 @@ class Memory(Protocol):
         ...
 
     def precompute(self, attentions: Iterable[CrossAttending]) -> Self:
-        """The same memory with the keys and values of these modules, for generation: no later read computes them."""
+        """The same memory with the keys and values of these modules, for generation: later reads reuse them."""
         ...
 
     def select(self, rows: Tensor | None, sources: Tensor | None) -> Self:
-        """The memory of the sequences that are continued in generation.
+        """The memory of the sequences that generation continues.
 
         Args:
-            rows: [R] int64, the sequence that each continues; None: all, in their order.
-            sources: [S] int64, the sources that are still read, in the order of their sequences; None: all.
+            rows: [R] int64, index of the sequence that each row continues; None: all, in their order.
+            sources: [S] int64, indices of the sources that are still read, in the order of their sequences; None: all.
         """
         ...
 
@@ -90,7 +90,7 @@ class Memory(Protocol):
 class EncodedMemory:
     """The states of an encoder: every query of a sequence reads all of the sequence's source.
 
-    Sequences may be more than sources: R = B * n, n for each source (beams, answers), those of a source side by side.
+    Sequences may be more than sources: R = B * n, n for each source (beams, answers), in consecutive rows.
 
     Attributes:
         states: [B, T, D]; T is 0 after `precompute`.
@@ -155,7 +155,7 @@ class EncodedMemory:
         return replace(self, states=self.states.new_empty(len(self.states), 0, self.states.size(2)), computed=computed)
 
     def select(self, rows: Tensor | None, sources: Tensor | None) -> EncodedMemory:
-        """See Memory; sequences of one source share it, hence `rows` change nothing."""
+        """See Memory; `rows` have no effect, since sequences of one source share it."""
         if sources is None:
             return self
         computed = self.computed and {
@@ -179,6 +179,6 @@ class EncodedMemory:
 
 
 def _by_head(*parts: Tensor) -> KeysAndValues:
-    """[T, B, heads, width], contiguous as [B, heads, T, width]: so attention reads them at every further token."""
+    """[T, B, heads, width], contiguous as [B, heads, T, width], the order in which attention reads them."""
     key, value = (states.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3) for states in parts)
     return key, value

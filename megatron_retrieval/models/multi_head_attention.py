@@ -1,4 +1,4 @@
-"""Self-attention and cross-attention with their projections, cut over tensor-parallel ranks by heads."""
+"""Self-attention and cross-attention with their projections, sharded over tensor-parallel ranks by heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
         self.linear_proj = _projection(config, groups)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] -> [L, R, D]; reads the bias and the cache, whose tokens stand before those of `states`."""
+        """[L, R, D] -> [L, R, D]; reads the bias and the cache, whose tokens precede those of `states`."""
         query, key, value = _heads(self.linear_qkv(states)[0], self.head_width, 3)
         if inputs.cache is not None:
             key, value = inputs.cache.extend(self, key, value)

@@ -1,4 +1,4 @@
-"""What a reader does with the scores of the passages that it reads."""
+"""How a reader uses the retriever's scores of its passages."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ PassageScoreUse = Literal["none", "bias", "marginal"]
 
 @dataclass(kw_only=True, frozen=True)
 class PassageScoreConfig:
-    """How a reader that was trained together with a retriever answers; saved with it.
+    """How a reader trained end to end uses passage scores; saved with it.
 
     p(z | q) is the softmax of the scores, divided by `passage_score_divisor`, over a question's passages.
     """
 
     passage_score_use: PassageScoreUse = "none"
-    """none: passages are read together and count alike, or as an extractive reader says; bias: they are read together,
-    with p(z | q) in the decoder's attention (Joint Top-k); marginal: each is read for itself, and its answer weighs as
-    much as p(z | q) (Individual Top-k)."""
+    """none: ignored; an extractive reader weighs passages by its own scores. bias: passages are read jointly, with
+    p(z | q) in the decoder's attention (Joint Top-k). marginal: passages are read separately, and answers are weighed
+    by p(z | q) (Individual Top-k)."""
     passage_score_weight: float = 1.0
-    """What log p(z | q) is multiplied with in the decoder's attention."""
+    """Factor of log p(z | q) in the decoder's attention."""
     passage_score_divisor: float = 1.0
-    """What scores are divided by before they become probabilities."""
+    """Divisor of scores before the softmax."""
 
     def __post_init__(self) -> None:
         uses = get_args(PassageScoreUse)

@@ -1,4 +1,4 @@
-"""T5's relative positions: a learned number for every head and bucket of distances, added to the attention logits
+"""T5's relative position bias: a learned number per head and bucket of distances, added to the attention logits
 (Raffel et al. 2020, arXiv 1910.10683, section 2.1)."""
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class RelativeBias(nn.Module):
-    """One table for all layers of a stack, cut over tensor-parallel ranks by heads, as attention is.
+    """One table for all layers of a stack, sharded over tensor-parallel ranks by heads.
 
     Args:
-        num_heads: of this rank.
-        is_causal: distances to earlier tokens only, and later tokens hidden.
+        num_heads: heads of this rank.
+        is_causal: buckets for earlier tokens only; later tokens are hidden.
     """
 
     def __init__(self, *, num_buckets: int, max_distance: int, num_heads: int, is_causal: bool) -> None:
@@ -25,9 +25,9 @@ class RelativeBias(nn.Module):
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
 
     def forward(self, num_queries: int, num_keys: int, first_query: int = 0) -> Tensor:
-        """The bias of queries at `first_query` and after, for the keys from 0: [1, heads of this rank, L, T].
+        """The bias of queries from position `first_query` and keys from position 0: [1, heads of this rank, L, T].
 
-        All pairs of one distance share a value, hence every row is a window of the vector of all distances.
+        Pairs of one distance share a value: every row is a window of the vector of all distances.
         """
         last_query = first_query + num_queries - 1
         distances = torch.arange(-last_query, num_keys - first_query, device=self.weight.device)
@@ -42,12 +42,12 @@ def relative_buckets(distances: Tensor, num_buckets: int, max_distance: int, *, 
     """The bucket of every distance.
 
     Half of the buckets of a direction hold one distance each, the other half ranges that grow by a constant factor up
-    to `max_distance`; everything beyond shares the last.
+    to `max_distance`; greater distances share the last bucket.
 
     Args:
         distances: int64, position of the key minus position of the query.
-        is_causal: all buckets are for earlier keys (later ones share the bucket of distance 0); else half for each
-            direction.
+        is_causal: all buckets are for earlier keys, later ones share the bucket of distance 0; else half of the buckets
+            for each direction.
     """
     if is_causal:
         first, lengths = torch.zeros_like(distances), (-distances).clamp(min=0)

@@ -1,12 +1,12 @@
-"""Attention with a bias for every key, as the scores of passages are in a decoder's cross-attention (Sachan et al.
-2021, arXiv 2101.00408, eq. 7): three forms of one computation, equal in what they give and in their gradients.
+"""Attention with a bias per key, such as passage scores in a decoder's cross-attention (Sachan et al. 2021, arXiv
+2101.00408, eq. 7), in three forms with the same result and the same gradients.
 
-- explicit: logits, bias, softmax, product, one after the other, with the weights in memory.
-- mask: PyTorch's fused kernels with the bias as additive mask. On CUDA no flash kernel takes a mask, on CPU none takes
-  a mask that needs a gradient: PyTorch then computes the weights one after the other as well.
-- feature: fused kernels without any mask. Keys get a few features more, which hold the bias, and queries as many
-  constants: their product is the bias, within the same matrix product that makes the logits. It costs a copy of keys
-  and values; values are widened as well, since flash kernels ask for equal widths.
+- explicit: logits, bias, softmax and product in separate steps, with the weights in memory.
+- mask: PyTorch's fused kernels with the bias as additive mask. No flash kernel takes a mask on CUDA, and none takes a
+  mask with a gradient on CPU: PyTorch then computes the weights in memory as well.
+- feature: fused kernels without a mask. Additional features of the keys hold the bias, and constant features of the
+  queries read it within the product that makes the logits. It costs a copy of keys and values; values are widened too,
+  since flash kernels need equal widths.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch.nn import functional as F
 
 ScoreForm = Literal["explicit", "mask", "feature"]
 
-#: in bf16 a feature has 8 bits: high, middle and low part together have the 24 of a score in float32
+#: a bf16 feature has 8 bits: the high, middle and low parts of a score hold the 24 bits of float32
 NUM_PARTS = 3
-#: of queries; 1 would do but for fp16, which ends at 65,504 and loses bits below 0.0001
+#: constant feature of queries; above 1 for fp16, whose range ends at 65,504 and which loses bits below 0.0001
 QUERY_CONSTANT = 16.0
-#: kernels want heads whose width is a multiple of this
+#: kernels need head widths that are a multiple of this
 HEAD_WIDTH_STEP = 8
 
 
 def choose_form(
     wish: Literal["auto", "explicit", "mask", "feature"], device: torch.device, dtype: torch.dtype, head_width: int
 ) -> ScoreForm:
-    """The form to compute in; for `auto` the feature form on CUDA where a flash kernel takes heads of this dtype and
-    width with the features, and else the mask, which needs no copy of keys and values."""
+    """The form to use; for `auto` the feature form on CUDA where a flash kernel supports this dtype and the widened
+    heads, else the mask, which needs no copy of keys and values."""
     if wish != "auto":
         return wish
     if device.type == "cuda" and _flash_takes(device, dtype, width_with_features(head_width)):
@@ -42,7 +42,7 @@ def choose_form(
 
 
 def _flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether PyTorch's flash kernel computes attention of such heads and its gradient."""
+    """Whether PyTorch's flash kernel supports such heads, with gradients."""
     states = torch.empty(1, 1, 1, width, device=device, dtype=dtype, requires_grad=True)
     takes: bool = can_use_flash_attention(SDPAParams(states, states, states, None, 0.0, False, False))
     return takes
@@ -54,27 +54,27 @@ def width_with_features(head_width: int) -> int:
 
 
 def add_key_features(key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Keys that hold a bias, and values as wide.
+    """Keys with features that hold the bias, and values padded to the same width.
 
-    Padding's weight is exactly 0: what its features add to a logit is half the lowest number of the dtype, times
-    `scale`. The lowest itself, divided by the scale, would not be finite. Where all keys of a source are padding, none
-    is hidden: flash kernels keep the sum of a row's weights as a logarithm, which such numbers would swallow.
+    The attention weight of padding is exactly 0: its features add half the lowest number of the dtype, times `scale`,
+    to a logit. The lowest number itself would not be finite when divided by the scale. Where all keys of a source are
+    padding, none is hidden: flash kernels keep the logarithm of a row's sum, which would lose such numbers.
 
     Args:
         key: [T, B, heads, D]; `value` likewise, with its own D.
-        bias: [B, 1, 1, T], differentiable, best in float32: it is rounded to the keys' dtype part by part.
-        scale: what attention multiplies products of queries and keys by.
+        bias: [B, 1, 1, T], differentiable, best in float32: each of its parts is rounded to the keys' dtype.
+        scale: factor of the products of queries and keys.
 
     Returns:
         [T, B, heads, width_with_features(D)] each.
     """
     bias = bias[:, 0, 0].t()[..., None, None].to(torch.promote_types(bias.dtype, torch.float32))
-    bias = bias - bias.detach().amax(0)  # no weight changes when all logits of a row do alike
+    bias = bias - bias.detach().amax(0)  # a constant for all logits of a row changes no weight
     rest = bias.clamp(min=torch.finfo(key.dtype).min * scale / 2) / (scale * QUERY_CONSTANT)
     parts = []
     for _ in range(NUM_PARTS):
         parts.append(rest.to(key.dtype))
-        # every part has the same gradient, that of the bias: the first alone passes it on
+        # every part has the gradient of the bias: only the first passes it on
         rest = (rest - parts[-1]).detach()
     width = width_with_features(key.size(3))
     features = F.pad(torch.cat(parts, 3), (0, width - key.size(3) - NUM_PARTS))
@@ -83,7 +83,7 @@ def add_key_features(key: Tensor, value: Tensor, bias: Tensor, scale: float) -> 
 
 
 def attend_to_features(core_attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention to keys and values of `add_key_features`.
+    """Attend to keys and values of `add_key_features`.
 
     Args:
         query: [L, B, heads, D], not widened.
@@ -97,7 +97,7 @@ def attend_to_features(core_attention: Callable[..., Tensor], query: Tensor, key
 
 
 def add_query_features(query: Tensor) -> Tensor:
-    """[..., D] -> [..., width_with_features(D)]: queries that read what `add_key_features` wrote."""
+    """[..., D] -> [..., width_with_features(D)]: queries with the constants that read `add_key_features`."""
     head_width = query.size(-1)
     features = query.new_zeros(*query.shape[:-1], width_with_features(head_width) - head_width)
     features[..., :NUM_PARTS] = QUERY_CONSTANT

@@ -1,4 +1,4 @@
-"""What readers and generation ask of an encoder-decoder, whichever it is."""
+"""The interface of encoder-decoders that readers and generation use."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Encoder(Protocol):
     """Token ids to hidden states."""
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """[B, T] ids -> [B, T, D]; states at padding mean nothing."""
+        """[B, T] ids -> [B, T, D]; states at padding are undefined."""
         ...
 
 
 class Decoder(Protocol):
-    """Tokens so far and a memory to hidden states that tell the next tokens.
+    """Previous tokens and a memory to hidden states that predict the next tokens.
 
     Attributes:
-        head_width: of its attention.
+        head_width: width of an attention head.
     """
 
     @property
@@ -37,8 +37,8 @@ class Decoder(Protocol):
             ids: [R, L] int64, the tokens of R sequences; only those that `cache` has not seen. Sequences may be padded
                 on the right: earlier tokens do not see later ones.
             memory: what cross-attention reads; `EncodedMemory` takes R = B * n, n sequences for each of its B sources,
-                side by side.
-            cache: of the tokens before; those of `ids` are added.
+                in consecutive rows.
+            cache: of the previous tokens; those of `ids` are added.
 
         Returns:
             [R, L, D]
@@ -54,8 +54,8 @@ class EncoderDecoder(Protocol):
     """An encoder and a decoder over one vocabulary.
 
     Attributes:
-        start_id: what every decoded sequence begins with.
-        end_id: what every answer ends with.
+        start_id: first token of every decoded sequence.
+        end_id: last token of every answer.
     """
 
     @property

@@ -1,6 +1,6 @@
-"""How a parameter is spread over tensor-parallel ranks: cut a full tensor into shards, put shards together again.
+"""Sharding of parameters over tensor-parallel ranks: full tensors to shards and back.
 
-A *full* tensor is what one process without padding would hold: the form in which weights are initialised, imported,
+A *full* tensor is the parameter of one process without padding: the form in which weights are initialised, imported,
 exported and compared. Padding rows (see `mark_padded`) exist in shards only, and are zero.
 """
 
@@ -14,20 +14,20 @@ from torch.nn import functional as F
 
 
 def mark_padded(param: nn.Parameter, num_rows: int) -> None:
-    """Remember that only the first `num_rows` rows of the full `param` are real."""
+    """Record that only the first `num_rows` rows of the full `param` are real; the others are padding."""
     param.num_real_rows = num_rows  # type: ignore[attr-defined]
 
 
 def full_shape(param: nn.Parameter, tp_size: int) -> torch.Size:
-    """The shape of `param` put together from `tp_size` shards, without padding rows."""
+    """The shape of the full `param` at tensor-parallel size `tp_size`, without padding rows."""
     return torch.Size(full_sizes(param.shape, layout_of(param), tp_size))
 
 
 def shard_of(full: Tensor, param: nn.Parameter, tp_rank: int, tp_size: int) -> Tensor:
-    """The part of `full` that rank `tp_rank` of `tp_size` holds in the place of `param`.
+    """The shard of `full` on rank `tp_rank` of `tp_size`.
 
     Args:
-        full: the parameter's values, or anything laid out like them (optimizer moments).
+        full: the values of `param`, or another tensor of its layout (optimizer moments).
     """
     if full.shape != (expected := full_shape(param, tp_size)):
         raise ValueError(f"full tensor of shape {list(full.shape)} where {list(expected)} is needed")
@@ -37,19 +37,19 @@ def shard_of(full: Tensor, param: nn.Parameter, tp_rank: int, tp_size: int) -> T
     padding = param.size(dim) * tp_size - full.size(dim)
     if padding:
         full = F.pad(full, (0, 0) * (full.dim() - 1 - dim) + (0, padding))
-    # a stride of s means s stacked matrices (gate and up projection), each cut over the ranks
+    # a stride of s means s stacked matrices (gate and up projection), each sharded over the ranks
     pieces = full.chunk(tp_size * layout.stride, dim)[tp_rank::tp_size]
     return torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0].contiguous()
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """How the shards of one tensor make the full one; checkpoints write it beside the shards.
+    """The layout of a tensor's shards; written with them in checkpoints.
 
     Attributes:
-        dim: the dimension that is cut over ranks, None where every rank holds all.
-        stride: stacked matrices, each cut over the ranks.
-        num_rows: real rows of the full tensor, None where none is padding.
+        dim: the dimension that is sharded, None where every rank holds the full tensor.
+        stride: number of stacked matrices, each sharded over the ranks.
+        num_rows: real rows of the full tensor, None without padding.
     """
 
     dim: int | None = None
@@ -58,14 +58,14 @@ class ShardLayout:
 
 
 def layout_of(param: nn.Parameter) -> ShardLayout:
-    """The layout of `param`, and of anything laid out like it."""
+    """The layout of `param`."""
     is_cut = getattr(param, "tensor_model_parallel", False)  # megatron-core's marks
     dim = int(param.partition_dim) if is_cut else None  # type: ignore[attr-defined]
     return ShardLayout(dim, int(getattr(param, "partition_stride", 1)), getattr(param, "num_real_rows", None))
 
 
 def full_sizes(shard: torch.Size, layout: ShardLayout, tp_size: int) -> list[int]:
-    """The shape of the tensor that shards of this shape make."""
+    """The shape of the full tensor of shards of this shape."""
     sizes = list(shard)
     if layout.dim is not None:
         sizes[layout.dim] *= tp_size
@@ -75,7 +75,7 @@ def full_sizes(shard: torch.Size, layout: ShardLayout, tp_size: int) -> list[int
 
 
 def places_in_full(num_slices: int, layout: ShardLayout, tp_rank: int, tp_size: int) -> Tensor:
-    """[n] places in the full tensor (padding rows count) of the n slices of a shard along the dimension that is cut."""
+    """[n] indices in the full tensor, with padding rows, of the n slices of a shard along the sharded dimension."""
     per_matrix = num_slices // layout.stride
     matrices = torch.arange(layout.stride)[:, None] * per_matrix * tp_size
     return (matrices + tp_rank * per_matrix + torch.arange(per_matrix)).flatten()

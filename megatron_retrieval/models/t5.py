@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020, arXiv 1910.10683): versions 1.0 and 1.1, and what is fine-tuned from them, as Flan."""
+"""T5 (Raffel et al. 2020, arXiv 1910.10683): versions 1.0 and 1.1, and models fine-tuned from them such as Flan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_retrieval.models.t5_config import T5Config, t5_engine_config, t5_i
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch
 
-#: padding, and the token that decoders start from
+#: padding, and the first token of decoded sequences
 PAD_ID = 0
 
 
@@ -31,13 +31,13 @@ class T5(nn.Module):
     """An encoder-decoder.
 
     Args:
-        config: its shape.
-        topology: parameters are laid out for its tensor-parallel group and stand on its device.
+        config: shape of the model.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
         dtype: of parameters and activations.
-        seed: names the initial weights, which are equal at any tensor-parallel size.
+        seed: of the initial weights, which are equal at any tensor-parallel size.
     """
 
-    #: what decoded sequences begin and end with
+    #: first and last token of decoded sequences
     start_id, end_id = PAD_ID, 1
 
     def __init__(
@@ -64,8 +64,8 @@ class T5(nn.Module):
 
         Args:
             tokens: B sources, padded to T.
-            decoder_ids: [B * n, L] int64, n sequences for each source, side by side; see `shift_right`.
-            places: [M] int64, each row * L + column of `decoder_ids`: where logits are wanted; default: everywhere.
+            decoder_ids: [B * n, L] int64, n sequences per source in consecutive rows; see `shift_right`.
+            places: [M] int64, row * L + column of `decoder_ids` of the tokens whose logits are computed; default: all.
 
         Returns:
             [M, V / tensor-parallel size] float32 (default: [B * n, L, V / tensor-parallel size]), as `logits`.
@@ -75,7 +75,7 @@ class T5(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] decoder states -> [..., V / tensor-parallel size] float32, this rank's part of the (padded)
-        vocabulary; entries beyond `vocab_size` are the lowest number."""
+        vocabulary; the lowest number at entries beyond `vocab_size`."""
         matrix = self.output
         if matrix is None:
             matrix, states = self.embedding.weight, states * self.config.hidden_size**-0.5
@@ -83,10 +83,10 @@ class T5(nn.Module):
 
 
 class _Stack(nn.Module):
-    """What encoder and decoder have in common.
+    """The common part of encoder and decoder.
 
     Args:
-        embedding: word embeddings, which the two share.
+        embedding: word embeddings, shared by the two.
         engine: configuration of the layers.
     """
 
@@ -136,7 +136,7 @@ class T5Encoder(_Stack):
     is_decoder = False
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing."""
+        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; they are undefined at padding."""
         num_tokens = batch.ids.size(1)
         bias = self.relative_bias(num_tokens, num_tokens)
         padding = padding_bias(batch.lengths, num_tokens, bias.dtype)
@@ -144,7 +144,7 @@ class T5Encoder(_Stack):
 
 
 class T5Decoder(_Stack):
-    """Tokens so far and a memory to hidden states that tell the next tokens."""
+    """Previous tokens and a memory to hidden states that predict the next tokens."""
 
     is_decoder = True
 
@@ -156,6 +156,6 @@ class T5Decoder(_Stack):
 
 
 def shift_right(labels: Tensor, start_id: int = PAD_ID) -> Tensor:
-    """What the decoder reads to predict `labels` [B, L]: the start token and then all but the last label; padding
-    labels (negative) become padding."""
+    """The decoder's input for predicting `labels` [B, L]: the start token, then all but the last label; negative labels
+    become padding."""
     return F.pad(labels[:, :-1], (1, 0), value=start_id).clamp(min=PAD_ID)

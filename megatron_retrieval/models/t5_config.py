@@ -1,4 +1,4 @@
-"""Shape of a T5, and what follows from it: the configuration of its layers, the spread of its initial weights."""
+"""Shape of a T5, the configuration of its layers and the spread of its initial weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class T5Config:
     gated_linear_unit: bool = False
     """Gated GELU in the feed-forward layers (T5 1.1, Flan); default: ReLU (T5 1.0)."""
     untie_embeddings_and_output_weights: bool = False
-    """The output has a matrix of its own (T5 1.1, Flan); default: it shares the word embeddings, and hidden states
-    are divided by the root of their width before (T5 1.0)."""
+    """The output layer has its own matrix (T5 1.1, Flan); default: it shares the word embeddings, and hidden states
+    are divided by the root of their width before it (T5 1.0)."""
     relative_attention_num_buckets: int = 32
-    """Ranges of distances between tokens that the attention tells apart."""
+    """Number of buckets of the relative position bias."""
     relative_attention_max_distance: int = 128
-    """Distance in tokens from which on all are one."""
+    """Distance in tokens from which on all distances share a bucket."""
     vocab_size: int = 32128
-    """Rows of the word embeddings; of public models, more than the tokenizer has entries."""
+    """Rows of the word embeddings; public models have more rows than the tokenizer has entries."""
     hidden_dropout: float = 0.1
     """Share of hidden activations dropped in training."""
     attention_dropout: float = 0.1
@@ -94,7 +94,7 @@ def t5_engine_config(config: T5Config, tp_size: int, dtype: torch.dtype) -> Tran
         add_bias_linear=False,
         gated_linear_unit=config.gated_linear_unit,
         activation_func=_gelu if config.gated_linear_unit else F.relu,
-        softmax_scale=1.0,  # the scale of ordinary attention is in the initial weights
+        softmax_scale=1.0,  # the initial weights of queries contain the usual scale
     )
 
 
@@ -103,7 +103,7 @@ def _gelu(states: Tensor) -> Tensor:
 
 
 def t5_initial_std(config: T5Config, name: str) -> float | Tensor:
-    """The standard deviation of a matrix's initial weights, as T5 was trained with."""
+    """The standard deviation of a matrix's initial weights in T5's pretraining."""
     by_width, width = config.hidden_size**-0.5, config.head_width
     for_query = by_width * width**-0.5
     of_matrix: dict[str, float | Tensor] = {

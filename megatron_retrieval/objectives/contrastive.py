@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Mean, Metric, Rate
 
-#: of accuracy, beside the first place
+#: k of the metrics accuracy@k
 DEPTHS = (5, 20)
 
 #: scores [n, P], -inf where a passage is no candidate, and positives [n], the column of each question's positive, which
@@ -49,15 +49,15 @@ def contrastive_loss(
         queries: [n, D], this rank's questions.
         passages: [P, D], the passages of the global batch.
         positives: [n] int64, the column of each question's positive.
-        excluded: [n, P] bool, passages that are no candidates for the question; never its positive.
-        is_real: [n] bool, False for fillers, which count nothing.
+        excluded: [n, P] bool, passages that are not negatives of the question; never its positive.
+        is_real: [n] bool, False for fillers, which add nothing.
         num_questions: B, real questions in the global batch.
         temperature: t.
 
     Returns:
         This rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
-        `accuracy`: the positive scores highest. `accuracy@k`: it is among the k highest. `positive_rank`: candidates
-        that score above the positive, plus one.
+        `accuracy`: the positive scores highest. `accuracy@k`: it is among the k highest. `positive_rank`: one plus the
+        number of passages that score above the positive.
     """
     scores = (queries @ passages.t() / temperature).masked_fill(excluded, float("-inf"))
     losses = question_losses(scores, positives)

@@ -1,16 +1,17 @@
-"""The losses by which a retriever and a reader learn together from questions and answers.
+"""Losses that train a retriever and a reader end to end from questions and answers.
 
-The retriever gives every retrieved passage z of a question q a prior, p(z | q) = softmax of its scores over the K
-passages; a reader says how likely the answer a is with a passage, or with all of them together. Common to all:
+The retriever gives every retrieved passage z of a question q the prior p(z | q), the softmax of its scores over the K
+passages; the reader gives the likelihood of the answer a from one passage, or from all of them jointly. Arguments of
+all losses:
 
-    scores: [n, K] s(q, z) / temperature, of the encoders as they are now.
-    is_real: [n, K] bool, False for fillers, be it a passage or a question with all of its passages.
+    scores: [n, K] s(q, z) / temperature, computed with the present encoders.
+    is_real: [n, K] bool, False for filler passages and for all passages of a filler question.
     num_questions: B, real questions in the global batch.
 
-A question whose answer no passage gives a likelihood above 0 teaches nothing: it adds nothing to the loss. What is
-returned is this rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
-`log_likelihood`: of the answer, under the model that the objective trains. `prior_entropy`: of p(z | q), in nats.
-`num_unread_questions`: how many taught nothing.
+A question whose answer has likelihood 0 in every passage adds nothing to the loss. Results are this rank's part of the
+loss and of the metrics: summed over ranks they are means over the global batch. `log_likelihood`: of the answer, under
+the model that the objective trains. `prior_entropy`: of p(z | q), in nats. `num_unread_questions`: questions that add
+nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from megatron_retrieval.types.metrics import Count, Mean, Metric
 
 
 def individual_topk(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
-    """Individual Top-k: each passage is read for itself, and whole answers are summed over.
+    """Individual Top-k: each passage is read separately; likelihoods of whole answers are summed over passages.
 
         loss = -1/B * sum_i log sum_z p(a_i | q_i, z) p(z | q_i)
 
@@ -39,7 +40,7 @@ def individual_topk(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, nu
 def rag_token(
     scores: Tensor, is_real: Tensor, token_log_likelihoods: Tensor, is_token: Tensor, num_questions: float
 ) -> LossOutput:
-    """RAG-Token: each token of the answer may come from another passage.
+    """RAG-Token: the likelihood of each token of the answer is summed over passages.
 
         loss = -1/B * sum_i sum_l log sum_z p(z | q_i) p(a_il | a_i1 .. a_i(l-1), q_i, z)
 
@@ -47,7 +48,7 @@ def rag_token(
 
     Args:
         token_log_likelihoods: [n, K, L] log p(a_l | a_1 .. a_(l-1), q, z).
-        is_token: [n, L] bool, False behind the answers.
+        is_token: [n, L] bool, False at padding.
     """
     priors = log_priors(scores, is_real)
     tokens = _sum_over_passages(priors[:, :, None] + _wide(token_log_likelihoods), is_real[:, :, None])
@@ -55,12 +56,12 @@ def rag_token(
 
 
 def joint_topk(token_log_likelihoods: Tensor, num_questions: float) -> LossOutput:
-    """Joint Top-k: the reader has all passages before it together, their priors as a bias of its attention.
+    """Joint Top-k: the reader attends to all passages jointly, with their priors as a bias of its attention.
 
         loss = -1/B * sum_i sum_l log p(a_il | a_i1 .. a_i(l-1), q_i, z_1 .. z_K)
 
-    (Sachan et al., arXiv 2101.00408, eq. 7 and 8; without the bias, FiD, arXiv 2007.01282.) The retriever learns by way
-    of the bias, and so of the likelihoods.
+    (Sachan et al., arXiv 2101.00408, eq. 7 and 8; without the bias, FiD, arXiv 2007.01282.) The retriever's gradient
+    flows through the bias.
 
     Args:
         token_log_likelihoods: [M], of all answers' tokens.
@@ -79,18 +80,18 @@ def emdr2(
     token_log_likelihoods: Tensor,
     num_questions: float,
 ) -> LossOutput:
-    """EMDR2: the reader learns from all passages together, the retriever from what the reader makes of each.
+    """EMDR2: the reader is trained on all passages jointly, the retriever on the likelihood of the answer from each.
 
         loss = -1/B * sum_i [ log p(a_i | q_i, z_1 .. z_K)  +  log sum_z sg(p(a_i | q_i, z)) p(z | q_i) ]
 
-    sg: held fixed. (Sachan et al., arXiv 2106.05346, section 2.3.)
+    sg: no gradient. (Sachan et al., arXiv 2106.05346, section 2.3.)
 
     Args:
-        log_likelihoods: [n, K] as in `individual_topk`; no gradient goes there.
+        log_likelihoods: [n, K] as in `individual_topk`; they get no gradient.
         token_log_likelihoods: [M] as in `joint_topk`.
 
     Returns:
-        See the module; `log_likelihood` is the reader's with all passages, `marginal_log_likelihood` the other part.
+        See the module; `log_likelihood` is the first part, `marginal_log_likelihood` the second.
     """
     reader = joint_topk(token_log_likelihoods, num_questions)
     retriever = individual_topk(scores, is_real, log_likelihoods.detach(), num_questions)
@@ -99,14 +100,14 @@ def emdr2(
 
 
 def distillation(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
-    """Perplexity distillation: the prior comes to be what the reader holds of the passages; the reader learns nothing.
+    """Perplexity distillation: the prior is trained towards the reader's distribution over passages; the reader is not.
 
         loss = 1/B * sum_i sum_z r(z) log( r(z) / p(z | q_i) ),   r = softmax over z of sg(log p(a_i | q_i, z))
 
-    sg: held fixed. (Atlas, arXiv 2208.03299, section 2.2.)
+    sg: no gradient. (Atlas, arXiv 2208.03299, section 2.2.)
 
     Args:
-        log_likelihoods: [n, K] as in `individual_topk`; no gradient goes there.
+        log_likelihoods: [n, K] as in `individual_topk`; they get no gradient.
 
     Returns:
         See the module; `log_likelihood` is that of `individual_topk`.
@@ -116,7 +117,7 @@ def distillation(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_q
     is_possible = is_real & (held_fixed != -torch.inf)
     reader = log_priors(held_fixed, is_possible)
     share = reader.exp()
-    # where the reader sees no chance the prior is free: 0 * log(0 / p) = 0
+    # passages of likelihood 0 do not constrain the prior: 0 * log(0 / p) = 0
     distance = reader.masked_fill(~is_possible, 0) - log_priors(scores, is_real).masked_fill(~is_possible, 0)
     return LossOutput((share * distance).sum() / num_questions, marginal.metrics)
 
@@ -124,7 +125,7 @@ def distillation(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_q
 def log_priors(scores: Tensor, is_real: Tensor) -> Tensor:
     """log p(z | q): [n, K] and [n, K] -> [n, K], float32 at least; -inf, without a gradient, for fillers."""
     scores = _wide(scores)
-    # the lowest number and not -inf, of which a question without passages would make NaN on the gradient's way
+    # the lowest finite number: with -inf the gradient of a question without passages would be NaN
     candidates = scores.masked_fill(~is_real, torch.finfo(scores.dtype).min)
     return candidates.log_softmax(1).masked_fill(~is_real, -torch.inf)
 
@@ -135,14 +136,14 @@ def prior_entropy(log_priors: Tensor, num_questions: float) -> Mean:
 
 
 def _sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
-    """log sum_z p(a, z | q): [n, K, ...] -> [n, ...]; -inf, without a gradient, where no real passage has a chance."""
+    """log sum_z p(a, z | q): [n, K, ...] -> [n, ...]; -inf, without a gradient, where every real passage has 0."""
     joint = joint.masked_fill(~is_real, -torch.inf)
     is_hopeless = (joint == -torch.inf).all(1)
     return joint.masked_fill(is_hopeless[:, None], 0).logsumexp(1).masked_fill(is_hopeless, -torch.inf)
 
 
 def _output(log_likelihoods: Tensor, log_priors: Tensor, num_questions: float) -> LossOutput:
-    """Of the answers' log-likelihoods [n], -inf where nothing is to be learned."""
+    """Loss and metrics from the answers' log-likelihoods [n], -inf where a question adds nothing."""
     is_unread = log_likelihoods == -torch.inf
     is_asked = (log_priors > -torch.inf).any(1)
     loss = -log_likelihoods.masked_fill(is_unread, 0).sum() / num_questions
@@ -155,5 +156,5 @@ def _output(log_likelihoods: Tensor, log_priors: Tensor, num_questions: float) -
 
 
 def _wide(values: Tensor) -> Tensor:
-    """At least in float32."""
+    """In float32, or in a wider type that it already has."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The loss of extractive readers: where the answers stand in a passage that has one, and which passage that is."""
+"""The loss of extractive readers: the span of the answer in the positive passage, and the choice of that passage."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ METRICS: dict[str, type[Mean]] = {
 
 
 def answer_log_likelihoods(logits: SpanLogits, is_text: Tensor, spans: Tensor) -> Tensor:
-    """How likely an extractive reader finds the answer in each passage for itself.
+    """The log-likelihood of the answer from each passage separately.
 
         log p(a | q, z) = log sum_{(s, e) in answers(z)} P_start(s | z) P_end(e | z)
 
-    P_start and P_end are softmaxes over the text of z alone. What the sum over retrieved passages is made of in ORQA
-    (arXiv 1906.00300, section 4) and REALM (arXiv 2002.08909, section 3.1), with DPR's likelihood of a span.
+    P_start and P_end are softmaxes over the text of z. ORQA (arXiv 1906.00300, section 4) and REALM (arXiv 2002.08909,
+    section 3.1) sum it over the retrieved passages; the likelihood of a span is DPR's.
 
     Args:
         logits: of P passages.
-        is_text: [P, T] bool, where an answer may stand.
+        is_text: [P, T] bool, tokens that an answer may consist of.
         spans: [P, A, 2] int64, first and last column of each occurrence, at least one in every passage; -1 where there
             are fewer than A.
 
@@ -49,17 +49,17 @@ def extractive_loss(
     *,
     marginal: bool = True,
 ) -> LossOutput:
-    """Negative log-likelihood of the answer's place and of its passage.
+    """Negative log-likelihood of the answer's span and of its passage.
 
         loss = -1/B * sum_i [ log sum_{(s, e) in answers(z_i+)} P_start(s | z_i+) P_end(e | z_i+)  +  log P(z_i+) ]
 
     P_start and P_end are softmaxes over the text of the positive passage z+, P over the K passages of the question
-    (DPR, arXiv 2004.04906, section 6.1). Which occurrence of an answer is meant nobody knows, so that all of them
-    share the likelihood; with `marginal=False` the likeliest of them has it all.
+    (DPR, arXiv 2004.04906, section 6.1). The likelihood is summed over all occurrences of an answer; with
+    `marginal=False` only the likeliest counts.
 
     Args:
         logits: of the n * K passages of n questions, the positive the first of each K.
-        is_text: [n * K, T] bool, where an answer may stand.
+        is_text: [n * K, T] bool, tokens that an answer may consist of.
         is_real: [n, K] bool, False for fillers; every question's first passage is real.
         spans: [n, A, 2] int64, first and last column of each occurrence in the positive; -1 where there are fewer.
         num_questions: B, real questions in the global batch.

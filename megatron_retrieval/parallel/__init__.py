@@ -1,4 +1,4 @@
-"""The engine's outside: process topology, collectives, data parallelism, optimizer. All that differs between one
-process, many, CPU and GPU is chosen here."""
+"""Process topology, collectives, data parallelism and the optimizer: all that depends on the number of processes and on
+the device."""
 
 from megatron_retrieval.parallel import bootstrap  # noqa: F401  before anything else imports megatron-core

@@ -1,7 +1,7 @@
-"""The first import of megatron-core, which is to be quick and quiet.
+"""Imports megatron-core first, without its warnings and, on CPU, without the compiler of PyTorch.
 
-At import megatron-core hands functions to `torch.compile`, whose compiler is then imported as well. None of them is
-called on CPU, where the compiler would be a third of the start of every program.
+megatron-core calls `torch.compile` at import, which imports the compiler: a third of a program's start. The compiled
+functions are not called on CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Leave functions as they are."""
+    """`torch.compile` returns functions unchanged within the block."""
     compile_function = torch.compile
 
     def leave(function: Any = None, **settings: Any) -> Any:
@@ -30,7 +30,7 @@ def _without_compiler() -> Iterator[None]:
 
 
 with warnings.catch_warnings():
-    # megatron-core announces at import that Transformer Engine and apex are absent; the run record says so instead
+    # megatron-core warns that Transformer Engine and apex are missing; the run record names them instead
     warnings.simplefilter("ignore")
     with contextlib.nullcontext() if torch.cuda.is_available() else _without_compiler():
         import megatron.core

@@ -1,4 +1,4 @@
-"""Collectives with the gradients that mathematics asks for. Groups are always passed in."""
+"""Collectives, differentiable where the name says so. Groups are always passed in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenate the rows of all ranks; the gradient of a row is the sum of what every rank's loss asks of it."""
+    """Concatenate the rows of all ranks; the gradient of a row is summed over the losses of all ranks."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -76,5 +76,5 @@ def broadcast_first(value: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def any_rank(flag: bool, group: dist.ProcessGroup, device: torch.device) -> bool:
-    """True on every rank if it is True on one."""
+    """Whether `flag` is True on any rank; the same on every rank."""
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device), group).item())

@@ -1,4 +1,4 @@
-"""Data parallelism: every copy of the model sees its share of the batch, and gradients are summed over copies."""
+"""Data parallelism: every copy of the model gets a share of the batch; gradients are summed over the copies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class DataParallelModel:
     """A module with fp32 gradient buffers, for all but frozen parameters, that are summed (not averaged) over
     data-parallel ranks.
 
-    Summing lets each rank's loss be its part of one global mean, so that the gradient is that of a single process
-    whatever the number of ranks. Backward passes only accumulate; `reduce_gradients` communicates once a step.
+    Each rank's loss is its part of a global mean, so that the summed gradient equals that of one process with the whole
+    batch. Backward passes only accumulate; `reduce_gradients` communicates once per step.
     """
 
     def __init__(self, module: nn.Module, topology: ProcessTopology) -> None:
@@ -29,7 +29,7 @@ class DataParallelModel:
         self.ddp.broadcast_params()
 
     def zero_gradients(self) -> None:
-        """Forget the gradients of the last step."""
+        """Set the gradients to zero."""
         self.ddp.zero_grad_buffer()
         for parameter in self.module.parameters():
             # the fp32 optimizer lets .grad share memory with the buffer that backward adds it to

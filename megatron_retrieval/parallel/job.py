@@ -1,4 +1,4 @@
-"""A job of which the last processes do something else: they know when the others have ended, and nothing more."""
+"""A job whose last processes do not train: they learn only whether training has ended."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ENDED = "training-has-ended"
 
 
 class Job:
-    """The store through which all processes of a job reach one another.
+    """The key-value store that all processes of a job share.
 
     Attributes:
-        store: for the process group of those that train.
+        store: for the process group of the training ranks.
     """
 
     def __init__(self, store: Store) -> None:
@@ -25,20 +25,20 @@ class Job:
 
     @classmethod
     def join(cls, timeout: timedelta) -> Job:
-        """Meet the other processes that torchrun started."""
+        """Connect to the other processes that torchrun started."""
         store, _, _ = next(rendezvous("env://", timeout=timeout))
         return cls(store)
 
     def has_ended(self) -> bool:
-        """Whether training has ended, in whatever way; asked by those that stand beside it."""
+        """Whether training has ended or failed; for the ranks that do not train."""
         try:
             return self._store.check([_ENDED])
-        except RuntimeError:  # nobody keeps the store any more
+        except RuntimeError:  # the process that holds the store has ended
             return True
 
     @contextlib.contextmanager
     def training(self, rank: int) -> Iterator[None]:
-        """Training is what happens in this block; it has ended when rank 0 leaves it, or when it fails on any rank."""
+        """Wrap training: it counts as ended when rank 0 leaves the block, or when the block fails on any rank."""
         has_failed = True
         try:
             yield

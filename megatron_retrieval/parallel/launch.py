@@ -1,4 +1,4 @@
-"""Entry points that run as one process under `python` and as many under `torchrun`."""
+"""Entry points that run as one process under `python` and as several under `torchrun`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 
 
 class HasParallelConfig(Protocol):
-    """A job's configuration that says how it is spread over processes."""
+    """A configuration with a ParallelConfig."""
 
     @property
     def parallel(self) -> ParallelConfig: ...
@@ -30,7 +30,7 @@ def run_distributed(
 ) -> None:
     """Parse the configuration, join the other processes, and call `main(config, topology)`.
 
-    A rank that fails ends with a non-zero status; torchrun then ends the others and names the first failure.
+    A failing rank exits with a non-zero status; torchrun then ends the others and reports the first failure.
     """
 
     @record

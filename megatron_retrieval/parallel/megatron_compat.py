@@ -1,4 +1,4 @@
-"""Makes megatron-core 0.16 run without CUDA (over gloo), and mends one of its bugs everywhere.
+"""Patches of megatron-core 0.16: it runs without CUDA (over gloo), and one bug is fixed on every device.
 
 `install` runs once per process, before any layer of megatron-core is used.
 """
@@ -33,8 +33,8 @@ def install(device: torch.device) -> None:
 
 
 def _reduce(values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """0.16 all-reduces a copy of a non-contiguous tensor and returns the original; so does its gradient (fixed in
-    0.19). Needed on GPUs as well."""
+    """The sum over ranks. 0.16 reduces a contiguous copy and returns the original where the input is not contiguous, in
+    forward and backward (fixed in 0.19), on GPUs as well."""
     if group.size() == 1:
         return values
     values = values.contiguous()
@@ -43,16 +43,15 @@ def _reduce(values: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _redirect_device_queries() -> None:
-    """`torch.cuda.current_device()` is asked for in mappings, layers and gradient buffers. Without CUDA the
-    original can only raise, so nothing that worked changes."""
+    """Mappings, layers and gradient buffers call `torch.cuda.current_device()`, which always raises without CUDA."""
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda device=None: None
     fused_softmax.get_default_causal_mask = lambda size: torch.ones(size, size).triu(1).bool()
 
 
 def _use_cpu_generators() -> None:
-    """One generator (the CPU's) serves the default stream, which tensor-parallel ranks share, and the forked
-    streams, which they do not."""
+    """Use the CPU's generator for the default random stream, equal on tensor-parallel ranks, and for the forked ones,
+    which differ."""
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     megatron_random.CudaRNGStatesTracker = _CpuStatesTracker
@@ -80,13 +79,13 @@ class _CpuStatesTracker(megatron_random.CudaRNGStatesTracker):
 
 
 def seed_dropout(seed: int, tp_rank: int) -> None:
-    """Start all random streams of the model anew: the default one (shared by tensor-parallel ranks) and the one
-    for parallel regions (different on each)."""
+    """Seed the random streams of the model: the default one, equal on tensor-parallel ranks, and that of parallel
+    regions, which differs."""
     megatron_random.model_parallel_cuda_manual_seed(seed, tp_rank=tp_rank, ep_rank=0, etp_rank=0)
 
 
 class _CudaAsCpu(TorchFunctionMode):
-    """Inside the optimizer: device='cuda' means the CPU, and type names carry the prefix that it compares with."""
+    """Within the block device='cuda' means the CPU, and `Tensor.type()` has the prefix that the optimizer expects."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -100,5 +99,5 @@ class _CudaAsCpu(TorchFunctionMode):
 
 
 def optimizer_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Wraps construction and steps of a megatron-core optimizer."""
+    """The context for construction and steps of a megatron-core optimizer."""
     return _CudaAsCpu() if device.type == "cpu" else contextlib.nullcontext()

@@ -38,7 +38,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did.
+    """The outcome of an optimizer step.
 
     Attributes:
         succeeded: False where the loss or the gradient is not finite, and the weights were left as they are.
@@ -55,7 +55,7 @@ class Optimizer:
     """Updates the parameters of `model` from its accumulated, reduced gradients; frozen ones stay as they are.
 
     Args:
-        rate_multipliers: of the learning rate, by the beginning of the parameters' names; 1 for all others.
+        rate_multipliers: factors of the learning rate by prefix of the parameters' names; 1 for all others.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class Optimizer:
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is to be multiplied with before backward."""
+        """Factor of the loss before backward."""
         return float(self._inner.get_loss_scale().item())
 
     def step(self, lr: float, *, is_loss_finite: bool = True) -> StepResult:
         """Clip, then update all weights with learning rate `lr`, unless the loss or the gradient is not finite."""
         for group in self._inner.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
-            # megatron-core leaves it to its own scheduler to spare biases and norms
+            # in megatron-core its own scheduler would exempt biases and norms
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
             # the parts of megatron-core's step(), which looks at the norm of nothing but fp16 gradients
@@ -137,7 +137,7 @@ class Optimizer:
         }
 
     def state_scalars(self) -> dict[str, Any]:
-        """What else the optimizer must remember, as JSON values: steps taken and the loss scaler."""
+        """The remaining state as JSON values: number of steps and the loss scaler."""
         first = next(iter(self._parameters.values()))
         scaler = getattr(self._inner, "grad_scaler", None)
         scaler_state = {key: float(value) for key, value in scaler.state_dict().items()} if scaler else {}
@@ -146,7 +146,7 @@ class Optimizer:
         return {"num_steps": max(int(count) for count in counts), "loss_scaler": scaler_state}
 
     def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Continue from what `state_tensors` and `state_scalars` gave; main weights are taken from the model."""
+        """Restore the state from `state_tensors` and `state_scalars`; main weights are taken from the model."""
         with optimizer_context(self._device), torch.no_grad():
             for name, parameter in self._parameters.items():
                 moments = self._moments(parameter)
@@ -167,7 +167,7 @@ class Optimizer:
             self.main_weight(name).copy_(values)
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """Adam's state of one parameter, created as zeros where no step has been taken yet."""
+        """Adam's state of one parameter, zeros before the first step."""
         main = getattr(parameter, "main_param", parameter)
         state: dict[str, Any] = self._inner.optimizer.state[main]
         if not state:

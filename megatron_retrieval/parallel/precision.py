@@ -20,7 +20,7 @@ class PrecisionConfig:
     initial_loss_scale: float = 65536.0
     """fp16: first loss scale."""
     min_loss_scale: float = 1.0
-    """fp16: the loss scale never falls below."""
+    """fp16: lowest loss scale."""
     loss_scale_window: int = 1000
     """fp16: iterations without overflow after which the loss scale doubles."""
     hysteresis: int = 2
@@ -28,7 +28,7 @@ class PrecisionConfig:
 
     def __post_init__(self) -> None:
         if self.bf16 and self.fp16:
-            raise ConfigError("--bf16 and --fp16 exclude each other.")
+            raise ConfigError("--bf16 and --fp16 exclude each other: give one.")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,8 +39,8 @@ class PrecisionConfig:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16: GPUs since Ampere, CPUs with AVX-512 BF16. Elsewhere it is
-    slower than float32."""
+    """Whether the device has instructions for bfloat16: GPUs since Ampere, CPUs with AVX-512 BF16. On others bfloat16
+    is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported()

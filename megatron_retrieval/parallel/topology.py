@@ -1,4 +1,4 @@
-"""Who this process is among all: built once at start, passed down as one object, never fetched from a global."""
+"""The ranks, sizes, device and groups of this process: built once at start and passed down as one object."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class ParallelConfig:
     tensor_model_parallel_size: int = 1
     """Ranks that share one copy of the model; the remaining factor of the world is data parallel."""
     distributed_timeout_minutes: float = 30.0
-    """Minutes after which a collective that not all ranks reach is an error."""
+    """Minutes that a collective waits for all ranks before it fails."""
     device: str | None = None
     """cpu or cuda; default: cuda where it is available."""
 
     @property
     def num_side_ranks(self) -> int:
-        """Processes, the last ones of the job, that do something else beside the others' work."""
+        """The number of last ranks of the job that do not train."""
         return 0
 
 
@@ -42,7 +42,7 @@ class EmbeddingRanksConfig(ParallelConfig, Checked):
     """Processes and devices, some of which embed the evidence while the others train."""
 
     num_embedding_ranks: NonNegativeInt = 0
-    """The last so many processes embed the evidence for the next index while the others train."""
+    """Number of last ranks that embed the evidence for the next index while the others train."""
 
     @property
     def num_side_ranks(self) -> int:
@@ -57,8 +57,8 @@ class ProcessTopology:
     Tensor-parallel ranks are neighbours; `dp_rank` numbers the copies of the model.
 
     Attributes:
-        side_rank: number of a process that stands beside the others and is a world of its own; None for the others.
-        job: what processes beside the others know of these; None where there are none.
+        side_rank: number (from 0) of a rank that does not train, a world of its own; None for training ranks.
+        job: tells side ranks whether training has ended; None where there are no side ranks.
     """
 
     rank: int
@@ -74,7 +74,7 @@ class ProcessTopology:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes shared files and speaks to the user."""
+        """Whether this is the rank that writes shared files and logs to the user."""
         return self.rank == 0 and self.side_rank is None
 
     @property
@@ -90,7 +90,7 @@ class ProcessTopology:
 
 @contextlib.contextmanager
 def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
-    """Join the job that torchrun started, or be the single process of one, for the length of the block.
+    """Join the job that torchrun started, or form a job of one process, for the duration of the block.
 
     Raises:
         ConfigError: the number of processes is not a multiple of the tensor-parallel size, or no such device.
@@ -135,7 +135,7 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
 
 
 def _world_size(config: ParallelConfig) -> int:
-    """Processes that work together."""
+    """The number of training ranks."""
     job_size, tp_size = int(os.environ.get("WORLD_SIZE", "1")), config.tensor_model_parallel_size
     world_size = job_size - config.num_side_ranks
     beside = f" beside {config.num_side_ranks} that embed" if config.num_side_ranks else ""
@@ -168,7 +168,7 @@ def _choose_device(name: str | None) -> torch.device:
 
 
 def _choose_store(job: Job | None, side_rank: int | None) -> Store | None:
-    """Where the processes of one world find one another; None: where torchrun says."""
+    """The store of the process group; None: torchrun's."""
     if job is not None and side_rank is None:
         return job.store
     return HashStore() if side_rank is not None or "RANK" not in os.environ else None

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary that is spread over tensor-parallel ranks."""
+"""Cross-entropy over a vocabulary that is sharded over tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits)[label], without ever putting the vocabulary together.
+    """-log softmax(logits)[label], without gathering the vocabulary.
 
     Args:
-        logits: [M, V / tensor-parallel size] float32, this rank's part; used up: their memory holds the softmax after.
+        logits: [M, V / tensor-parallel size] float32, this rank's part; overwritten with the softmax.
         labels: [M] int64 in the whole vocabulary.
 
     Returns:
@@ -24,7 +24,7 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def vocab_parallel_accuracy(logits: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[M] bool: no token of the vocabulary has a greater logit than the label; arguments as above."""
+    """[M] bool: whether the label has the highest logit of the vocabulary; arguments as above."""
     first = group.rank() * logits.size(1)
     places = labels - first
     is_here = (places >= 0) & (places < logits.size(1))

@@ -139,7 +139,7 @@ def _shared(topology: ProcessTopology, folder: str) -> str:
 
 def test_half_of_a_shared_encoder_cannot_be_frozen(folder: Path) -> None:
     (message,) = run_on_ranks(_shared, 1, str(folder))
-    assert "questions and passages have one encoder" in message
+    assert "questions and passages share one encoder" in message
 
 
 def _found(topology: ProcessTopology, folder: str, num_candidates: int | None) -> dict[str, Any]:
