@@ -44,4 +44,4 @@ class MismatchError(MegatronRetrievalError):
 
 
 class DivergenceError(MegatronRetrievalError):
-    """Training has left the realm of finite numbers."""
+    """The loss or a gradient is not finite."""

@@ -1,4 +1,4 @@
-"""The contracts of this package: what a search offers, and what vectors are searched."""
+"""The contracts of search indexes and of their sources of vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lexical search (BM25): a passage scores by the words that it shares with the question, no encoder needed.
+"""Lexical search (BM25): a passage is scored by the words that it shares with the question.
 
 The score is Lucene's, sum over the question's words of idf(w) tf / (tf + k1 (1 - b + b length / mean length)) with
 idf(w) = ln(1 + (N - n_w + 1/2) / (n_w + 1/2)) (Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009).
@@ -38,16 +38,16 @@ FORMAT = ManifestFormat(
 
 @dataclass(kw_only=True, frozen=True)
 class LexicalConfig(Checked):
-    """How passages are scored by their words."""
+    """BM25 scoring."""
 
     bm25_k1: NonNegativeFloat = 0.9
-    """How much a word counts that occurs again; 0: not at all."""
+    """Term-frequency saturation k1; 0: repeated words count once."""
     bm25_b: Fraction = 0.4
-    """How much long passages are held back, from 0 (not) to 1 (in proportion to their length)."""
+    """Length normalisation b, from 0 (none) to 1 (full)."""
     index_titles: bool = True
-    """Count the words of the title as well as those of the text."""
+    """Index the words of the title as well as those of the text."""
     words: WordConfig = field(default_factory=WordConfig)
-    """Which words count."""
+    """Which words are indexed."""
 
 
 class LexicalIndex:
@@ -142,7 +142,7 @@ def build_lexical_index(
 
 
 class _Words(Sequence[list[int]]):
-    """Passages as lists of word numbers, of which one at a time is a list: the library goes over them several times."""
+    """Passages as lists of word ids; only one at a time is a list, since the library iterates several times."""
 
     def __init__(self, values: array[int], offsets: array[int]) -> None:
         self._values, self._offsets = values, offsets
@@ -162,7 +162,7 @@ class _Words(Sequence[list[int]]):
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What the library indexes, under the names that it looks for."""
+    """Word ids of the passages and the vocabulary, under the attribute names that the library reads."""
 
     ids: _Words
     vocab: dict[str, int]

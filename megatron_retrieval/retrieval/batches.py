@@ -1,4 +1,4 @@
-"""Batches of like lengths: an encoder works on whole rectangles, so padding is work for nothing."""
+"""Encoding of sequences in batches of like length, which saves padding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EncodeConfig(Checked):
     """How an encoder is run without training."""
 
     micro_batch_size: PositiveInt = 128
-    """Texts encoded at once by each copy of the model; a CPU takes them in parts that fit into its caches."""
+    """Texts encoded at once by each copy of the model; a CPU splits them into parts that fit its caches."""
     bf16: bool = False
     """Encode in bfloat16."""
     fp16: bool = False
@@ -39,7 +39,7 @@ class EncodeConfig(Checked):
 
 @dataclass(kw_only=True, frozen=True)
 class EncodePassagesConfig(EncodeConfig):
-    """How an encoder is run over all of the evidence, where speed counts."""
+    """How an encoder is run over the whole evidence."""
 
     fp32: bool = False
     """Encode in float32. Without --bf16, --fp16 and --fp32 it is bfloat16 where the device is fast in it (GPUs since

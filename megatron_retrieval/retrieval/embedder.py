@@ -1,4 +1,4 @@
-"""The whole evidence to vectors, shared over ranks: onto disk, continued where it stopped, or into memory."""
+"""Embeds the whole evidence over all ranks: to disk, continuing after a stop, or into memory."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def embed_part(
     num_workers: int,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """`embed_evidence` by processes that know each other by their files alone: this one encodes the shards
-    `worker`, `worker + num_workers`, ..., and the first of them seals the folder once no shard is missing.
+    """`embed_evidence` by processes that communicate by files alone: this one encodes the shards
+    `worker`, `worker + num_workers`, ..., and the first writes the manifest once no shard is missing.
 
     Args:
         topology: of this process alone.
         worker: number of this process, from 0.
-        is_wanted: asked after every shard; the rest is left where it says no.
+        is_wanted: asked after every shard; False stops.
 
     Returns:
         True if the embeddings are finished; where shards of others are missing, the first worker is to call again.

@@ -1,5 +1,5 @@
-"""Versions of the evidence's embeddings on disk, and the requests for further ones; whoever trains and whoever embeds
-know each other by these files alone.
+"""Versions of the evidence's embeddings on disk, and the requests for further ones; training and
+embedding processes communicate by these files alone.
 
     FOLDER/version-0000500/             embeddings by the encoder of iteration 500, an ordinary `EmbeddingStore`
     FOLDER/snapshots/iter_0000500/      that encoder, an ordinary checkpoint of a dual encoder

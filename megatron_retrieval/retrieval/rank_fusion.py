@@ -16,17 +16,17 @@ from megatron_retrieval.types.search import SearchResult
 
 @dataclass(kw_only=True, frozen=True)
 class RankFusionConfig(Checked):
-    """How the passages of a dense search and of BM25 are put into one order; used where both are given."""
+    """Fusion of dense search and BM25, where both are given."""
 
     fusion: Literal["weighted", "rrf"] = "weighted"
-    """weighted: sum of scores, each scaled to 0 to 1 within its list. rrf: reciprocal rank fusion, sum of
-    1 / (k + rank) (Cormack et al. 2009). What one list lacks gets 0 from it."""
+    """weighted: weighted sum of scores, each scaled to 0 to 1 within its list. rrf: reciprocal rank fusion, sum of
+    1 / (k + rank) (Cormack et al. 2009). A list gives 0 to passages that it lacks."""
     dense_weight: Fraction = 0.5
-    """Weight of the dense search, from 0 to 1; BM25 has the rest. For both kinds of fusion."""
+    """Weight of the dense search, from 0 to 1, for both kinds of fusion; the weight of BM25 is the rest."""
     rrf_k: NonNegativeFloat = 60.0
-    """The k of reciprocal rank fusion: the greater, the less the first ranks count."""
+    """Constant k of reciprocal rank fusion; a larger one flattens the differences between ranks."""
     fusion_depth: PositiveInt = 200
-    """Passages of either list that are put together; at least as many as are asked for."""
+    """Passages taken from each list; at least as many as are asked for."""
 
 
 def fuse(dense: SearchResult, lexical: SearchResult, config: RankFusionConfig, k: int) -> SearchResult:

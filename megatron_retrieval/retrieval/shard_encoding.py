@@ -1,4 +1,4 @@
-"""Passages to vectors, shard by shard and batch by batch, with what an earlier attempt left."""
+"""Encodes passages shard by shard and batch by batch, continuing an earlier attempt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_orde
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.read_ahead import read_ahead
 
-#: between two looks at what all processes have done
+#: between two updates of a bar that counts all processes
 _LOOK_SECONDS = 2.0
 
 
@@ -40,7 +40,7 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
 
     Args:
         total: of all passages.
-        num_done: counts, from time to time, what is done by all processes; None: this one counts what it does itself.
+        num_done: rows done by all processes, asked from time to time; None: count the rows of this process.
     """
 
     def __init__(self, label: str, total: int, *, is_visible: bool, num_done: Callable[[], int] | None = None) -> None:
@@ -49,7 +49,7 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
         self._bar = progress_bar(label, "passages", total - self._before, visible=is_visible)
 
     def advance(self, num_rows: int) -> None:
-        """Say that this process has encoded so many more."""
+        """Count rows that this process has encoded."""
         if self._num_done is None:
             self._bar.update(num_rows)
         elif time.monotonic() - self._looked_at > _LOOK_SECONDS:
@@ -81,13 +81,13 @@ class ShardEncoder:
     writes_all: bool = False
 
     def run(self, shards: list[int], progress: EmbeddingProgress, is_wanted: Callable[[], bool] = lambda: True) -> bool:
-        """Encode and write these shards, the tokens of one being read while the one before is encoded.
+        """Encode and write these shards; the tokens of the next one are read meanwhile.
 
         Args:
-            is_wanted: asked after every shard; the rest is left where it says no.
+            is_wanted: asked after every shard; False stops.
 
         Returns:
-            Whether all were wanted to the end.
+            Whether all shards were encoded.
         """
         for shard, tokens in read_ahead(shards, lambda shard: self.job.tokens(self.writer.rows(shard))):
             batches = by_length(tokens.lengths, self.job.micro_batch_size, longest_first=True)
@@ -104,7 +104,7 @@ class ShardEncoder:
         """The vectors [n, D] of all batches; None on a rank that does not write."""
         writes = self.writes_all or self.topology.tp_rank == 0
         part = self.writer.begin(shard, [len(batch) for batch in batches]) if writes else None
-        # what the first of the tensor-parallel ranks finds done, all of them leave out
+        # all tensor-parallel ranks skip the batches that the first of them finds done
         num_done = gather_objects(part.num_batches if part else 0, self.topology.groups.tp)[0]
         progress.advance(sum(len(batch) for batch in batches[:num_done]))
         first_row = self.writer.rows(shard).start

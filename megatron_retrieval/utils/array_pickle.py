@@ -1,4 +1,4 @@
-"""Pickles of plain data and NumPy arrays, read without running anything that the file says.
+"""Reads pickles of plain data and NumPy arrays without executing anything that they name.
 
 A pickle names functions and calls them, so that reading one from elsewhere runs its author's program. Here a name
 stands for one of a few functions of this module, whatever it means elsewhere, and any other name ends the reading.
@@ -28,7 +28,7 @@ _DAMAGED = (
 
 
 class PickledType:
-    """A number's type, as `numpy.dtype` is pickled: made from its code, then told its byte order."""
+    """A pickled `numpy.dtype`: made from its code, then given its byte order."""
 
     __slots__ = ("dtype",)
 
@@ -45,7 +45,7 @@ class PickledType:
 
 
 class PickledArray:
-    """An array, as `numpy.ndarray` is pickled: made empty, then filled.
+    """A pickled `numpy.ndarray`: made empty, then filled.
 
     Attributes:
         values: the array itself, which cannot be written to.
@@ -83,14 +83,14 @@ def _scalar(kind: PickledType, content: bytes) -> int | float:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocols below 3 write bytes."""
+    """Bytes as protocols below 3 write them."""
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How they write an empty string of them."""
+    """Empty bytes as protocols below 3 write them."""
     return b""
 
 
@@ -107,7 +107,7 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
 
 
 class _RefusedNameError(pickle.UnpicklingError):
-    """The file names something that no array needs."""
+    """The file names a function that arrays do not need."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):

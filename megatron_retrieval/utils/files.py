@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and readers that say where an input is broken."""
+"""Atomic writing of files, and readers whose errors name the line at fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import IO, Any
 from megatron_retrieval.errors import ConfigError, DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
-#: a longer line is no record of any format that the project reads, but a file that lost its line ends
+#: a longer line is no record of a format that the project reads: the file lost its line ends
 MAX_LINE_BYTES = 1 << 26
 #: what reading a gzip file raises that is cut off or damaged
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)

@@ -1,4 +1,4 @@
-"""Files fetched over HTTP: a cut connection is continued, and a file has its name only once it is whole."""
+"""Downloads over HTTP that continue after a cut connection; a file gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ log = get_logger("download")
 
 @dataclass(kw_only=True, frozen=True)
 class PatienceConfig:
-    """When a download is given up."""
+    """When a download fails."""
 
     max_retries: int = 8
-    """Attempts in a row that bring no further byte before a download is given up; pauses grow from 1 to 30 seconds."""
+    """Consecutive attempts without a new byte before a download fails; pauses grow from 1 to 30 seconds."""
     timeout_seconds: float = 60.0
-    """Silence of the server after which a connection counts as cut."""
+    """Seconds without data after which a connection counts as cut."""
 
     def __post_init__(self) -> None:
         if self.max_retries < 0 or self.timeout_seconds <= 0:
@@ -46,7 +46,7 @@ class PatienceConfig:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file beforehand."""
+    """Expected size and checksum of a file; None where unknown."""
 
     num_bytes: int | None = None
     sha256: str | None = None
@@ -62,7 +62,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Received:
-    """A file that was fetched and found whole."""
+    """A complete download."""
 
     num_bytes: int
     sha256: str
@@ -70,10 +70,10 @@ class Received:
 
 
 class _CutError(Exception):
-    """An attempt that ended early; the next may go on.
+    """An attempt that ended early; the next one may continue.
 
     Args:
-        pause_seconds: for how long the server asks to be left alone.
+        pause_seconds: the pause that the server asks for.
     """
 
     def __init__(self, reason: str, pause_seconds: float = 0.0) -> None:
@@ -82,7 +82,7 @@ class _CutError(Exception):
 
 
 def download(address: str, path: Path, expected: Expected, patience: PatienceConfig) -> Received:
-    """Fetch `address` as `path`, continuing what an earlier attempt left in PATH.part.
+    """Download `address` to `path`, continuing an earlier attempt in PATH.part.
 
     Proxies are those of the environment (http_proxy, https_proxy, no_proxy).
 
@@ -107,13 +107,13 @@ def download(address: str, path: Path, expected: Expected, patience: PatienceCon
 
 
 def file_sha256(path: Path) -> str:
-    """All 64 hex digits, as publishers give them."""
+    """SHA-256 in 64 hex digits, as publishers give it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _receive(address: str, part: PartFile, expected: Expected, patience: PatienceConfig, progress: tqdm) -> None:
-    """Attempt after attempt, until the part is whole."""
+    """Repeat attempts until the part is complete."""
     num_failures, furthest = 0, part.size
     while not part.is_whole:
         try:
@@ -132,7 +132,7 @@ def _receive(address: str, part: PartFile, expected: Expected, patience: Patienc
 
 
 def _attempt(address: str, part: PartFile, expected: Expected, timeout_seconds: float, progress: tqdm) -> None:
-    """Ask for what is missing, and write what comes.
+    """Request the missing bytes and write them.
 
     Raises:
         _CutError: not all of it came.
@@ -154,7 +154,7 @@ def _attempt(address: str, part: PartFile, expected: Expected, timeout_seconds: 
 def _answer(
     address: str, part: PartFile, expected: Expected, timeout_seconds: float
 ) -> Iterator[http.client.HTTPResponse]:
-    """What the server says; errors of the connection become `_CutError`, also those while the answer is read."""
+    """The server's response; connection errors become `_CutError`, also while the response is read."""
     headers = {"Accept-Encoding": "identity", "User-Agent": "megatron-retrieval"}
     # without a name for the version, two of them could be joined unnoticed, unless a checksum tells in the end
     if part.size and (part.version.validator or expected.sha256):
@@ -179,7 +179,7 @@ def _answer(
 
 
 def _accept(address: str, answer: http.client.HTTPResponse, part: PartFile, expected: Expected) -> None:
-    """Make the part ready for the body: at its end, or at the beginning where that is what comes."""
+    """Position the part for the body: at its end or, if the server sends the whole file, at the beginning."""
     if answer.headers.get_content_type() == "text/html":
         raise DataError(address, "the server sends a web page instead of the file")
     first_byte, version = _offered(answer)
@@ -199,7 +199,7 @@ def _accept(address: str, answer: http.client.HTTPResponse, part: PartFile, expe
 
 
 def _offered(answer: http.client.HTTPResponse) -> tuple[int | None, Version]:
-    """The first byte of a part (None: the whole file comes), and which version of the file the server has."""
+    """First byte of the response (None: the whole file), and the server's version of the file."""
     headers = answer.headers
     tags = headers.get("ETag"), headers.get("Last-Modified")
     if answer.status != http.client.PARTIAL_CONTENT:

@@ -1,4 +1,4 @@
-"""One logger for the project: rank 0 speaks, warnings come from every rank with its number."""
+"""The project's logger: information from rank 0 only, warnings from every rank with its number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The beginning of a file that is being fetched, and what it is the beginning of."""
+"""A partial download: the bytes so far, and the version of the file that they belong to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_retrieval.utils.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Version:
-    """Which content a server has at an address.
+    """The version of a file on a server.
 
     Attributes:
         etag, last_modified: as the server says them; None where it does not.
@@ -67,14 +67,14 @@ class PartFile:
         return self.version.num_bytes is not None and self.size >= self.version.num_bytes
 
     def begin(self, version: Version) -> None:
-        """Drop all bytes; what comes is of `version`."""
+        """Drop all bytes and begin `version`."""
         self._file.truncate(0)
         self._file.seek(0)
         self.version = version
         write_json(self._state, {"address": self._address, **asdict(version)})
 
     def end_here(self) -> None:
-        """The server did not say how long the file is, and it has ended."""
+        """Take the current size for the file's: the server named none and has ended."""
         self.version = replace(self.version, num_bytes=self.size)
 
     def write(self, block: bytes) -> None:
@@ -90,7 +90,7 @@ class PartFile:
         os.fsync(self._file.fileno())
 
     def publish(self) -> None:
-        """Give the file its name."""
+        """Rename the complete file to its final name."""
         os.replace(self.path, self._target)
         self._state.unlink(missing_ok=True)
 
@@ -99,29 +99,29 @@ class PartFile:
         self._state.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave what came for another attempt."""
+        """Keep the bytes for another attempt."""
         if not self.size:
             self.discard()
         self._file.close()
 
     def _continue(self) -> None:
-        """Take up what an earlier attempt left, if it is of the same address."""
+        """Continue an earlier attempt, if it is of the same address."""
         try:
             state = read_json(self._state)
             if state.pop("address") == self._address:
                 self.version = Version(**state)
         except (DataError, AttributeError, KeyError, TypeError):
-            pass  # without its state a part is worth nothing
+            pass  # without its state a part cannot be continued
         if self.version == Version() or self.size > (self.version.num_bytes or self.size):
             self.begin(Version())
 
 
 @contextlib.contextmanager
 def part_file(target: Path, address: str) -> Iterator[PartFile]:
-    """Begin or continue the fetching of `target`; bytes stay for another attempt when the block fails.
+    """Begin or continue the download of `target`; the bytes are kept when the block fails.
 
     Raises:
-        DataError: another process is at it.
+        DataError: another process is downloading it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = PartFile(target, address)

@@ -1,4 +1,4 @@
-"""A folder that takes hours to write: it appears whole, and a killed program continues where it stopped."""
+"""An output folder that is written over hours: it appears when it is complete, and a killed program continues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PartialFolder:
 
     Attributes:
         contents: the folder that becomes OUTPUT.
-        state: what was last saved; empty at the beginning.
+        state: as last saved; empty at the beginning.
         settings: what the contents depend on.
         is_published: OUTPUT is there, and the program was killed before it could tidy up.
     """
@@ -40,7 +40,9 @@ class PartialFolder:
             self._read_journal()
         elif {file.name for file in self._folder.iterdir() if _JOURNAL not in file.name} - {_LOCK, _CONTENTS}:
             raise DataError(
-                self._folder, "is in the way, and no unfinished work", hint="Move it or choose another output."
+                self._folder,
+                "is in the way: it is not unfinished work of this program",
+                hint="Move it or choose another output.",
             )
         has_contents = self.contents.exists()
         self.is_published = bool(self.state) and not has_contents and _is_taken(output)
@@ -50,18 +52,18 @@ class PartialFolder:
             raise _exists(output)
 
     def save(self, state: Mapping[str, object]) -> None:
-        """Make `state` what a restarted program finds; what it speaks of must have reached the disk."""
+        """Save `state` for a restart; the data that it describes must be on disk already."""
         self.state = dict(state)
         write_json(self._folder / _JOURNAL, {"settings": self.settings, "state": self.state})
         self._saved_at = time.monotonic()
 
     def save_if_due(self, sync: Callable[[], Mapping[str, object]]) -> None:
-        """`save` what `sync` brings to the disk and returns, unless that was done a moment ago."""
+        """`save` the state that `sync` returns after flushing the data, at most once in `JOURNAL_SECONDS`."""
         if time.monotonic() - self._saved_at >= JOURNAL_SECONDS:
             self.save(sync())
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove what else stands among the contents: a run that was killed at the end left it."""
+        """Remove other files of the contents, which a killed run left."""
         for file in self.contents.iterdir():
             if file.name not in names:
                 file.unlink()
@@ -90,7 +92,7 @@ class PartialFolder:
 
 @contextlib.contextmanager
 def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterator[PartialFolder]:
-    """Begin or continue the folder `output`; it is left as it is when the block fails.
+    """Begin or continue the folder `output`; unfinished work stays when the block fails.
 
     Args:
         settings: names and values (of JSON's types) on which the contents depend; a change is refused.

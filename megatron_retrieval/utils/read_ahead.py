@@ -1,4 +1,4 @@
-"""Reading that goes on while what was read before is worked on."""
+"""Reads the next item in a thread while the caller works on the current one."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the time of each part; on CUDA the device is waited for at the end of a part.
+    """Adds up the time of each part; on CUDA each part ends with a synchronisation.
 
     Attributes:
         seconds: by part, 0 for parts that never ran.

@@ -1,4 +1,4 @@
-"""A function applied to a stream in several processes: results in order, few of them in memory."""
+"""Applies a function to a stream in several processes; results come in order, and few are held in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What converted datasets have in common: numbered passages, question files, and biencoder training data."""
+"""Output files that converters share: numbered passages, questions, and DPR training data."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Example:
     """A question with passages.
 
     Attributes:
-        positives: the first is the one that training takes; none: the question is no training data.
-        negatives: what hard negatives are drawn from.
+        positives: training uses the first; a question without one is not written as training data.
+        negatives: passages from which hard negatives are drawn.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Example:
 
 
 class PassageFile:
-    """psgs_w100.tsv in the making; passages are numbered from 1."""
+    """Writes psgs_w100.tsv; passages are numbered from 1."""
 
     def __init__(self, path: Path, words: int, files: contextlib.ExitStack) -> None:
         self.words, self.num_passages = words, 0
@@ -57,21 +57,21 @@ class PassageFile:
         self._rows.writerow(("id", "text", "title"))
 
     def add(self, title: str, text: str) -> tuple[Passage, ...]:
-        """Write a text, cut after every so many words."""
+        """Write a text in passages of `words` words; returns them."""
         passages = cut_passages(title, text.split(), self.words, self.num_passages + 1)
         for passage in passages:
             self.write(passage.title, passage.text)
         return passages
 
     def write(self, title: str, text: str) -> None:
-        """Write one passage as it is."""
+        """Write one passage."""
         self.num_passages += 1
         self._rows.writerow((self.num_passages, text, title))
 
 
 @contextlib.contextmanager
 def passage_file(folder: Path, config: DatasetConverterConfig) -> Iterator[PassageFile]:
-    """The passages of the folder, which are there when the block has succeeded."""
+    """The passage file of the folder; it appears when the block succeeds."""
     name = f"psgs_w{config.passage_words}.tsv"
     with contextlib.ExitStack() as files:
         passages = PassageFile(folder / name, config.passage_words, files)
@@ -80,7 +80,7 @@ def passage_file(folder: Path, config: DatasetConverterConfig) -> Iterator[Passa
 
 
 def cut_passages(title: str, words: Sequence[str], size: int, first_id: int) -> tuple[Passage, ...]:
-    """The words in passages of `size`, numbered from `first_id`; the last may be shorter."""
+    """Cut the words into passages of `size` words, numbered from `first_id`; the last may be shorter."""
     starts = range(0, len(words), size)
     return tuple(
         Passage(str(first_id + number), title, " ".join(words[start : start + size]))

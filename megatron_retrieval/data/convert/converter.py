@@ -20,7 +20,7 @@ class Converter:
     Attributes:
         name: the choice of `--format`.
         about: what is read and which files are written, for `--help`.
-        convert: writes the files of the output folder, which is given; raises DataError where an input is malformed.
+        convert: writes the files into the given folder; raises DataError where an input is malformed.
         writes_a_file_per_input: files are named after their input, so that the names of the inputs must differ.
     """
 
@@ -42,8 +42,8 @@ class DatasetConverterConfig(Checked):
     input: tuple[str, ...]
     """Files of the data set, plain or gzip; their passages are numbered in this order, from 1."""
     output: str
-    """Folder to create. Passages of all inputs go to psgs_w100.tsv (w and --passage-words), questions and answers of
-    each input to NAME.qa.csv, its training data to biencoder-NAME.json."""
+    """Folder to create. It gets the passages of all inputs in psgs_w100.tsv (100: --passage-words) and, for each
+    input, questions with answers in NAME.qa.csv and training data in biencoder-NAME.json."""
     num_hard_negatives: NonNegativeInt = 5
     """Maximum number of hard negatives of a question. They are drawn from passages that do not contain an answer."""
     question_stride: PositiveInt = 1

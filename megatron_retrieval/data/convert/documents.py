@@ -1,4 +1,4 @@
-"""Documents of one's own, cut into passages: the evidence of a project that is not about Wikipedia."""
+"""Text documents, cut into passages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def convert_text(config: DatasetConverterConfig, folder: Path) -> None:
 
 
 def document_files(inputs: Iterable[str]) -> Iterator[Path]:
-    """Yield the files, and those below the folders that end as text does, in the order of their names.
+    """Yield the files and, sorted by name, the text files below the folders.
 
     Raises:
         DataError: an input is missing, or a folder holds no such file.
@@ -64,12 +64,12 @@ def read_document(path: Path) -> tuple[str, Iterator[str]]:
     """The title of a document, and its lines without the one that the title is taken from."""
     line, title = _first_heading(path) if suffix_of(path) == MARKDOWN else (0, "")
     lines = (text for number, text in enumerate(read_lines(path, allow_empty=True), 1) if number != line)
-    name = stem(path).replace("_", " ").encode(errors="replace").decode()  # a file's name may be no text
+    name = stem(path).replace("_", " ").encode(errors="replace").decode()  # a file's name need not be valid Unicode
     return title or name, lines
 
 
 def _first_heading(path: Path) -> tuple[int, str]:
-    """The first heading outside of code, and its line; 0 where there is none."""
+    """Line and text of the first heading outside of code; (0, "") where there is none."""
     is_code = False
     for number, text in enumerate(read_lines(path, allow_empty=True), 1):
         is_code ^= bool(_FENCE.match(text))
@@ -80,7 +80,7 @@ def _first_heading(path: Path) -> tuple[int, str]:
 
 
 def _cut(lines: Iterable[str], config: DatasetConverterConfig) -> Iterator[str]:
-    """The texts of the passages, one after another: a document may be longer than the memory."""
+    """Yield the texts of the passages; a document may be larger than memory."""
     if config.cut == "words":
         words = (word for line in lines for word in line.split())
         while passage := list(islice(words, config.passage_words)):
@@ -101,7 +101,7 @@ def _cut(lines: Iterable[str], config: DatasetConverterConfig) -> Iterator[str]:
 
 
 def _sentences(lines: Iterable[str], language: str) -> Iterator[str]:
-    """Sentences end with their paragraph, which a blank line ends."""
+    """Yield the sentences of each paragraph; a blank line ends a paragraph."""
     for is_blank, paragraph in groupby(lines, str.isspace):
         if not is_blank:
             yield from split_sentences(" ".join(paragraph), language)

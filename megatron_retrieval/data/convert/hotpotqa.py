@@ -24,7 +24,7 @@ from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
 
-#: answers that any text may hold by chance: nothing follows from finding them
+#: answers that any text may contain by chance, so that finding them means nothing
 _NO_STRINGS = frozenset({"yes", "no"})
 
 
@@ -148,7 +148,7 @@ def _is_fact(value: object) -> bool:
 
 
 def _error(record: Record, problem: str) -> DataError:
-    """Whole files stand in one line, so the id says where."""
+    """The id says where: a file may be one line."""
     return record.error(f"question {record.identifier('_id', 'id') or '?'}: {problem}")
 
 

@@ -34,17 +34,17 @@ class DprDataConfig(Checked):
     train_data: tuple[str, ...]
     """DPR biencoder JSON files, plain or gzip."""
     num_hard_negatives: NonNegativeInt = 1
-    """Hard negatives of each question in a batch; 0: in-batch negatives only."""
+    """Hard negatives per question; 0: in-batch negatives only."""
     hard_negative_selection: Literal["sample", "first"] = "sample"
-    """sample: drawn anew in every epoch; first: always those that stand first in the file."""
+    """sample: drawn anew in every epoch; first: the first ones in the file."""
     exclude_false_negatives: bool = True
-    """Do not use a passage as a negative of a question that it answers: one of the question's own positives, or one
-    whose text contains an answer."""
+    """Do not use a passage as a negative of a question that it answers: one of its positives, or a passage whose text
+    contains an answer."""
     same_title_questions: PositiveInt = 1
-    """Questions whose positives have one title that stand together in a batch, those on one passage side by side: their
-    passages are one another's hard negatives, and one that they share is encoded once. 1: plain shuffling."""
+    """Group up to n questions with the same positive title in a batch, so that their passages are hard negatives of one
+    another; a passage that several share is encoded once. 1: plain shuffling."""
     max_train_questions: PositiveInt | None = None
-    """Use only the first questions of the files; default: all."""
+    """Maximum number of questions, from the beginning of the files; default: all."""
 
 
 class _Example(NamedTuple):

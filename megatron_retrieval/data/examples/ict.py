@@ -35,11 +35,11 @@ class IctDataConfig(Checked):
 
     blocks: BlockConfig
     query_in_block_prob: Fraction = 0.1
-    """Probability that the sentence that is the query stays in its block as well, which teaches to match words."""
+    """Probability that the query sentence is kept in its block, which teaches word matching."""
     use_one_sent_docs: bool = False
-    """Train on blocks of one sentence too: what remains of them is the title, or, without one, the sentence itself."""
+    """Train on blocks of one sentence too; their passage is the title or, without one, the sentence."""
     exclude_same_document: bool = True
-    """Do not use blocks of the query's document as its negatives; they are counted as num_false_negatives."""
+    """Do not use other blocks of the query's document as negatives; they are counted as num_false_negatives."""
 
 
 class IctDataset:

@@ -29,15 +29,14 @@ _LONGEST_TEXT = 1 << 31
 
 @dataclass(frozen=True, kw_only=True)
 class SpanCorruptionDataConfig(Checked):
-    """Text with spans to fill in."""
+    """Text with masked spans."""
 
     blocks: BlockConfig
     seq_length: int = 512
-    """Longest text with gaps, in tokens with sentinels and end token; texts are as much longer as goes into the
-    gaps."""
+    """Maximum encoder length in tokens, after masking, with sentinels and end token; the source text may be longer."""
     decoder_seq_length: int | None = None
-    """Longest target, in tokens with sentinels and end token; a low one makes texts shorter. Default: what --seq-length
-    asks for."""
+    """Maximum target length in tokens, with sentinels and end token; a low one shortens the texts. Default: as
+    --seq-length needs."""
     mask_prob: Annotated[float, Bounds(above=0, below=1)] = 0.15
     """Share of a text's tokens to predict."""
     mean_noise_span_length: Annotated[float, Bounds(least=1)] = 3.0
@@ -81,7 +80,7 @@ class SpanCorruptionDataConfig(Checked):
 
 
 def random_spans(num_tokens: int, num_noise: int, num_spans: int, random: np.random.Generator) -> Mask:
-    """[num_tokens] which tokens of a text are to be predicted.
+    """[num_tokens] mask of the tokens to predict.
 
     Stretches that stay and spans take turns, beginning with one that stays; their lengths are any division of what
     stays and of the noise into `num_spans` parts, all divisions equally likely.

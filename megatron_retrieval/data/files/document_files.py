@@ -18,7 +18,7 @@ from megatron_retrieval.data.files.squad_json import read_paragraphs
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_chunks
 
-#: a longer document is cut into several, at white space where there is any
+#: longer documents are cut, at white space if possible
 MAX_DOCUMENT_CHARACTERS = 1 << 20
 _PIECE_BYTES = 1 << 16
 
@@ -68,7 +68,7 @@ def _read_tsv(path: Path) -> Iterator[Document]:
         texts = (passage.text for passage in of_title)
         if title:
             yield from _documents(title, texts)
-        else:  # nothing says that passages without a title belong together
+        else:  # passages without a title are documents of their own
             yield from chain.from_iterable(_documents("", [text]) for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""Public files brought into a folder, with a record of what came."""
+"""Downloads public files into a folder and records their sizes and checksums."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class DownloadConfig:
     """Download public data by name; run again to continue after a stop, or to check what is there."""
 
     resource: tuple[str, ...] = ()
-    """Names of what to download; --list shows them."""
+    """Resources to download; --list shows their names."""
     output_dir: Path | None = None
-    """Folder for the files and downloads.json, which records sizes and SHA-256 of what came."""
+    """Folder for the files and for downloads.json, which records their sizes and SHA-256."""
     list: bool = False
-    """Print names, sizes, licences and addresses, and do nothing."""
+    """Print names, sizes, licences and addresses instead of downloading."""
     expect: Path | None = None
-    """The downloads.json of another folder: what comes must be the same, byte for byte."""
+    """downloads.json of another folder; the files must be identical to those that it records."""
     patience: PatienceConfig = field(default_factory=PatienceConfig)
-    """When a download is given up."""
+    """When a download fails."""
 
 
 def download_resources(config: DownloadConfig) -> None:
-    """Bring every file of the resources; those that are there are checked instead.
+    """Download every file of the resources; files that are there are checked instead.
 
     Raises:
         ConfigError: a resource or the folder is missing, or unknown.
-        DataError: a file cannot be fetched, or is not what is known of it.
+        DataError: a file cannot be downloaded, or its size or checksum is not the expected one.
     """
     if not config.resource or config.output_dir is None:
         raise ConfigError("Give --resource and --output-dir, or --list to see what there is.")
@@ -58,7 +58,7 @@ def download_resources(config: DownloadConfig) -> None:
 def _bring(
     file: RemoteFile, folder: Path, records: Sequence[Mapping[str, Any]], patience: PatienceConfig
 ) -> dict[str, Any]:
-    """The record's entry for a file that is now there, whole."""
+    """Download or check a file; returns its entry in the record."""
     path, expected = folder / file.name, _expected(file, records)
     if path.exists():
         received = _checked(path, expected)
@@ -76,7 +76,7 @@ def _bring(
 
 
 def _expected(file: RemoteFile, records: Sequence[Mapping[str, Any]]) -> Expected:
-    """What the table and the records know of a file, which must be one thing."""
+    """Size and checksum of a file according to the table and the records, which must agree."""
     known = [file.expected]
     known += [Expected(entry["bytes"], entry["sha256"]) for record in records if (entry := record.get(file.name))]
     sizes = {expected.num_bytes for expected in known} - {None}
@@ -88,7 +88,7 @@ def _expected(file: RemoteFile, records: Sequence[Mapping[str, Any]]) -> Expecte
 
 
 def _checked(path: Path, expected: Expected) -> Received:
-    """A file that is there already, if it is what it should be."""
+    """Check a file that is there already."""
     if expected.sha256 is None:
         problem = "is there already, but nothing says whether it is whole"
         raise DataError(path, problem, hint=f"Move it away, or give a {RECORD} that knows it with --expect.")

@@ -11,13 +11,13 @@ from typing import Any
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_chunks, read_lines
 
-#: longest piece of JSON, strings aside, that means nothing without its end ("-Infinity", an escape)
+#: longest token of JSON other than a string ("-Infinity", an escape)
 _LONGEST_ATOM = 16
 
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object and where it stands; its readers check types and say what is wrong where."""
+    """One JSON object with its file and line, which its errors name."""
 
     path: Path
     line: int | None
@@ -122,7 +122,7 @@ def _not_json(path: str | Path, error: json.JSONDecodeError, line: int) -> DataE
 
 
 class _JsonText:
-    """A cursor over a JSON text of which a window is in memory."""
+    """A cursor over a JSON text; only a window of the text is in memory."""
 
     def __init__(self, path: Path) -> None:
         self.line = 1

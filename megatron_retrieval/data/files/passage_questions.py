@@ -23,14 +23,14 @@ log = get_logger("data")
 
 @dataclass(frozen=True)
 class ReaderQuestion:
-    """A question, its acceptable answers, and what there is to read about it.
+    """A question with its acceptable answers and the passages to read.
 
     Attributes:
         id: the record's, or else its number in the file, from 1.
         answers: none of them blank; there may be none.
         passages: best first; none in closed-book mode, or where nothing was retrieved.
         scores: of the passages.
-        target: the answer to learn where the file names one of them (FiD).
+        target: the answer to learn, where the file names one (FiD).
     """
 
     id: str
@@ -46,10 +46,9 @@ class PassagesToReadConfig(Checked):
     """What is read for a question; recorded in the result."""
 
     num_passages: Annotated[int, Bounds(least=1, why="--closed-book reads none")] = 20
-    """Passages read for each question, those that stand first in the file or are retrieved; in training, those that are
-    drawn from."""
+    """Passages per question: the first of the file, or the best that are retrieved. Training draws from them."""
     closed_book: bool = False
-    """Read no passages: the answer comes from the reader's weights alone. The file may then also be a DPR .qa.csv."""
+    """Read no passages: the reader answers from its weights alone. The file may then also be a DPR .qa.csv."""
 
     def require_passages(self) -> None:
         """Refuse closed-book mode, for readers that point into passages.
@@ -68,14 +67,14 @@ class ReaderTrainingDataConfig(Checked):
     train_data: tuple[str, ...]
     """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON, plain or gzip."""
     max_train_questions: PositiveInt | None = None
-    """Use only the first questions of the files; default: all."""
+    """Maximum number of questions, from the beginning of the files; default: all."""
     reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
     """What is read for a question."""
 
 
 @dataclass
 class QuestionCensus:
-    """Counts what was read and what was found wanting, so that nothing is left out in silence."""
+    """Counts questions and what they lack, so that nothing is dropped silently."""
 
     num_questions: int = 0
     num_questions_without_answers: int = 0
@@ -92,13 +91,13 @@ class QuestionCensus:
         self.num_blank_answers += num_blank
 
     def faults(self) -> dict[str, int]:
-        """All counts but the questions', as metrics.json keeps them."""
+        """All counts except the number of questions, as metrics.json keeps them."""
         counts = dataclasses.asdict(self)
         del counts["num_questions"]
         return counts
 
     def log(self, path: str | Path) -> None:
-        """Say what was read, and what of it is wanting."""
+        """Log how many questions were read, and what they lack."""
         log.info("%s: %s questions", path, f"{self.num_questions:,}")
         for name, number in self.faults().items():
             if number:
@@ -160,14 +159,14 @@ def _questions(path: Path, config: PassagesToReadConfig) -> Iterator[tuple[Reade
 def question_to_read(
     question: Question, passages: Sequence[Passage] = (), scores: Sequence[float] = ()
 ) -> tuple[ReaderQuestion, int]:
-    """A question together with what there is to read about it, and how many blank answers it had."""
+    """A question with its passages, and the number of its blank answers."""
     answers = not_blank(question.answers)
     read = ReaderQuestion(question.id, question.text, answers, tuple(passages), tuple(scores))
     return read, len(question.answers) - len(answers)
 
 
 def _question(record: Record, number: int, config: PassagesToReadConfig) -> tuple[ReaderQuestion, int]:
-    """A question, and how many blank answers it had."""
+    """A question, and the number of its blank answers."""
     target = record.text("target", default="") or None
     only_target = target is not None and not {"answers", "answer"} & record.values.keys()
     given = (target,) if only_target and target else record.strings("answers", "answer")

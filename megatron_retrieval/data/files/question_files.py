@@ -25,20 +25,20 @@ class AskedQuestionsConfig(Checked):
     """Which questions of a file are asked, and how their text is prepared; recorded in the result."""
 
     max_questions: PositiveInt | None = None
-    """Ask only the first so many (after the stride); default: all."""
+    """Maximum number of questions, counted after the stride; default: all."""
     question_stride: PositiveInt = 1
-    """Ask only every so-manyth question, from the first on."""
+    """Keep every n-th question, beginning with the first."""
     strip_question_mark: bool = False
     """Drop one question mark at the end, as Megatron-LM does."""
     plain_apostrophes: bool = False
-    """Write ’ as ', as DPR does."""
+    """Replace ’ by ', as DPR does."""
 
     def chosen(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Those of all questions that are asked, one at a time."""
+        """Yield the questions that are asked."""
         return islice(islice(items, 0, None, self.question_stride), self.max_questions)
 
     def prepared(self, text: str) -> str:
-        """A question as it is asked."""
+        """The text of a question as it is asked."""
         if self.strip_question_mark:
             text = text.removesuffix("?")
         return text.replace("’", "'") if self.plain_apostrophes else text

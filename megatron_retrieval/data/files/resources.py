@@ -1,4 +1,4 @@
-"""Public files of the field by name; what is known of them stands in `resources.yaml`."""
+"""Public files to download, by name; `resources.yaml` holds their addresses, sizes and checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLE = Path(__file__).with_name("resources.yaml")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file at an address, and what has been published of it."""
+    """A file to download, with its published size and checksum."""
 
     address: str
     expected: Expected

@@ -9,7 +9,7 @@ from sentencex import segment
 
 from megatron_retrieval.errors import ConfigError
 
-#: the library that decides where a sentence ends; another version may decide otherwise
+#: the library that finds sentence ends; another version may find others
 SPLITTER = "sentencex"
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 
@@ -19,7 +19,7 @@ class Document(NamedTuple):
 
     title: str
     paragraphs: tuple[str, ...]
-    #: it continues the document before it, which was too long to be held as one
+    #: continues the document before it, which was too long
     is_continuation: bool = False
 
 

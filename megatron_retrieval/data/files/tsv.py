@@ -32,7 +32,7 @@ def read_table(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def columns_of(path: str | Path, header: list[str], names: tuple[str, ...]) -> list[int]:
-    """Where the columns `names` stand in the header (the first row).
+    """Positions of the columns `names` in the header (the first row).
 
     Raises:
         DataError: one of them is missing.

@@ -1,4 +1,4 @@
-"""Folders of memory-mapped columns with a manifest: what the evidence and the corpus have in common."""
+"""Folders of memory-mapped columns with a manifest: the base of evidence and corpus."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from megatron_retrieval.utils.partial_folder import PartialFolder, input_states,
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.worker_pool import worker_pool
 
-#: documents that travel together; cut by these numbers alone, so that a restart finds the same ones
+#: size of a worker's task; fixed, so that a restart cuts the documents into the same tasks
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 1 << 18
 
 
@@ -48,13 +48,13 @@ class CorpusBuilderConfig(Checked):
     contexts, each once), or plain text (a blank line ends a paragraph; every paragraph is a document without title).
     Documents are cut at 1,048,576 characters."""
     output: str
-    """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
+    """Folder to create; unfinished work is kept in OUTPUT.partial."""
     vocab_file: str | None = None
     """WordPiece vocabulary (vocab.txt) of the BERT to train."""
     tokenizer_model: str | None = None
     """SentencePiece model (spiece.model) of the T5 to train, in place of --vocab-file."""
     lower_case: bool = True
-    """Lower-case the text, as uncased WordPiece vocabularies need; a SentencePiece model knows for itself."""
+    """Lower-case the text, as uncased WordPiece vocabularies need; SentencePiece models have a setting of their own."""
     language: str = "en"
     """Language whose rules divide the text into sentences (ISO 639 code)."""
     workers: PositiveInt = 1
@@ -75,16 +75,16 @@ class CorpusBuilderConfig(Checked):
 
 @dataclass(kw_only=True)
 class CorpusProgress:
-    """How far the corpus has grown.
+    """Progress of a build, kept in the journal of the unfinished folder.
 
     Attributes:
         chunks: of the input, done.
-        documents_read: in these chunks, those without a sentence included.
+        documents_read: in these chunks, including those without a sentence.
         documents: kept.
-        continuations: documents that continue one that was too long.
+        continuations: pieces of long documents, the first pieces not counted.
         sentences: kept.
         tokens: of the sentences.
-        file_bytes: how much of each file counts.
+        file_bytes: valid size of each file.
     """
 
     chunks: int = 0
@@ -97,7 +97,7 @@ class CorpusProgress:
 
 
 def build_corpus(config: CorpusBuilderConfig) -> int:
-    """Write the corpus folder; it appears whole, and if this is stopped the same call continues it.
+    """Write the corpus folder, which appears when it is complete; the same call continues after a stop.
 
     Returns:
         The number of documents.
@@ -114,7 +114,7 @@ def build_corpus(config: CorpusBuilderConfig) -> int:
             return len(layout.CorpusStore(config.output))
         try:
             progress = _write_columns(config, partial, vocabulary)
-        except DataError:  # the input must change, so what was made of it is of no use
+        except DataError:  # the input must be corrected first, so the unfinished work is useless
             partial.discard()
             raise
         _finish(config, partial, vocabulary, progress)
@@ -124,7 +124,7 @@ def build_corpus(config: CorpusBuilderConfig) -> int:
 
 
 def _settings(config: CorpusBuilderConfig, vocabulary: Vocabulary) -> dict[str, object]:
-    """All that the result, or the division of the work, depends on."""
+    """Everything that the result, or its division into tasks, depends on."""
     kind = VOCABULARIES[vocabulary.kind]
     return {
         "--input": list(config.input),
@@ -201,7 +201,7 @@ class _Writer:
         progress.tokens += len(encoded.sentences.values)
 
     def sync(self) -> dict[str, object]:
-        """Bring what is written to the disk; returns the progress as JSON holds it."""
+        """Flush the files to disk; returns the progress for the journal."""
         parts = (self._sentences, self._titles, self._documents)
         self.progress.file_bytes = {name: size for part in parts for name, size in part.sync().items()}
         return asdict(self.progress)

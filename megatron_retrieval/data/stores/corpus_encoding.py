@@ -1,4 +1,4 @@
-"""What one worker process of the corpus builder does: documents in, token ids of sentences out."""
+"""Documents to token ids of their sentences: the work of a worker process of the corpus builder."""
 
 from __future__ import annotations
 

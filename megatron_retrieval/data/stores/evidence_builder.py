@@ -1,4 +1,4 @@
-"""Builds an evidence folder from passage files, in several processes, constant memory, and any number of attempts."""
+"""Builds an evidence folder from passage files, in several processes and constant memory; continues after a stop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EvidenceBuilderConfig(Checked):
     """Passage files: psgs_w100.tsv (columns id, text, title) or JSONL (title, text, optional id), plain or gzip. Rows
     are numbered in this order."""
     output: str
-    """Folder to create; until it is whole, the work stands in OUTPUT.partial."""
+    """Folder to create; unfinished work is kept in OUTPUT.partial."""
     vocab_file: str
     """WordPiece vocabulary (vocab.txt) of the encoder that will read the passages."""
     lower_case: bool = True
@@ -63,10 +63,10 @@ class EvidenceBuilderConfig(Checked):
 
 @dataclass
 class EvidenceProgress:
-    """How far the work has come; what the journal of an unfinished folder holds.
+    """Progress of a build, kept in the journal of the unfinished folder.
 
     Attributes:
-        file_bytes: by name, of the files that grow.
+        file_bytes: valid size of each file.
         fingerprint: of the evidence, once all passages are written.
     """
 
@@ -76,7 +76,7 @@ class EvidenceProgress:
 
 
 def build_evidence(config: EvidenceBuilderConfig) -> int:
-    """Write the evidence folder; it appears whole, and if this is stopped the same call continues it.
+    """Write the evidence folder, which appears when it is complete; the same call continues after a stop.
 
     Returns:
         The number of passages.
@@ -94,7 +94,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
             if not progress.fingerprint:
                 _write_columns(config, partial, tokenizer, progress)
             _finish(config, partial, tokenizer, progress)
-        except DataError:  # the input must change, so what was made of it is of no use
+        except DataError:  # the input must be corrected first, so the unfinished work is useless
             partial.discard()
             raise
         partial.publish()
@@ -103,7 +103,7 @@ def build_evidence(config: EvidenceBuilderConfig) -> int:
 
 
 def _settings(config: EvidenceBuilderConfig, tokenizer: Vocabulary) -> dict[str, object]:
-    """All that the result, or the division of the work, depends on."""
+    """Everything that the result, or its division into tasks, depends on."""
     library = VOCABULARIES[tokenizer.kind].library
     return {
         "--input": list(config.input),
@@ -117,7 +117,7 @@ def _settings(config: EvidenceBuilderConfig, tokenizer: Vocabulary) -> dict[str,
 def _write_columns(
     config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: EvidenceProgress
 ) -> None:
-    """Write all passages behind those that `progress` speaks of, and take it to the end."""
+    """Write the passages that are not counted in `progress` yet, and update it."""
     if progress.passages:
         get_logger("data").info("continuing behind %s passages", f"{progress.passages:,}")
     with (
@@ -156,7 +156,7 @@ def _digest() -> hashlib.blake2b:
 
 
 class _Writer:
-    """Appends encoded chunks, in row order, to the files of an evidence folder, behind what `progress` speaks of."""
+    """Appends encoded chunks, in row order, to the files of an evidence folder; bytes beyond `progress` are dropped."""
 
     def __init__(self, folder: Path, files: contextlib.ExitStack, progress: EvidenceProgress) -> None:
         self.progress = progress
@@ -176,18 +176,18 @@ class _Writer:
         self.progress.passages += len(chunk)
 
     def sync(self) -> dict[str, object]:
-        """Bring what is written to the disk; returns the progress as JSON holds it."""
+        """Flush the files to disk; returns the progress for the journal."""
         sizes = [column.sync() for column in self._columns] + [sync_file(self._hashes)]
         self.progress.file_bytes = {name: size for part in sizes for name, size in part.items()}
         return asdict(self.progress)
 
     def fingerprint(self, tokenizer: Vocabulary) -> str:
-        """Names the texts and the tokenizer, from which the rest follows."""
+        """Fingerprint of the texts and the tokenizer, from which the rest follows."""
         parts = ["".join(digest.hexdigest() for digest in digests) for digests in self._digests]
         return hashlib.sha256("/".join([*parts, tokenizer.fingerprint]).encode()).hexdigest()[:16]
 
     def _digest_again(self, folder: Path) -> None:
-        """Take in what an earlier run wrote."""
+        """Update the digests with the files of an earlier run."""
         for name, (values, offsets) in zip(layout.TEXT_COLUMNS, self._digests, strict=True):
             _digest_file(values, folder / values_file(name))
             _digest_file(offsets, folder / offsets_file(name), 8)  # the first offset was there before any chunk
@@ -203,7 +203,7 @@ def _digest_file(digest: hashlib.blake2b, path: Path, first_byte: int = 0) -> No
 def _finish(
     config: EvidenceBuilderConfig, partial: PartialFolder, tokenizer: Vocabulary, progress: EvidenceProgress
 ) -> None:
-    """What can be made once all passages are written; it may have been begun before."""
+    """Write id table, vocabulary and manifest; an earlier attempt may have written some of them."""
     folder = partial.contents
     if (folder / _UNSORTED_HASHES).exists():  # else the table is whole
         _write_id_table(folder, config.input)
@@ -227,7 +227,7 @@ def _write_id_table(folder: Path, inputs: Sequence[str]) -> None:
 
 
 def _places(inputs: Sequence[str], rows: tuple[int, int]) -> list[tuple[str, int]]:
-    """Where two rows, in ascending order, come from; read again, since it happens only before an error."""
+    """File and line of two rows, in ascending order; the inputs are read again, since an error follows."""
     lines = ((path, line) for path in inputs for line, _ in read_passages(path))
     first = next(islice(lines, rows[0], None))
     return [first, next(islice(lines, rows[1] - rows[0] - 1, None))]

@@ -1,4 +1,4 @@
-"""What one worker process of the evidence builder does: passages in, encoded columns out."""
+"""Passages to encoded columns: the work of a worker process of the evidence builder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evenly spread part of the evidence, with rows of its own, for evaluation that cannot afford all of it."""
+"""An evenly spaced sample of the evidence, for evaluation during training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 def spread_rows(num_rows: int, wanted: int | None) -> Rows:
-    """`wanted` of the rows 0 to `num_rows` - 1 at equal distances, from the first on; all where there are no more."""
+    """`wanted` of the rows 0 to `num_rows` - 1 evenly spaced from the first; all rows where there are no more."""
     if wanted is None or wanted >= num_rows:
         return np.arange(num_rows)
     return np.arange(wanted) * num_rows // wanted
 
 
 class EvidenceSample:
-    """Rows 0 to n - 1 are passages at equal distances in the evidence, the same in every run."""
+    """Evenly spaced passages of the evidence as rows 0 to n - 1; the same in every run."""
 
     def __init__(self, evidence: EvidenceStore, max_passages: int | None) -> None:
         self._evidence = evidence

@@ -72,7 +72,7 @@ def to_offsets(lengths: Rows | NDArray[np.bool_]) -> Rows:
 
 
 def tokenize(tokenizer: Vocabulary, texts: Sequence[str]) -> Ragged:
-    """The token ids of the texts, a block at a time so that they never all stand in Python lists."""
+    """The token ids of the texts, a block at a time, to bound the memory of Python lists."""
     dtype = token_dtype(tokenizer.vocab_size)
     blocks = [texts[start : start + _BLOCK_TEXTS] for start in range(0, len(texts), _BLOCK_TEXTS)]
     return Ragged.concatenate(
@@ -81,5 +81,5 @@ def tokenize(tokenizer: Vocabulary, texts: Sequence[str]) -> Ragged:
 
 
 def token_dtype(vocab_size: int) -> type[np.generic]:
-    """The narrowest type that holds every id of the vocabulary."""
+    """The smallest integer type for the ids of the vocabulary."""
     return np.uint16 if vocab_size <= 1 << 16 else np.int32

@@ -1,4 +1,4 @@
-"""Builds an approximate index out of embeddings: learn from a sample, then add shard by shard."""
+"""Builds an approximate index of embeddings: train on a sample, then add shard by shard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from megatron_retrieval.utils.partial_folder import PartialFolder, partial_folde
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.seeds import generator
 
-#: vectors to learn from by default: for each cluster, and in any case
+#: default size of the training sample: per cluster, and at least
 _POINTS_PER_CENTROID, _FEWEST_POINTS = 64, 1 << 16
-#: times that a growing index is written, so that a stop costs a tenth of the work
+#: saves of a growing index; a stop costs at most a tenth of the work
 _SAVES = 10
 
 log = get_logger("index")
@@ -35,22 +35,20 @@ class IndexBuilderConfig(Checked):
     embeddings: Path
     """Folder of the embeddings (tools/embed_evidence.py)."""
     index_factory: str
-    """What to build, in faiss's words: "IVF4096,Flat" (looks at some of 4096 lists), "OPQ48_192,IVF4096,PQ48" (in
-    addition 48 bytes for a passage), "HNSW32" (links). Scores are inner products; indexes that faiss has for Euclidean
-    distances only are refused."""
+    """faiss index factory string: "IVF4096,Flat" (4096 inverted lists), "OPQ48_192,IVF4096,PQ48" (48 bytes a passage),
+    "HNSW32" (a graph). Scores are inner products; indexes for Euclidean distances only are refused."""
     output: Path
     """Folder of the index to write."""
     training_sample: PositiveInt | None = None
-    """Vectors to learn clusters and codes from, drawn at random; default: 64 for each cluster, at least
-    65,536, or all."""
+    """Vectors to train clusters and codes on, drawn at random; default: 64 per cluster, at least 65,536, or all."""
     seed: int = 1234
-    """Names the sample, and the random choices of training."""
+    """Seed of the sample and of training."""
     num_threads: PositiveInt | None = None
     """CPU threads; default: as many as torch uses."""
 
 
 def build_index(config: IndexBuilderConfig) -> ApproximateManifest:
-    """Write the folder of an index; it appears whole, and a stopped build continues where it was saved.
+    """Write the folder of an index, which appears when it is complete; a stopped build continues from its last save.
 
     Raises:
         ConfigError: faiss does not know the factory string, or there are too few vectors to train with.

@@ -1,4 +1,4 @@
-"""Approximate search by inner product: a part of the rows is looked at, in a compressed form."""
+"""Approximate search by inner product over compressed vectors."""
 
 from __future__ import annotations
 
@@ -23,28 +23,26 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.search import SearchResult
 
-#: candidates whose stored vectors are held at once for exact scores
+#: candidates rescored exactly at once
 _CANDIDATES_AT_ONCE = 1 << 16
-#: candidates among links that are kept where --ef-search says nothing
+#: default of --ef-search
 _DEFAULT_EF_SEARCH = 128
 _FEWEST_PROBES = 16
 
 
 @dataclass(kw_only=True, frozen=True)
 class ApproximateSearchConfig(Checked):
-    """A search that looks at a part of the evidence only."""
+    """Approximate search."""
 
     index: Path | None = None
-    """Folder of an approximate index of the embeddings (tools/build_index.py), which is searched in place of all
-    vectors; default: exact search."""
+    """Folder of an approximate index of the embeddings (tools/build_index.py) to search; default: exact search."""
     nprobe: PositiveInt | None = None
-    """Lists of an inverted file (IVF) that are looked at for a question; default: the root of their number, at least
-    16."""
+    """Inverted lists (IVF) searched per question; default: the square root of their number, at least 16."""
     ef_search: PositiveInt | None = None
-    """Candidates that a search along links (HNSW) keeps; default: 128."""
+    """Size of the candidate list of an HNSW search; default: 128."""
     rerank_candidates: PositiveInt | None = None
-    """Rows that the index is asked for at least, to be ranked by their stored vectors: scores are exact then; default:
-    the index's own scores and order."""
+    """Minimum number of candidates to rescore exactly with the stored vectors; default: keep the index's scores and
+    order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +53,7 @@ class ApproximateSearchConfig(Checked):
 
 
 class ApproximateIndex:
-    """An index that `build_index` made, whole on every rank that opens it; has the surface of `SearchIndex`.
+    """An index built by `build_index`, complete on every rank that opens it; a `SearchIndex`.
 
     Rows may be missed, and scores are those of compressed vectors unless candidates are ranked anew; equal scores are
     ordered by row among what was found. Searches are not collectives.
@@ -94,7 +92,7 @@ class ApproximateIndex:
         self.manifest.verify(self._folder)
 
     def protocol(self) -> dict[str, Any]:
-        """What is found depends on this, for the record."""
+        """Settings that the results depend on, for the record."""
         return {
             "index_factory": self.manifest.index_factory,
             "index_checksum": self.manifest.index_checksum,
@@ -104,7 +102,7 @@ class ApproximateIndex:
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
-        """See `SearchIndex.search`; more is asked for than k, so that excluded rows take no place from others."""
+        """See `SearchIndex.search`; asks for more than k rows, so that excluded rows do not displace others."""
         asked_on = queries.device
         queries = checked_queries(queries, k, self.dimension).cpu()
         excluded = torch.empty(len(queries), 0, dtype=torch.int64) if exclude_rows is None else exclude_rows.cpu()

@@ -1,4 +1,4 @@
-"""What the folder of an approximate index says of itself, and which embeddings it belongs to."""
+"""The manifest of an approximate index, which names its embeddings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class IndexedVectors:
 
     @classmethod
     def of(cls, embeddings: EmbeddingStore) -> Self:
-        """Those of a store; equal for equal vectors in equal shards, whenever they were made."""
+        """The name of a store's vectors; equal for equal vectors in equal shards."""
         manifest, identity = embeddings.manifest, embeddings.manifest.identity
         checksums = "/".join(shard.checksum for shard in manifest.shards)
         return cls(
@@ -52,7 +52,7 @@ class ApproximateManifest:
 
     Attributes:
         index_factory: faiss's name for the kind of index.
-        training_sample: vectors that it was trained with; 0 where there was nothing to learn.
+        training_sample: vectors that it was trained with; 0 for indexes without training.
         seed: of the sample and of the training.
         index_bytes: size of the index's file.
         index_checksum: of its content.
@@ -66,13 +66,13 @@ class ApproximateManifest:
     index_checksum: str
 
     def write(self, folder: Path) -> None:
-        """Seal the folder; the index must be complete."""
+        """Write the manifest; the index must be complete."""
         entries = {name: value for name, value in vars(self).items() if name != "vectors"}
         FORMAT.write(folder, {**vars(self.vectors), **entries})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The manifest of a finished index, whose file is as long as it was.
+        """The manifest of a finished index, whose file has the recorded size.
 
         Raises:
             DataError: there is none, it is of another version, or the index is cut off.

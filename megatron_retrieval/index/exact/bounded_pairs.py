@@ -1,4 +1,4 @@
-"""Pairs of a query and a row whose score is known within bounds."""
+"""Pairs of query and row with bounds of their scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products that are fast and only nearly right, with a bound of what they miss."""
+"""Fast approximate matrix products with bounds of their error."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from megatron_retrieval.parallel.precision import bf16_is_fast
 
-#: rows that share one maximum, and one bound
+#: rows per group; a group has one maximum and one bound
 GROUP_ROWS = 16
-#: magnitudes between which no float32 arithmetic here comes near to overflow or to subnormal numbers
+#: magnitudes between which float32 arithmetic here neither overflows nor becomes subnormal
 SMALLEST, LARGEST = 2.0**-50, 2.0**50
-#: a little more than 1: what the bounds' own arithmetic may lose
+#: slightly above 1, for rounding errors of the bounds themselves
 _MARGIN = 1 + 2.0**-12
 
 
 @dataclass(frozen=True)
 class RoughQueries:
-    """Queries as a matrix product takes them: score = product * unit + offset.
+    """Queries for the approximate product: score = product * unit + offset.
 
     Attributes:
         matrix: [D, B] in the type of the rows.
         unit, offset: [B] float32.
-        lengths: [B] float32, at least the length of what is multiplied.
-        residuals: [B] float32, at least the length of what is left out.
-        slack: [B] float32, at least what rounding adds, whatever the order of additions; infinite for queries whose
-            magnitude (or that of the rows) float32 could not stand; the rest of these is zero.
+        lengths: [B] float32, upper bound of the length of the multiplied part.
+        residuals: [B] float32, upper bound of the length of the rest.
+        slack: [B] float32, upper bound of rounding errors in any order of additions; infinite for queries whose
+            magnitude (or that of the rows) float32 cannot handle, whose other entries are zero.
     """
 
     matrix: Tensor
@@ -40,14 +40,14 @@ class RoughQueries:
 
 @dataclass(frozen=True)
 class RoughVectors:
-    """Rows as a matrix product takes them: row = centre + step * matrix row + residual.
+    """Rows for the approximate product: row = centre + step * matrix row + residual.
 
     Attributes:
         matrix: [n, D] int8, bfloat16, float16 or float32.
         longest: [n / GROUP_ROWS] or [1] float32, at least the length of any row of the group, seen from the centre.
         residuals: likewise, of the residual.
-        step: what 1 in the matrix stands for.
-        centre: [D] float32; None stands for zero.
+        step: value of 1 in the matrix.
+        centre: [D] float32; None: zero.
     """
 
     matrix: Tensor

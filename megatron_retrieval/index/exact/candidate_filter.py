@@ -1,4 +1,4 @@
-"""Which rows may be among the k best, told from rough scores; what it lets through is scored again and kept or not."""
+"""Filters rows by bounds of their scores; the survivors are scored again exactly."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from megatron_retrieval.index.exact.pair_scores import best_of_pairs, found_pair
 from megatron_retrieval.index.exact.score_tiles import ScoreBuffer, Tile, make_tile, nothing, rows_of_a_tile
 from megatron_retrieval.types.search import SearchResult
 
-#: pairs scored between two updates of the best so far; bounds memory when thousands of rows tie
+#: pairs scored between two updates of the best rows; bounds memory when thousands of rows tie
 _PAIRS_AT_ONCE = 1 << 20
-#: vectors that are read from their source at once to bound scores anew
+#: vectors read from their source at once, for tighter bounds
 _ROWS_SEEN_AT_ONCE = 1 << 14
-#: where a larger share of the scores reaches the floor, the bounds are too wide to be of use; unless they are few
+#: bounds are too wide where a larger share of the scores reaches the floor, unless there are only a few
 _USEFUL_SHARE = 1 / 16
 _ALWAYS_USEFUL = 4096
 
 
 class TooRoughError(Exception):
-    """The rough scores tell too few rows apart."""
+    """The bounds of the rough scores are too wide to drop most rows."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Piece:
     """Rows that are searched together.
 
     Attributes:
-        rough: the rows for the rough product.
-        take: rows of the piece [m] -> their vectors [m, D] as they are kept.
-        first_row: row of the evidence that the first belongs to.
+        rough: the rows as the approximate product takes them.
+        take: rows of the piece [m] -> their stored vectors [m, D].
+        first_row: evidence row of the first one.
     """
 
     rough: RoughVectors
@@ -42,18 +42,18 @@ class Piece:
     first_row: int
 
 
-class Sieve:
-    """Some queries against one piece.
+class CandidateFilter:
+    """Searches one piece for some queries.
 
-    The k-th greatest lower bound so far is the floor: a row whose upper bound is lower is none of the k best. Groups of
-    rows are told by their maximum first; of the others, nothing is looked at but that.
+    The k-th greatest lower bound so far is the floor: a row whose upper bound is lower is not among the k best. Whole
+    groups of rows are dropped by the bound of their maximum.
 
     Args:
         queries: [B, D] float32.
         best: the best rows of earlier pieces.
         hidden: [B, E] rows of the evidence that are no candidates, or None.
         buffer: of this search alone.
-        patient: go on where the rough scores tell few rows apart.
+        patient: continue even if the bounds are too wide to drop most rows.
     """
 
     def __init__(
@@ -84,18 +84,18 @@ class Sieve:
         step = rows_of_a_tile(rough, len(self._queries))
         for start in range(0, num_rows, step):
             rows = range(start, min(start + step, num_rows))
-            self._sift(make_tile(rough, self._rough, self._hidden, rows, self._buffer))
+            self._filter(make_tile(rough, self._rough, self._hidden, rows, self._buffer))
         self._tighten()
         self._settle()
         return self._best
 
     def _residuals(self, tile: Tile) -> Tensor:
-        """[groups] what the rough rows of each group leave out."""
+        """[groups] bound of the residual of each group's rough rows."""
         residuals, first = self._piece.rough.residuals, tile.first // GROUP_ROWS
         return residuals.expand(len(tile.maxima)) if len(residuals) == 1 else residuals[first:][: len(tile.maxima)]
 
-    def _sift(self, tile: Tile) -> None:
-        """Put the rows that reach the floor into the pool; the maxima of the groups give a first floor."""
+    def _filter(self, tile: Tile) -> None:
+        """Add the rows that reach the floor to the pool; the maxima of the groups give a first floor."""
         if bool((self._floor == torch.finfo(torch.float32).min).any()):
             self._floor = torch.maximum(self._floor, self._floor_of_maxima(tile))
         rough = self._rough
@@ -104,10 +104,10 @@ class Sieve:
         group, query = (high >= self._limit()).nonzero(as_tuple=True)
         groups_at_once = max(1, _PAIRS_AT_ONCE // GROUP_ROWS)
         for some_groups, some_queries in zip(group.split(groups_at_once), query.split(groups_at_once), strict=True):
-            self._sift_groups(tile, some_groups, some_queries)
+            self._filter_groups(tile, some_groups, some_queries)
 
     def _limit(self) -> Tensor:
-        """[B] what a rough score and the residual of its row must reach together."""
+        """[B] lower limit for the sum of a rough score and the residual of its row."""
         return self._floor - self._rough.offset - self._base
 
     def _floor_of_maxima(self, tile: Tile) -> Tensor:
@@ -120,13 +120,13 @@ class Sieve:
         low, high = self._bounds(scores, self._residuals(tile)[group], query)
         if self._is_coarse:
             row = tile.first + group * GROUP_ROWS + tile.of(group, query).argmax(1)
-            closer = self._seen_closer(BoundedPairs(query, row, low, high))
+            closer = self._with_tighter_bounds(BoundedPairs(query, row, low, high))
             low = torch.where(low.isinf(), low, closer.low)
         return low.view(num_queries, self._k).amin(1)
 
     @property
     def _is_coarse(self) -> bool:
-        """Whether bounds are so wide that a product in float32 is worth its while before the canonical score."""
+        """Whether bounds are so wide that a float32 product pays before the canonical score."""
         return self._piece.rough.matrix.dtype == torch.int8
 
     def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +137,8 @@ class Sieve:
         values = (values + rough.offset[queries]).masked_fill_(scores == nothing(scores), -torch.inf)
         return values - errors, values + errors
 
-    def _sift_groups(self, tile: Tile, group: Tensor, query: Tensor) -> None:
-        """Put the rows of one group for each query into the pool, where they reach the floor."""
+    def _filter_groups(self, tile: Tile, group: Tensor, query: Tensor) -> None:
+        """Add the rows of one group for each query to the pool, if they reach the floor."""
         rough = self._rough
         scores = tile.of(group, query)
         high = _rounded_up(scores * rough.unit[query, None], rounding(scores))
@@ -162,7 +162,7 @@ class Sieve:
             return
         fresh, self._fresh = joined(self._fresh), []
         if self._is_coarse:
-            fresh = self._seen_closer(fresh)
+            fresh = self._with_tighter_bounds(fresh)
         pairs = joined([self._pool, fresh.kept(fresh.high >= self._floor[fresh.query])])
         order = pairs.low.argsort(descending=True)
         order = order[in_query_order(pairs.query[order], len(self._queries))]
@@ -172,7 +172,7 @@ class Sieve:
         self._floor[enough] = torch.maximum(self._floor[enough], pairs.low[order[kth]])
         self._pool = pairs.kept(pairs.high >= self._floor[pairs.query])
 
-    def _seen_closer(self, pairs: BoundedPairs) -> BoundedPairs:
+    def _with_tighter_bounds(self, pairs: BoundedPairs) -> BoundedPairs:
         """With bounds from products in float32, query by query."""
         order = in_query_order(pairs.query, len(self._queries))
         query, row = pairs.query[order], pairs.row[order]

@@ -13,7 +13,7 @@ from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
 from megatron_retrieval.index.api import TensorVectors, VectorSource
 from megatron_retrieval.index.exact import int8_codes as codes
 from megatron_retrieval.index.exact.bounded_products import RoughVectors, of_block, product_dtype
-from megatron_retrieval.index.exact.candidate_filter import Piece, Sieve, TooRoughError
+from megatron_retrieval.index.exact.candidate_filter import CandidateFilter, Piece, TooRoughError
 from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.index.exact.placement import Placement, fits_in_memory
 from megatron_retrieval.index.exact.score_tiles import ScoreBuffer
@@ -23,10 +23,10 @@ from megatron_retrieval.utils.read_ahead import read_ahead
 
 log = get_logger("index")
 
-#: size, in float32, of the blocks in which the CPU reads vectors that it has no copy of
+#: size, in float32, of the blocks in which the CPU reads vectors from their source
 _BLOCK_BYTES = 1 << 26
 _ROWS_MEASURED_AT_ONCE = 1 << 14
-#: queries searched at once, by device: a GPU reads its rows less often with more, a CPU sees fewer rows at once
+#: queries searched at once, by device: a GPU reads its rows less often with more, a CPU's caches hold fewer
 QUERIES_AT_ONCE = {"cpu": 128, "cuda": 512}
 #: rows from which a copy in 8 bits pays
 _ROWS_FOR_CODES = 16_384
@@ -42,7 +42,7 @@ class FlatIndex:
 
     Args:
         vectors: an `EmbeddingStore`, another source, or a tensor [N, D].
-        first_row: row of the evidence that the first vector belongs to.
+        first_row: evidence row of the first vector.
         device: where to search. On a GPU the vectors are copied there once, in their stored type; on the CPU they
             stay where they are (memory-mapped, for a store).
         placement: whether the CPU may keep the copy in memory, or reads all vectors for each search.
@@ -109,7 +109,7 @@ class FlatIndex:
     def _search_codes(
         self, queries: Tensor, k: int, excluded: Tensor | None, buffer: ScoreBuffer
     ) -> SearchResult | None:
-        """None where there are no codes, or they tell too few rows apart."""
+        """None where there are no codes, or their bounds are too wide."""
         if self._wants_codes:
             self._wants_codes = False
             self._codes = self._make_codes()
@@ -156,7 +156,7 @@ class FlatIndex:
         return best
 
     def _longest_vector(self, block: Tensor, start: int) -> float:
-        """Euclidean length of the block's longest vector; refuses vectors that are no numbers."""
+        """Euclidean length of the block's longest vector; refuses NaN and infinity."""
         if start not in self._longest:
             parts = block.split(_ROWS_MEASURED_AT_ONCE)
             lengths = torch.cat([torch.linalg.vector_norm(part.float(), dim=1, dtype=torch.float64) for part in parts])
@@ -177,7 +177,7 @@ def _improved(
     buffer: ScoreBuffer,
     patient: bool = True,
 ) -> SearchResult:
-    """`best` with the rows of one piece taken into account, some queries after the other."""
+    """`best` updated with the rows of one piece, some queries at a time."""
     largest = float(torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64).max()) * piece.rough.reach
     if largest > torch.finfo(torch.float32).max / 2:
         raise MegatronRetrievalError(
@@ -188,7 +188,7 @@ def _improved(
         some = slice(start, start + at_once)
         known = SearchResult(best.scores[some], best.rows[some])
         hidden = None if excluded is None else excluded[some]
-        parts.append(Sieve(piece, queries[some], known, hidden, buffer, patient).search())
+        parts.append(CandidateFilter(piece, queries[some], known, hidden, buffer, patient).search())
     return SearchResult(torch.cat([part.scores for part in parts]), torch.cat([part.rows for part in parts]))
 
 

@@ -1,4 +1,4 @@
-"""Rows in 8 bits, kept in memory to be multiplied as fast as memory gives them."""
+"""int8 copies of vectors for fast approximate products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS, RoughVec
 
 _ROWS_AT_ONCE = 16_384
 _SAMPLE_ROWS = 32_768
-#: codes reach this many standard deviations; what lies beyond is cut, and its group's bound is wider
+#: range of the codes in standard deviations; larger values are clipped, which widens the bound of their group
 _WIDTH_DEVIATIONS = 4.5
 
 
@@ -30,13 +30,13 @@ def codes_are_fast(dimension: int) -> bool:
 
 
 def encode(read: Callable[[int, int], Tensor], num_rows: int) -> RoughVectors | None:
-    """The rows in 8 bits around their mean, with the measured bounds of each group.
+    """int8 codes of the rows around their mean, with the measured error bound of each group.
 
     Args:
         read: rows start..stop as [n, D] in any floating type.
 
     Returns:
-        None where the rows are all equal, no numbers, or of magnitudes that float32 arithmetic does not bear.
+        None where the rows are all equal, not finite, or of magnitudes that float32 arithmetic cannot handle.
     """
     centre, deviation = _spread(read, num_rows)
     if not 2.0**-30 < deviation < 2.0**30:

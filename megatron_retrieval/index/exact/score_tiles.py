@@ -1,4 +1,4 @@
-"""Rough scores of some rows: the maximum of each group, and the scores of chosen groups."""
+"""Approximate scores of a block of rows: the maximum of each group, and the scores of chosen groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("index")
 
-#: rough scores (or maxima, where no scores are kept) of a tile: 128 MiB
+#: approximate scores (or maxima, where no scores are kept) of a tile: 128 MiB
 SCORES_AT_ONCE = 1 << 25
 #: scores whose maxima are taken while they are in a CPU's caches
 _SCORES_IN_CACHE = 1 << 20
@@ -82,7 +82,7 @@ class KeptScores:
 
 
 class MaximaOnly:
-    """Maxima by a kernel that writes nothing else; scores of chosen groups are computed when they are asked for."""
+    """Maxima by a kernel that writes nothing else; scores of chosen groups are computed on demand."""
 
     def __init__(
         self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
@@ -123,7 +123,7 @@ def make_tile(
 
 
 def rows_of_a_tile(rough: RoughVectors, num_queries: int) -> int:
-    """Rows of a piece whose scores are computed at once."""
+    """Rows of a piece in one tile."""
     group_scores = 1 if rough.matrix.is_cuda and maxima_kernel() is not None else GROUP_ROWS
     return max(1, SCORES_AT_ONCE // (num_queries * group_scores)) * GROUP_ROWS
 
@@ -151,7 +151,7 @@ def _maxima(scores: Tensor, out: Tensor) -> None:
 
 
 def nothing(scores: Tensor) -> float | int:
-    """A score below that of every row, for rows that are none."""
+    """A score below every real one, for hidden and missing rows."""
     return torch.iinfo(scores.dtype).min if scores.dtype == torch.int32 else -torch.inf
 
 

@@ -1,5 +1,4 @@
-"""Vectors of a whole evidence in memory-mapped shards, tied by a manifest to the evidence and the encoder they
-come from."""
+"""Vectors of the whole evidence in memory-mapped shards; a manifest names their evidence and encoder."""
 
 from __future__ import annotations
 
@@ -33,11 +32,11 @@ def torch_dtype(name: StorageDtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What vectors are of, and how they are kept.
+    """Which evidence and encoder vectors belong to, and how they are stored.
 
     Attributes:
         dtype: type in which they are stored.
-        precision: type in which the encoder computed them; empty where that is not known.
+        precision: type in which the encoder computed them; empty where unknown.
     """
 
     evidence_fingerprint: str

@@ -1,4 +1,4 @@
-"""Fills a folder with embeddings so that a stop at any moment costs at most the batches in work."""
+"""Writes embeddings into a folder; a stop loses at most the batches being encoded."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MIN_ROWS_PER_SHARD = 512
 
 
 def default_rows_per_shard(num_rows: int) -> int:
-    """A function of the evidence alone, so that a restart on other ranks finds the same shards: about 64 of them
-    (ranks share evenly), neither tiny nor so large that a stop costs much."""
+    """A function of the evidence alone, so that a restart on other ranks finds the same shards: about 64, which
+    ranks share evenly, neither tiny nor so large that a stop costs much."""
     return max(MIN_ROWS_PER_SHARD, min(MAX_ROWS_PER_SHARD, math.ceil(num_rows / 64)))
 
 
 def stored_vectors(vectors: Tensor, rows: Sequence[int], dtype: StorageDtype) -> Tensor:
-    """The vectors [n, D] of `rows` as they are kept: contiguous, on the CPU, in `dtype`.
+    """The vectors [n, D] of `rows` as they are stored: contiguous, on the CPU, in `dtype`.
 
     Raises:
         MegatronRetrievalError: a vector holds NaN or infinity, or does not fit the type.
@@ -57,10 +57,10 @@ def stored_vectors(vectors: Tensor, rows: Sequence[int], dtype: StorageDtype) ->
 
 
 class EmbeddingWriter:
-    """Writes shards in any order, from any number of processes; `finish` on one of them seals the folder.
+    """Writes shards in any order, from any number of processes; `finish` in one of them writes the manifest.
 
-    A shard in work grows batch by batch in `shard-N.part`. A finished one has a neighbour `shard-N.json` with its
-    checksum, written after it: the two together mean that the shard is done. `plan.json` keeps the identity of what is
+    A partial shard grows batch by batch in `shard-N.part`. A finished one is `shard-N.bin`; its checksum in
+    `shard-N.json` is written last, so a shard with both is done. `plan.json` keeps the identity of what is
     written, so that a restart with another encoder is refused rather than mixed.
 
     Args:
@@ -97,11 +97,11 @@ class EmbeddingWriter:
         return range(first, first + count)
 
     def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard:
-        """The shard in the making, with the batches that an earlier attempt finished."""
+        """The partial shard, with the batches that an earlier attempt finished."""
         return PartialShard(self._part(shard), batch_sizes, torch_dtype(self.identity.dtype))
 
     def num_rows_written(self) -> int:
-        """Rows on disk, by whichever process; costs a look at the sizes of the files."""
+        """Rows on disk, written by any process; looks at file sizes only."""
         itemsize = torch_dtype(self.identity.dtype).itemsize
         return sum(
             len(self.rows(number)) if self._path(number).exists() else num_rows_in(self._part(number), itemsize)
@@ -109,7 +109,7 @@ class EmbeddingWriter:
         )
 
     def write(self, shard: int, vectors: Tensor) -> None:
-        """Store the vectors [n, D] of one shard, which is not in the making any more then.
+        """Write a finished shard, the vectors [n, D], and delete its partial file.
 
         Raises:
             MegatronRetrievalError: a vector holds NaN or infinity, or does not fit the type.
@@ -173,7 +173,7 @@ class EmbeddingWriter:
         return plan
 
     def _finished(self, number: int) -> dict[str, Any] | None:
-        """What is known of a finished shard, or None."""
+        """The record of a finished shard, or None."""
         path = self._path(number)
         if not path.exists() or not path.with_suffix(".json").exists():
             return None
@@ -192,7 +192,7 @@ class EmbeddingWriter:
         return self._path(number).with_suffix(".part")
 
     def clean_up(self) -> None:
-        """Remove what only a restart needs, and temporary files that a killed process left."""
+        """Remove files that only a restart needs, and temporary files of killed processes."""
         for number in range(len(self._ranges)):
             self._path(number).with_suffix(".json").unlink(missing_ok=True)
             self._part(number).unlink(missing_ok=True)

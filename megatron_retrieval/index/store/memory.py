@@ -1,4 +1,4 @@
-"""Embeddings that live in the memory of the ranks that made them, for evidence that is searched once and forgotten."""
+"""Embeddings in the memory of the ranks that made them, for evidence that is searched once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 
 
 class MemoryWriter:
-    """Takes the shards that `EmbeddingWriter` would take and keeps them in memory, each row on one rank.
+    """Keeps shards in memory instead of on disk, each row on one rank.
 
     Shards are cut as for the disk, so that the vectors are those of tools/embed_evidence.py; a copy of the model
     encodes neighbouring shards, and its tensor-parallel ranks keep a part of their rows each.
@@ -39,7 +39,7 @@ class MemoryWriter:
         return range(first, first + count)
 
     def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard:
-        """The shard in the making."""
+        """The partial shard."""
         return PartialShard(None, batch_sizes, torch_dtype(self._dtype))
 
     def write(self, shard: int, vectors: Tensor) -> None:

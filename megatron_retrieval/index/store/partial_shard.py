@@ -1,4 +1,4 @@
-"""A shard in the making, batch by batch on disk, so that a stop costs no more than the batch in work."""
+"""A partial shard that grows on disk batch by batch; a stop loses at most the batch being encoded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _HEADER = struct.Struct("<III")
 class PartialShard:
     """Batches of vectors, appended to a file as they are made.
 
-    Opening keeps the batches that an earlier attempt finished, as far as they are whole and have the sizes that are
-    expected, and cuts off the rest.
+    Opening keeps the batches that an earlier attempt finished, if they are complete and of the expected sizes,
+    and cuts off the rest.
 
     Args:
         path: of the file, created with the first batch; None: in memory alone.
@@ -55,7 +55,7 @@ class PartialShard:
 
 
 def num_rows_in(path: Path, itemsize: int) -> int:
-    """How many rows a shard in the making has, from the size of its file; all its batches but the last are alike."""
+    """Rows of a partial shard, from the size of its file; all batches but the last are of one size."""
     try:
         with open(path, "rb") as file:
             header = file.read(_HEADER.size)
