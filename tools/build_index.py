@@ -1,4 +1,4 @@
-"""Build an approximate index of embeddings, for searches that do not compare a question with every passage."""
+"""Build an approximate index of embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare two evaluations of the same questions: is the candidate better than chance would make it?"""
+"""Compare the recall of two evaluations of the same questions, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CompareRunsConfig:
     topk: tuple[int, ...] = (1, 5, 20, 100)
     """Depths at which recall is compared."""
     output: Path | None = None
-    """JSON file to write the comparison to as well."""
+    """JSON file for the comparison; default: it is only printed."""
 
 
 def main(config: CompareRunsConfig) -> None:

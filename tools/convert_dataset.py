@@ -1,4 +1,4 @@
-"""Convert a question-answering dataset, or documents, into passages, questions and training data."""
+"""Convert a question-answering data set, or documents, into passages, questions and DPR training data."""
 
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.convert.converter import DatasetConverterConfig

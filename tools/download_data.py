@@ -18,7 +18,7 @@ def main(config: DownloadConfig) -> None:
 
 
 def listing() -> str:
-    """Everything that is known of every file, in a table under each resource's name."""
+    """All resources, each with a table of its files."""
     parts = []
     for resource in all_resources().values():
         rows = [

@@ -30,7 +30,7 @@ class EmbedEvidenceConfig:
     output: Path
     """Folder of the embeddings to write; an unfinished one is continued."""
     embedding_dtype: StorageDtype = "float16"
-    """Type in which vectors are stored; scores are computed in float32 from what is stored."""
+    """Type in which vectors are stored; scores are computed from them in float32."""
     rows_per_shard: int | None = None
     """Passages per file, the unit of work; default: a 64th of the evidence, from 512 to 65,536."""
     encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)

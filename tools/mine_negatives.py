@@ -1,4 +1,4 @@
-"""Give questions hard negatives, and positives if need be, out of what BM25 or another retriever finds for them."""
+"""Mine hard negatives, and positives if wanted, from the results of BM25 or another retriever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main(config: MineNegativesConfig) -> None:
     census = mine_negatives(config)
     get_logger().info(
         "%s questions in %s with %s mined hard negatives; %s of them without any hard negative; "
-        "%s left out for want of a positive",
+        "%s dropped without a positive",
         f"{census.written:,}",
         config.output,
         f"{census.mined_negatives:,}",

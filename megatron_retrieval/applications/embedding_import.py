@@ -1,4 +1,4 @@
-"""Embeddings that other programs pickled, brought into a store that knows its evidence and its encoder."""
+"""Imports embeddings that other programs pickled into an embedding store."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ log = get_logger("index")
 
 @dataclass(kw_only=True, frozen=True)
 class ImportEmbeddingsConfig(Checked):
-    """Import pickled embeddings; nothing that a pickle says is run."""
+    """Import pickled embeddings; no code of a pickle is executed."""
 
     format: PickleFormat
     """dpr: files of lists of (id, vector); megatron: files of {"embed_data": {id: vector}}, also EMDR2's."""
     input: tuple[Path, ...]
-    """The files, together the vectors of all passages. Each is held in memory while it is read."""
+    """Pickle files, together the vectors of all passages. Each is held in memory while it is read."""
     evidence: Path
     """Folder of the evidence that was embedded (tools/build_evidence.py)."""
     load: Path
-    """Checkpoint of the dual encoder that made the embeddings (tools/import_checkpoint.py): what is stored is tied to
-    it, since it must encode the questions."""
+    """Checkpoint of the dual encoder that made the embeddings (tools/import_checkpoint.py), which encodes the questions
+    later."""
     output: Path
     """Folder of the embeddings to write."""
     ids: Literal["external", "row"] = "external"
-    """What the files call passages by: the ids of the passage file, or rows of the evidence, from 0."""
+    """Ids in the files: external, the ids of the passage file; row, rows of the evidence from 0."""
     id_prefix: str = ""
-    """Written before every id in the files, and not in the passage file, such as wiki: in some of DPR's."""
+    """Prefix of the ids in the files that the passage file lacks, such as wiki: in some of DPR's."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
     max_missing: NonNegativeInt = 0
-    """Passages that may lack a vector (of those released with DPR, 24 do): they get zeros, whose score is 0, and are
+    """Maximum number of passages without a vector (DPR's release has 24): they get zero vectors, which score 0, and are
     listed in missing.txt."""
     verify_passages: NonNegativeInt = 16
-    """Passages of each file that are encoded anew and compared with their vectors, since a wrong encoder shows in
-    nothing else but bad results; 0: none."""
+    """Passages of each file to encode again and compare with their vectors: a wrong encoder shows only in bad
+    results; 0: none."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """How the encoder is run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

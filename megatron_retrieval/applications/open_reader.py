@@ -1,4 +1,4 @@
-"""A reader's checkpoint opened to answer questions, whatever kind of reader it holds."""
+"""Opens the checkpoint of any reader to answer questions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AnsweringReader:
     """A reader ready to answer.
 
     Attributes:
-        protocol: what its answers depend on, for the record.
+        protocol: settings that its answers depend on, for the record.
     """
 
     reader: Reader
@@ -43,11 +43,11 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
     """Load the reader at this topology.
 
     Args:
-        reading: what it will be given.
+        reading: the passages that it will be given.
 
     Raises:
         CheckpointError: no reader there.
-        ConfigError: it needs passages and is to have none.
+        ConfigError: the reader needs passages, and --closed-book is set.
     """
     kind, saved = describe_reader(config.load)
     if kind.needs_passages:

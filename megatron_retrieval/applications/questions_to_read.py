@@ -25,21 +25,21 @@ from megatron_retrieval.retrieval.batches import EncodeConfig
 
 @dataclass(kw_only=True, frozen=True)
 class PassageSearchConfig:
-    """What finds the passages, and where: a dual encoder, BM25, or both."""
+    """Retrieval of the passages: by a dual encoder, BM25, or both."""
 
     retriever: Path | None = None
-    """Checkpoint of a dual encoder that finds the passages to read; without it and --bm25-index they stand in the file
-    of questions."""
+    """Checkpoint of a dual encoder that retrieves the passages; without it and --bm25-index, those of the question file
+    are read."""
     evidence: Path | None = None
     """Folder of the evidence that is searched (tools/build_evidence.py)."""
     embeddings: Path | None = None
-    """Folder of the embeddings that the retriever made of the evidence (tools/embed_evidence.py)."""
+    """Folder of the evidence's embeddings by the retriever (tools/embed_evidence.py)."""
     bm25_index: Path | None = None
     """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --retriever: both are searched."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
     """How."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
-    """When a retrieved passage holds an answer."""
+    """When a retrieved passage contains an answer."""
 
     def __post_init__(self) -> None:
         if (self.retriever is None) != (self.embeddings is None):
@@ -69,18 +69,18 @@ class PassageSearchConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class QuestionsToReadConfig:
-    """Which questions a reader is asked, and what it reads for them."""
+    """Questions for a reader, and the passages that it reads."""
 
     questions: Path
     """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON; with --retriever or
     --bm25-index, which find passages for all, or --closed-book also DPR .qa.csv, JSON lines, or DPR biencoder JSON;
     plain or gzip."""
     asked: AskedQuestionsConfig = field(default_factory=AskedQuestionsConfig)
-    """Which of them are asked, and how."""
+    """Which questions are asked, and how."""
     reading: PassagesToReadConfig = field(default_factory=PassagesToReadConfig)
-    """What is read for a question."""
+    """Which passages are read."""
     search: PassageSearchConfig = field(default_factory=PassageSearchConfig)
-    """What finds it."""
+    """How passages are retrieved."""
 
     def __post_init__(self) -> None:
         if self.reading.closed_book and self.search.is_given:
@@ -89,11 +89,11 @@ class QuestionsToReadConfig:
 
 @dataclass(frozen=True)
 class QuestionsToRead:
-    """Questions with their passages, to be gone through as often as wanted; the passages' texts are not kept.
+    """Questions with their passages, which can be iterated repeatedly; texts of passages are not kept.
 
     Attributes:
-        read: yields the questions one at a time, and counts them.
-        retrieval_metrics: recall and what it depends on; none where the passages stand in the file.
+        read: yields the questions one at a time and counts them in the census.
+        retrieval_metrics: recall and the settings that it depends on; empty where the file holds the passages.
     """
 
     read: Callable[[QuestionCensus], Iterator[ReaderQuestion]]
@@ -101,7 +101,7 @@ class QuestionsToRead:
 
 
 def open_questions(config: QuestionsToReadConfig, encode: EncodeConfig, topology: ProcessTopology) -> QuestionsToRead:
-    """Find the passages, unless the file holds them; a collective over all ranks.
+    """Retrieve the passages, unless the file holds them; a collective over all ranks.
 
     Args:
         encode: how the retriever encodes questions.

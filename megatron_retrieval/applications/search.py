@@ -1,5 +1,5 @@
-"""Evidence and what finds passages in it (an encoder with its embeddings, a BM25 index, or both), opened together and
-refused unless they belong together."""
+"""Opens evidence with what searches it (an encoder with its embeddings, a BM25 index, or both) and refuses parts that
+do not belong together."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ from megatron_retrieval.types.search import SearchResult
 
 @dataclass(kw_only=True, frozen=True)
 class SearchOptionsConfig:
-    """How evidence is searched, whatever it is searched with."""
+    """How evidence is searched."""
 
     fusion: RankFusionConfig = field(default_factory=RankFusionConfig)
-    """How two lists of passages become one."""
+    """Fusion of dense search and BM25."""
     approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
-    """Whether all embeddings are compared with a question, or a part of them."""
+    """Exact or approximate search."""
     index_placement: Placement = "auto"
-    """Exact search on CPU: memory (a copy of the embeddings in 8 bits is kept), disk (all are read for every search,
-    within little memory), or auto (memory where the copy takes at most half of what is free). No bit of a result
-    depends on it."""
+    """Exact search on CPU: memory (keeps an int8 copy of the embeddings), disk (reads all embeddings for every search,
+    in little memory), or auto (memory if the copy takes at most half of what is free). Results do not depend on it."""
     verify_embeddings: bool = False
-    """Read all embeddings (and the index of --index) once and compare their checksums before they are searched."""
+    """Verify the checksums of the embeddings (and of --index) before the first search."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class SearchConfig:
-    """What is searched, and how: by an encoder, by words (BM25), or by both."""
+    """What is searched, and how: by an encoder, by BM25, or by both."""
 
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
@@ -71,7 +70,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class DenseSearch:
-    """An encoder of questions and the vectors that it is compared with."""
+    """A question encoder with the index of passage vectors."""
 
     encoder: LoadedDualEncoder
     embeddings: EmbeddingStore
@@ -95,7 +94,7 @@ class DenseSearch:
 
 @dataclass(frozen=True)
 class SearchSession:
-    """Everything that answers "which passages are nearest to this question?"; at least one of dense and lexical."""
+    """Everything that a search needs; at least one of dense and lexical."""
 
     evidence: EvidenceStore
     dense: DenseSearch | None
@@ -122,7 +121,7 @@ class SearchSession:
     ) -> Retrieved:
         """The `depth` best passages for each question, and which of them hold an answer; see `judge_shares`."""
         texts, dense = [question.text for question in questions], None
-        # without an encoder the ranks are all alike
+        # without an encoder, ranks share the questions evenly
         positions = torch.arange(topology.rank, len(texts), topology.world_size)
         if self.dense:
             found = self.dense.share(texts, topology, depth=self._depth(depth), micro_batch_size=micro_batch_size)
@@ -131,7 +130,7 @@ class SearchSession:
         return judge_shares(questions, Found(positions, result), self.evidence, matcher, topology)
 
     def protocol(self) -> dict[str, Any]:
-        """What the passages that are found depend on, for the record."""
+        """Settings that the results depend on, for the record."""
         parts: dict[str, Any] = {"evidence_fingerprint": self.evidence.fingerprint}
         if self.dense:
             parts["encoder_fingerprint"] = self.dense.encoder.description.fingerprint
@@ -145,11 +144,11 @@ class SearchSession:
         return parts
 
     def _depth(self, k: int) -> int:
-        """Passages that either search has to find for a list of k."""
+        """Passages that each search must find for a list of k."""
         return fused_depth(self.fusion, k) if self.dense and self.lexical else k
 
     def _beside_words(self, questions: Sequence[str], dense: SearchResult | None, k: int) -> SearchResult:
-        """The list of `dense`, that of the questions' words, or the two in one."""
+        """The result of dense search, of BM25, or their fusion."""
         if self.lexical is None:
             assert dense is not None
             return dense

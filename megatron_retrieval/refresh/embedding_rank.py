@@ -1,4 +1,4 @@
-"""What a rank does that does not train: it looks after a process that embeds, as long as the others train."""
+"""Supervises the embedding process on a rank that does not train."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from megatron_retrieval.refresh.worker_supervisor import WorkerSupervisor
 from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.training.signals import StopSignal
 
-#: between two looks at the worker, which notices by itself when this process ends
+#: between two checks of the worker, which ends by itself when this process does
 LOOK_SECONDS = 1.0
 
 
 def supervise_worker(
     command: Sequence[str], index_dir: str | Path, topology: ProcessTopology, *, timeout_seconds: float
 ) -> None:
-    """Keep the worker of this rank running until training has ended, in whatever way.
+    """Keep the worker of this rank running until training has ended for any reason.
 
     Args:
         command: see `worker_command`; its --num-workers is the number of embedding ranks.
@@ -30,7 +30,7 @@ def supervise_worker(
     supervisor = WorkerSupervisor(
         command, IndexVersions(index_dir), topology.side_rank, topology.device, timeout_seconds=timeout_seconds
     )
-    with StopSignal():  # it is for those that train, and may have much to save
+    with StopSignal():  # the signal is for training ranks, which may need time to save
         try:
             while not topology.job.has_ended():
                 supervisor.look()

@@ -1,4 +1,4 @@
-"""The encoder in training, as versions of the index are made of it."""
+"""The encoder in training as the maker of index versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FP32_BYTES = 4
 
 
 class IndexEncoder:
-    """Writes the encoder of the moment, and embeds the evidence with it.
+    """Saves the current encoder and embeds the evidence with it.
 
     Args:
         main_weight: the fp32 weights of a parameter of `model`.
@@ -95,7 +95,7 @@ class IndexEncoder:
         return embed_evidence(job, versions.path(request.iteration), self._topology)
 
     def version_bytes(self) -> int:
-        """What a version and its snapshot take on disk, about."""
+        """Approximate size of a version and its snapshot on disk."""
         vectors = len(self.evidence) * self._model.dimension * torch_dtype(self._job.embedding_dtype).itemsize
         return vectors + FP32_BYTES * self._topology.tp_size * sum(p.numel() for p in self._model.parameters())
 

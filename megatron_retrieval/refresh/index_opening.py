@@ -1,4 +1,4 @@
-"""The index that a run begins with, given or named by the checkpoint that it resumes."""
+"""Opens the index that a run begins with: --embeddings, or the version of the resumed checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = get_logger("index")
 
 @dataclass(frozen=True)
 class VersionInUse:
-    """A version that is searched, or is to be.
+    """A version that is searched or is being made.
 
     Attributes:
         made_at: when its encoder was written, in seconds of a clock that another process does not share.
@@ -41,7 +41,7 @@ class VersionInUse:
 
 
 def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fingerprint: str | None) -> EmbeddingStore:
-    """The folder that --embeddings names.
+    """Open the embeddings of --embeddings.
 
     Args:
         encoder_fingerprint: of the dual encoder that the run started from; None: it started from something else.

@@ -1,8 +1,8 @@
-"""The index follows the encoder in training: idle -> embedding -> ready -> swapped, without the trainers waiting.
+"""Refreshes the index during training: idle -> embedding -> ready -> swapped; training does not wait.
 
-Every so many steps the encoder is written to disk and embeds the evidence anew: here and now, in a process beside
+Every --index-refresh-interval steps the encoder is saved and embeds the evidence again: in place, in a process beside
 training, or on ranks of its own (Guu et al. 2020, REALM, arXiv 2002.08909; Sachan et al. 2021, arXiv 2101.00408). The
-vectors are a new version on disk (see `IndexVersions`), to which all ranks change after the same step.
+vectors are a new version on disk (see `IndexVersions`); all ranks change to it after the same step.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ log = get_logger("index")
 
 
 class IndexRefresher(Callback):
-    """Gives the run its index, and changes it; all ranks together.
+    """Opens the index of a run and refreshes it; all ranks act together.
 
     Args:
         encoder: the encoder in training.
         index_dir: folder of the versions; see `IndexRefreshConfig.folder`.
-        swap: is given every index that is to be searched from now on.
-        queries: [n, D] this rank's last query vectors, to compare an index with the one before; None: there are none.
+        swap: called with every index that is searched from then on.
+        queries: [n, D] this rank's last query vectors, to compare an index with the one before; None: no queries.
         num_compared: passages of each query that are compared.
-        start_fingerprint: of the dual encoder that the run starts from, whose vectors --embeddings must be; None: it
-            starts from something else.
+        start_fingerprint: of the dual encoder that the run starts from, which must have made --embeddings; None: it
+            starts from no dual encoder.
         save_dir: the run's checkpoints; versions that they name are kept.
         worker_command: starts a process that embeds; for --index-refresh-mode background.
         has_embedding_ranks: ranks of their own embed, whatever --index-refresh-mode says.

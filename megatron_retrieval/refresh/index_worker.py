@@ -1,4 +1,4 @@
-"""A process that embeds the evidence beside training: it is asked for versions of the index, and asks for nothing.
+"""A process that embeds the evidence beside training whenever an index version is requested.
 
 `python -m megatron_retrieval.refresh.index_worker`, started by training itself; see `WorkerSupervisor`.
 """
@@ -36,18 +36,18 @@ log = get_logger("index")
 
 @dataclass(kw_only=True, frozen=True)
 class IndexWorkerConfig:
-    """Embed the evidence with every encoder that a training run asks for, until it ends."""
+    """Embed the evidence with every encoder that a training run requests, until the run ends."""
 
     index_dir: Path
-    """Folder of the index's versions and of the requests."""
+    """Folder of the index versions and requests."""
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
     worker: int = 0
-    """Number of this process, from 0; the first one seals finished versions."""
+    """Number of this process, from 0; the first one finishes versions."""
     num_workers: int = 1
     """Processes that share the work."""
     parent_pid: int
-    """The process that started this one; this one ends with it."""
+    """Process that started this one; this one ends with it."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
     embedding_threads: int = 1
@@ -67,7 +67,7 @@ def worker_command(
     device: torch.device,
     num_workers: int = 1,
 ) -> list[str]:
-    """The words that start a worker, but for its number and its parent, which `WorkerSupervisor` adds."""
+    """The command that starts a worker; `WorkerSupervisor` adds its number and its parent."""
     settings = {
         "index-dir": index_dir,
         "evidence": evidence,
@@ -90,7 +90,7 @@ def main(config: IndexWorkerConfig) -> None:
 
 
 def serve(config: IndexWorkerConfig, topology: ProcessTopology) -> None:
-    """Fulfil one request after the other; without end."""
+    """Fulfil requests forever."""
     versions, evidence = IndexVersions(config.index_dir), EvidenceStore(config.evidence)
     done: IndexRequest | None = None
     while True:

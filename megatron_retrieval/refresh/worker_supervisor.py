@@ -61,7 +61,7 @@ class WorkerSupervisor:
         self._progress: tuple[IndexRequest | None, int] = (None, -1)
 
     def look(self) -> None:
-        """Start the worker where it should run and does not; to be called often."""
+        """Start the worker if it should run and does not; to be called often."""
         if self._process is not None:
             status = self._process.poll()
             if status is None and not self._hangs():

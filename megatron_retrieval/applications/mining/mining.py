@@ -1,5 +1,5 @@
-"""Training data out of what a retriever finds: hard negatives (DPR, arXiv 2004.04906; ANCE, 2007.00808), and positives
-where none are known (distant supervision, DPR section 3)."""
+"""Training data from retrieval results: hard negatives (DPR, arXiv 2004.04906; ANCE, 2007.00808), and positives by
+distant supervision (DPR section 3)."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.worker_pool import worker_pool
 
-#: passages kept; frequent ones are found for many questions
+#: passages cached; frequent ones are found for many questions
 _CACHED_PASSAGES = 1 << 16
 
 
 @dataclass(kw_only=True, frozen=True)
 class MineNegativesConfig(Checked):
-    """Give questions hard negatives: passages that a retriever ranks high and that hold no answer."""
+    """Mine hard negatives: passages that a retriever ranks high and that contain no answer."""
 
     train_data: Path
-    """DPR biencoder JSON to give hard negatives to; with --distant-supervision any file of questions with answers."""
+    """DPR biencoder JSON whose questions get hard negatives; with --distant-supervision any file of questions."""
     results: Path | None = None
     """results.json of retriever-evaluate over the same questions; or give --bm25-index."""
     bm25_index: Path | None = None
     """BM25 index (tools/build_bm25.py) that finds the passages instead of --results."""
     evidence: Path | None = None
-    """Folder of the evidence that --bm25-index is of."""
+    """Folder of the evidence of --bm25-index."""
     output: Path
     """The biencoder JSON to write."""
     rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
     """Which of the passages found become hard negatives."""
     distant_supervision: PositiveInt | None = None
-    """The best-ranked passage with an answer among so many first becomes the positive, in place of any in the file;
-    questions without one are left out."""
+    """Use the best-ranked passage with an answer among the first n as the positive, instead of those of the file;
+    questions without such a passage are dropped."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
-    """When a passage holds an answer."""
+    """When a passage contains an answer."""
     workers: PositiveInt = 1
     """Processes that search and match; the result does not depend on it."""
 
@@ -60,12 +60,12 @@ class MineNegativesConfig(Checked):
 
 @dataclass
 class MiningCensus:
-    """What became of the questions."""
+    """Counts of the questions by outcome."""
 
     written: int = 0
     mined_negatives: int = 0
     without_hard_negative: int = 0
-    #: left out, for no passage among the first holds an answer
+    #: dropped, because none of the first passages contains an answer
     without_positive: int = 0
 
     def add(self, mined: _Mined) -> None:
@@ -80,12 +80,12 @@ class MiningCensus:
 
 @dataclass(frozen=True)
 class _Example:
-    """A question to mine for.
+    """A question with its passages so far.
 
     Attributes:
-        values: the record as it will be written, but for what is mined.
+        values: the record to write, without mined passages.
         kept: its hard negatives so far.
-        hits: what a retriever found, best first; None where it is still to be searched.
+        hits: retrieved passages, best first; None: not searched yet.
     """
 
     values: dict[str, Any]
@@ -98,7 +98,7 @@ class _Example:
 
 @dataclass(frozen=True)
 class _Mined:
-    """The record to write, None where a positive is wanted and not found; and how many of its passages are new."""
+    """The record to write, None where no positive was found; and the number of mined passages."""
 
     record: dict[str, Any] | None
     num_mined: int = 0
@@ -114,7 +114,7 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
     """
     census = MiningCensus()
     if config.workers > 1:
-        _Miner(config)  # what is wrong with the index is said here, once
+        _Miner(config)  # opened here first, so that errors of the index are raised once
 
     def records() -> Iterator[dict[str, Any]]:
         with (
@@ -157,7 +157,7 @@ def _read_training_data(config: MineNegativesConfig) -> Iterator[_Example]:
 
 
 def _with_results(examples: Iterator[_Example], path: Path, asked: Path) -> Iterator[_Example]:
-    """With what the results hold, which are in the order of the questions."""
+    """Yield the examples with their retrieved passages; the results must be in the order of the questions."""
     results = read_json_list(path)
     for example in examples:
         found = next(results, None)
@@ -193,7 +193,7 @@ class _Miner:
             self._passage = lru_cache(_CACHED_PASSAGES)(evidence.passage)
 
     def mine(self, example: _Example) -> _Mined:
-        """Choose positive and negatives among what was found, or is found now."""
+        """Choose positive and negatives among the retrieved passages."""
         config, values, positives = self._config, example.values, example.positives
         hits = self._search(example.question) if example.hits is None else example.hits
         holds_answer = self._matcher.for_answers(example.answers)

@@ -1,4 +1,4 @@
-"""Which of the passages that a retriever found for a question are hard negatives; pure functions."""
+"""Rules that choose hard negatives among retrieved passages; pure functions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from megatron_retrieval.types.questions import Passage
 
 @dataclass(kw_only=True, frozen=True)
 class MiningRulesConfig(Checked):
-    """Windows of rank and score within which a passage is a hard negative. One with an answer never is, nor a positive
-    of the question."""
+    """Limits of rank and score of hard negatives. A passage that contains an answer, or is a positive of the question,
+    is never one."""
 
     num_mined: PositiveInt = 10
-    """Hard negatives mined for each question, at most; best ranks first."""
+    """Maximum number of hard negatives mined per question; best ranks first."""
     skip_ranks: NonNegativeInt = 0
-    """Leave out so many of the first passages, which are the likeliest to answer without holding an answer string."""
+    """Drop this many of the first passages, which are the most likely to answer without containing an answer string."""
     max_rank: int = 100
-    """Leave out what stands behind this rank."""
+    """Drop passages beyond this rank."""
     min_score: float | None = None
-    """Leave out what scores less."""
+    """Drop passages scoring below this."""
     max_score: float | None = None
-    """Leave out what scores more."""
+    """Drop passages scoring above this."""
     margin: float | None = None
-    """Leave out what scores more than the best positive less so much: near its score, passages are often right too."""
+    """Drop passages scoring above (best positive − margin): close to the positive, passages are often right too."""
     relative_margin: float | None = None
-    """The same, as a share of the positive's score: 0.05 keeps what has at most 95 % of it (arXiv 2407.15831). Where a
-    margin is set and the positive was not found, everything found outscores it, and nothing is mined."""
+    """The same as a share of the positive's score: 0.05 keeps passages with at most 95 % of it (arXiv 2407.15831). With
+    a margin, nothing is mined for questions whose positive was not found."""
     keep_hard_negatives: bool = False
-    """Keep the hard negatives of the file, and put the mined ones behind them."""
+    """Keep the hard negatives of the file and append the mined ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +48,7 @@ class Hit:
     """A passage that was found for a question.
 
     Attributes:
-        has_answer: whoever found it says that it holds an answer.
+        has_answer: the retrieval results say that it contains an answer.
     """
 
     passage: Passage
@@ -68,7 +68,7 @@ def hard_negatives(
     Args:
         hits: best first.
         positives: passages that answer the question.
-        kept: passages that are hard negatives of it already, and are not to be so twice.
+        kept: hard negatives that the question has already.
         holds_answer: whether a passage holds an answer to it.
     """
 
@@ -83,7 +83,7 @@ def hard_negatives(
 
 
 def is_one_of(passage: Passage, others: Sequence[Passage]) -> bool:
-    """Whether `passage` has the id or the text of one of the others; files may number the same text otherwise."""
+    """Whether `passage` has the id or the text of one of the others; files may give the same text different ids."""
     return any(passage.text == other.text or (bool(other.id) and passage.id == other.id) for other in others)
 
 

@@ -1,4 +1,4 @@
-"""What is planned, with what, and at which rates."""
+"""Settings of a plan: evidence, hardware, training and rates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READERS: dict[ReaderName, T5Config] = {
 
 @dataclass(kw_only=True, frozen=True)
 class PassageSizeConfig:
-    """What a passage is like; measured where --measure is given. The defaults are those of Wikipedia in 100 words."""
+    """Size of passages; measured with --measure. Defaults: Wikipedia in passages of 100 words."""
 
     mean_text_bytes: float = 660.0
     """UTF-8 bytes of a passage's id, title and text, on average."""
@@ -41,10 +41,10 @@ class PassageSizeConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class HardwareConfig(Checked):
-    """What there is to compute with. GB are 10^9 bytes."""
+    """Hardware. GB are 10^9 bytes."""
 
     gpus: NonNegativeInt = 1
-    """GPUs of all nodes, one process each; 0: one process on the CPU of every node."""
+    """GPUs over all nodes, one process each; 0: one CPU process per node."""
     nodes: PositiveInt = 1
     """Machines."""
     gpu_memory_gb: PositiveFloat = 80.0
@@ -52,7 +52,7 @@ class HardwareConfig(Checked):
     host_memory_gb: PositiveFloat | None = None
     """Memory of a node; default: this machine's."""
     disk_gb: PositiveFloat | None = None
-    """Room on the disk for evidence and embeddings; default: what is free here."""
+    """Disk space for evidence and embeddings; default: the free space here."""
     workers: PositiveInt | None = None
     """Processes that tokenize when the evidence is built; default: this machine's cores."""
 
@@ -91,27 +91,27 @@ class HardwareConfig(Checked):
 
 @dataclass(kw_only=True, frozen=True)
 class PlannedTrainingConfig(Checked):
-    """Retriever and reader trained end to end, with an index that follows them."""
+    """End-to-end training of retriever and reader with index refresh."""
 
     reader: ReaderName = "t5-base"
-    """The reader that is trained with the retriever; none: no such training is planned."""
+    """Reader to train with the retriever; none: plan no training."""
     num_passages: PositiveInt = 50
-    """Passages that are read for a question."""
+    """Passages read per question."""
     questions_per_gpu: PositiveInt = 1
     """Questions of a micro-batch."""
     passage_batch_size: PositiveInt = 32
     """Passages that the retriever encodes at once."""
     reader_seq_length: PositiveInt = 512
-    """Tokens of a question with a passage, for the reader."""
+    """Tokens of a question with a passage as the reader's input."""
     max_answer_length: PositiveInt = 32
     """Tokens of an answer."""
     num_embedding_ranks: NonNegativeInt = 0
-    """So many of the GPUs embed for the next index while the others train; 0: all of them, and training waits."""
+    """GPUs that embed for the next index while the others train; 0: all GPUs embed, and training waits."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class RatesConfig(Checked):
-    """How fast the work goes. A rate that is given wins over one that is measured, and that over an assumed one."""
+    """Speed of the work. Given rates take precedence over measured ones, and those over assumed ones."""
 
     measure: bool = False
     """Measure the rates of this machine for about a minute, with the first passages of --input."""
@@ -122,22 +122,22 @@ class RatesConfig(Checked):
     lower_case: bool = True
     """Lower-case the text, as uncased vocabularies need."""
     build_passages_per_second: PositiveFloat | None = None
-    """Passages that one process tokenizes and writes; otherwise 2,500 are assumed."""
+    """Passages tokenized and written per second and process; assumed: 2,500."""
     encode_passages_per_second: PositiveFloat | None = None
-    """Passages that one GPU (or process on CPU) encodes."""
+    """Passages encoded per second and GPU (or CPU process)."""
     search_rows_per_second: PositiveFloat | None = None
-    """Rows that one GPU (or process on CPU) compares with the questions of a search."""
+    """Rows compared per second and GPU (or CPU process) with the questions of a search."""
     disk_megabytes_per_second: PositiveFloat | None = None
-    """Speed of the disk; otherwise 1,000 are assumed."""
+    """Disk speed; assumed: 1,000."""
     peak_teraflops: PositiveFloat = 312.0
-    """Operations of a GPU in 16 bit (an A100's), where no rate of encoding is known; a tenth of a teraflop is assumed
-    of a CPU."""
+    """Peak of a GPU in 16 bit (default: A100), used where no encoding rate is known; for a CPU, 0.1 teraflops are
+    assumed."""
     utilisation: PositiveFloat = 0.35
-    """Share of them that encoding makes use of."""
+    """Share of the peak that encoding reaches."""
     fp32_teraflops: PositiveFloat = 19.5
-    """Operations of a GPU in float32 (an A100's), where no rate of searching is known."""
+    """Peak of a GPU in float32 (default: A100), used where no search rate is known."""
     memory_gb_per_second: PositiveFloat = 1555.0
-    """Speed of a GPU's memory (an A100's), where no rate of searching is known."""
+    """Memory bandwidth of a GPU (default: A100), used where no search rate is known."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,14 +147,14 @@ class RatesConfig(Checked):
 
 @dataclass(kw_only=True, frozen=True)
 class PlanConfig(Checked):
-    """Say what a run takes on disk, in memory and in hours, and what does not fit, before anything runs."""
+    """Estimate disk, memory and time of a run, and say what does not fit."""
 
     passages: PositiveInt
     """Passages of the evidence."""
     sizes: PassageSizeConfig = field(default_factory=PassageSizeConfig)
-    """What a passage is like."""
+    """Size of passages."""
     load: Path | None = None
-    """Checkpoint of a dual encoder whose shape is taken; default: BERT-base, or as the flags say."""
+    """Checkpoint of a dual encoder to take the shape from; default: BERT-base, or as the flags say."""
     encoder: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     """Shape of the dual encoder."""
     text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
@@ -162,19 +162,19 @@ class PlanConfig(Checked):
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
     index_factory: str | None = None
-    """An approximate index (see tools/build_index.py) to answer questions with; default: exact search."""
+    """Approximate index (see tools/build_index.py) for search; default: exact search."""
     num_queries: PositiveInt = 64
-    """Questions that are searched at once, over all processes."""
+    """Questions searched at once, over all processes."""
     topk: PositiveInt = 100
-    """Passages that are found for each."""
+    """Passages retrieved per question."""
     encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
     """How the encoder is run."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    """What there is to compute with."""
+    """Hardware."""
     training: PlannedTrainingConfig = field(default_factory=PlannedTrainingConfig)
-    """What is trained."""
+    """Training."""
     rates: RatesConfig = field(default_factory=RatesConfig)
-    """How fast."""
+    """Rates."""
     output_dir: Path | None = None
     """Folder for plan.json; default: the plan is only printed."""
 

@@ -1,4 +1,4 @@
-"""What retrieval and training at a given size take: pure functions of counts, in bytes, operations and seconds."""
+"""Costs of retrieval and training in bytes, operations and seconds: pure functions of counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what is planned and how fast it goes to bytes and seconds."""
+"""Computes bytes and seconds from a plan and its rates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Origin = Literal["given", "measured here", "assumed"]
 
 @dataclass(frozen=True)
 class Rate:
-    """So much a second, and how that is known."""
+    """A rate per second, and where it comes from."""
 
     value: float
     origin: Origin
@@ -48,7 +48,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What everything takes; bytes and seconds.
+    """Estimated bytes and seconds.
 
     Attributes:
         version_bytes: embeddings of all passages, once.

@@ -1,4 +1,4 @@
-"""What of a plan does not fit, and which setting would make it fit."""
+"""Finds what does not fit in a plan, and settings that would make it fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disk, memory and hours of a run, before anything runs."""
+"""The plan of a run: disk, memory and time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """The estimates of a run.
 
     Attributes:
         problems: what does not fit, a line each.
