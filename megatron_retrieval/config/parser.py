@@ -50,7 +50,7 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
     )
     config: Config = tyro.cli(flat, args=words, prog=prog, description=description)
     if isinstance(config, HasArtefactDefaults):
-        config = tyro.cli(flat, args=words, prog=prog, default=config.with_artefact_defaults())
+        config = _with_given(config.with_artefact_defaults(), config, _given_flags(words))
     return config
 
 
@@ -61,6 +61,24 @@ class HasArtefactDefaults(Protocol):
     def with_artefact_defaults(self) -> Any:
         """This configuration with those settings filled in; flags that were given win over them."""
         ...
+
+
+def _given_flags(words: Sequence[str]) -> set[str]:
+    """The flags of a command line, without dashes; of `--no-x` also x."""
+    flags = {word.partition("=")[0][2:].replace("_", "-") for word in words if word.startswith("--")}
+    return flags | {flag.removeprefix("no-") for flag in flags}
+
+
+def _with_given(resolved: Any, config: Any, given: set[str]) -> Any:
+    """`resolved` with the settings of `config` that flags gave."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        theirs, mine = getattr(resolved, field.name), getattr(config, field.name)
+        if dataclasses.is_dataclass(mine):
+            values[field.name] = _with_given(theirs, mine, given)
+        elif field.name.replace("_", "-") in given:
+            values[field.name] = mine
+    return dataclasses.replace(resolved, **values)
 
 
 def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:

@@ -35,8 +35,8 @@ class Job:
     shape: Shape = field(default_factory=Shape)
 
     def with_artefact_defaults(self) -> Job:
-        """As if the checkpoint had three layers."""
-        return dataclasses.replace(self, shape=Shape(num_layers=3)) if self.load else self
+        """As if the checkpoint had three layers and no scaling."""
+        return dataclasses.replace(self, shape=Shape(num_layers=3), scaling=False) if self.load else self
 
 
 def test_written_settings_read_back(tmp_path: Path) -> None:
@@ -78,3 +78,8 @@ def test_checkpoint_settings_are_defaults_and_flags_win() -> None:
     assert parse_config(Job, ["--data", "a", "--load", "x"]).shape.num_layers == 3
     # even a flag that repeats the class's own default
     assert parse_config(Job, ["--data", "a", "--load", "x", "--num-layers", "12"]).shape.num_layers == 12
+    assert parse_config(Job, ["--data=a", "--load=x", "--num_layers=12"]).shape.num_layers == 12
+    # one of two settings of the same part, and a switch that the checkpoint turns off
+    job = parse_config(Job, ["--data", "a", "--load", "x", "--pooling", "mean"])
+    assert job == Job(data=("a",), scaling=False, load="x", shape=Shape(num_layers=3, pooling="mean"))
+    assert parse_config(Job, ["--data", "a", "--load", "x", "--scaling"]).scaling

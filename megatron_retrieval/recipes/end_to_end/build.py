@@ -93,20 +93,22 @@ class EndToEndRun:
         )
 
     def _open_reader(self) -> tuple[ReaderKind, OpenReader]:
-        """With the weights of the start; where a run is resumed they are overwritten."""
+        """With the weights of the start, unless the run is resumed, which loads them."""
         config = self.config
         kind, start = config.start_reader()
         require_passes(config.step.objective, kind.passes, f"the {start.kind} {start.folder}")
         settings = config.reader_settings(kind, start)
         reader = kind.open(start, settings, self.topology, config.training.precision.dtype)
-        reader.load(start)
+        if config.training.save.resume_folder() is None:
+            reader.load(start)
         return kind, reader
 
     def _new_model(self) -> EndToEndModel:
-        """With the weights of the start; where a run is resumed they are overwritten."""
+        """With the weights of the start, unless the run is resumed, which loads them."""
         config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
         retriever = DualEncoder(self._retriever_shape(), topology, dtype)
-        load_starting_weights(describe_starting_point(self.start_retriever.folder), retriever, topology)
+        if config.training.save.resume_folder() is None:
+            load_starting_weights(describe_starting_point(self.start_retriever.folder), retriever, topology)
         return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)
 
     def _retriever_shape(self) -> DualEncoderConfig:
