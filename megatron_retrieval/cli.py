@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import tyro
-
-from megatron_retrieval.applications.plan.config import PlanConfig
-from megatron_retrieval.applications.plan.plan import PLAN, make_plan
-from megatron_retrieval.applications.search import SearchConfig, open_search
-from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.config.program import run_program
-from megatron_retrieval.parallel.launch import run_distributed
-from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
-from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval.batches import EncodeConfig
-from megatron_retrieval.utils.files import write_json
+from collections.abc import Sequence
 
 PROGRAM = "megatron-retrieval"
+COMMANDS = ("search", "plan")
 USAGE = f"""usage: {PROGRAM} COMMAND [flags]
 
 commands:
@@ -33,65 +18,19 @@ commands:
 """
 
 
-@dataclass(kw_only=True, frozen=True)
-class SearchCommandConfig(Checked):
-    """Print the passages nearest to a question, the words that speak of it in bold."""
-
-    question: tyro.conf.Positional[str]
-    """The question."""
-    topk: PositiveInt = 5
-    """Passages to print."""
-    answer: tuple[str, ...] = ()
-    """Answers to underline in the passages."""
-    color: bool | None = None
-    """Use bold and underline; default: where the output is a terminal and NO_COLOR is not set."""
-    search: SearchConfig
-    """What is searched."""
-    encode: EncodeConfig = field(default_factory=EncodeConfig)
-    """How the question is encoded."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """Processes."""
-
-
-def search(config: SearchCommandConfig, topology: ProcessTopology) -> None:
-    """Print the best passages, each with rank, score, id and title."""
-    session = open_search(config.search, config.encode, topology)
-    (found,) = session.search([config.question], config.topk)
-    if not topology.is_main:
-        return
-    in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
-    for rank, (passage, score) in enumerate(found, 1):
-        title = f"{BOLD}{passage.title}{RESET}" if in_color else passage.title
-        text = highlight(passage.text, config.question, config.answer) if in_color else passage.text
-        sys.stdout.write(f"{rank}. {title}  (score {score:.4f}, id {passage.id})\n   {text}\n\n")
-
-
-def plan(config: PlanConfig) -> None:
-    """Print what a run takes, and what does not fit."""
-    made = make_plan(config)
-    if config.output_dir is not None:
-        write_json(config.output_dir / PLAN, made.to_json())
-    faults = "\n".join(f"Does not fit. {problem}" for problem in made.problems) or "Everything fits."
-    table = text_table(["", "takes", "where"], made.rows())
-    basis = "\n".join(made.basis())
-    sys.stdout.write(f"{config.passages:,} passages\n\n{table}\n\n{faults}\n\n{basis}\n")
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command that the first word names."""
     words = list(sys.argv[1:] if args is None else args)
-    commands: dict[str, Callable[[list[str], str], None]] = {
-        "search": lambda given, prog: run_distributed(SearchCommandConfig, search, given, prog=prog),
-        "plan": lambda given, prog: run_program(PlanConfig, plan, given, prog=prog),
-    }
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
         return
-    if words[0] not in commands:
-        nearest = difflib.get_close_matches(words[0], commands, n=1)
+    if words[0] not in COMMANDS:
+        nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
         sys.exit(f"error: {words[0]!r} is no command.{hint}\n\n{USAGE}")
-    commands[words[0]](words[1:], f"{PROGRAM} {words[0]}")
+    from megatron_retrieval.applications.commands import run_command  # takes seconds, for which help does not wait
+
+    run_command(words[0], words[1:], f"{PROGRAM} {words[0]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Downstream tasks: `torchrun tasks/main.py --task NAME ...`; `--task NAME --help` lists the task's flags."""
+"""Downstream tasks.
+
+python tasks/main.py --task NAME [flags]      or torchrun in place of python
+python tasks/main.py --task NAME --help       lists the flags of a task
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from typing import Any
 
 from megatron_retrieval.config.extensions import take_extensions
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel.launch import run_distributed
 
 #: task -> module beside this file, configuration class there; its `main(config, topology)` does the work
 TASKS = {
@@ -71,5 +74,10 @@ def find_task(name: str, words: list[str]) -> tuple[ModuleType, type[Any]]:
 
 if __name__ == "__main__":
     task, remaining = split_task(sys.argv[1:])
+    if not task and not {"-h", "--help"}.isdisjoint(remaining):
+        sys.stdout.write(f"{__doc__}\ntasks: {', '.join(TASKS)}\n")
+        sys.exit()
+    from megatron_retrieval.parallel.launch import run_distributed  # takes seconds
+
     task_module, task_config = find_task(task, remaining)
     run_distributed(task_config, task_module.main, remaining, prog=f"tasks/main.py --task {task}")

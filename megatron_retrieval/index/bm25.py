@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,6 +67,8 @@ class LexicalIndex:
         #: how the passages were scored
         self.config = LexicalConfig(words=WordConfig(**settings.pop("words")), **settings)
         self._analyzer = WordAnalyzer(self.config.words)
+        import bm25s  # with scipy half a second, for every job that could search by words
+
         self._scores = bm25s.BM25.load(self.folder, mmap=True, backend="numpy")
         # plain views of the maps: slicing them is several times faster
         for name in ("data", "indices", "indptr"):
@@ -129,6 +130,8 @@ def build_lexical_index(
         corpus = _count_words(passages, num_passages, config)
         if not corpus.vocab:
             raise DataError(output, "no passage has a word to index", hint="Are --stemmer and --stop-words right?")
+        import bm25s
+
         scores = bm25s.BM25(k1=config.bm25_k1, b=config.bm25_b, method="lucene", backend="numpy")
         scores.index(corpus, create_empty_token=False, show_progress=False)
         scores.save(folder, show_progress=False)

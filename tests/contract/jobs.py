@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
 
-from megatron_retrieval import cli
+from megatron_retrieval.applications.commands import SearchCommandConfig
 from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.config.choices import registry_of
 from megatron_retrieval.config.parser import field_flags
@@ -58,7 +58,7 @@ def all_jobs() -> tuple[Job, ...]:
         Job(name, ("tasks/main.py", "--task", name), getattr(_module(ROOT / "tasks" / f"{module}.py"), config))
         for name, (module, config) in tasks.items()
     ]
-    jobs.append(Job("search", ("megatron-retrieval", "search"), cli.SearchCommandConfig))
+    jobs.append(Job("search", ("megatron-retrieval", "search"), SearchCommandConfig))
     jobs.append(Job("plan", ("megatron-retrieval", "plan"), PlanConfig))
     for path in program_files():
         config = config_name(path)
