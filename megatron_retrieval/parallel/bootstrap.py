@@ -1,7 +1,7 @@
-"""The first import of megatron-core, which is to be quick and quiet.
+"""Imports megatron-core first: without its warnings, and without the parts of PyTorch that are not used here.
 
-At import megatron-core asks for parts of torch that are not used here (sharded tensors, distributed checkpoints, a C++
-compiler), and hands functions to `torch.compile`. They are four fifths of the time that its import takes.
+megatron-core imports sharded tensors, distributed checkpoints and a C++ compiler, and calls `torch.compile`, which
+imports another compiler. They would take four fifths of the time of its import.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 
-#: megatron-core does without these where they cannot be imported
+#: megatron-core works without these modules
 _OPTIONAL = (
     "torch.distributed._tensor",
     "torch.distributed.tensor",
     "torch.distributed.fsdp",
     "torch.utils.tensorboard",
 )
-#: it insists on these, but looks into them only when they are used
+#: megatron-core imports these modules in any case, but does not use them here
 _REQUIRED = ("torch.distributed.checkpoint", "torch.utils.cpp_extension")
 
 
 class _Unused(ModuleType):
-    """A module of which anything may be imported, and nothing used."""
+    """A module with every name; each is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -36,7 +36,7 @@ class _Unused(ModuleType):
 
 @contextlib.contextmanager
 def _without_unused_modules() -> Iterator[None]:
-    """Hide modules of torch that nobody has imported yet; afterwards they can be imported as ever."""
+    """Hide modules that are not imported yet; they can be imported after the block."""
     hidden: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), **{name: _Unused(name) for name in _REQUIRED}}
     hidden = {name: module for name, module in hidden.items() if name not in sys.modules}
     sys.modules.update(hidden)
@@ -49,7 +49,7 @@ def _without_unused_modules() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Leave functions as they are: none of those that megatron-core compiles is called on CPU."""
+    """`torch.compile` returns functions unchanged within the block; on CPU none of them is called."""
     compile_function = torch.compile
 
     def leave(function: Any = None, **settings: Any) -> Any:
@@ -63,7 +63,7 @@ def _without_compiler() -> Iterator[None]:
 
 
 with warnings.catch_warnings(), _without_unused_modules():
-    # megatron-core announces at import that Transformer Engine and apex are absent; the run record says so instead
+    # megatron-core warns that Transformer Engine and apex are missing; the run record names them instead
     warnings.simplefilter("ignore")
     with contextlib.nullcontext() if torch.cuda.is_available() else _without_compiler():
         import megatron.core

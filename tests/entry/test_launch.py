@@ -1,10 +1,11 @@
-"""Processes of a job: one that fails ends them all, and its error is what the user sees."""
+"""How programs start: quickly, and where one process of a job fails, all end and its error is what the user sees."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
+import pytest
 from programs import command, run_cold
 
 PROGRAM = '''
@@ -38,3 +39,45 @@ def test_one_failing_rank_ends_the_job(tmp_path: Path) -> None:
     assert "part1.tsv:7: not UTF-8." in result.stderr
     assert "rank      : 1" in result.stderr  # torchrun names the first process that failed
     assert time.monotonic() - started < 200  # the other rank's barrier would wait for half an hour
+
+
+def _imported(*words: object) -> set[str]:
+    """Modules that a program imports until it has printed its help."""
+    first, *rest = command(*words, "--help")
+    result = run_cold([first, "-X", "importtime", *rest])
+    assert result.returncode == 0, result.stderr
+    assert "--help" in result.stdout
+    return {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("words", [("tasks/main.py",), ("-m", "megatron_retrieval")], ids=["tasks", "console script"])
+def test_help_without_a_task_needs_no_torch(words: tuple[str, ...]) -> None:
+    assert not {"torch", "numpy", "tyro"} & _imported(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tasks/main.py", "--task", "retriever-finetune"),
+        ("tasks/main.py", "--task", "qa-evaluate"),
+        ("tools/embed_evidence.py",),
+        ("-m", "megatron_retrieval", "search"),
+    ],
+    ids=" ".join,
+)
+def test_a_program_imports_what_it_uses(words: tuple[str, ...]) -> None:
+    """Each of these takes as long as everything of our own."""
+    imported = _imported(*words)
+    assert {"torch", "megatron.core"} <= imported
+    assert not {"sympy", "scipy", "tensorboard", "transformers", "torch._dynamo"} & imported
+
+
+def test_what_was_hidden_from_megatron_core_can_be_imported(tmp_path: Path) -> None:
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import megatron_retrieval.parallel, torch.distributed.checkpoint.default_planner as planner\n"
+        "import torch.utils.cpp_extension, torch.distributed.tensor\n"
+        "assert planner.DefaultSavePlanner and torch.utils.cpp_extension.load and torch.distributed.tensor.DTensor\n"
+    )
+    result = run_cold(command(program))
+    assert result.returncode == 0, result.stderr
