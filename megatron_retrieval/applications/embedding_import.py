@@ -67,7 +67,7 @@ class ImportEmbeddingsConfig(Checked):
 
 
 class _Rows:
-    """Vectors of all rows in a file, in whatever order they come, and which file each came from."""
+    """Vectors of all rows in a file, put in any order, and the number of the file that each came from."""
 
     def __init__(self, path: Path, num_rows: int, dimension: int, dtype: torch.dtype) -> None:
         mapped = np.memmap(path, np.uint8, "w+", shape=(num_rows, dimension * dtype.itemsize))
@@ -196,7 +196,7 @@ def _check_missing(
     if len(missing) > config.max_missing:
         problem = f"{len(missing):,} of {len(evidence):,} passages have no vector in the files, among them "
         problem += ", ".join(map(repr, names[:3]))
-        hint = "Give all files, or accept so many with --max-missing."
+        hint = "Give all files, or accept missing vectors with --max-missing."
         raise DataError(config.input[-1], problem, hint=hint)
     with atomic_file(folder / MISSING) as file:
         file.writelines(f"{name}\n" for name in names)

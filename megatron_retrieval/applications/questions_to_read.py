@@ -1,4 +1,4 @@
-"""Questions for a reader, with the passages that stand in their file or those that a retriever finds."""
+"""Questions for a reader, with the passages of their file or retrieved ones."""
 
 from __future__ import annotations
 

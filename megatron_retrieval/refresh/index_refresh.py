@@ -45,7 +45,7 @@ class IndexRefresher(Callback):
             starts from no dual encoder.
         save_dir: the run's checkpoints; versions that they name are kept.
         worker_command: starts a process that embeds; for --index-refresh-mode background.
-        has_embedding_ranks: ranks of their own embed, whatever --index-refresh-mode says.
+        has_embedding_ranks: ranks of their own embed; --index-refresh-mode is ignored.
         clock: seconds.
     """
 
@@ -139,7 +139,7 @@ class IndexRefresher(Callback):
         return self._index
 
     def state(self) -> dict[str, Any]:
-        """See `Resumable`: the version in use and the one in the making."""
+        """See `Resumable`: the version in use and the one that is being made."""
         now, versions = self._clock(), {"current": self._current, "pending": self._cycle.pending}
         return {name: version and version.to_json(now) for name, version in versions.items()}
 

@@ -109,7 +109,7 @@ def fulfil(
     config: IndexWorkerConfig,
     topology: ProcessTopology,
 ) -> None:
-    """Do this worker's part of a version; the first worker stays until all have done theirs, or nobody asks any more.
+    """Do this worker's part of a version; the first worker waits for the others, or until the request is withdrawn.
 
     Raises:
         CheckpointError: the snapshot is missing or damaged.
@@ -157,7 +157,7 @@ def _end_with_parent(parent_pid: int) -> None:
     def watch() -> None:
         while os.getppid() == parent_pid:
             time.sleep(POLL_SECONDS)
-        os._exit(0)  # in the midst of whatever it does: files appear whole or not at all
+        os._exit(0)  # at any moment: files are written atomically
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

@@ -15,7 +15,7 @@
                useless again    abandon: it was remade often enough
                given up         abandon: the embedders do not try any more
                gone             begin anew: the request's snapshot or the folder was removed
-               resumed          ask again: a checkpoint names it as in the making
+               resumed          ask again: a checkpoint names it as being made
                resumed alone    abandon: a checkpoint names it, and in this run nobody embeds beside training
 
 Events without a row do not occur in that state. Only rank 0 sees files; what it sees is told to all ranks, so that all

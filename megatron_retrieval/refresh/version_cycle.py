@@ -29,7 +29,7 @@ class VersionCycle:
 
     Attributes:
         iteration: steps taken so far.
-        pending: the version in the making.
+        pending: the version that is being made.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class VersionCycle:
         self.pending: VersionInUse | None = None
 
     def look(self) -> None:
-        """See how the version in the making stands, and do what that asks for."""
+        """Check the version that is being made, and act on its state."""
         if self.pending is not None:
             self._act(self._watch.look(self.pending.request))
 
@@ -58,7 +58,7 @@ class VersionCycle:
         self._act(self._room())
 
     def resume(self, pending: VersionInUse, *, somebody_embeds: bool) -> None:
-        """A checkpoint was saved while `pending` was in the making.
+        """A checkpoint was saved while `pending` was being made.
 
         Args:
             somebody_embeds: beside training, in this run.
@@ -101,7 +101,7 @@ class VersionCycle:
             self._change(self._encoder.embed(self._versions, self.iteration, fingerprint), version)
             return
         self._ask(version)
-        log.info("index version %d is in the making", self.iteration)
+        log.info("index version %d is being made", self.iteration)
 
     def _ask(self, version: VersionInUse) -> None:
         """Let others make a version."""
@@ -111,7 +111,7 @@ class VersionCycle:
 
     def _skip(self, seen: Seen) -> None:
         if self.pending is not None:
-            log.info("index version %d is still in the making, no other is begun", self.pending.request.iteration)
+            log.info("index version %d is still being made, no other is begun", self.pending.request.iteration)
         elif self._topology.is_main:
             log.warning("no index version is made at step %d: %s", self.iteration, seen.problem)
 
@@ -137,5 +137,5 @@ class VersionCycle:
             self._versions.withdraw()
 
     def _in_the_making(self) -> VersionInUse:
-        assert self.pending is not None, "no version is in the making"
+        assert self.pending is not None, "no version is being made"
         return self.pending

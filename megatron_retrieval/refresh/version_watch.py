@@ -1,4 +1,4 @@
-"""How the version in the making stands, as all ranks agree on it."""
+"""The state of the version that is being made, agreed on by all ranks."""
 
 from __future__ import annotations
 

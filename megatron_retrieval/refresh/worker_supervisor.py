@@ -34,7 +34,7 @@ class WorkerSupervisor:
         versions: where the worker takes its requests from and puts its log.
         worker: its number.
         device: it sees this GPU only; on the CPU nothing is set.
-        timeout_seconds: a worker that adds nothing to what is asked for in this time counts as dead, and is killed.
+        timeout_seconds: a worker that writes nothing for this long counts as hung and is killed.
         clock: seconds.
     """
 

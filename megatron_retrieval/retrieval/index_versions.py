@@ -38,7 +38,7 @@ class IndexRequest:
     Attributes:
         iteration: training steps that the encoder has taken; names the version and the snapshot.
         encoder_fingerprint: of the snapshot.
-        attempt: 1, or more where what was made before could not be used.
+        attempt: from 1; higher where an earlier version was unusable.
     """
 
     iteration: int
@@ -89,7 +89,7 @@ class IndexVersions:
         return store
 
     def make_room(self, iteration: int, identity: StoreIdentity) -> None:
-        """Remove what stands in a version's place, unless it is the same vectors, or a part of them."""
+        """Remove the folder of a version, unless it holds the same vectors or a part of them."""
         try:
             if EmbeddingWriter(self.path(iteration), identity).is_finished:
                 EmbeddingStore(self.path(iteration))
@@ -97,7 +97,7 @@ class IndexVersions:
             self.remove(iteration)
 
     def remove(self, iteration: int) -> None:
-        """Take a version away, whole or unfinished, in one step for whoever looks."""
+        """Remove a version, finished or not; it disappears in one step."""
         with contextlib.suppress(FileNotFoundError):
             removed = self.folder / f"{_REMOVED}{iteration:07d}"
             shutil.rmtree(removed, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 A pickle names functions and calls them, so that reading one from elsewhere runs its author's program. Here a name
 stands for one of a few functions of this module, whatever it means elsewhere, and any other name ends the reading.
-NumPy's own are not among them: what they take as the state of a type (its flags, its fields) can break the memory.
+NumPy's own are not among them: a forged state of a type (its flags, its fields) can corrupt memory.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PickledArray:
 
 
 def _reconstruct(*_: object) -> PickledArray:
-    """An empty array of whatever shape is asked for; its state brings the real one."""
+    """An empty array; its state brings shape and content."""
     return PickledArray()
 
 

@@ -42,7 +42,7 @@ class PartFile:
 
     Attributes:
         path: of the part itself.
-        version: what its bytes are the beginning of.
+        version: of the file that its bytes begin.
     """
 
     def __init__(self, target: Path, address: str) -> None:

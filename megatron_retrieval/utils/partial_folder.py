@@ -85,7 +85,7 @@ class PartialFolder:
             was, now = begun.get(name), self.settings.get(name)
             if was != now:
                 problem = f"{name} has changed since this folder was begun: it was {was}, now it is {now}"
-                hint = "Give what was given then, or remove the folder to begin anew."
+                hint = "Give the same settings, or remove the folder to begin anew."
                 raise DataError(self._folder, problem, hint=hint)
         self.state = journal["state"]
 

@@ -1,4 +1,4 @@
-"""Random streams named by what they are for, so that a draw never depends on how many were made before it."""
+"""Named random streams: a draw does not depend on how many were made before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
 def fractions(numbers: NDArray[np.int64], seed: int, *names: str | int) -> NDArray[np.float64]:
     """A draw from [0, 1) for each of `numbers` (not negative), all at once.
 
-    The draw of a number is the same whatever else is drawn: it is splitmix64's output at that place of the stream
+    The draw of a number does not depend on other draws: it is splitmix64's output at that place of the stream
     called `names` under `seed`.
     """
     bits = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derive_seed(seed, *names))

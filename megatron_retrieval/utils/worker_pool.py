@@ -32,7 +32,7 @@ def worker_pool(
     Args:
         function: is given the state of its process and a task; it can be pickled, as can tasks and results.
         workers: number of processes.
-        open_state: called once in every process; it can be pickled, what it returns need not be.
+        open_state: called once in every process; it can be pickled; its result need not be.
 
     Raises:
         MegatronRetrievalError: a worker was killed.
@@ -65,7 +65,7 @@ def _map_in_order(
         yield pending.popleft().result()
 
 
-#: of a worker process alone: what its `open_state` returned; an executor hands tasks nothing else
+#: result of `open_state` in a worker process; the executor offers tasks no other place for it
 _state: Any = None
 
 

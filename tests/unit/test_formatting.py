@@ -13,7 +13,6 @@ from megatron_retrieval.data.layouts.sequences import (
     TextFormatConfig,
     format_passages,
     format_questions,
-    pad_batch,
 )
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
@@ -87,12 +86,6 @@ def test_ragged_take_and_concatenate() -> None:
     assert [row.tolist() for row in taken] == [[5, 6], [1, 2], [], [1, 2]]
     both = Ragged.concatenate([taken, ragged])
     assert [both[row].tolist() for row in (0, 4, 7)] == [[5, 6], [1, 2, 3], [5, 6]]
-
-
-def test_pad_batch() -> None:
-    batch = pad_batch([[7, 8, 9], [5]], pad_id=1)
-    assert batch.ids.tolist() == [[7, 8, 9], [5, 1, 1]]
-    assert batch.lengths.tolist() == [3, 1]
 
 
 def test_too_short_a_sequence_is_refused() -> None:

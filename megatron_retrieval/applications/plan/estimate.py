@@ -35,7 +35,7 @@ class Rates:
 
     Attributes:
         search: rows compared with the questions of a search.
-        build_start_seconds, search_start_seconds: that pass whatever the size.
+        build_start_seconds, search_start_seconds: fixed times.
     """
 
     build: Rate

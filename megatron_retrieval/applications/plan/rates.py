@@ -47,7 +47,7 @@ class MeasuredRates:
     Attributes:
         build_start_seconds: that building takes before the first passage.
         search_rows_per_second: compared with all questions of a batch.
-        search_start_seconds: that a search takes whatever the number of rows.
+        search_start_seconds: fixed time of a search.
         text_bytes, text_tokens: see `plan_costs.evidence_bytes`.
     """
 

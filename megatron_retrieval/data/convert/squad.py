@@ -1,4 +1,4 @@
-"""SQuAD: articles of paragraphs with questions whose answers stand in the paragraph."""
+"""SQuAD: articles of paragraphs with questions whose answers are spans of the paragraph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where answers stand in a text, both as token ids: distant supervision for extractive readers."""
+"""Finds answers in texts, both as token ids: distant supervision for extractive readers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AnswerFinder:
         self._continues_word, self._dtype = continues_word, dtype
 
     def needle(self, answer: ArrayLike) -> bytes:
-        """An answer as `spans` wants it."""
+        """An answer as `spans` takes it."""
         return np.asarray(answer, self._dtype).tobytes()
 
     def spans(self, text: bytes, answers: Sequence[bytes]) -> list[tuple[int, int]]:
@@ -63,7 +63,7 @@ def span_columns(spans: Sequence[ArrayLike], text_starts: Sequence[int]) -> Tens
 
 
 def _places(text: bytes, wanted: bytes, width: int) -> Iterator[int]:
-    """Where `wanted` stands in `text`, in bytes, at whole items only."""
+    """Byte positions of `wanted` in `text`, at whole items only."""
     place = text.find(wanted)
     while place >= 0:
         if place % width == 0:

@@ -104,7 +104,7 @@ class ExampleCollector:
             self.examples.spans.append(place for span in spans for place in span)
 
     def log(self) -> None:
-        """Say what is learned from, and what is not."""
+        """Log how many questions are used, and why others are not."""
         log.info(
             "reader: %s questions to learn from, %s passages",
             f"{len(self.examples.questions):,}", f"{len(self.passages):,}",

@@ -48,7 +48,7 @@ class IctDataset:
     Args:
         corpus: the sentences.
         blocks: the blocks to use.
-        config: what is drawn, and which blocks are no negatives.
+        config: how examples are drawn, and which blocks are excluded as negatives.
         text_format: layout and lengths of queries and blocks.
         seed: of the run.
     """
@@ -94,7 +94,7 @@ class IctDataset:
         return blocks.first + places.astype(np.int64), stays | ((num_sentences == 1) & ~has_title)
 
     def _contexts(self, blocks: Blocks, queries: Rows, stays: NDArray[np.bool_]) -> Ragged:
-        """The tokens of the blocks, without the query where it does not stay: what is before it, and what is after."""
+        """The tokens of the blocks, without those of queries that are removed."""
         firsts = np.stack([blocks.first, np.where(stays, queries, queries + 1)], axis=1).ravel()
         ends = np.stack([queries, blocks.end], axis=1).ravel()
         parts = self._corpus.sentences.join(firsts, ends, self._layout.seq_length)

@@ -47,7 +47,7 @@ class BatchSource(Protocol[Batch_co]):
             dp_size: the number of shares.
 
         Raises:
-            DataError: what was written beside the data can no longer be read.
+            DataError: a file beside the data cannot be read.
         """
         ...
 

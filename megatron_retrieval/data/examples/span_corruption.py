@@ -1,4 +1,4 @@
-"""Texts with gaps, and what was in them: T5's pretraining (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4)."""
+"""Texts with masked spans as inputs, the spans as targets: T5's pretraining (Raffel et al. 2020, arXiv 1910.10683)."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class _JsonText:
         self._position = position
 
     def _widen(self) -> bool:
-        """Read on, at least doubling what is ahead, so that a long value is not parsed again and again."""
+        """Read on, at least doubling the window, so that a long value is parsed few times."""
         pieces = [self._window[self._position :]]
         wanted, ahead = 2 * len(pieces[0]), len(pieces[0])
         for chunk in self._chunks:

@@ -23,7 +23,7 @@ def read_table(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            hint = 'A field that begins with " must be quoted, its quotes doubled, as CSV wants it.'
+            hint = 'A field that begins with " must be quoted, its quotes doubled, as in CSV.'
             raise DataError(path, f"no tab-separated values ({error})", line=line, hint=hint) from error
         if row is None:
             return

@@ -117,7 +117,7 @@ class BlockLayout(BlockRoom):
         return 3 if self.passage_format == "title-sep-text" else 2
 
     def tokens(self, corpus: SentenceCorpus, documents: Rows, texts: Ragged) -> TokenBatch:
-        """The sequences of `texts`, which come from `documents`; what is too long is cut."""
+        """The sequences of `texts`, which come from `documents`; long ones are cut."""
         titles = corpus.titles.take(documents, self.longest_title)
         return format_passages(
             titles, texts, corpus.special, seq_length=self.seq_length, passage_format=self.passage_format

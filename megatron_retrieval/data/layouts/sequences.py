@@ -92,14 +92,6 @@ def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> Token
     return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), length)]))
 
 
-def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
-    """Finished token sequences of different lengths as one padded batch."""
-    ragged = Ragged.from_sequences(sequences, np.int64)
-    ids = np.full((len(ragged), int(ragged.lengths.max(initial=0))), pad_id, np.int64)
-    _place(ids, ragged, np.zeros(len(ragged), np.int64), ids.shape[1])
-    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(ragged.lengths))
-
-
 def _frame(segments: Sequence[Ragged], special: SpecialIds, seq_length: int, *, separated: bool) -> TokenBatch:
     """[CLS] segments [SEP], with a further [SEP] between segments where `separated`; no [CLS] where the vocabulary has
     nothing to begin with."""

@@ -175,7 +175,7 @@ class EncodedColumn:
 
 
 class OffsetsWriter:
-    """Appends to a file of offsets, given the lengths of what they bound.
+    """Appends to a file of offsets, given the lengths of the sequences.
 
     Args:
         files: closes the file.

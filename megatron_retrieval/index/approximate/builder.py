@@ -71,7 +71,7 @@ def build_index(config: IndexBuilderConfig) -> ApproximateManifest:
 
 
 class _Builder:
-    """One index in the making; what is saved is named in the folder's journal."""
+    """A partial index; the folder's journal names what is saved."""
 
     def __init__(
         self, config: IndexBuilderConfig, embeddings: EmbeddingStore, folder: PartialFolder, sample_size: int

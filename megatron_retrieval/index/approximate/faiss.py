@@ -86,7 +86,7 @@ class FaissIndex:
 
     @property
     def num_centroids(self) -> int:
-        """The greatest number of clusters that training looks for; 0 where there is none."""
+        """The largest number of clusters that training learns; 0 without training."""
         parts = [_innermost(self._index)]
         if isinstance(parts[0], faiss.IndexHNSW):
             parts.append(faiss.downcast_index(parts[0].storage))
@@ -129,12 +129,12 @@ class FaissIndex:
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     def stored_bytes(self, num_rows: int) -> int:
-        """About what the index takes, in memory as on disk, with so many rows."""
+        """Approximate size of the index with `num_rows` rows, in memory and on disk."""
         return round(_stored_bytes(self._index, num_rows))
 
 
 def use_threads(num_threads: int) -> None:
-    """Let faiss compute with so many threads, in all indexes of this process."""
+    """Set the number of faiss threads, for all indexes of this process."""
     faiss.omp_set_num_threads(num_threads)
 
 

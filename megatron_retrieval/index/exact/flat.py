@@ -36,7 +36,7 @@ class FlatIndex:
     """Compares every query with every row; obeys the contract of `SearchIndex`.
 
     A fast matrix product finds candidates: rows whose rough score lies within its error of the k-th best. Their scores
-    are then computed again in one canonical way, so that no bit of the answer depends on the type, the blocks or the
+    are then computed again in one canonical way, so that the answer is bitwise the same for any type, blocks or
     order of the matrix product. On a CPU with instructions for it the product is of 8-bit integers, of which a copy is
     made at the first search; elsewhere, for few rows, or from disk, it is of the vectors as they are kept.
 
@@ -193,7 +193,7 @@ def _improved(
 
 
 def checked_queries(queries: Tensor, k: int, dimension: int) -> Tensor:
-    """Queries as [B, D] float32, or an error that says what is wrong with them."""
+    """Queries as [B, D] float32; raises where they have another shape or are not finite."""
     if k < 1:
         raise ValueError(f"k = {k}: at least one row must be asked for")
     if queries.dim() != 2 or queries.size(1) != dimension:
@@ -224,7 +224,7 @@ def _copy_to_device(source: VectorSource, device: torch.device, step: int = 1 <<
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in real float32, whatever autocast or TF32 settings the caller trains with."""
+    """Matrix products in full float32, without autocast and TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -60,8 +60,8 @@ class EmbeddingWriter:
     """Writes shards in any order, from any number of processes; `finish` in one of them writes the manifest.
 
     A partial shard grows batch by batch in `shard-N.part`. A finished one is `shard-N.bin`; its checksum in
-    `shard-N.json` is written last, so a shard with both is done. `plan.json` keeps the identity of what is
-    written, so that a restart with another encoder is refused rather than mixed.
+    `shard-N.json` is written last, so a shard with both is done. `plan.json` keeps the identity of the
+    vectors, so that a restart with another encoder is refused rather than mixed.
 
     Args:
         directory: created if missing; may hold an earlier, unfinished attempt.

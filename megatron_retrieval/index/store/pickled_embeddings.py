@@ -37,7 +37,7 @@ def read_pickled_embeddings(path: Path, pickle_format: PickleFormat, dimension: 
     dpr: a list of (id, float32[D]); megatron: {"embed_data": {id: float16[D]}}. Any of float16, 32 and 64 will do.
 
     Raises:
-        DataError: not of the format, not run either, or a vector is none of D finite numbers (named by its id).
+        DataError: not of the format, or a vector (named by its id) is not D finite numbers.
     """
     entries = iter(_entries(path, pickle_format))
     while block := list(islice(entries, _BLOCK_VECTORS)):
