@@ -9,7 +9,13 @@ from torch import nn
 from megatron_retrieval.parallel.topology import ProcessTopology
 
 #: all that is read of it is whether gradients are averaged; "per token" is megatron-core's word for "summed"
-_CONFIG = TransformerConfig(num_layers=1, hidden_size=1, num_attention_heads=1, calculate_per_token_loss=True)
+_CONFIG = TransformerConfig(
+    num_layers=1,
+    hidden_size=1,
+    num_attention_heads=1,
+    calculate_per_token_loss=True,
+    cuda_graph_scope=[],  # as by default, but without a warning
+)
 
 
 class DataParallelModel:

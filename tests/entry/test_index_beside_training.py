@@ -137,7 +137,7 @@ def test_a_worker_in_the_background(tmp_path: Path, evidence: Path, start: Calla
     run.process.send_signal(signal.SIGCONT)
     refused = f"index version {int(shard.parent.name[-7:])} is refused, and made again: "
     run.wait_for(lambda: refused in run.stderr())
-    assert "shard-00002.bin: holds" in run.stderr()
+    assert "shard-00002.bin: has" in run.stderr()
     run.wait_for_changes(1)
     assert run.changes()[-1] >= int(shard.parent.name[-7:])
 
