@@ -69,5 +69,4 @@ with warnings.catch_warnings(), _without_unused_modules():
         import megatron.core
         import megatron.core.distributed
         import megatron.core.optimizer
-        import megatron.core.process_groups_config
-        import megatron.core.transformer.transformer_block  # noqa: F401
+        import megatron.core.process_groups_config  # noqa: F401
