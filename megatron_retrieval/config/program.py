@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,7 @@ def run_program(
 
     A `MegatronRetrievalError` ends the process with its message alone on standard error and status `EXIT_CODE`.
     """
-    setup_logging()
+    setup_logging(rank=int(os.environ.get("RANK", "0")))  # torchrun sets it
     try:
         main(parse_config(config_class, args, prog=prog or None))
     except MegatronRetrievalError as error:
