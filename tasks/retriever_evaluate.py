@@ -59,7 +59,7 @@ class RetrieverEvaluateConfig(Checked):
 
 def main(config: RetrieverEvaluateConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
-    questions = read_questions(config.questions, config.asked)
+    questions = list(read_questions(config.questions, config.asked))
     session = open_search(config.search, config.encode, topology)
     matcher = AnswerMatcher(config.matching)
     retrieved = session.evaluate(

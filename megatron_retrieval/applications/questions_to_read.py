@@ -113,7 +113,7 @@ def open_questions(config: QuestionsToReadConfig, encode: EncodeConfig, topology
     search = config.search.what()
     if search is None:
         return QuestionsToRead(lambda census: _from_file(config, census), {})
-    questions = read_questions(config.questions, config.asked)
+    questions = list(read_questions(config.questions, config.asked))
     session, matcher = open_search(search, encode, topology), AnswerMatcher(config.search.matching)
     depth = config.reading.num_passages
     retrieved = session.evaluate(questions, matcher, topology, depth=depth, micro_batch_size=encode.micro_batch_size)

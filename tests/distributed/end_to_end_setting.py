@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.examples.open_questions import AskedBatch, AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.examples.open_questions import AskedBatch, AskedQuestions
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -57,6 +59,10 @@ def write_inputs(folder: Path, questions: dict[str, list[str]]) -> Path:
     build_evidence(settings)
     lines = [f"{question}\t{answers!r}" for question, answers in questions.items()]
     (folder / "train.qa.csv").write_text("\n".join(lines) + "\n")
+    vocabulary = EvidenceStore(folder / "evidence").vocabulary
+    files, asked = (str(folder / "train.qa.csv"),), AskedQuestionsConfig()
+    source = QuestionSource(files=files, asked=asked, retriever=vocabulary, reader=vocabulary)
+    write_questions(folder / "questions", source)
     return folder
 
 
@@ -81,8 +87,8 @@ class Setting:
         )
         with torch.no_grad():
             self.search.index = ShardedIndex(retriever.eval().encode_passages(self.search.tokens(all_rows())), topology)
-        data = AskedDataConfig(train_data=(str(folder / "train.qa.csv"),), asked=AskedQuestionsConfig())
-        self.questions = AskedQuestions(data, TEXT_FORMAT, self.tokenizer, self.tokenizer, self.evidence, seed=4)
+        store = QuestionStore(folder / "questions")
+        self.questions = AskedQuestions(store, TEXT_FORMAT, self.tokenizer.special, seed=4)
 
     def batch(self) -> AskedBatch:
         """This rank's share."""

@@ -99,7 +99,8 @@ def _dense(topology: ProcessTopology, folder: str) -> dict[str, Any]:
     queries = retriever.encode_queries(batch.retriever_queries)
     passages = retriever.encode_passages(setting.search.tokens(all_rows()))
     losses, num_read = [], []
-    for place, question in enumerate(setting.questions.questions):
+    for place in range(len(batch)):
+        question = setting.questions.store.question(place)
         scores = queries[place] @ passages.T
         best = scores.topk(K).indices
         priors = F.softmax(scores[best] / 16**0.5, 0)

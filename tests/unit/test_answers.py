@@ -86,7 +86,7 @@ def test_every_answer_of_the_field_can_be_found(
 ) -> None:
     """A text that holds the answer between other words is a hit, and an unrelated text is none."""
     matcher = AnswerMatcher(AnswerMatchConfig(answer_match=mode))
-    questions = read_questions(REAL_DATA / "dpr_questions" / name)
+    questions = list(read_questions(REAL_DATA / "dpr_questions" / name))
     assert len(questions) == num_questions
     unrelated = Passage("0", "", "zzyzx")
     missed = []

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.data.examples.open_questions import AskedBatch, AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.examples.open_questions import AskedBatch, AskedQuestions
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny import write_tiny_evidence
@@ -37,10 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _questions(folder: Path, name: str = "train.qa.csv", *, exclude: bool = False, seed: int = 1) -> AskedQuestions:
     evidence = EvidenceStore(folder / "evidence")
-    config = AskedDataConfig(
-        train_data=(str(folder / name),), asked=AskedQuestionsConfig(), exclude_gold_passages=exclude
-    )
-    return AskedQuestions(config, FORMAT, evidence.vocabulary, evidence.vocabulary, evidence, seed=seed)
+    vocabulary, asked = evidence.vocabulary, AskedQuestionsConfig()
+    source = QuestionSource(files=[str(folder / name)], asked=asked, retriever=vocabulary, reader=vocabulary)
+    write_questions(folder / f"questions-{name}", source)
+    store = QuestionStore(folder / f"questions-{name}")
+    return AskedQuestions(store, FORMAT, vocabulary.special, seed=seed, excluded_from=evidence if exclude else None)
 
 
 def _targets(asked: AskedBatch, tokenizer: Vocabulary) -> list[str]:
@@ -50,7 +53,7 @@ def _targets(asked: AskedBatch, tokenizer: Vocabulary) -> list[str]:
 def test_questions_without_an_answer_are_left_out_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         asked = _questions(folder)
-    assert [question.answers for question in asked.questions] == [("key1", "key2"), ("room",)]
+    assert [asked.store.question(row).answers for row in range(len(asked))] == [("key1", "key2"), ("room",)]
     assert "1 questions without answers are left out" in caplog.text
     (folder / "none.qa.csv").write_text("where is key3\t['']\n")
     with pytest.raises(DataError, match="no question has an answer to learn"):

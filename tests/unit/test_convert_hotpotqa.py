@@ -57,7 +57,7 @@ def test_passages_questions_and_examples(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert passages["1"].text == "The Rhône is a river. It rises in Valais."
 
-    questions = read_questions(out / "hot.qa.csv")
+    questions = list(read_questions(out / "hot.qa.csv"))
     assert [(question.text, question.answers) for question in questions] == [
         ("q 0?", ("Sion",)), ("q 1?", ("no",)), ("q 2?", ("Sion",)),
     ]  # fmt: skip

@@ -31,7 +31,7 @@ def _convert(format: str, source: Path, out: Path, stride: int = 1) -> None:
 def test_popqa_keeps_what_it_knows(tmp_path: Path) -> None:
     (tmp_path / "pop.tsv").write_text(POPQA, "utf-8")
     _convert("popqa", tmp_path / "pop.tsv", tmp_path / "out")
-    table, lines = (read_questions(tmp_path / "out" / f"pop.{kind}") for kind in ("qa.csv", "jsonl"))
+    table, lines = (list(read_questions(tmp_path / "out" / f"pop.{kind}")) for kind in ("qa.csv", "jsonl"))
     assert [question.answers for question in table] == [("Orwell", 'a "b"'), ("Plaza",)]
     assert [question.text for question in lines] == ['Who wrote "1984"?', "Who directed it?"]
     assert [(q.text, q.answers) for q in table] == [(q.text, q.answers) for q in lines]
@@ -71,7 +71,7 @@ def test_nq_open(tmp_path: Path) -> None:
     lines = [{"question": "what\tis it", "answer": ["a", "it's"]}, {"question": "b", "answer": ["c"]}]
     (tmp_path / "NQ-open.dev.jsonl").write_text("\n".join(map(json.dumps, lines)))
     _convert("nq-open", tmp_path / "NQ-open.dev.jsonl", tmp_path / "out")
-    questions = read_questions(tmp_path / "out" / "NQ-open.dev.qa.csv")
+    questions = list(read_questions(tmp_path / "out" / "NQ-open.dev.qa.csv"))
     assert [(question.text, question.answers) for question in questions] == [
         ("what\tis it", ("a", "it's")),
         ("b", ("c",)),
@@ -93,4 +93,4 @@ def test_popqa_itself(tmp_path: Path) -> None:
     if not DATA.exists():
         pytest.skip(f"no data in {DATA}")
     _convert("popqa", DATA / "popqa" / "popQA_sample200.tsv", tmp_path / "out")
-    assert len(read_questions(tmp_path / "out" / "popQA_sample200.qa.csv")) == 200
+    assert len(list(read_questions(tmp_path / "out" / "popQA_sample200.qa.csv"))) == 200

@@ -114,7 +114,7 @@ def test_the_files_read_back(folder: Path, encyclopedia: Encyclopedia) -> None:
     assert {(row["id"], row["title"], row["text"]) for row in rows} == {
         (passage.id, passage.title, passage.text) for passage in encyclopedia.passages
     }
-    questions = read_questions(folder / "dev.qa.csv")
+    questions = list(read_questions(folder / "dev.qa.csv"))
     assert [(q.text, q.answers) for q in questions] == [(ask.text, (ask.answer,)) for ask in encyclopedia.evaluation]
     (first, *_) = read_biencoder(folder / "biencoder-train.json")
     assert first.question == encyclopedia.train[0].text

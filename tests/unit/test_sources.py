@@ -82,13 +82,13 @@ def test_malformed_passages(tmp_path: Path, content: bytes, line: int | None, pr
 @pytest.mark.parametrize("rename", ["", "unnamed"])
 def test_questions(tmp_path: Path, name: str, content: str, rename: str) -> None:
     path = _write(tmp_path / (rename or name), content)
-    assert read_questions(path) == [Question("1", "who?", ("x", "y's")), Question("2", 'say "hi"', ("z",))]
+    assert list(read_questions(path)) == [Question("1", "who?", ("x", "y's")), Question("2", 'say "hi"', ("z",))]
 
 
 def test_biencoder_gives_gold_and_examples(tmp_path: Path) -> None:
     second = {**EXAMPLE, "id": "q9", "positive_ctxs": [{"text": "x", "psg_id": 8}, CONTEXT, CONTEXT, {"text": "no id"}]}
     path = _write(tmp_path / "train.json", json.dumps([EXAMPLE, second]))
-    assert read_questions(path) == [Question("1", "q", ("a",), ("7",)), Question("q9", "q", ("a",), ("8", "7"))]
+    assert list(read_questions(path)) == [Question("1", "q", ("a",), ("7",)), Question("q9", "q", ("a",), ("8", "7"))]
     examples = list(read_biencoder(path))
     assert examples[0].positives == (Passage("7", "T", "x"),)
     assert examples[1].positives[0] == Passage("8", "", "x")
@@ -109,7 +109,7 @@ def test_biencoder_gives_gold_and_examples(tmp_path: Path) -> None:
 )
 def test_malformed_questions(tmp_path: Path, name: str, content: str, line: int | None, problem: str) -> None:
     with pytest.raises(DataError, match=problem) as caught:
-        read_questions(_write(tmp_path / name, content))
+        list(read_questions(_write(tmp_path / name, content)))
     assert caught.value.line == line
 
 
@@ -160,7 +160,7 @@ def test_malformed_json_list(tmp_path: Path, content: bytes, line: int, problem:
 def test_published_question_files(name: str, count: int) -> None:
     if not (DATA / name).exists():
         pytest.skip(f"no {name} in {DATA}")
-    questions = read_questions(DATA / name)
+    questions = list(read_questions(DATA / name))
     assert len(questions) == count
     assert all(question.text and question.answers for question in questions)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,18 +11,13 @@ from torch import Tensor
 
 from megatron_retrieval.data.examples.answer_draw import draw_answers
 from megatron_retrieval.data.examples.loader import Share
-from megatron_retrieval.data.files.passage_questions import not_blank
-from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.ragged import Ragged, to_offsets, tokenize
-from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.types.questions import Question
+from megatron_retrieval.data.stores.questions import QuestionStore
+from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.types.tokens import TokenBatch
-from megatron_retrieval.utils.logging import get_logger
-
-log = get_logger("data")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -82,43 +77,27 @@ class AskedQuestions:
     """Questions with at least one answer; a BatchSource.
 
     Args:
-        config: files, and what is excluded.
+        store: the questions.
         text_format: layout of questions for the retriever.
-        tokenizer: of the retriever.
-        reader_tokenizer: of the reader.
-        evidence: where the passages are found.
+        special: ids that frame the retriever's questions.
         seed: of the run.
-
-    Attributes:
-        questions: in the order of the files.
-
-    Raises:
-        DataError: a file is malformed, or no question has an answer.
+        excluded_from: evidence in which a question's gold passages are no candidates; None: they are.
     """
 
     def __init__(
         self,
-        config: AskedDataConfig,
+        store: QuestionStore,
         text_format: TextFormatConfig,
-        tokenizer: Vocabulary,
-        reader_tokenizer: Vocabulary,
-        evidence: EvidenceStore,
+        special: SpecialIds,
         *,
         seed: int,
+        excluded_from: EvidenceStore | None = None,
     ) -> None:
-        self._format, self._special, self._seed = text_format, tokenizer.special, seed
-        self.questions = _read(config)
-        texts = [question.text for question in self.questions]
-        self._queries, self._reader_questions = tokenize(tokenizer, texts), tokenize(reader_tokenizer, texts)
-        self._answers = tokenize(reader_tokenizer, [a for question in self.questions for a in question.answers])
-        self._first_answer = to_offsets(np.array([len(question.answers) for question in self.questions], np.int64))
-        self._excluded = [
-            evidence.rows_of(question.gold_passage_ids) if config.exclude_gold_passages else np.empty(0, np.int64)
-            for question in self.questions
-        ]
+        self.store, self._format, self._special = store, text_format, special
+        self._seed, self._excluded_from = seed, excluded_from
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.store)
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
@@ -127,35 +106,29 @@ class AskedQuestions:
         slots as examples, or one slot with the batch's first example as a filler."""
         share = Share.of(len(indices), dp_rank, dp_size)
         rows = np.array(list(indices[share.own]) or list(indices[:1]), np.int64)
-        excluded = np.full((len(rows), max(len(self._excluded[row]) for row in rows)), -1, np.int64)
-        for place, row in enumerate(rows):
-            excluded[place, : len(self._excluded[row])] = self._excluded[row]
-        first, end = self._first_answer[rows], self._first_answer[rows + 1]
+        first, end = self.store.answers_of[rows], self.store.answers_of[rows + 1]
         drawn = draw_answers(end - first, self._seed, epoch, first_position + share.first)
+        answers = self.store.answers
         return AskedBatch(
-            format_questions(self._queries.take(rows), self._special, self._format.query_seq_length),
-            self._reader_questions.take(rows),
-            self._answers.take(first + drawn),
-            tuple(self._answers.take(np.arange(*bounds)) for bounds in zip(first, end, strict=True)),
-            torch.from_numpy(excluded),
+            self.queries(rows),
+            self.store.questions.take(rows),
+            answers.take(first + drawn),
+            tuple(answers.take(np.arange(*bounds)) for bounds in zip(first, end, strict=True)),
+            self._excluded(rows),
             len(indices),
             is_filler=share.num_real == 0,
         )
 
+    def queries(self, rows: Rows) -> TokenBatch:
+        """The questions `rows` as the retriever reads them."""
+        return format_questions(self.store.queries.take(rows), self._special, self._format.query_seq_length)
 
-def _read(config: AskedDataConfig) -> list[Question]:
-    """The questions that have an answer; the others are counted."""
-    questions: list[Question] = []
-    num_without = 0
-    for path in config.train_data:
-        for question in read_questions(path, config.asked):
-            answers = not_blank(question.answers)
-            num_without += not answers
-            if answers:
-                questions.append(replace(question, answers=answers))
-    if num_without:
-        log.info("%s: %s questions without answers are left out", ", ".join(config.train_data), f"{num_without:,}")
-    if not questions:
-        raise DataError(config.train_data[0], "no question has an answer to learn")
-    log.info("%s: %s questions with answers", ", ".join(config.train_data), f"{len(questions):,}")
-    return questions
+    def _excluded(self, rows: Rows) -> Tensor:
+        """[n, E] rows of the evidence that are no candidates, -1 behind each question's own."""
+        if self._excluded_from is None:
+            return torch.empty(len(rows), 0, dtype=torch.int64)
+        found = [self._excluded_from.rows_of(self.store.gold_ids(row)) for row in rows]
+        excluded = np.full((len(rows), max(map(len, found))), -1, np.int64)
+        for place, own in enumerate(found):
+            excluded[place, : len(own)] = own
+        return torch.from_numpy(excluded)

@@ -54,8 +54,8 @@ class BiencoderExample:
     hard_negatives: tuple[Passage, ...]
 
 
-def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) -> list[Question]:
-    """The questions of a file of the kind that `sniff` finds: a JSON list, JSON lines, or a DPR .qa.csv.
+def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) -> Iterator[Question]:
+    """Yield the questions of a file of the kind that `sniff` finds: a JSON list, JSON lines, or a DPR .qa.csv.
 
     The id is the record's `id` where it has one, otherwise its number in the file, from 1.
 
@@ -67,12 +67,12 @@ def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) 
     """
     path = Path(path)
     records = read_json_records(path)
-    questions = list(_read_csv(path) if records is None else _from_records(records))
-    if not questions:
+    asked, is_empty = asked or AskedQuestionsConfig(), True
+    for question in asked.chosen(_read_csv(path) if records is None else _from_records(records)):
+        is_empty = False
+        yield dataclasses.replace(question, text=asked.prepared(question.text))
+    if is_empty:
         raise DataError(path, "there are no questions in the file")
-    if asked is None:
-        return questions
-    return [dataclasses.replace(question, text=asked.prepared(question.text)) for question in asked.chosen(questions)]
 
 
 def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:

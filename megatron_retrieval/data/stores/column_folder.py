@@ -1,4 +1,4 @@
-"""Folders of memory-mapped columns with a manifest: the base of evidence and corpus."""
+"""Folders of memory-mapped columns with a manifest: the base of evidence, corpus and questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
@@ -14,9 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from megatron_retrieval.data.stores.ragged import Array, Ragged, Rows, token_dtype
-from megatron_retrieval.errors import DataError, MismatchError
-from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES, VocabularyKind, building_flags
-from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils.manifest import ManifestFormat
 
 
@@ -28,16 +26,15 @@ def offsets_file(column: str) -> str:
     return f"{column}.offsets"
 
 
-def column_format(what: str, tool: str, *keys: str) -> ManifestFormat:
+def column_format(what: str, *keys: str, hint: str) -> ManifestFormat:
     """How a folder of columns describes itself.
 
     Args:
         what: the folder holds.
-        tool: builds it.
         keys: entries beyond those of every such folder.
+        hint: what to do about a folder that cannot be used.
     """
-    common = ("fingerprint", "tokenizer", "token_dtype", "file_bytes")
-    return ManifestFormat(what=what, version=1, hint=f"Build it anew with {tool}.", keys=frozenset((*common, *keys)))
+    return ManifestFormat(what=what, version=1, hint=hint, keys=frozenset(("fingerprint", "file_bytes", *keys)))
 
 
 class ColumnFolder:
@@ -62,57 +59,6 @@ class ColumnFolder:
         # another process maps the same files instead of receiving a copy
         return type(self), (self.folder,)
 
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """What the token ids come from."""
-        expected, path = self._manifest["tokenizer"], self.folder / self._vocabulary_kind.file_name
-        vocabulary = self._vocabulary_kind.open(path, expected)
-        if vocabulary.fingerprint != expected["fingerprint"]:
-            raise DataError(path, f"not the vocabulary that the {self.kind} was built with", hint=self._hint)
-        return vocabulary
-
-    @property
-    def special(self) -> SpecialIds:
-        """Ids that frame a sequence."""
-        return self.vocabulary.special
-
-    def require_vocabulary(self, vocabulary: Vocabulary, owner: str) -> None:
-        """Refuse a model to which these token ids mean other words.
-
-        Args:
-            owner: whose vocabulary it is, for the message.
-
-        Raises:
-            MismatchError: the texts were tokenized with another vocabulary.
-        """
-        if vocabulary.fingerprint != self.vocabulary.fingerprint:
-            raise MismatchError(
-                f"The {self.kind} in {self.folder} was tokenized with vocabulary {self.vocabulary.fingerprint}, but "
-                f"{owner} has vocabulary {vocabulary.fingerprint}; build the {self.kind} with "
-                f"{building_flags(vocabulary)}."
-            )
-
-    def require_kind(self, name: str) -> None:
-        """Refuse token ids of another kind of vocabulary.
-
-        Args:
-            name: of the kind, see `VOCABULARIES`.
-
-        Raises:
-            MismatchError: the texts were tokenized with one of another kind.
-        """
-        found, needed = self._vocabulary_kind, VOCABULARIES[name]
-        if found is not needed:
-            raise MismatchError(
-                f"The {self.kind} in {self.folder} was tokenized with a {found.name} vocabulary, but a {needed.name} "
-                f"vocabulary is needed; build the {self.kind} with {needed.flag}."
-            )
-
-    @property
-    def _vocabulary_kind(self) -> VocabularyKind:
-        # manifests of the first releases name no kind: there was one
-        return VOCABULARIES[self._manifest["tokenizer"].get("kind", "WordPiece")]
-
     def _column(self, name: str, dtype: DTypeLike, rows: int) -> Ragged:
         column = Ragged(self._map(values_file(name), dtype), self._map(offsets_file(name), "<i8"))
         self._check_offsets(name, column.offsets, rows, len(column.values))
@@ -130,40 +76,15 @@ class ColumnFolder:
         return np.asarray(mapped)  # a plain view of the map: slicing it is several times faster
 
 
-def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write what a folder keeps of its vocabulary beside the manifest."""
-    for name, content in vocabulary.assets().items():
-        (folder / name).write_bytes(content)
-
-
-def write_manifest(
-    folder: Path,
-    store: type[ColumnFolder],
-    vocabulary: Vocabulary,
-    fingerprint: str,
-    entries: Mapping[str, object],
-) -> None:
+def write_manifest(folder: Path, store: type[ColumnFolder], fingerprint: str, entries: Mapping[str, object]) -> None:
     """Write the manifest that makes `folder` one of `store`'s; the other files must be complete."""
-    manifest = {
-        "fingerprint": fingerprint,
-        "tokenizer": _description(vocabulary),
-        "token_dtype": np.dtype(token_dtype(vocabulary.vocab_size)).newbyteorder("<").str,
-        "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
-        **entries,
-    }
-    store.format.write(folder, manifest)
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    store.format.write(folder, {"fingerprint": fingerprint, **entries, "file_bytes": sizes})
 
 
-def _description(vocabulary: Vocabulary) -> dict[str, Any]:
-    special = vocabulary.special
-    return {
-        "kind": vocabulary.kind,
-        "fingerprint": vocabulary.fingerprint,
-        "vocab_size": vocabulary.vocab_size,
-        **vocabulary.settings(),
-        # for earlier versions, in their words
-        "special": {"cls": special.begin, "sep": special.end, "pad": special.pad, "mask": special.mask},
-    }
+def stored_dtype(vocabulary: Vocabulary) -> str:
+    """The type in which columns hold the vocabulary's ids."""
+    return np.dtype(token_dtype(vocabulary.vocab_size)).newbyteorder("<").str
 
 
 @dataclass(frozen=True)

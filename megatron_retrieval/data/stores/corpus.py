@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_retrieval.data.stores.column_folder import ColumnFolder, column_format, offsets_file
+from megatron_retrieval.data.stores.column_folder import offsets_file
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.data.stores.token_folder import TokenFolder, token_format
 
 #: columns of token ids, a row for each sentence and for each document
 SENTENCES, TITLES = "sentences", "titles"
@@ -13,7 +14,7 @@ SENTENCES, TITLES = "sentences", "titles"
 DOCUMENTS = "documents"
 
 
-class CorpusStore(ColumnFolder):
+class CorpusStore(TokenFolder):
     """Opens what `build_corpus` wrote, in constant time and memory.
 
     No sentence is empty and no document is without a sentence; a title may be empty.
@@ -25,7 +26,7 @@ class CorpusStore(ColumnFolder):
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    format = column_format("a corpus", "tools/build_corpus.py", "num_documents", "num_sentences", "num_tokens")
+    format = token_format("a corpus", "tools/build_corpus.py", "num_documents", "num_sentences", "num_tokens")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)

@@ -20,9 +20,9 @@ from megatron_retrieval.data.stores.column_folder import (
     OffsetsWriter,
     offsets_file,
     write_manifest,
-    write_vocabulary,
 )
 from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents
+from megatron_retrieval.data.stores.token_folder import token_entries, write_vocabulary
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
@@ -225,7 +225,7 @@ def _finish(
         "sentence_splitter": f"{SPLITTER} {version(SPLITTER)}",
         "inputs": list(config.input),
     }
-    write_manifest(partial.contents, layout.CorpusStore, vocabulary, fingerprint, entries)
+    write_manifest(partial.contents, layout.CorpusStore, fingerprint, {**token_entries(vocabulary), **entries})
 
 
 def _report(config: CorpusBuilderConfig, progress: CorpusProgress) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
-from megatron_retrieval.data.stores.column_folder import ColumnFolder, column_format
 from megatron_retrieval.data.stores.id_table import IdTable
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.data.stores.token_folder import TokenFolder, token_format
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -20,7 +20,7 @@ TOKEN_COLUMNS = ("title_tokens", "text_tokens")
 ID_HASHES, ID_ROWS = "id_hashes.u64", "id_rows.i64"
 
 
-class EvidenceStore(ColumnFolder):
+class EvidenceStore(TokenFolder):
     """Opens what `build_evidence` wrote, in constant time and memory.
 
     Args:
@@ -30,7 +30,7 @@ class EvidenceStore(ColumnFolder):
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    format = column_format("evidence", "tools/build_evidence.py", "num_passages")
+    format = token_format("evidence", "tools/build_evidence.py", "num_passages")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)

@@ -22,11 +22,11 @@ from megatron_retrieval.data.stores.column_folder import (
     sync_file,
     values_file,
     write_manifest,
-    write_vocabulary,
 )
 from megatron_retrieval.data.stores.evidence_encoding import EncodedChunk, RawPassage, encode_chunk
 from megatron_retrieval.data.stores.id_table import sort_id_table
 from megatron_retrieval.data.stores.ragged import Ragged
+from megatron_retrieval.data.stores.token_folder import token_entries, write_vocabulary
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -209,8 +209,8 @@ def _finish(
         _write_id_table(folder, config.input)
     partial.keep_only({layout.ID_HASHES, layout.ID_ROWS, *progress.file_bytes})
     write_vocabulary(folder, tokenizer)
-    entries = {"num_passages": progress.passages, "inputs": list(config.input)}
-    write_manifest(folder, layout.EvidenceStore, tokenizer, progress.fingerprint, entries)
+    entries = {**token_entries(tokenizer), "num_passages": progress.passages, "inputs": list(config.input)}
+    write_manifest(folder, layout.EvidenceStore, progress.fingerprint, entries)
 
 
 def _write_id_table(folder: Path, inputs: Sequence[str]) -> None:

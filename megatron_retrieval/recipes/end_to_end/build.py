@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from megatron_retrieval.checkpoint.kinds import dual_encoder
 from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config
@@ -13,6 +16,8 @@ from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
@@ -24,7 +29,6 @@ from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
-from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, require_passes
@@ -69,10 +73,10 @@ class EndToEndRun:
     def trainer(self) -> Trainer:
         """Everything, ready to train."""
         config, training = self.config, self.config.training
-        examples = self._questions(config.data.train)
+        examples = self._questions("train", config.data.train)
         held_out, tasks = None, []
         if (held_out_data := config.data.held_out()) is not None:
-            held_out = self._questions(held_out_data)
+            held_out = self._questions("valid", held_out_data)
             tasks.append(self._task(held_out))
         readings = self.reader.side(self.evidence)
         rates = config.rates.multipliers(training.optimizer.lr)
@@ -117,15 +121,33 @@ class EndToEndRun:
         bert = self.config.model.over(start.bert)
         return replace(start, bert=bert, biencoder_shared_query_context_model=is_shared)
 
-    def _questions(self, data: AskedDataConfig) -> AskedQuestions:
-        tokenizers, seed = (self.tokenizer, self.reader.vocabulary), self.config.training.seed
-        return AskedQuestions(data, self.config.text_format, *tokenizers, self.evidence, seed=seed)
+    def _questions(self, name: str, data: AskedDataConfig) -> AskedQuestions:
+        """The questions, in a store in the output folder that the first rank writes."""
+        folder = Path(self.config.training.log.output_dir) / "questions" / name
+        source = QuestionSource(
+            files=data.train_data, asked=data.asked, retriever=self.tokenizer, reader=self.reader.vocabulary
+        )
+        if self.topology.is_main:
+            write_questions(folder, source)
+        self.topology.barrier()
+        return AskedQuestions(
+            QuestionStore(folder),
+            self.config.text_format,
+            self.tokenizer.special,
+            seed=self.config.training.seed,
+            excluded_from=self.evidence if data.exclude_gold_passages else None,
+        )
 
     def _task(self, held_out: AskedQuestions) -> RetrievedPassagesTask:
-        questions = held_out.questions
-        tokens = tokenize_questions([question.text for question in questions], self.tokenizer, self.config.text_format)
+        questions = [held_out.store.question(row) for row in range(len(held_out))]
         return RetrievedPassagesTask(
-            self.config.answering, questions, tokens, self.model, self.search, self.evidence, self._answerer
+            self.config.answering,
+            questions,
+            held_out.queries(np.arange(len(held_out))),
+            self.model,
+            self.search,
+            self.evidence,
+            self._answerer,
         )
 
     def _answerer(self) -> Reader:

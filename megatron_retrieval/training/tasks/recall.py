@@ -66,7 +66,7 @@ class RecallConfig(Checked):
             return None
         evidence = EvidenceStore(self.eval_evidence)
         evidence.require_vocabulary(tokenizer, "the model in training")
-        questions = read_questions(self.eval_questions)
+        questions = list(read_questions(self.eval_questions))
         chosen = [questions[number] for number in spread_rows(len(questions), self.eval_max_questions)]
         sample = EvidenceSample(evidence, self.eval_max_passages)
         return RecallTask(self, model, text_format, tokenizer, chosen, sample)
