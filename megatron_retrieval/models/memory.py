@@ -141,7 +141,7 @@ class EncodedMemory:
         """See Memory."""
         key, value = self._keys_and_values(attention)
         num_tokens, num_rows = query.shape[:2]
-        # the sequences of one source are so many more queries: its keys and values are not copied for each
+        # all sequences of a source are queries of one row, so that its keys and values are not copied
         query = query.unflatten(1, (key.size(1), -1)).transpose(1, 2).flatten(0, 1)
         if self._bias_is_in_keys:
             attended = attend_to_features(attention.core_attention, query, key, value)

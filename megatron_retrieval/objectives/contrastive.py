@@ -14,8 +14,8 @@ from megatron_retrieval.types.metrics import Mean, Metric, Rate
 #: k of the metrics accuracy@k
 DEPTHS = (5, 20)
 
-#: scores [n, P], -inf where a passage is no candidate, and positives [n], the column of each question's positive, which
-#: always is one -> [n] losses of the questions
+#: scores [n, P], -inf where a passage is not a candidate, and positives [n], the column of each question's positive,
+#: which is always a candidate -> [n] losses of the questions
 QuestionLosses = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from megatron_retrieval.parallel.topology import ProcessTopology
 
-#: all that is read of it is whether gradients are averaged; "per token" is megatron-core's word for "summed"
+#: megatron-core only reads from it that gradients are summed, which it calls "per token", and not averaged
 _CONFIG = TransformerConfig(
     num_layers=1,
     hidden_size=1,

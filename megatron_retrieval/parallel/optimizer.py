@@ -79,7 +79,7 @@ class Optimizer:
             adam_beta2=config.adam_beta2,
             adam_eps=config.adam_eps,
             clip_grad=config.clip_grad,
-            # parts of a model may be of different dtypes, frozen ones too: gradients pass through these all the same
+            # parts of a model may have different dtypes, and frozen parts pass gradients on
             bf16=torch.bfloat16 in dtypes,
             fp16=torch.float16 in dtypes,
             initial_loss_scale=precision.initial_loss_scale,
@@ -112,7 +112,7 @@ class Optimizer:
             # in megatron-core its own scheduler would exempt biases and norms
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
-            # the parts of megatron-core's step(), which looks at the norm of nothing but fp16 gradients
+            # the steps of megatron-core's step(), which checks the norm of fp16 gradients only
             scale = self.loss_scale
             if self._inner.prepare_grads():
                 return StepResult(False, None, is_searching_scale=scale > self._min_loss_scale)
