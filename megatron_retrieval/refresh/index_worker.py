@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
 from megatron_retrieval.config.extensions import extension_words
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -125,14 +125,7 @@ def fulfil(
     def is_wanted() -> bool:
         return versions.requested() == request
 
-    job = EmbeddingJob(
-        evidence=evidence,
-        encode=encoder.model.encode_passages,
-        text_format=encoder.description.text_format,
-        encoder_fingerprint=found,
-        embedding_dtype=config.embedding_dtype,
-        micro_batch_size=config.encode.micro_batch_size,
-    )
+    job = _embedding_job(evidence, encoder, config)
     while is_wanted():
         is_finished = embed_part(
             job,
@@ -149,6 +142,17 @@ def fulfil(
     if topology.device.type == "cuda":
         del encoder, job
         torch.cuda.empty_cache()  # training may need the memory
+
+
+def _embedding_job(evidence: EvidenceStore, encoder: LoadedDualEncoder, config: IndexWorkerConfig) -> EmbeddingJob:
+    return EmbeddingJob(
+        evidence=evidence,
+        encode=encoder.model.encode_passages,
+        text_format=encoder.description.text_format,
+        encoder_fingerprint=encoder.description.fingerprint,
+        embedding_dtype=config.embedding_dtype,
+        micro_batch_size=config.encode.micro_batch_size,
+    )
 
 
 def _end_with_parent(parent_pid: int) -> None:
