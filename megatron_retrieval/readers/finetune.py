@@ -43,7 +43,7 @@ class ReaderDataConfig:
 class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
     """What the fine-tuning of every kind of reader has.
 
-    A kind's own class narrows the types of `layout`, `answers` and `step`, and may have further settings.
+    A kind's own class narrows the types of `layout` and `answers`, and may have further settings.
     """
 
     pretrained_checkpoint: str | None = None
@@ -53,7 +53,6 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
     model: ModelOverridesConfig = field(default_factory=ModelOverridesConfig)
     layout: Any
     answers: Any
-    step: Any
     scoring: AnswerScoreConfig = field(default_factory=AnswerScoreConfig)
 
     @property
