@@ -21,7 +21,10 @@ class Reader(Protocol):
     """Answers questions from their passages."""
 
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
-        """One prediction per question, in order; an empty text where there is nothing to read."""
+        """One prediction per question, in order; an empty text where there is nothing to read.
+
+        A collective over tensor-parallel ranks, which give the same questions. The model must be in evaluation mode.
+        """
         ...
 
     def num_long(self, answers: Sequence[str]) -> int:

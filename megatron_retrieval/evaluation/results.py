@@ -29,7 +29,9 @@ TREC_RUN = "run.trec"
 class PassagesByRow(Protocol):
     """Evidence to read passages from."""
 
-    def passages(self, rows: Any) -> Sequence[Passage]: ...
+    def passages(self, rows: Any) -> Sequence[Passage]:
+        """The passages of `rows`, a sequence or an array of row numbers, in that order."""
+        ...
 
 
 @dataclass(frozen=True)

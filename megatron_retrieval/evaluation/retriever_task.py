@@ -28,9 +28,11 @@ _BATCHES_PER_SEARCH = 8
 
 
 class SearchedEvidence(PassagesByRow, Protocol):
-    """The part of an `EvidenceStore` that evaluation uses."""
+    """Evidence in which gold passages are looked up."""
 
-    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]: ...
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each external id, -1 where there is no such passage."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ class SearchIndex(Protocol):
     """Finds the rows whose vectors have the greatest inner product with a query.
 
     The answer is a function of the vectors and the query alone: scores descend, equal scores are ordered by row,
-    and neither the number of ranks or threads nor the size of blocks changes a bit of it.
+    and neither the number of ranks or threads nor the size of blocks changes a bit of it. An approximate index may miss
+    rows; which ones depends on its settings as well, the order of what it returns does not.
     """
 
     @property
@@ -27,6 +28,8 @@ class SearchIndex(Protocol):
 
     def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
         """The k best rows for each query.
+
+        It may be a collective: every rank must call it, with its own queries, or with none (B = 0).
 
         Args:
             queries: [B, D] floating point; computed with in float32.

@@ -15,14 +15,22 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 class TokenizedEvidence(Protocol):
-    """Passages by row, as an `EvidenceStore` or an `EvidenceSample` has them."""
+    """Passages by row, 0 to N - 1, as token ids of the encoder's vocabulary."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Names the passages, their order and their tokenization."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch: ...
+    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch:
+        """The passages `rows` laid out for the encoder, in that order, at most `seq_length` tokens each; on the CPU.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,27 @@ _LOOK_SECONDS = 2.0
 
 
 class ShardWriter(Protocol):
-    """Takes shards, batch by batch and then whole: `EmbeddingWriter` onto disk, `MemoryWriter` into memory."""
+    """Takes shards of embeddings, batch by batch and then whole."""
 
-    def rows(self, shard: int) -> range: ...
+    def rows(self, shard: int) -> range:
+        """The rows of the evidence in this shard."""
+        ...
 
-    def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard: ...
+    def begin(self, shard: int, batch_sizes: Sequence[int]) -> PartialShard:
+        """The shard in progress, which may hold batches of an earlier attempt.
 
-    def write(self, shard: int, vectors: Tensor) -> None: ...
+        Args:
+            batch_sizes: passages of each of its batches, in the order in which they are encoded.
+        """
+        ...
+
+    def write(self, shard: int, vectors: Tensor) -> None:
+        """Take a finished shard: [n, D] vectors of its rows, in order.
+
+        Raises:
+            MegatronRetrievalError: a vector holds NaN or infinity, or does not fit the stored type.
+        """
+        ...
 
 
 class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):

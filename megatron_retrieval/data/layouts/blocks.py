@@ -34,7 +34,14 @@ class BlockConfig(Checked):
 
 
 class SentenceCorpus(Protocol):
-    """What blocks need of a corpus (`CorpusStore`): tokens of sentences and titles, and the documents' bounds."""
+    """A corpus as blocks need it; no sentence is empty and no document is without a sentence.
+
+    Attributes:
+        special: ids that frame a sequence.
+        sentences: token ids of the sentences of all documents, one document after another.
+        titles: token ids of the title of each document, perhaps none.
+        documents: [n + 1] document d holds the sentences `documents[d]` to `documents[d + 1]`.
+    """
 
     @property
     def special(self) -> SpecialIds: ...

@@ -36,11 +36,11 @@ class EvidenceSample:
         return f"{self._evidence.fingerprint}/{len(self)}"
 
     def tokens(self, rows: Sequence[int] | Rows, seq_length: int, passage_format: PassageFormat) -> TokenBatch:
-        """See `EvidenceStore.tokens`."""
+        """The passages `rows` of the sample laid out for the encoder, at most `seq_length` tokens each."""
         return self._evidence.tokens(self._rows[np.asarray(rows, np.int64)], seq_length, passage_format)
 
     def passages(self, rows: Sequence[int] | Rows) -> list[Passage]:
-        """See `EvidenceStore.passages`."""
+        """The passages `rows` of the sample."""
         return self._evidence.passages(self._rows[np.asarray(rows, np.int64)])
 
     def rows_of(self, ids: Sequence[str]) -> Rows:

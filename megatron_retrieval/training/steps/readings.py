@@ -25,20 +25,25 @@ Pass = Literal["each", "each_token", "together"]
 
 
 class Reading(Protocol):
-    """A reader, with n questions, K passages for each and their answers before it."""
+    """A reader with n questions, K passages for each, and the answers before it.
+
+    A pass runs the model and is differentiable where gradients are on. Log-likelihoods are float32, on the model's
+    device, the same on tensor-parallel neighbours, all of which must ask for the same passes in the same order.
+    """
 
     @property
     def is_real(self) -> Tensor:
-        """[n, K] bool, False for fillers."""
+        """[n, K] bool, False for fillers. Where nothing was found for a question, a reader that can do without passages
+        reads it alone, as its first text."""
         ...
 
     def each(self) -> Tensor:
-        """[n, K] log p(a | q, z) of every passage for itself; -inf where it has no chance, and for fillers."""
+        """[n, K] log p(a | q, z) of every passage for itself; -inf where it has no chance. Fillers mean nothing."""
         ...
 
 
 class WritingReading(Reading, Protocol):
-    """Of a reader that writes the answer token by token."""
+    """A reading of a reader that writes the answer token by token."""
 
     @property
     def is_token(self) -> Tensor:
@@ -46,16 +51,20 @@ class WritingReading(Reading, Protocol):
         ...
 
     def each_token(self) -> Tensor:
-        """[n, K, L] log p(a_l | a_1 .. a_(l-1), q, z) of every passage for itself."""
+        """[n, K, L] log p(a_l | a_1 .. a_(l-1), q, z) of every passage for itself; meaningless behind the answers."""
         ...
 
     def together(self, passage_scores: Tensor | None = None) -> Tensor:
-        """[M] log-likelihoods of all answers' tokens, with all passages of a question read together."""
+        """[M] log-likelihoods of all answers' tokens, question by question, each with all of its passages together.
+
+        Args:
+            passage_scores: [n, K] float, added to the attention to every token of a passage; None: nothing is.
+        """
         ...
 
 
 class ReaderSide(Protocol):
-    """Puts questions and what was found for them before a reader.
+    """Puts questions and the passages found for them before a reader.
 
     Attributes:
         passes: that its readings have.
@@ -64,11 +73,17 @@ class ReaderSide(Protocol):
     passes: ClassVar[frozenset[Pass]]
 
     def reading(self, batch: AskedBatch, rows: Tensor) -> Reading:
-        """Of n questions and [n, K] rows of the evidence for them, -1 for none."""
+        """Lay out n questions with their passages, and the answers to learn.
+
+        Args:
+            batch: the questions of one forward pass.
+            rows: [n, K] int64 rows of the evidence, best first, -1 behind a question's own; on any device.
+        """
         ...
 
     def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
-        """What the reader makes of the questions alone, sums over them; nothing where it cannot do without passages."""
+        """Figures of the reader that reads the questions alone, scalars by name: sums over the questions. Empty for a
+        reader that needs passages."""
         ...
 
 

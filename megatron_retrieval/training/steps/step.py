@@ -17,10 +17,18 @@ from megatron_retrieval.utils.seeds import derive_seed
 
 
 class StepModule(Protocol):
-    """One paradigm's step: from a rank's share of a batch to gradients, or to numbers only."""
+    """One paradigm's step: from a rank's share of a batch to gradients, or to numbers only.
+
+    Both methods are collectives over all ranks that train.
+    """
 
     def forward_backward(self, batch: Any, iteration: int, loss_scale: float) -> Metrics:
-        """Accumulate the gradients of `loss * loss_scale`.
+        """Accumulate the gradients of `loss * loss_scale`, in training mode.
+
+        Args:
+            batch: this rank's share, as the BatchSource makes it: on the CPU.
+            iteration: steps taken before, from 0; with the run's seed it determines the dropout.
+            loss_scale: keeps small gradients above zero in float16.
 
         Returns:
             This rank's part of the numbers about the global batch, `loss` among them: a `Mean` over its examples. The
@@ -29,7 +37,7 @@ class StepModule(Protocol):
         ...
 
     def evaluate(self, batch: Any) -> Metrics:
-        """The same without gradient or dropout."""
+        """The same numbers without gradient or dropout, in evaluation mode; further ones may stand beside them."""
         ...
 
 
