@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import load_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.errors import ConfigError
@@ -111,12 +111,12 @@ def _embedded(config: ApproximateIndexesConfig) -> tuple[EmbeddingStore, Tensor]
     store = EmbeddingStore(config.embeddings)
     texts = [question.text for question in read_questions(config.questions, config.asked)][: config.num_queries]
     with process_topology(ParallelConfig(device="cpu")) as topology:
-        encoder = load_dual_encoder(config.load, topology)
+        encoder = DUAL_ENCODER.load(config.load, topology)
         found = encoder.description
         store.require(encoder_fingerprint=found.fingerprint)
         tokenizer = found.vocabulary()
         encode = encoder.model.encode_queries
-        return store, encode_questions(texts, tokenizer, found.text_format, encode, device=topology.device)
+        return store, encode_questions(texts, tokenizer, found.layout, encode, device=topology.device)
 
 
 def _random_vectors(config: ApproximateIndexesConfig, folder: Path) -> tuple[EmbeddingStore, Tensor]:

@@ -90,7 +90,7 @@ def _tokens(config: EmbeddingRateConfig) -> TokenBatch:
 
 
 def _model(config: EmbeddingRateConfig, dtype: torch.dtype, topology: ProcessTopology) -> DualEncoder:
-    shape = DualEncoderConfig(bert=config.shape, biencoder_shared_query_context_model=True)
+    shape = DualEncoderConfig(encoder=config.shape, biencoder_shared_query_context_model=True)
     return DualEncoder(shape, topology, dtype).eval()
 
 

@@ -125,7 +125,7 @@ def _settings(config: PlanCheckConfig, num_passages: int, source: Path) -> PlanC
     )
     return PlanConfig(
         passages=num_passages,
-        encoder=DualEncoderConfig(bert=bert, biencoder_shared_query_context_model=True),
+        encoder=DualEncoderConfig(encoder=bert, biencoder_shared_query_context_model=True),
         hardware=HardwareConfig(gpus=0, workers=1),
         training=PlannedTrainingConfig(reader="none"),
         rates=RatesConfig(measure=True, input=(str(source),), vocab_file=config.vocab_file),

@@ -8,13 +8,9 @@ from typing import Any
 
 from programs import command
 
-from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader, fusion_reader
-from megatron_retrieval.checkpoint.kinds.architectures import BERT_ARCHITECTURE, KEY
-from megatron_retrieval.checkpoint.kinds.description import LOWER_CASE_KEY, VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, text_format_within
-from megatron_retrieval.checkpoint.kinds.extractive_reader import extractive_reader_checkpoint_config
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
-from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -25,10 +21,11 @@ from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 TRAIN = ("tasks/main.py", "--task", "end-to-end-finetune")
 TINY = tiny_dual_encoder_config()
-READER = {**dataclasses.asdict(TINY.bert), "max_position_embeddings": 32}
+READER = {**dataclasses.asdict(TINY.encoder), "max_position_embeddings": 32}
 LENGTHS: dict[str, Any] = {"question_seq_length": 6, "reader_seq_length": 32}
 SETTINGS = (
     "--global-batch-size 4 --micro-batch-size 2 --num-passages 8 --lr 1e-3 --lr-decay-style constant --seed 5 "
@@ -41,32 +38,17 @@ def _save_starts(topology: ProcessTopology, folder: str) -> None:
     """A random retriever, and a random reader of each kind."""
     root = Path(folder)
     text_format, extractive, fusion = (
-        text_format_within(TextFormatConfig(), TINY.bert),
+        text_format_within(TextFormatConfig(), TINY.encoder),
         ExtractiveFormatConfig(**LENGTHS),
         FusionFormatConfig(**LENGTHS, question_prefix="where", title_prefix="title", passage_prefix="of"),
     )
     bert, seq2seq = BertConfig(**READER), BertSeq2SeqConfig(**READER, decoder_num_layers=1)
-    fusion_config = {**to_flat_dict(seq2seq), **to_flat_dict(fusion), LOWER_CASE_KEY: True, KEY: BERT_ARCHITECTURE.name}
-    models = {
-        "retriever": (
-            dual_encoder.KIND,
-            DualEncoder(TINY, topology, seed=1),
-            checkpoint_config(TINY, text_format, True),
-        ),
-        "extractive": (
-            extractive_reader.KIND,
-            ExtractiveReader(bert, topology, seed=2),
-            extractive_reader_checkpoint_config(bert, extractive, True),
-        ),
-        "fusion": (
-            fusion_reader.KIND,
-            BertSeq2Seq(seq2seq, topology, start_id=2, end_id=3, seed=2),
-            fusion_config,
-        ),
-    }
-    assets = {VOCAB_NAME: (root / "vocab.txt").read_bytes()}
-    for name, (kind, model, config) in models.items():
-        save_checkpoint(root / name, model, topology, kind=kind, config=config, assets=assets)
+    vocabulary = WordPieceTokenizer(root / "vocab.txt")
+    retriever, pointing = DualEncoder(TINY, topology, seed=1), ExtractiveReader(bert, topology, seed=2)
+    writing = BertSeq2Seq(seq2seq, topology, start_id=2, end_id=3, seed=2)
+    DUAL_ENCODER.save(root / "retriever", retriever, topology, TINY, vocabulary, text_format)
+    EXTRACTIVE_READER.save(root / "extractive", pointing, topology, bert, vocabulary, extractive)
+    FUSION_READER.save(root / "fusion", writing, topology, seq2seq, vocabulary, fusion)
 
 
 def write_starts(folder: Path) -> Path:

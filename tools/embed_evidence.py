@@ -47,7 +47,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     job = EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,
-        text_format=encoder.description.text_format,
+        text_format=encoder.description.layout,
         encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype=config.embedding_dtype,
         micro_batch_size=config.encode.micro_batch_size,

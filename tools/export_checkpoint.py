@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from megatron_retrieval.checkpoint.huggingface.models import ForeignFormat, write_model
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, export_model
+from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.utils.logging import get_logger
 
@@ -14,9 +16,8 @@ from megatron_retrieval.utils.logging import get_logger
 class ExportConfig:
     """Export a checkpoint of a dual encoder, a masked LM or a T5, saved at any layout of ranks."""
 
-    format: ForeignFormat
-    """Kind of the output: BertModel (of a masked LM its encoder), BertForMaskedLM, DPRQuestionEncoder with
-    DPRContextEncoder, a sentence-transformers folder, or T5ForConditionalGeneration."""
+    format: Annotated[str, OneOf(FORMATS)]
+    """Kind of the output, and what it holds."""
     load: Path
     """Folder of the checkpoint."""
     output: Path
@@ -24,7 +25,7 @@ class ExportConfig:
 
 
 def main(config: ExportConfig) -> None:
-    write_model(config.format, config.load, config.output)
+    export_model(config.format, config.load, config.output)
     get_logger().info("exported %s to %s", config.load, config.output)
 
 

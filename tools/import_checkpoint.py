@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from megatron_retrieval.checkpoint.huggingface.models import ForeignFormat, read_model
-from megatron_retrieval.checkpoint.store.reader import fill_model
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, import_model
+from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
@@ -17,9 +17,8 @@ from megatron_retrieval.utils.logging import get_logger
 class ImportConfig:
     """Import a Hugging Face model as a checkpoint for training, embedding and evaluation."""
 
-    format: ForeignFormat
-    """Kind of the input: BertModel, DPRQuestionEncoder with DPRContextEncoder, or a sentence-transformers folder, which
-    become a dual encoder; BertForMaskedLM, a masked LM; T5ForConditionalGeneration (1.0, 1.1, Flan), a T5."""
+    format: Annotated[str, OneOf(FORMATS)]
+    """Kind of the input, and what it becomes."""
     input: tuple[Path, ...]
     """Folder of the model; for two towers a folder with question_encoder and ctx_encoder, or both, questions first."""
     output: Path
@@ -31,17 +30,7 @@ class ImportConfig:
 
 
 def main(config: ImportConfig, topology: ProcessTopology) -> None:
-    imported = read_model(config.format, config.input, separate_towers=config.separate_towers)
-    model = imported.empty_model(topology)
-    fill_model(model, imported.weights.keys(), imported.weights.__getitem__, topology, source="the import")
-    path = save_checkpoint(
-        config.output,
-        model,
-        topology,
-        kind=imported.kind,
-        config=imported.checkpoint_config(),
-        assets=imported.assets(),
-    )
+    path = import_model(config.format, config.input, config.output, topology, separate_towers=config.separate_towers)
     get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)
 
 

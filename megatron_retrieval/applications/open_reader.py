@@ -52,14 +52,13 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
     kind, saved = describe_reader(config.load)
     if kind.needs_passages:
         reading.require_passages()
-    settings = ReaderSettings(
-        saved.config, saved.layout or kind.layout(), config.answers.of(kind.answers), config.fusion
-    )
+    layout = saved.layout or kind.layout()
+    settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
     reader = kind.open(saved, settings, topology, config.encode.dtype)
     reader.load(saved)
     reader.model.eval()
     protocol = {
-        "reader": saved.kind,
+        "reader": saved.manifest.kind,
         "reader_fingerprint": saved.fingerprint,
         **recorded(settings.answers, settings.layout, saved.passage_scores),
         **reader.recorded(),

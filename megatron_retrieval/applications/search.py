@@ -80,14 +80,14 @@ class DenseSearch:
 
     def search(self, questions: Sequence[str], k: int) -> SearchResult:
         """The k best rows for each question, on the CPU; a collective where several ranks hold the index."""
-        encode, text_format = self.encoder.model.encode_queries, self.encoder.description.text_format
+        encode, text_format = self.encoder.model.encode_queries, self.encoder.description.layout
         vectors = encode_questions(questions, self.tokenizer, text_format, encode, device=self.device)
         result = self.retriever.retrieve(vectors.to(self.device), k)
         return SearchResult(scores=result.scores.cpu(), rows=result.rows.cpu())
 
     def share(self, questions: Sequence[str], topology: ProcessTopology, *, depth: int, micro_batch_size: int) -> Found:
         """See `retrieve_share`."""
-        tokens = tokenize_questions(questions, self.tokenizer, self.encoder.description.text_format)
+        tokens = tokenize_questions(questions, self.tokenizer, self.encoder.description.layout)
         encode = self.encoder.model.encode_queries
         return retrieve_share(tokens, encode, self.retriever, topology, depth=depth, micro_batch_size=micro_batch_size)
 

@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import tyro
@@ -42,15 +43,20 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
         ConfigError: a YAML file has an unknown key or is no mapping.
         SystemExit: a flag is unknown (the nearest ones are shown), missing or of the wrong type (status 2).
     """
-    words = _expand_config_files(config_class, list(sys.argv[1:] if args is None else args))
-    words = take_extensions(words)
+    words = take_extensions(list(sys.argv[1:] if args is None else args))
+    words = _expand_config_files(config_class, words)
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)(config_class)
     description = "\n\n".join(
         part for part in (config_class.__doc__, _COMMON_FLAGS, describe_choices(_annotations(config_class))) if part
     )
-    config: Config = tyro.cli(flat, args=words, prog=prog, description=description)
+    has_artefact = hasattr(config_class, "with_artefact_defaults")
+    first_words = _without(words, _artefact_flags(config_class)) if has_artefact else words
+    config: Config = tyro.cli(flat, args=first_words, prog=prog, description=description)
     if isinstance(config, HasArtefactDefaults):
-        config = _with_given(config.with_artefact_defaults(), config, _given_flags(words))
+        resolved = config.with_artefact_defaults()
+        if first_words != words:  # only now it is known which class they belong to
+            return tyro.cli(flat, args=words, prog=prog, description=description, default=resolved)
+        config = _with_given(resolved, config, _given_flags(words))
     return config
 
 
@@ -75,7 +81,8 @@ def _with_given(resolved: Any, config: Any, given: set[str]) -> Any:
     for field in dataclasses.fields(config):
         theirs, mine = getattr(resolved, field.name), getattr(config, field.name)
         if dataclasses.is_dataclass(mine):
-            values[field.name] = _with_given(theirs, mine, given)
+            is_same = type(theirs) is type(mine)
+            values[field.name] = _with_given(theirs, mine, given) if is_same else theirs
         elif field.name.replace("_", "-") in given:
             values[field.name] = mine
     return dataclasses.replace(resolved, **values)
@@ -86,9 +93,51 @@ def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Fie
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from field_flags(typing.cast(type, hints[field.name]))
+            yield from field_flags(_nested_class(field, hints[field.name]))
         else:
             yield field.name.replace("_", "-"), config_class, field
+
+
+def _nested_class(field: dataclasses.Field[Any], hint: Any) -> type:
+    """The class of a nested config: that of its default where the field is of a more general one."""
+    factory = field.default_factory
+    return factory if isinstance(factory, type) and issubclass(factory, hint) else typing.cast(type, hint)
+
+
+def _artefact_flags(config_class: type) -> set[str]:
+    """The flags of nested configs whose class an artefact decides, of all classes that they may be of; none where the
+    default's is the only class."""
+    flags: set[str] = set()
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if not dataclasses.is_dataclass(hint := hints[field.name]):
+            continue
+        nested = _nested_class(field, hint)
+        others = [other for other in _subclasses(typing.cast(type, hint)) if not issubclass(other, nested)]
+        if nested is not hint and others:
+            flags |= {flag for variant in (nested, *others) for flag, _, _ in field_flags(variant)}
+        else:
+            flags |= _artefact_flags(nested)
+    return flags
+
+
+def _subclasses(config_class: type) -> Iterator[type]:
+    subclass: type
+    for subclass in config_class.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _without(words: Sequence[str], flags: Set[str]) -> list[str]:
+    """A command line without some flags and their values."""
+    kept, keep = [], True
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("_", "-")
+            keep = name not in flags and name.removeprefix("no-") not in flags
+        if keep:
+            kept.append(word)
+    return kept
 
 
 def _annotations(config_class: type) -> Iterator[tuple[str, Any]]:
@@ -116,19 +165,27 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_flat_dict(config_class: type[Config], flat: Mapping[str, Any]) -> Config:
+def from_flat_dict(
+    config_class: type[Config], flat: Mapping[str, Any], classes: Mapping[type, type] = MappingProxyType({})
+) -> Config:
     """The inverse of `to_flat_dict`; keys that the class does not have are left alone.
+
+    Args:
+        classes: of nested configs, by the more general ones that fields are of; default: those of their defaults.
 
     Raises:
         KeyError: a setting is missing.
     """
     values: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(config_class).items():
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(typing.cast(Any, config_class)):
+        hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            values[name] = from_flat_dict(typing.cast(type, hint), flat)
+            nested = classes.get(typing.cast(type, hint)) or _nested_class(field, hint)
+            values[field.name] = from_flat_dict(nested, flat, classes)
         else:
-            value = flat[name.replace("_", "-")]
-            values[name] = tuple(value) if isinstance(value, list) else value
+            value = flat[field.name.replace("_", "-")]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
     return config_class(**values)
 
 
@@ -171,7 +228,8 @@ def _yaml_to_words(config_class: type, path: Path) -> list[str]:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
     if root is None or not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected `key: value` lines.")
-    known = {flag for flag, _, _ in field_flags(config_class)} | {"extensions"}
+    take_extensions(_flag_words("extensions", settings.pop("extensions", [])) if "extensions" in settings else [])
+    known = {flag for flag, _, _ in field_flags(config_class)} | _artefact_flags(config_class) | {"extensions"}
     key_lines = {node.value: node.start_mark.line + 1 for node, _ in root.value}
     words: list[str] = []
     for key, value in settings.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.layers import Layer, LayerStack, transformer_layer
@@ -21,7 +22,7 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class BertConfig:
+class BertConfig(EncoderShape):
     """Shape and regularisation of a BERT encoder; the defaults are BERT-base, uncased."""
 
     num_layers: int = 12
@@ -56,14 +57,18 @@ class BertConfig:
             )
 
     @property
-    def max_positions(self) -> int:
-        """Longest sequence, in tokens."""
-        return self.max_position_embeddings
-
-    @property
     def ffn_size(self) -> int:
         """Width of the feed-forward layers."""
         return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def max_positions(self) -> int:
+        """See EncoderShape."""
+        return self.max_position_embeddings
+
+    def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> BertEncoder:
+        """See EncoderShape."""
+        return BertEncoder(self, topology, dtype)
 
 
 class BertEncoder(MegatronModule):

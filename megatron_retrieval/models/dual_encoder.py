@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch
@@ -19,7 +20,7 @@ from megatron_retrieval.types.tokens import TokenBatch
 class DualEncoderConfig:
     """How two texts become two vectors."""
 
-    bert: BertConfig = field(default_factory=BertConfig)
+    encoder: EncoderShape = field(default_factory=BertConfig)
     """The encoder of both towers."""
     pooling: Literal["cls", "mean"] = "cls"
     """A text's vector: the hidden state of [CLS], or the mean over its tokens."""
@@ -33,7 +34,7 @@ class DualEncoderConfig:
     @property
     def dimension(self) -> int:
         """Width of the vectors."""
-        return self.biencoder_projection_dim or self.bert.hidden_size
+        return self.biencoder_projection_dim or self.encoder.hidden_size
 
 
 class DualEncoder(nn.Module):
@@ -58,7 +59,7 @@ class DualEncoder(nn.Module):
         self.config = config
         names = ["shared"] if config.biencoder_shared_query_context_model else ["query", "passage"]
         self.towers = nn.ModuleDict({name: Tower(config, topology, dtype) for name in names})
-        initialise_normal(self, topology, std=config.bert.init_method_std, seed=seed)
+        initialise_normal(self, topology, std=config.encoder.init_method_std, seed=seed)
         self.to(topology.device)
 
     @property
@@ -90,10 +91,11 @@ class Tower(nn.Module):
     def __init__(self, config: DualEncoderConfig, topology: ProcessTopology, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.bert = BertEncoder(config.bert, topology, dtype)
+        # of whatever family; the name is that of its parameters in checkpoints
+        self.bert = config.encoder.build_encoder(topology, dtype)
         # small, hence replicated on all tensor-parallel ranks
         self.projection = (
-            nn.Linear(config.bert.hidden_size, config.biencoder_projection_dim, dtype=dtype)
+            nn.Linear(config.encoder.hidden_size, config.biencoder_projection_dim, dtype=dtype)
             if config.biencoder_projection_dim
             else None
         )

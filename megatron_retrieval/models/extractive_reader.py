@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 
 
 class ExtractiveReader(nn.Module):
-    """BERT over question and passage, with heads for start, end and passage.
+    """An encoder over question and passage, with heads for start, end and passage.
 
     Args:
         config: shape of the encoder.
@@ -22,10 +22,11 @@ class ExtractiveReader(nn.Module):
     """
 
     def __init__(
-        self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
+        self, config: EncoderShape, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
     ) -> None:
         super().__init__()
-        self.bert = BertEncoder(config, topology, dtype)
+        # of whatever family; the name is that of its parameters in checkpoints
+        self.bert = config.build_encoder(topology, dtype)
         # small, hence replicated on all tensor-parallel ranks
         self.span = nn.Linear(config.hidden_size, 2, dtype=dtype)
         self.selection = nn.Linear(config.hidden_size, 1, dtype=dtype)

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from megatron_retrieval.checkpoint.kinds.extractive_reader import (
-    KIND,
-    ExtractiveReaderDescription,
-    describe_extractive_reader,
-    extractive_reader_checkpoint_config,
-)
-from megatron_retrieval.checkpoint.kinds.starting_point import (
-    READER_STARTING_KINDS,
-    describe_starting_point,
-    load_starting_weights,
-)
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.data.examples.extractive import ExtractiveDataset
 from megatron_retrieval.data.examples.extractive_examples import ExtractiveDataConfig
 from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
@@ -41,11 +29,12 @@ from megatron_retrieval.training.steps.readings import ExtractiveReadings
 class OpenExtractiveReader(OpenReader):
     """See OpenReader."""
 
+    checkpoints = EXTRACTIVE_READER
     model: ExtractiveReader
 
     def __init__(
         self,
-        start: ExtractiveReaderDescription,
+        start: AnyDescription,
         settings: ReaderSettings,
         topology: ProcessTopology,
         dtype: torch.dtype,
@@ -54,12 +43,8 @@ class OpenExtractiveReader(OpenReader):
     ) -> None:
         require_positions(settings.shape.max_positions, reader_seq_length=settings.layout.reader_seq_length)
         self.settings, self.topology = settings, topology
-        self.vocabulary, self._lower_case = start.vocabulary(), start.lower_case
+        self.vocabulary = start.vocabulary()
         self.model = ExtractiveReader(settings.shape, topology, dtype, seed=seed)
-
-    def load(self, start: ExtractiveReaderDescription) -> None:
-        """See OpenReader; from other models it takes the encoder."""
-        load_starting_weights(describe_starting_point(start.folder, READER_STARTING_KINDS), self.model, self.topology)
 
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> ExtractiveAnswerer:
         """See OpenReader."""
@@ -81,11 +66,6 @@ class OpenExtractiveReader(OpenReader):
         answers = RetrievedAnswers(evidence, self.settings.layout, self.vocabulary, max_answer_length=longest)
         batch_size = self.settings.encode.encode_batch_size
         return ExtractiveReadings(self.model, answers, self.topology, batch_size=batch_size)
-
-    def checkpoint_config(self, scores: PassageScoreConfig | None = None) -> dict[str, Any]:
-        """See OpenReader."""
-        settings = self.settings
-        return extractive_reader_checkpoint_config(settings.shape, settings.layout, self._lower_case, scores)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -117,24 +97,13 @@ class ExtractiveFinetuneConfig(ReaderFinetuneConfig[OpenExtractiveReader]):
         return ExtractiveStep(reader.model, self.step, reader.topology, self.training.seed)
 
 
-def _describe(path: str | Path, kinds: Collection[str]) -> ExtractiveReaderDescription:
-    start = describe_starting_point(path, kinds)
-    if start.kind == KIND:
-        return describe_extractive_reader(start.folder)
-    return ExtractiveReaderDescription(start.folder, start.manifest, start.bert)
-
-
 EXTRACTIVE = ReaderKind(
     name="extractive",
     about="points to the answer in one of the passages (DPR)",
-    saved_as=KIND,
-    reads=(KIND,),
-    starts_from=READER_STARTING_KINDS,
     passes=ExtractiveReadings.passes,
     needs_passages=True,
     layout=ExtractiveFormatConfig,
     answers=ExtractiveAnswerConfig,
     finetune=ExtractiveFinetuneConfig,
-    describe=_describe,
     open=OpenExtractiveReader,
 )

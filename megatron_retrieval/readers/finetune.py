@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.data.examples.loader import BatchSource
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.parallel.topology import ParallelConfig
-from megatron_retrieval.readers.kind import OpenReader, ReaderKind, SavedReader
+from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.run import TrainingConfig
@@ -77,26 +79,27 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
         """For the launcher."""
         return self.training.parallel
 
-    def starting_point(self) -> SavedReader:
+    def starting_point(self) -> AnyDescription:
         """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
 
         Raises:
             ConfigError: neither is given.
         """
+        checkpoints = self.kind.checkpoints
         if folder := self.training.save.resume_folder():
-            return self.kind.describe(folder, (self.kind.saved_as,))
+            return checkpoints.describe(folder)
         if self.pretrained_checkpoint is None:
-            kinds = " or ".join(self.kind.starts_from)
+            kinds = " or ".join(checkpoints.starts_from)
             raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
-        return self.kind.describe(self.pretrained_checkpoint, self.kind.starts_from)
+        return describe(self.pretrained_checkpoint, checkpoints.starts_from)
 
     def with_artefact_defaults(self) -> ReaderFinetuneConfig[OwnReader]:
         """A reader's layout is the default of its flags; sequences are no longer than the model's positions."""
-        start = self.starting_point()
-        return dataclasses.replace(
-            self, layout=within_positions(start.layout or self.layout, start.config.max_positions)
-        )
+        start, checkpoints = self.starting_point(), self.kind.checkpoints
+        layout = start.layout if start.kind is checkpoints else self.layout
+        max_positions = checkpoints.shape_from(start).max_positions
+        return dataclasses.replace(self, layout=within_positions(layout, max_positions))
 
-    def settings(self, start: SavedReader) -> ReaderSettings:
+    def settings(self, start: AnyDescription) -> ReaderSettings:
         """What the reader is built with where training starts there."""
-        return ReaderSettings(self.model.over(start.config), self.layout, self.answers)
+        return ReaderSettings(self.model.over(self.kind.checkpoints.shape_from(start)), self.layout, self.answers)

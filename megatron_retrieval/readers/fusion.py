@@ -7,15 +7,8 @@ from typing import Any
 
 import torch
 
-from megatron_retrieval.checkpoint.kinds.architectures import ReaderModel, Shape
-from megatron_retrieval.checkpoint.kinds.fusion_reader import (
-    KIND,
-    READABLE_KINDS,
-    STARTING_KINDS,
-    FusionReaderDescription,
-    describe_fusion_reader,
-    start_fusion_reader,
-)
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.data.examples.fusion import FusionDataset
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
@@ -29,7 +22,7 @@ from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
-from megatron_retrieval.readers.kind import OpenReader, ReaderKind, SavedReader
+from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
@@ -47,11 +40,11 @@ class OpenFusionReader(OpenReader):
         layout: for its vocabulary.
     """
 
-    model: ReaderModel
+    checkpoints = FUSION_READER
 
     def __init__(
         self,
-        start: FusionReaderDescription,
+        start: AnyDescription,
         settings: ReaderSettings,
         topology: ProcessTopology,
         dtype: torch.dtype,
@@ -60,15 +53,11 @@ class OpenFusionReader(OpenReader):
     ) -> None:
         longest, longest_answer = settings.layout.reader_seq_length, settings.answers.max_answer_length
         require_positions(settings.shape.max_positions, reader_seq_length=longest, max_answer_length=longest_answer)
-        self.settings, self.topology, self._start = settings, topology, start
+        self.settings, self.topology = settings, topology
         self.vocabulary = start.vocabulary()
         self.layout = FusionLayout(settings.layout, self.vocabulary)
-        self.model = start.architecture.build(settings.shape, self.vocabulary, topology, dtype, seed=seed)
-        self.reader = FusionReader(self.model, settings.encode)
-
-    def load(self, start: FusionReaderDescription) -> None:
-        """See OpenReader; of a BERT it takes the encoder, for its decoder as well."""
-        start_fusion_reader(start, self.model, self.topology)
+        model = FUSION_READER.build(settings.shape, self.vocabulary.special, topology, dtype, seed=seed)
+        self.model, self.reader = model, FusionReader(model, settings.encode)
 
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> FusionAnswerer:
         """See OpenReader."""
@@ -88,10 +77,6 @@ class OpenFusionReader(OpenReader):
         longest = self.settings.answers.max_answer_length
         texts = RetrievedTexts(evidence, self.layout, self.vocabulary, max_answer_length=longest)
         return FusionReadings(self.reader, texts, self.topology)
-
-    def checkpoint_config(self, scores: PassageScoreConfig | None = None) -> dict[str, Any]:
-        """See OpenReader."""
-        return self._start.reader_config(self.settings.shape, self.settings.layout, scores)
 
     def recorded(self) -> dict[str, Any]:
         """See OpenReader."""
@@ -135,17 +120,18 @@ class FusionFinetuneConfig(ReaderFinetuneConfig[OpenFusionReader]):
         """See ReaderFinetuneConfig."""
         return FusionStep(reader.reader, self.step, reader.topology, self.training.seed)
 
-    def settings(self, start: SavedReader) -> ReaderSettings:
+    def settings(self, start: AnyDescription) -> ReaderSettings:
         """See ReaderFinetuneConfig.
 
         Raises:
             ConfigError: the start has a decoder, of another number of layers.
         """
-        shape: Shape = self.model.over(start.config)
-        if start.kind in READABLE_KINDS and shape.num_decoder_layers != start.config.num_decoder_layers:
+        start_shape = FUSION_READER.shape_from(start)
+        shape = self.model.over(start_shape)
+        if start.kind.name in FUSION_READER.reads and shape.num_decoder_layers != start_shape.num_decoder_layers:
             raise ConfigError(
                 f"--decoder-num-layers {self.model.decoder_num_layers}: the decoder of {start.folder} has "
-                f"{start.config.num_decoder_layers} layers; leave the flag out."
+                f"{start_shape.num_decoder_layers} layers; leave the flag out."
             )
         return ReaderSettings(shape, self.layout, self.answers, self.encode)
 
@@ -153,14 +139,10 @@ class FusionFinetuneConfig(ReaderFinetuneConfig[OpenFusionReader]):
 FUSION = ReaderKind(
     name="fusion",
     about="writes the answer from all passages together (fusion in the decoder)",
-    saved_as=KIND,
-    reads=READABLE_KINDS,
-    starts_from=STARTING_KINDS,
     passes=FusionReadings.passes,
     needs_passages=False,
     layout=FusionFormatConfig,
     answers=GenerationConfig,
     finetune=FusionFinetuneConfig,
-    describe=describe_fusion_reader,
     open=OpenFusionReader,
 )

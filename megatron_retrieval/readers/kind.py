@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.reader import ReaderModelKind
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
@@ -19,39 +18,6 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.steps.readings import Pass, ReaderSide
-
-
-class SavedReader(Protocol):
-    """All of a checkpoint but its weights, as a reader that starts from it sees it."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def manifest(self) -> CheckpointManifest: ...
-
-    @property
-    def kind(self) -> str:
-        """What was saved."""
-        ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def config(self) -> Any:
-        """The shape that the reader has."""
-        ...
-
-    @property
-    def layout(self) -> Any:
-        """None where it has not been trained as a reader."""
-        ...
-
-    @property
-    def passage_scores(self) -> PassageScoreConfig:
-        """What it does with the scores of passages."""
-        ...
 
 
 class OpenReader(ABC):
@@ -65,6 +31,7 @@ class OpenReader(ABC):
         seed: names the initial weights.
 
     Attributes:
+        checkpoints: the kind of its checkpoints.
         model: all of its parameters.
         vocabulary: what it reads and answers in.
 
@@ -72,21 +39,30 @@ class OpenReader(ABC):
         ConfigError: sequences longer than the model's positions, or no room for passages.
     """
 
+    checkpoints: ClassVar[ReaderModelKind[Any, Any, Any]]
+    settings: ReaderSettings
+    topology: ProcessTopology
     model: nn.Module
     vocabulary: Vocabulary
 
     @abstractmethod
     def __init__(
-        self, start: Any, settings: ReaderSettings, topology: ProcessTopology, dtype: torch.dtype, *, seed: int = 0
+        self,
+        start: AnyDescription,
+        settings: ReaderSettings,
+        topology: ProcessTopology,
+        dtype: torch.dtype,
+        *,
+        seed: int = 0,
     ) -> None: ...
 
-    @abstractmethod
-    def load(self, start: Any) -> None:
+    def load(self, start: AnyDescription) -> None:
         """Take the weights of a checkpoint, or what it has of them; the log says what is new.
 
         Raises:
             CheckpointError: parameters or shapes differ; the message names the first of them.
         """
+        self.checkpoints.start(self.model, start, self.topology)
 
     @abstractmethod
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> Reader:
@@ -101,13 +77,15 @@ class OpenReader(ABC):
     def side(self, evidence: EvidenceStore) -> ReaderSide:
         """Its part in training with a retriever over `evidence`; called before the optimizer is made."""
 
-    @abstractmethod
     def checkpoint_config(self, scores: PassageScoreConfig | None = None) -> dict[str, Any]:
         """What the manifest of its checkpoints keeps.
 
         Args:
             scores: how the scores of passages are used; None where it is trained without a retriever.
         """
+        layout = self.settings.layout
+        further = (layout,) if scores is None else (layout, scores)
+        return self.checkpoints.config(self.settings.shape, self.vocabulary, *further)
 
     def recorded(self) -> dict[str, Any]:
         """What else its speed or its answers depend on, for the record of an evaluation."""
@@ -121,27 +99,24 @@ class ReaderKind:
     Attributes:
         name: `--task NAME-finetune` fine-tunes one.
         about: what it does, in one clause.
-        saved_as: the kind of its checkpoints.
-        reads: kinds of checkpoints that read as they are.
-        starts_from: kinds of checkpoints that fine-tuning may start from.
         passes: what objectives of end-to-end training may ask of it.
         needs_passages: it has no answer to a question alone.
         layout: configuration class of its layout, with a default for every setting.
         answers: configuration class of how it answers, likewise.
         finetune: configuration class of its fine-tuning, a `finetune.ReaderFinetuneConfig`.
-        describe: `(path, kinds)` to what the checkpoint there, of one of these kinds, says of itself.
         open: the class of its readers.
     """
 
     name: str
     about: str
-    saved_as: str
-    reads: Collection[str]
-    starts_from: Collection[str]
     passes: frozenset[Pass]
     needs_passages: bool
     layout: type[Any]
     answers: type[Any]
     finetune: type[Any]
-    describe: Callable[[str | Path, Collection[str]], SavedReader]
     open: type[OpenReader]
+
+    @property
+    def checkpoints(self) -> ReaderModelKind[Any, Any, Any]:
+        """The kind of its checkpoints."""
+        return self.open.checkpoints

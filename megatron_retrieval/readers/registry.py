@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
 from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.readers.extractive import EXTRACTIVE
 from megatron_retrieval.readers.fusion import FUSION
-from megatron_retrieval.readers.kind import ReaderKind, SavedReader
+from megatron_retrieval.readers.kind import ReaderKind
 from megatron_retrieval.utils.registry import Registry
 
 READERS: Registry[ReaderKind] = Registry("kind of reader")
@@ -16,7 +17,7 @@ READERS.add(EXTRACTIVE)
 READERS.add(FUSION)
 
 
-def describe_reader(path: str | Path) -> tuple[ReaderKind, SavedReader]:
+def describe_reader(path: str | Path) -> tuple[ReaderKind, AnyReaderDescription]:
     """Which kind of reader a checkpoint holds, and what it says of itself.
 
     Raises:
@@ -25,7 +26,7 @@ def describe_reader(path: str | Path) -> tuple[ReaderKind, SavedReader]:
     folder = resolve_checkpoint(path)
     saved_as = read_manifest(folder).kind
     for kind in READERS.values():
-        if saved_as in kind.reads:
-            return kind, kind.describe(folder, kind.reads)
-    needed = " or ".join(kind.saved_as for kind in READERS.values())
+        if saved_as in kind.checkpoints.reads:
+            return kind, kind.checkpoints.describe(folder, kind.checkpoints.reads)
+    needed = " or ".join(kind.checkpoints.name for kind in READERS.values())
     raise CheckpointError(f"{folder}: holds a {saved_as}, where a {needed} is needed.")

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.data.examples.masked_lm import MaskedLMDataConfig, MaskedLMDataset
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.models.bert import BertConfig
@@ -38,17 +38,18 @@ class BertPretrainingConfig:
         """For the launcher."""
         return self.training.parallel
 
-    def starting_point(self) -> StartingPoint | None:
+    def starting_point(self) -> AnyDescription | None:
         """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one."""
-        return find_start(self.training.save, self.pretrained_checkpoint, KIND)
+        return find_start(MASKED_LM, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> BertPretrainingConfig:
         """The starting point's shape is the default of its flags, and bounds the length of sequences."""
         start = self.starting_point()
         if start is None:
             return self
-        seq_length = min(self.data.seq_length, start.bert.max_position_embeddings)
-        return dataclasses.replace(self, model=start.bert, data=dataclasses.replace(self.data, seq_length=seq_length))
+        shape = MASKED_LM.shape_from(start)
+        data = dataclasses.replace(self.data, seq_length=min(self.data.seq_length, shape.max_positions))
+        return dataclasses.replace(self, model=shape, data=data)
 
 
 def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
@@ -62,17 +63,17 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     require_positions(config.model.max_positions, seq_length=config.data.seq_length)
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed = training.seed
-    corpus = open_corpus(blocks.data_path, start, "WordPiece")
+    corpus = open_corpus(blocks.data_path, start, MASKED_LM.vocabulary(config.model))
     dataset = partial(MaskedLMDataset, config.data, corpus, seed=seed)
     examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
     shape = config.model
     if start is None:
         shape = dataclasses.replace(shape, vocab_size=corpus.vocabulary.vocab_size)
     model = MaskedLanguageModel(shape, topology, training.precision.dtype, seed=seed)
-    load_start(start, model, training.save, topology)
+    load_start(MASKED_LM, start, model, training.save, topology)
     saved = SavedModel(
-        KIND,
-        masked_lm_checkpoint_config(shape, corpus.vocabulary.settings()["lower_case"]),
+        MASKED_LM.name,
+        MASKED_LM.config(shape, corpus.vocabulary),
         corpus.vocabulary.assets(),
         {"number of sequences": len(examples), "corpus": corpus.fingerprint},
     )

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
-from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.data.examples.loader import BatchSource, Bundles
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -41,9 +41,9 @@ class DualEncoderTrainingConfig:
         """For the launcher."""
         return self.training.parallel
 
-    def starting_point(self) -> StartingPoint | None:
+    def starting_point(self) -> AnyDescription | None:
         """The checkpoint that gives shape, text layout and vocabulary: the resumed one, else the pretrained one."""
-        return find_start(self.training.save, self.pretrained_checkpoint, KIND)
+        return find_start(DUAL_ENCODER, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> Self:
         """The starting point's shape and text layout are the defaults of their flags."""
@@ -52,8 +52,8 @@ class DualEncoderTrainingConfig:
             return self
         return dataclasses.replace(
             self,
-            model=start.dual_encoder_over(self.model),
-            text_format=start.text_format_over(self.text_format),
+            model=DUAL_ENCODER.shape_from(start, self.model),
+            text_format=DUAL_ENCODER.layout_from(start, self.text_format),
         )
 
 
@@ -61,7 +61,7 @@ def build_contrastive_trainer(
     config: DualEncoderTrainingConfig,
     topology: ProcessTopology,
     *,
-    start: StartingPoint | None,
+    start: AnyDescription | None,
     tokenizer: Vocabulary,
     examples: BatchSource[ContrastiveBatch],
     held_out: BatchSource[ContrastiveBatch] | None,
@@ -85,19 +85,20 @@ def build_contrastive_trainer(
     """
     training, shape, lengths = config.training, config.model, config.text_format
     require_positions(
-        shape.bert.max_positions,
+        shape.encoder.max_positions,
         query_seq_length=lengths.query_seq_length,
         retriever_seq_length=lengths.retriever_seq_length,
     )
     seed = training.seed
     if start is None:
-        shape = dataclasses.replace(shape, bert=dataclasses.replace(shape.bert, vocab_size=tokenizer.vocab_size))
+        encoder = dataclasses.replace(shape.encoder, vocab_size=tokenizer.vocab_size)
+        shape = dataclasses.replace(shape, encoder=encoder)
     model = DualEncoder(shape, topology, training.precision.dtype, seed=seed)
-    load_start(start, model, training.save, topology)
+    load_start(DUAL_ENCODER, start, model, training.save, topology)
     recall = config.recall.open(model, config.text_format, tokenizer)
     saved = SavedModel(
-        KIND,
-        checkpoint_config(shape, config.text_format, tokenizer.settings()["lower_case"]),
+        DUAL_ENCODER.name,
+        DUAL_ENCODER.config(shape, tokenizer, config.text_format),
         tokenizer.assets(),
         identity,
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
-from megatron_retrieval.checkpoint.kinds.t5 import T5Description
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.data.layouts.blocks import BlockConfig, split_documents
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.ragged import Rows
@@ -14,7 +13,7 @@ from megatron_retrieval.data.stores.ragged import Rows
 Dataset = TypeVar("Dataset")
 
 
-def open_corpus(path: str, start: StartingPoint | T5Description | None, vocabulary: str) -> CorpusStore:
+def open_corpus(path: str, start: AnyDescription | None, vocabulary: str) -> CorpusStore:
     """The corpus to train on, which must have the starting point's vocabulary.
 
     Args:

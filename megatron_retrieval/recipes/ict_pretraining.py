@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.data.examples.ict import IctDataConfig, ict_datasets
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
@@ -26,7 +27,7 @@ def build(config: IctPretrainingConfig, topology: ProcessTopology) -> Trainer:
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
     start = config.starting_point()
-    corpus = open_corpus(config.data.blocks.data_path, start, "WordPiece")
+    corpus = open_corpus(config.data.blocks.data_path, start, DUAL_ENCODER.vocabulary(config.model))
     examples, held_out = ict_datasets(corpus, config.data, config.text_format, config.training.seed)
     return build_contrastive_trainer(
         config,

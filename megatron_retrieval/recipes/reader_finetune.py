@@ -31,7 +31,7 @@ def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Train
         questions = list(read_training_questions(held_out_data, QuestionCensus()))
         tasks.append(GivenPassagesTask(questions, reader.answerer(), reader.model, config.scoring))
     identity = {"number of training questions": len(examples)}
-    saved = SavedModel(kind.saved_as, reader.checkpoint_config(), reader.vocabulary.assets(), identity)
+    saved = SavedModel(kind.checkpoints.name, reader.checkpoint_config(), reader.vocabulary.assets(), identity)
     run = TrainingRun(training, topology, reader.model, saved)
     run.evaluate(held_out, tasks)
     run.resume()

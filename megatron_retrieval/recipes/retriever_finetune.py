@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
-from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -31,7 +31,10 @@ class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
     def with_artefact_defaults(self) -> Self:
         """The starting point's shape, text layout and casing are the defaults of their flags."""
         start, config = self.starting_point(), super().with_artefact_defaults()
-        return config if start is None else dataclasses.replace(config, lower_case=start.lower_case)
+        if start is None:
+            return config
+        lower_case = start.vocabulary().settings().get("lower_case", config.lower_case)
+        return dataclasses.replace(config, lower_case=lower_case)
 
 
 def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer:
@@ -60,7 +63,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     )
 
 
-def _vocabulary(config: RetrieverFinetuneConfig, start: StartingPoint | None) -> Vocabulary:
+def _vocabulary(config: RetrieverFinetuneConfig, start: AnyDescription | None) -> Vocabulary:
     """The starting point's vocabulary, or the one that `--vocab-file` names; both only if they are the same."""
     given = None if config.vocab_file is None else WordPieceTokenizer(config.vocab_file, config.lower_case)
     if start is None:

@@ -6,19 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
-from megatron_retrieval.checkpoint.kinds.t5 import (
-    KIND,
-    T5Description,
-    describe_t5,
-    t5_checkpoint_config,
-)
-from megatron_retrieval.checkpoint.store.reader import load_weights
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.data.examples.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
+from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
@@ -42,17 +38,16 @@ class T5PretrainingConfig:
         """For the launcher."""
         return self.training.parallel
 
-    def starting_point(self) -> T5Description | None:
+    def starting_point(self) -> AnyDescription | None:
         """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one."""
-        folder = self.training.save.resume_folder() or self.pretrained_checkpoint
-        return describe_t5(folder) if folder else None
+        return find_start(T5_KIND, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> T5PretrainingConfig:
         """The starting point's shape is the default of its flags; without one, the corpus has a vocabulary."""
         start = self.starting_point()
         if start is not None:
-            return dataclasses.replace(self, model=start.config)
-        vocab_size = open_corpus(self.data.blocks.data_path, None, "SentencePiece").vocabulary.vocab_size
+            return dataclasses.replace(self, model=start.shape)
+        vocab_size = open_corpus(self.data.blocks.data_path, None, T5_KIND.vocabulary_name).vocabulary.vocab_size
         return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
 
 
@@ -66,7 +61,7 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
     """
     training, blocks, start = config.training, config.data.blocks, config.starting_point()
     seed, shape = training.seed, config.model
-    corpus = open_corpus(blocks.data_path, start, "SentencePiece")
+    corpus = open_corpus(blocks.data_path, start, T5_KIND.vocabulary_name)
     tokenizer = corpus.vocabulary
     if shape.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
@@ -76,11 +71,10 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
     dataset = partial(SpanCorruptionDataset, config.data, corpus, seed=seed)
     examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
     model = T5(shape, topology, training.precision.dtype, seed=seed)
-    if start is not None and training.save.resume_folder() is None:
-        load_weights(start.folder, start.manifest, model, topology)
+    load_start(T5_KIND, start, model, training.save, topology)
     saved = SavedModel(
-        KIND,
-        t5_checkpoint_config(shape),
+        T5_KIND.name,
+        T5_KIND.config(shape, tokenizer),
         tokenizer.assets(),
         {"number of sequences": len(examples), "corpus": corpus.fingerprint},
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, load_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.errors import MismatchError
@@ -30,7 +30,7 @@ class IndexEncoder:
     Args:
         main_weight: the fp32 weights of a parameter of `model`.
         job: embeds the evidence with `model`; each version has a fingerprint of its own.
-        config, assets: what checkpoints of the encoder hold beside weights; see `checkpoint_config`.
+        config, assets: what checkpoints of the encoder hold beside weights; see `ModelKind.config`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class IndexEncoder:
             versions.snapshots,
             self._model,
             self._topology,
-            kind=KIND,
+            kind=DUAL_ENCODER.name,
             config=self._config,
             assets=self._assets,
             iteration=iteration,
@@ -83,7 +83,7 @@ class IndexEncoder:
             MismatchError: it is another encoder.
         """
         dtype = next(self._model.parameters()).dtype
-        loaded = load_dual_encoder(versions.snapshot(request.iteration), self._topology, dtype)
+        loaded = DUAL_ENCODER.load(versions.snapshot(request.iteration), self._topology, dtype)
         found = loaded.description.fingerprint
         if found != request.encoder_fingerprint:
             raise MismatchError(

@@ -148,7 +148,7 @@ def _embedding_job(evidence: EvidenceStore, encoder: LoadedDualEncoder, config: 
     return EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,
-        text_format=encoder.description.text_format,
+        text_format=encoder.description.layout,
         encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype=config.embedding_dtype,
         micro_batch_size=config.encode.micro_batch_size,

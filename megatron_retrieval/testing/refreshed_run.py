@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.exact.sharded import ShardedIndex
@@ -143,12 +143,9 @@ def build(
     evidence = EvidenceStore(config.evidence)
     model = DualEncoder(tiny_dual_encoder_config(dropout=0.1), topology, training.precision.dtype)
     step = ShrinkingStep(model, topology, config.step_seconds)
-    saved = SavedModel(
-        KIND,
-        checkpoint_config(model.config, TEXT_FORMAT, lower_case=True),
-        evidence.vocabulary.assets(),
-        {},
-    )
+    vocabulary = evidence.vocabulary
+    config_of_model = DUAL_ENCODER.config(model.config, vocabulary, TEXT_FORMAT)
+    saved = SavedModel(DUAL_ENCODER.name, config_of_model, vocabulary.assets(), {})
     settings = {
         "worker_command": command(config, topology.device),
         "has_embedding_ranks": config.parallel.num_embedding_ranks > 0,

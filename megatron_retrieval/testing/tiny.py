@@ -29,7 +29,7 @@ def tiny_dual_encoder_config(*, dropout: float = 0.0, shared: bool = False) -> D
         attention_dropout=dropout,
         init_method_std=0.2,
     )
-    return DualEncoderConfig(bert=bert, biencoder_shared_query_context_model=shared)
+    return DualEncoderConfig(encoder=bert, biencoder_shared_query_context_model=shared)
 
 
 def random_texts(num_texts: int, longest: int, seed: int) -> TokenBatch:

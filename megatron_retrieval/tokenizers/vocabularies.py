@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_retrieval.tokenizers import huggingface
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
@@ -25,6 +26,8 @@ class VocabularyKind:
         library: tokenizes; another version may give other ids.
         open: (file, settings that a manifest keeps of it) to the vocabulary. Raises DataError where the file is
             missing or damaged, KeyError where a setting is missing.
+        from_huggingface: a folder of Hugging Face's to its vocabulary. Raises CheckpointError where it has none.
+        to_huggingface: (vocabulary, folder, longest sequence in tokens or None) writes the files of such a folder.
     """
 
     name: str
@@ -33,6 +36,8 @@ class VocabularyKind:
     flag: str
     library: str
     open: Callable[[Path, Mapping[str, Any]], Vocabulary]
+    from_huggingface: Callable[[Path], Vocabulary]
+    to_huggingface: Callable[[Any, Path, int | None], None]
 
 
 VOCABULARIES: Registry[VocabularyKind] = Registry("kind of vocabulary")
@@ -44,6 +49,8 @@ VOCABULARIES.add(
         flag="--vocab-file",
         library="tokenizers",
         open=lambda path, settings: WordPieceTokenizer(path, settings["lower_case"]),
+        from_huggingface=huggingface.read_wordpiece,
+        to_huggingface=huggingface.write_wordpiece,
     )
 )
 VOCABULARIES.add(
@@ -54,6 +61,8 @@ VOCABULARIES.add(
         flag="--tokenizer-model",
         library="sentencepiece",
         open=lambda path, _: SentencePieceTokenizer(path),
+        from_huggingface=huggingface.read_sentencepiece,
+        to_huggingface=huggingface.write_sentencepiece,
     )
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class WordPieceTokenizer:
     Args:
         vocab_file: one token a line; the id of a token is its line number, from 0.
         lower_case: lower-case the text and strip its accents, as uncased checkpoints need.
+        tokens: the vocabulary, where the file holds it in another form.
 
     Raises:
         DataError: the file is no such vocabulary or lacks a special token.
@@ -40,10 +41,12 @@ class WordPieceTokenizer:
     is_reversible = False
     sentinel_ids: tuple[int, ...] = ()
 
-    def __init__(self, vocab_file: str | Path, lower_case: bool = True) -> None:
+    def __init__(self, vocab_file: str | Path, lower_case: bool = True, *, tokens: Sequence[str] | None = None) -> None:
         self.path, self._lower_case = Path(vocab_file), lower_case
-        vocabulary = _read_vocabulary(self.path)
-        self._content = self.path.read_bytes()
+        vocabulary = _read_vocabulary(self.path, read_lines(self.path) if tokens is None else tokens)
+        self._content = self.path.read_bytes() if tokens is None else "".join(f"{name}\n" for name in tokens).encode()
+        #: in the order of their ids
+        self.tokens = tuple(vocabulary)
         self.vocab_size = max(vocabulary.values()) + 1
         begin, end, pad, mask = (vocabulary[f"[{name}]"] for name in ("CLS", "SEP", "PAD", "MASK"))
         self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask)
@@ -102,9 +105,9 @@ def _end_of_accents(text: str, stop: int) -> int:
     return stop
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
+def _read_vocabulary(path: Path, lines: Iterable[str]) -> dict[str, int]:
     vocabulary: dict[str, int] = {}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         token = line.rstrip("\r\n")
         if not token or " " in token or "\t" in token:
             problem = "an empty line" if not token else "white space inside a token"

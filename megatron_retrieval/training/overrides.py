@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from megatron_retrieval.models.bert import BertConfig
-from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.errors import ConfigError
 
-Shape = TypeVar("Shape", bound=BertConfig | T5Config)
+Shape = TypeVar("Shape", bound=Any)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -25,6 +24,13 @@ class ModelOverridesConfig:
     Default: the starting point's."""
 
     def over(self, shape: Shape) -> Shape:
-        """The starting point's configuration with what is set here."""
+        """The starting point's configuration with what is set here.
+
+        Raises:
+            ConfigError: it has no such setting.
+        """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if unknown := given.keys() - {field.name for field in dataclasses.fields(shape)}:
+            flag = min(unknown).replace("_", "-")
+            raise ConfigError(f"--{flag}: the model that training starts from has no such setting; leave it out.")
         return dataclasses.replace(shape, **given)

@@ -77,7 +77,7 @@ class Setting:
     def __init__(
         self, topology: ProcessTopology, folder: Path, reader: Any, k: int, freeze: FreezeConfig | None = None
     ) -> None:
-        retriever = DualEncoder(DualEncoderConfig(bert=BertConfig(**SHAPE)), topology, seed=1)
+        retriever = DualEncoder(DualEncoderConfig(encoder=BertConfig(**SHAPE)), topology, seed=1)
         self.topology = topology
         self.model = EndToEndModel(retriever, reader, freeze or FreezeConfig(), first_score_weight=0.7)
         self.evidence = EvidenceStore(folder / "evidence")

@@ -57,9 +57,9 @@ def main(global_batch_size: int, hidden_size: int = 32, seq_length: int = 32, mi
     text_format = TextFormatConfig(query_seq_length=min(64, seq_length), retriever_seq_length=seq_length)
     dataset, _ = ict_datasets(_corpus(seq_length), config, text_format, seed=0)
     shape = tiny_dual_encoder_config()
-    bert = dataclasses.replace(shape.bert, hidden_size=hidden_size, max_position_embeddings=seq_length)
+    bert = dataclasses.replace(shape.encoder, hidden_size=hidden_size, max_position_embeddings=seq_length)
     with process_topology(ParallelConfig(device="cpu")) as topology:
-        model = DualEncoder(dataclasses.replace(shape, bert=bert), topology, seed=0)
+        model = DualEncoder(dataclasses.replace(shape, encoder=bert), topology, seed=0)
         step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=micro_batch_size), topology, seed=0)
         loader = BatchLoader(dataset, EpochSampler(len(dataset), global_batch_size, seed=0))
         for iteration, batch in enumerate(itertools.islice(loader.iterate(), 2)):

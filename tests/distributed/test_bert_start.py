@@ -9,19 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.huggingface.models import write_model
-from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader, masked_lm
+from megatron_retrieval.checkpoint.huggingface.formats import export_model
 from megatron_retrieval.checkpoint.kinds.bert_seq2seq import source_layer
-from megatron_retrieval.checkpoint.kinds.description import wordpiece_asset
-from megatron_retrieval.checkpoint.kinds.dual_encoder import load_dual_encoder
-from megatron_retrieval.checkpoint.kinds.fusion_reader import (
-    KIND,
-    STARTING_KINDS,
-    describe_fusion_reader,
-    load_fusion_reader,
-    start_fusion_reader,
-)
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
+from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
+from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -37,6 +31,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 State = dict[str, Tensor]
 TOLERANCE = 1e-5
@@ -60,37 +55,29 @@ def _save_berts(topology: ProcessTopology, folder: str) -> State:
     """A checkpoint of each kind of BERT; the weights of all, by kind."""
     layout = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=20)
     towers = {
-        name: DualEncoderConfig(bert=BERT, biencoder_shared_query_context_model=name == "shared")
+        name: DualEncoderConfig(encoder=BERT, biencoder_shared_query_context_model=name == "shared")
         for name in ("shared", "separate")
-    }
-    made = {
-        name: (
-            DualEncoder(config, topology, seed=1),
-            dual_encoder.KIND,
-            dual_encoder.checkpoint_config(config, TextFormatConfig(), lower_case=True),
-        )
-        for name, config in towers.items()
     }
     language_model = MaskedLanguageModel(BERT, topology, seed=1)
     with torch.no_grad():
         language_model.head.bias.copy_(torch.arange(len(language_model.head.bias)))
-    settings = masked_lm.masked_lm_checkpoint_config(BERT, lower_case=True)
-    made["masked-lm"] = (language_model, masked_lm.KIND, settings)
-    settings = extractive_reader.extractive_reader_checkpoint_config(BERT, layout, lower_case=True)
-    made["extractive"] = (ExtractiveReader(BERT, topology, seed=1), extractive_reader.KIND, settings)
+    reader, vocabulary = ExtractiveReader(BERT, topology, seed=1), WordPieceTokenizer("vocab.txt", tokens=VOCABULARY)
+    encoders = {name: DualEncoder(config, topology, seed=1) for name, config in towers.items()}
+    for name, encoder in encoders.items():
+        DUAL_ENCODER.save(f"{folder}/{name}", encoder, topology, encoder.config, vocabulary, TextFormatConfig())
+    MASKED_LM.save(f"{folder}/masked-lm", language_model, topology, BERT, vocabulary)
+    EXTRACTIVE_READER.save(f"{folder}/extractive", reader, topology, BERT, vocabulary, layout)
     states: State = {}
-    for name, (model, kind, config) in made.items():
-        assets = wordpiece_asset(VOCABULARY)
-        save_checkpoint(f"{folder}/{name}", model, topology, kind=kind, config=config, assets=assets)
+    for name, model in {**encoders, "masked-lm": language_model, "extractive": reader}.items():
         states |= {f"{name}.{parameter}": full for parameter, full in _full(model, topology).items()}
     return states
 
 
 def _start(topology: ProcessTopology, folder: str, name: str, num_layers: int) -> tuple[BertSeq2Seq, State]:
-    start = describe_fusion_reader(f"{folder}/{name}", STARTING_KINDS)
-    shape = dataclasses.replace(start.config, decoder_num_layers=num_layers)
-    model = start.architecture.build(shape, start.vocabulary(), topology, seed=9)
-    start_fusion_reader(start, model, topology)
+    start = describe(f"{folder}/{name}", FUSION_READER.starts_from)
+    shape = dataclasses.replace(FUSION_READER.shape_from(start), decoder_num_layers=num_layers)
+    model = FUSION_READER.build(shape, start.vocabulary().special, topology, seed=9)
+    FUSION_READER.start(model, start, topology)
     return model.eval(), _full(model, topology)
 
 
@@ -124,7 +111,7 @@ def _check_states(topology: ProcessTopology, folder: str) -> None:
     """The encoder's states are the tower's; a decoder layer computes what the encoder's does where it reads the same,
     its cross-attention what that layer's self-attention does."""
     model, _ = _start(topology, folder, "separate", 3)
-    tower = load_dual_encoder(f"{folder}/separate", topology).model.towers["passage"].bert
+    tower = DUAL_ENCODER.load(f"{folder}/separate", topology).model.towers["passage"].bert
     assert torch.equal(model.encoder(TEXTS), tower(TEXTS))
     states = torch.randn(7, 4, BERT.hidden_size, generator=torch.Generator().manual_seed(2))
     for ours, theirs in zip(model.decoder.layers, tower.encoder.layers, strict=True):
@@ -159,16 +146,15 @@ def test_layers_that_shorter_decoders_start_from() -> None:
 
 
 def _save_reader(topology: ProcessTopology, folder: str) -> State:
-    """A reader saved by the description of the BERT that it started from, and loaded."""
-    start = describe_fusion_reader(f"{folder}/masked-lm", STARTING_KINDS)
+    """A reader with the vocabulary of the BERT that it started from, saved and loaded."""
+    start = describe(f"{folder}/masked-lm", FUSION_READER.starts_from)
     layout = FusionFormatConfig(question_seq_length=6, reader_seq_length=20)
-    shape = dataclasses.replace(start.config, decoder_num_layers=1)
-    model = start.architecture.build(shape, start.vocabulary(), topology, seed=9)
-    config = start.reader_config(shape, layout)
-    save_checkpoint(f"{folder}/reader", model, topology, kind=KIND, config=config, assets=start.assets())
-    saved = describe_fusion_reader(f"{folder}/reader")
-    assert (saved.config, saved.layout, saved.vocabulary().settings()["lower_case"]) == (shape, layout, True)
-    loaded = load_fusion_reader(saved, saved.vocabulary(), topology)
+    shape, vocabulary = dataclasses.replace(FUSION_READER.shape_from(start), decoder_num_layers=1), start.vocabulary()
+    model = FUSION_READER.build(shape, vocabulary.special, topology, seed=9)
+    FUSION_READER.save(f"{folder}/reader", model, topology, shape, vocabulary, layout)
+    saved = FUSION_READER.describe(f"{folder}/reader")
+    assert (saved.shape, saved.layout, saved.vocabulary().settings()["lower_case"]) == (shape, layout, True)
+    loaded = saved.load(topology)
     assert (loaded.start_id, loaded.end_id, loaded.training) == (2, 3, False)
     assert all(torch.equal(value, _full(model, topology)[name]) for name, value in _full(loaded, topology).items())
     return {}
@@ -177,16 +163,16 @@ def _save_reader(topology: ProcessTopology, folder: str) -> State:
 def test_a_saved_reader_says_what_it_is(tmp_path: Path) -> None:
     run_on_ranks(_save_berts, 1, str(tmp_path))
     run_on_ranks(_save_reader, 1, str(tmp_path))
-    with pytest.raises(CheckpointError, match="hf-t5 cannot hold a reader that started from a BERT"):
-        write_model("hf-t5", tmp_path / "reader", tmp_path / "exported")
-    with pytest.raises(CheckpointError, match="holds a masked-lm, where a t5 or fusion-reader is needed"):
-        write_model("hf-t5", tmp_path / "masked-lm", tmp_path / "exported")
+    with pytest.raises(CheckpointError, match="hf-t5 cannot hold this fusion-reader; no other format can"):
+        export_model("hf-t5", tmp_path / "reader", tmp_path / "exported")
+    with pytest.raises(CheckpointError, match="hf-t5 cannot hold this masked-lm; choose --format hf-bert or"):
+        export_model("hf-t5", tmp_path / "masked-lm", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
     manifest = tmp_path / "reader" / "iter_0000000" / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"bert-seq2seq"', '"mamba"'))
-    with pytest.raises(CheckpointError, match="architecture 'mamba'; known are t5, bert-seq2seq"):
-        describe_fusion_reader(tmp_path / "reader")
+    with pytest.raises(CheckpointError, match="'mamba'; choose one of t5, bert-seq2seq"):
+        FUSION_READER.describe(tmp_path / "reader")
     manifest.write_text(text.replace('"lower-case"', '"lower"'))
     with pytest.raises(CheckpointError, match="the setting 'lower-case' is missing"):
-        describe_fusion_reader(tmp_path / "reader")
+        FUSION_READER.describe(tmp_path / "reader").vocabulary()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, load_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
@@ -25,10 +25,13 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_dpr
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 
 SHAPE = tiny_dual_encoder_config()
-CONFIG = checkpoint_config(SHAPE, TextFormatConfig(), lower_case=True)
+KIND = DUAL_ENCODER.name
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONFIG = DUAL_ENCODER.config(SHAPE, WordPieceTokenizer("vocab.txt", tokens=TOKENS), TextFormatConfig())
 QUERY, PASSAGE = "towers.query.", "towers.passage."
 Weights = dict[str, Tensor]
 
@@ -44,7 +47,7 @@ def _save_base(topology: ProcessTopology, folder: str, seed: int, name: str) -> 
 
 def _started(topology: ProcessTopology, root: Path, dtype: torch.dtype = torch.float32) -> DualEncoder:
     """A model that started from the base: the passage tower is frozen, the query tower has changed."""
-    model = load_dual_encoder(root / "base", topology, dtype).model
+    model = DUAL_ENCODER.load(root / "base", topology, dtype).model
     model.towers["passage"].requires_grad_(False)
     with torch.no_grad():
         for parameter in model.towers["query"].parameters():
@@ -63,13 +66,13 @@ def _save_both(topology: ProcessTopology, folder: str, dtype: str = "float32") -
 
 
 def _load(topology: ProcessTopology, folder: str, name: str) -> Weights:
-    model = load_dual_encoder(Path(folder) / name, topology).model
+    model = DUAL_ENCODER.load(Path(folder) / name, topology).model
     return {name: gather_full(p, topology) for name, p in model.named_parameters()}
 
 
 def _refused(topology: ProcessTopology, folder: str, name: str) -> str:
     try:
-        load_dual_encoder(Path(folder) / name, topology)
+        DUAL_ENCODER.load(Path(folder) / name, topology)
     except CheckpointError as error:
         return str(error)
     return ""
@@ -185,7 +188,7 @@ class _Whole(nn.Module):
 
 def _run(topology: ProcessTopology, root: Path) -> tuple[_Whole, Optimizer, Callable[[bool], RunCheckpoints]]:
     """A run with the optimizer, and what makes its checkpoints, with or without a base."""
-    whole = _Whole(load_dual_encoder(root / "base", topology, torch.bfloat16).model)
+    whole = _Whole(DUAL_ENCODER.load(root / "base", topology, torch.bfloat16).model)
     optimizer = Optimizer(DataParallelModel(whole, topology), OptimizerConfig(lr=0.1), PrecisionConfig(), topology)
 
     def checkpoints(with_base: bool) -> RunCheckpoints:
@@ -217,7 +220,7 @@ def _resume(topology: ProcessTopology, folder: str, with_base: bool) -> list[Ten
         for parameter in whole.parameters():
             parameter.zero_()
     assert checkpoints(with_base).resume(resolve_checkpoint(Path(folder) / name)) == 2
-    before = load_dual_encoder(Path(folder) / "base", topology, torch.bfloat16).model
+    before = DUAL_ENCODER.load(Path(folder) / "base", topology, torch.bfloat16).model
     assert all(map(torch.equal, whole.retriever.parameters(), before.parameters()))
     return [whole.weight.detach(), *optimizer.state_tensors().values()]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, describe_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, resolve_checkpoint
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -16,23 +15,24 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_dpr
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 
 def _save(topology: ProcessTopology, folder: str, vocab: str, iterations: list[int], keep_last: int | None) -> str:
     config = tiny_dual_encoder_config()
-    model = DualEncoder(config, topology, seed=1)
+    model, vocabulary = DualEncoder(config, topology, seed=1), WordPieceTokenizer(vocab)
     for iteration in iterations:
         path = save_checkpoint(
             folder,
             model,
             topology,
-            kind=KIND,
-            config=checkpoint_config(config, TextFormatConfig(), lower_case=True),
-            assets={VOCAB_NAME: Path(vocab).read_bytes()},
+            kind=DUAL_ENCODER.name,
+            config=DUAL_ENCODER.config(config, vocabulary, TextFormatConfig()),
+            assets=vocabulary.assets(),
             iteration=iteration,
             keep_last=keep_last,
         )
-    return describe_dual_encoder(path).fingerprint
+    return DUAL_ENCODER.describe(path).fingerprint
 
 
 def test_keeps_the_newest_and_fingerprints_do_not_depend_on_the_layout(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_keeps_the_newest_and_fingerprints_do_not_depend_on_the_layout(tmp_path:
     sharded = run_on_ranks(_save, 2, str(tmp_path / "b"), str(vocab), [0], None, tensor_model_parallel_size=2)
     assert sharded == [single, single]
     names = {path.name for path in (tmp_path / "b" / "iter_0000000").iterdir()}
-    assert names == {"manifest.json", "model.tp0of2.safetensors", "model.tp1of2.safetensors", VOCAB_NAME}
+    assert names == {"manifest.json", "model.tp0of2.safetensors", "model.tp1of2.safetensors", "vocab.txt"}
 
 
 def test_damage_is_said(tmp_path: Path) -> None:
@@ -52,10 +52,10 @@ def test_damage_is_said(tmp_path: Path) -> None:
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest[:-40])
     with pytest.raises(CheckpointError, match=r"manifest\.json: damaged, or not the manifest of a checkpoint"):
-        describe_dual_encoder(folder)
-    (folder / "manifest.json").write_text(manifest.replace(KIND, "reader"))
+        DUAL_ENCODER.describe(folder)
+    (folder / "manifest.json").write_text(manifest.replace(DUAL_ENCODER.name, "reader"))
     with pytest.raises(CheckpointError, match="holds a reader, where a dual-encoder is needed"):
-        describe_dual_encoder(folder)
+        DUAL_ENCODER.describe(folder)
     (tmp_path / "a" / LATEST_NAME).write_text("40\n")
     with pytest.raises(CheckpointError, match=r"iter_0000040: named by .*, but it holds no manifest\.json"):
         resolve_checkpoint(tmp_path / "a")

@@ -29,7 +29,7 @@ BERT = BertConfig(
     hidden_dropout=0.0,
     attention_dropout=0.0,
 )
-CONFIG = DualEncoderConfig(bert=BERT, pooling="mean", biencoder_projection_dim=8)
+CONFIG = DualEncoderConfig(encoder=BERT, pooling="mean", biencoder_projection_dim=8)
 DROPOUT = dataclasses.replace(BERT, hidden_dropout=0.2, attention_dropout=0.2)
 RECOMPUTE = dataclasses.replace(DROPOUT, recompute_granularity="full")
 
@@ -81,7 +81,7 @@ def test_tensor_parallel_equals_one_process(shared: bool) -> None:
 def test_recompute_gives_the_same_gradients() -> None:
     """Dropout is drawn again from the same streams, the one that ranks share and the one that they do not."""
     plain, recomputed = (
-        run_on_ranks(_weights_and_gradients, 2, dataclasses.replace(CONFIG, bert=bert), tensor_model_parallel_size=2)
+        run_on_ranks(_weights_and_gradients, 2, dataclasses.replace(CONFIG, encoder=bert), tensor_model_parallel_size=2)
         for bert in (DROPOUT, RECOMPUTE)
     )
     for without, with_recompute in zip(plain, recomputed, strict=True):
@@ -92,7 +92,7 @@ def test_recompute_gives_the_same_gradients() -> None:
 
 
 def _behaviours(topology: ProcessTopology) -> dict[str, Any]:
-    model = DualEncoder(dataclasses.replace(CONFIG, bert=DROPOUT), topology)
+    model = DualEncoder(dataclasses.replace(CONFIG, encoder=DROPOUT), topology)
     batch = _batch(1, 3)
     with torch.no_grad():
         results: dict[str, Any] = {"training": [model.encode_queries(batch) for _ in range(2)]}

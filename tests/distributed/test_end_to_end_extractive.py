@@ -12,13 +12,7 @@ from end_to_end_setting import SHAPE, WORDS, Setting, all_rows, write_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.extractive_reader import (
-    KIND,
-    describe_extractive_reader,
-    extractive_reader_checkpoint_config,
-)
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import CheckpointError
@@ -28,6 +22,7 @@ from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.steps.readings import ExtractiveReadings
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
@@ -163,18 +158,17 @@ def test_nothing_to_learn_from_is_no_error(tmp_path: Path) -> None:
 def _save(topology: ProcessTopology, folder: str, vocabulary: str) -> None:
     """Readers that were trained alone, and with a retriever."""
     shape = BertConfig(**SHAPE)
-    assets = {VOCAB_NAME: Path(vocabulary).read_bytes()}
     for name, scores in (("alone", None), ("together", SCORES)):
-        config = extractive_reader_checkpoint_config(shape, LAYOUT, True, scores)
-        model = ExtractiveReader(shape, topology)
-        save_checkpoint(f"{folder}/{name}", model, topology, kind=KIND, config=config, assets=assets)
+        further = (LAYOUT,) if scores is None else (LAYOUT, scores)
+        model, tokenizer = ExtractiveReader(shape, topology), WordPieceTokenizer(vocabulary)
+        EXTRACTIVE_READER.save(f"{folder}/{name}", model, topology, shape, tokenizer, *further)
 
 
 def test_a_checkpoint_says_what_to_do_with_scores(folder: Path, tmp_path: Path) -> None:
     run_on_ranks(_save, 1, str(tmp_path), str(folder / "vocab.txt"))
-    assert describe_extractive_reader(tmp_path / "alone").passage_scores == PassageScoreConfig()
-    assert describe_extractive_reader(tmp_path / "together").passage_scores == SCORES
+    assert EXTRACTIVE_READER.describe(tmp_path / "alone").passage_scores == PassageScoreConfig()
+    assert EXTRACTIVE_READER.describe(tmp_path / "together").passage_scores == SCORES
     manifest = tmp_path / "together" / "iter_0000000" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"marginal"', '"bias"'))
     with pytest.raises(CheckpointError, match="scores as a bias are for readers that write"):
-        describe_extractive_reader(tmp_path / "together")
+        EXTRACTIVE_READER.describe(tmp_path / "together")

@@ -9,12 +9,7 @@ import pytest
 import torch
 from end_to_end_setting import SHAPE, TEXT_FORMAT, Setting, all_rows, write_inputs
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import (
-    KIND,
-    checkpoint_config,
-    describe_dual_encoder,
-    load_dual_encoder,
-)
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
 from megatron_retrieval.checkpoint.store.reader import load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
@@ -44,13 +39,13 @@ def _setting(topology: ProcessTopology, folder: str, freeze: FreezeConfig | None
 def _save(topology: ProcessTopology, folder: str, output: str) -> dict[str, str]:
     """A checkpoint of a model with a part; its fingerprints."""
     setting = _setting(topology, folder)
-    vocabulary = setting.tokenizer.assets()["vocab.txt"]
-    config = checkpoint_config(setting.model.retriever.config, TEXT_FORMAT, lower_case=True)
-    parts = {"retriever": ModelPart(KIND, lambda: config, {"vocab.txt": vocabulary})}
+    vocabulary = setting.tokenizer
+    config = DUAL_ENCODER.config(setting.model.retriever.config, vocabulary, TEXT_FORMAT)
+    parts = {"retriever": ModelPart(DUAL_ENCODER.name, lambda: config, vocabulary.assets())}
     path = save_checkpoint(
         output, setting.model, topology, kind="whole", config={}, assets={}, iteration=7, parts=parts
     )
-    return {"whole": read_manifest(path).fingerprint, "part": describe_dual_encoder(path / "retriever").fingerprint}
+    return {"whole": read_manifest(path).fingerprint, "part": DUAL_ENCODER.describe(path / "retriever").fingerprint}
 
 
 def _load(topology: ProcessTopology, folder: str, output: str) -> dict[str, bool]:
@@ -62,7 +57,7 @@ def _load(topology: ProcessTopology, folder: str, output: str) -> dict[str, bool
             parameter.zero_()
     path = resolve_checkpoint(output)
     load_weights(path, read_manifest(path), setting.model, topology)
-    part = load_dual_encoder(Path(output) / "retriever", topology).model
+    part = DUAL_ENCODER.load(Path(output) / "retriever", topology).model
     return {
         "whole": all(torch.equal(p, wanted[name]) for name, p in setting.model.named_parameters()),
         "part": all(torch.equal(p, wanted[f"retriever.{name}"]) for name, p in part.named_parameters()),

@@ -19,7 +19,7 @@ from megatron_retrieval.types.extractive import ExtractiveBatch, ExtractivePassa
 from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_QUESTIONS, NUM_PASSAGES = 5, 3
-SHAPE: BertConfig = tiny_dual_encoder_config().bert
+SHAPE: BertConfig = tiny_dual_encoder_config().encoder
 Result = dict[str, dict[str, torch.Tensor]]
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from megatron_retrieval.applications.embedding_import import MISSING, ImportEmbeddingsConfig, import_embeddings
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, load_encoder_for
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, load_encoder_for
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MegatronRetrievalError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
@@ -32,14 +31,13 @@ def _prepare(topology: ProcessTopology, folder: str, evidence_folder: str) -> No
     evidence = EvidenceStore(evidence_folder)
     for seed in (0, 1):
         model = DualEncoder(tiny_dual_encoder_config(), topology, seed=seed)
-        config = checkpoint_config(model.config, TEXT_FORMAT, lower_case=True)
-        assets = evidence.vocabulary.assets()
-        save_checkpoint(f"{folder}/encoder-{seed}", model, topology, kind=KIND, config=config, assets=assets)
+        folder_of_one = f"{folder}/encoder-{seed}"
+        DUAL_ENCODER.save(folder_of_one, model, topology, model.config, evidence.vocabulary, TEXT_FORMAT)
     encoder = load_encoder_for(evidence, Path(folder) / "encoder-0", topology, torch.float32)
     job = EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,
-        text_format=encoder.description.text_format,
+        text_format=encoder.description.layout,
         encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype="float32",
     )

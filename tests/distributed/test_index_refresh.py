@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import describe_dual_encoder, load_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -136,11 +136,11 @@ def test_in_place_all_ranks_change_at_once(
 
 
 def _embed(topology: ProcessTopology, evidence: str, checkpoint: str, output: str) -> None:
-    encoder = load_dual_encoder(checkpoint, topology)
+    encoder = DUAL_ENCODER.load(checkpoint, topology)
     job = EmbeddingJob(
         evidence=EvidenceStore(evidence),
         encode=encoder.model.encode_passages,
-        text_format=encoder.description.text_format,
+        text_format=encoder.description.layout,
         encoder_fingerprint=encoder.description.fingerprint,
     )
     embed_evidence(job, output, topology)
@@ -150,7 +150,7 @@ def test_a_version_is_what_its_snapshot_embeds(tmp_path: Path, evidence: Path) -
     """Although the model was in training mode, with dropout."""
     run_on_ranks(_run, 1, _words(evidence, tmp_path, "--index-refresh-interval", 3))
     versions = IndexVersions(tmp_path / "index")
-    assert describe_dual_encoder(versions.snapshot(6)).text_format == TEXT_FORMAT
+    assert DUAL_ENCODER.describe(versions.snapshot(6)).layout == TEXT_FORMAT
     run_on_ranks(_embed, 1, str(evidence), str(versions.snapshot(6)), str(tmp_path / "again"))
     stores = [EmbeddingStore(folder) for folder in (versions.path(3), versions.path(6), tmp_path / "again")]
     before, last, again = (store.vectors(0, len(store)) for store in stores)

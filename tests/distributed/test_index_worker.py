@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import KIND, checkpoint_config, load_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -35,8 +35,8 @@ def _snapshot(versions: IndexVersions, evidence: EvidenceStore, iteration: int, 
         versions.snapshots,
         model,
         topology,
-        kind=KIND,
-        config=checkpoint_config(model.config, TEXT_FORMAT, lower_case=True),
+        kind=DUAL_ENCODER.name,
+        config=DUAL_ENCODER.config(model.config, evidence.vocabulary, TEXT_FORMAT),
         assets=evidence.vocabulary.assets(),
         iteration=iteration,
     )
@@ -75,7 +75,7 @@ def _work(topology: ProcessTopology, folder: str, evidence_folder: str) -> list[
     work(IndexRequest(7, "another encoder"), 0)
     work(IndexRequest(8, fingerprint), 0)
 
-    encoder = load_dual_encoder(versions.snapshot(7), topology)
+    encoder = DUAL_ENCODER.load(versions.snapshot(7), topology)
     job = EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,

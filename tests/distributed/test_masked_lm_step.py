@@ -19,7 +19,7 @@ from megatron_retrieval.types.pretraining import MaskedBatch
 from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_SEQUENCES, NUM_TOKENS = 7, 12
-SHAPE: BertConfig = tiny_dual_encoder_config().bert  # 64 words: half of its rows, or a whole rank's, are padding
+SHAPE: BertConfig = tiny_dual_encoder_config().encoder  # 64 words: half of its rows, or a whole rank's, are padding
 
 
 def _whole_batch() -> MaskedBatch:

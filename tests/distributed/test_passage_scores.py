@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.applications.open_reader import ReaderConfig, open_reader
-from megatron_retrieval.checkpoint.kinds import t5
-from megatron_retrieval.checkpoint.kinds.fusion_reader import KIND, describe_fusion_reader
-from megatron_retrieval.checkpoint.kinds.t5 import sentencepiece_asset, t5_checkpoint_config
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
+from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderQuestion
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.stores.ragged import tokenize
@@ -240,15 +238,15 @@ def test_agreeing_passages_win(model_file: str) -> None:
 def _from_checkpoint(topology: ProcessTopology, folder: str, model_file: str) -> bool:
     """Saved, described, opened and asked."""
     model = _reader(topology).model
-    assets, config = sentencepiece_asset(model_file), t5_checkpoint_config(SHAPE)
-    save_checkpoint(f"{folder}/t5", model, topology, kind=t5.KIND, config=config, assets=assets)
-    start = describe_fusion_reader(f"{folder}/t5", [t5.KIND])
+    vocabulary = SentencePieceTokenizer(model_file)
+    T5_KIND.save(f"{folder}/t5", model, topology, SHAPE, vocabulary)
+    start = FUSION_READER.describe(f"{folder}/t5", FUSION_READER.reads)
     assert start.passage_scores == PassageScoreConfig()
     reading = PassagesToReadConfig()
     for name, scores in (("old", None), ("bias", BIAS), ("marginal", MARGINAL)):
-        config = start.reader_config(SHAPE, LAYOUT, scores)
-        save_checkpoint(f"{folder}/{name}", model, topology, kind=KIND, config=config, assets=start.assets())
-        assert describe_fusion_reader(f"{folder}/{name}").passage_scores == (scores or PassageScoreConfig())
+        further = (LAYOUT,) if scores is None else (LAYOUT, scores)
+        FUSION_READER.save(f"{folder}/{name}", model, topology, SHAPE, vocabulary, *further)
+        assert FUSION_READER.describe(f"{folder}/{name}").passage_scores == (scores or PassageScoreConfig())
         settings = ReaderConfig(load=Path(folder) / name, answers=ReaderAnswersConfig(max_answer_length=5))
         opened = open_reader(settings, reading, topology)
         found = [(answer.text, answer.score, answer.passage) for answer in opened.reader.answer(_questions())]
@@ -268,7 +266,7 @@ def test_a_checkpoint_says_what_to_do_with_scores(tmp_path: Path, model_file: st
     with pytest.raises(
         CheckpointError, match=r"manifest.json: the use of passage scores 'votes' is none of none, bias"
     ):
-        describe_fusion_reader(tmp_path / "bias")
+        FUSION_READER.describe(tmp_path / "bias")
     manifest.write_text(text.replace('"passage-score-weight"', '"weight"'))
     with pytest.raises(CheckpointError, match="the setting 'passage-score-weight' is missing"):
-        describe_fusion_reader(tmp_path / "bias")
+        FUSION_READER.describe(tmp_path / "bias")

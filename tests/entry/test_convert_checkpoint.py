@@ -50,7 +50,7 @@ def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     assert all(torch.equal(before[f"bert.{name}"], encoder[name]) for name in encoder)
     refused = run(command(*job, "hf-dpr", "--output", tmp_path / "dpr"))
     assert refused.returncode == 1
-    assert "hf-dpr cannot hold a masked LM" in refused.stderr
+    assert "hf-dpr cannot hold this masked-lm; choose --format hf-bert or hf-bert-mlm" in refused.stderr
 
 
 def test_a_t5_survives_import_and_export(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_t5_survives_import_and_export(tmp_path: Path) -> None:
     assert len(spiece) > 1000
     refused = run(command(*job, "hf-bert", "--output", tmp_path / "bert"))
     assert refused.returncode == 1
-    assert "holds a t5, where a" in refused.stderr
+    assert "hf-bert cannot hold this t5; choose --format hf-t5" in refused.stderr
 
 
 def test_a_weight_of_another_shape_is_one_sentence(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_parts_serve_other_programs(folder: Path, tmp_path: Path) -> None:
     retrieved, metrics = (json.loads((place / "metrics.json").read_text()) for place in (found, read))
     assert metrics["recall@3"] == retrieved["recall@3"] > 0
     assert (metrics["reader"], metrics["passage_score_use"]) == ("extractive-reader", "marginal")
-    assert metrics["passage_score_divisor"] == pytest.approx(math.sqrt(TINY.bert.hidden_size))
+    assert metrics["passage_score_divisor"] == pytest.approx(math.sqrt(TINY.encoder.hidden_size))
     predictions = [json.loads(line) for line in (read / "predictions.jsonl").read_text().splitlines()]
     # log-likelihoods, of answers in all passages
     assert all(prediction["score"] <= 1e-6 for prediction in predictions)

@@ -10,12 +10,9 @@ from typing import NamedTuple
 import pytest
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint.kinds import masked_lm, t5
-from megatron_retrieval.checkpoint.kinds.description import wordpiece_asset
-from megatron_retrieval.checkpoint.kinds.fusion_reader import describe_fusion_reader
-from megatron_retrieval.checkpoint.kinds.masked_lm import masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.kinds.t5 import sentencepiece_asset, t5_checkpoint_config
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
+from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
+from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.t5 import T5
@@ -23,6 +20,8 @@ from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
+from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 SHAPE = T5Config(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=64, vocab_size=NUM_PIECES + 100)
 FINETUNE, EVALUATE = (("tasks/main.py", "--task", name) for name in ("fusion-finetune", "qa-evaluate"))
@@ -54,22 +53,9 @@ class Run(NamedTuple):
 
 def _save(topology: ProcessTopology, folder: str, model_file: str) -> None:
     """A random T5 and a random BERT."""
-    save_checkpoint(
-        f"{folder}/t5",
-        T5(SHAPE, topology, seed=7),
-        topology,
-        kind=t5.KIND,
-        config=t5_checkpoint_config(SHAPE),
-        assets=sentencepiece_asset(model_file),
-    )
-    save_checkpoint(
-        f"{folder}/masked-lm",
-        MaskedLanguageModel(BERT, topology, seed=7),
-        topology,
-        kind=masked_lm.KIND,
-        config=masked_lm_checkpoint_config(BERT, lower_case=True),
-        assets=wordpiece_asset(VOCABULARY),
-    )
+    T5_KIND.save(f"{folder}/t5", T5(SHAPE, topology, seed=7), topology, SHAPE, SentencePieceTokenizer(model_file))
+    vocabulary = WordPieceTokenizer("vocab.txt", tokens=VOCABULARY)
+    MASKED_LM.save(f"{folder}/masked-lm", MaskedLanguageModel(BERT, topology, seed=7), topology, BERT, vocabulary)
 
 
 def _finetune(run: Run, output: Path, *words: object, data: str = "reading.json") -> list[str]:
@@ -108,7 +94,7 @@ def trained(folder: Path, request: pytest.FixtureRequest) -> Run:
     valid = ("--valid-data", folder / "reading.json", "--eval-interval", 20)
     log = succeed(_finetune(run, run.output, *valid, "--hidden-dropout", 0, "--attention-dropout", 0))
     assert "4 questions to learn from" in log
-    assert ("the encoder is taken, its layers 1 into the decoder as well" in log) == (run.start == "masked-lm")
+    assert ("'s encoder is taken, its layers 1 into the decoder as well" in log) == (run.start == "masked-lm")
     return run
 
 
@@ -118,7 +104,7 @@ def test_exact_match_rises_and_the_task_finds_the_same(trained: Run) -> None:
     assert len(curve) == 3
     assert (curve[0], curve[-1]) == (0, 1)
     checkpoints, read = trained.output / "checkpoints", trained.output / "read"
-    assert describe_fusion_reader(checkpoints).layout is not None
+    assert FUSION_READER.describe(checkpoints).layout is not None
 
     records = json.loads((trained.folder / "reading.json").read_text())
     wanting = [

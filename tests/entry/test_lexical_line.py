@@ -11,10 +11,7 @@ from programs import command, succeed
 
 from megatron_retrieval.applications.mining.mining import MineNegativesConfig, mine_negatives
 from megatron_retrieval.applications.mining.rules import MiningRulesConfig
-from megatron_retrieval.checkpoint.kinds import dual_encoder
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MismatchError
@@ -24,6 +21,7 @@ from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 EVALUATE = ("tasks/main.py", "--task", "retriever-evaluate", "--topk", 1, 5, 20, "--device", "cpu")
 TINY = tiny_dual_encoder_config()
@@ -31,11 +29,10 @@ TINY = tiny_dual_encoder_config()
 
 def _embed(topology: ProcessTopology, folder: str) -> None:
     """A random encoder and the embeddings of the evidence."""
-    root, text_format = Path(folder), text_format_within(TextFormatConfig(), TINY.bert)
-    config, assets = checkpoint_config(TINY, text_format, True), {VOCAB_NAME: (root / "vocab.txt").read_bytes()}
-    model = DualEncoder(TINY, topology, seed=1)
-    save_checkpoint(root / "encoder", model, topology, kind=dual_encoder.KIND, config=config, assets=assets)
-    encoder = load_dual_encoder(root / "encoder", topology)
+    root, text_format = Path(folder), text_format_within(TextFormatConfig(), TINY.encoder)
+    model, vocabulary = DualEncoder(TINY, topology, seed=1), WordPieceTokenizer(root / "vocab.txt")
+    DUAL_ENCODER.save(root / "encoder", model, topology, TINY, vocabulary, text_format)
+    encoder = DUAL_ENCODER.load(root / "encoder", topology)
     job = EmbeddingJob(
         evidence=EvidenceStore(root / "evidence"),
         encode=encoder.model.encode_passages,

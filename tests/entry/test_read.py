@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_reading
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 BERT = BertConfig(
     num_layers=1, hidden_size=16, num_attention_heads=2, max_position_embeddings=40, vocab_size=39, init_method_std=0.1
@@ -28,14 +27,8 @@ LONG = ("--reader-seq-length", "64", "--question-seq-length", "32")
 
 
 def _save(topology: ProcessTopology, folder: str, vocab: str) -> None:
-    save_checkpoint(
-        folder,
-        MaskedLanguageModel(BERT, topology, seed=7),
-        topology,
-        kind=KIND,
-        config=masked_lm_checkpoint_config(BERT, lower_case=True),
-        assets={VOCAB_NAME: Path(vocab).read_bytes()},
-    )
+    model = MaskedLanguageModel(BERT, topology, seed=7)
+    MASKED_LM.save(folder, model, topology, BERT, WordPieceTokenizer(vocab))
 
 
 def _finetune(folder: Path, run: str, *words: object) -> list[str]:
@@ -54,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_on_ranks(_save, 1, str(folder / "bert"), str(vocab))
     valid = ("--valid-data", data, "--eval-interval", 10, "--train-iters", 30)
     log = succeed(_finetune(folder, "run", *valid, "--hidden-dropout", 0, "--attention-dropout", 0))
-    assert "the encoder is taken; the heads of the extractive-reader are new" in log
+    assert "the masked-lm's encoder is taken; the heads of the extractive-reader are new" in log
     assert "24 questions to learn from" in log
     return folder
 

@@ -12,10 +12,8 @@ from programs import command, refuse, succeed
 
 from megatron_retrieval.applications.questions_to_read import PassageSearchConfig, QuestionsToReadConfig, open_questions
 from megatron_retrieval.applications.search import SearchConfig, open_search
-from megatron_retrieval.checkpoint.kinds import dual_encoder, extractive_reader
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config, load_dual_encoder, text_format_within
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, QuestionCensus
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -29,38 +27,27 @@ from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 RETRIEVE, READ = (("tasks/main.py", "--task", name) for name in ("retriever-evaluate", "qa-evaluate"))
 NUM_PASSAGES = 5
 TINY = tiny_dual_encoder_config()
 #: weights so large that every word tells in what a random model finds
-SHAPE = dataclasses.replace(TINY, bert=dataclasses.replace(TINY.bert, init_method_std=1.0))
-READER = dataclasses.replace(SHAPE.bert, max_position_embeddings=32)
+SHAPE = dataclasses.replace(TINY, encoder=dataclasses.replace(TINY.encoder, init_method_std=1.0))
+READER = dataclasses.replace(SHAPE.encoder, max_position_embeddings=32)
 LAYOUT = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=READER.max_position_embeddings)
 
 
 def _prepare(topology: ProcessTopology, folder: str) -> None:
     """A random retriever with the embeddings of its evidence, and a random reader."""
     root = Path(folder)
-    text_format = text_format_within(TextFormatConfig(), SHAPE.bert)
-    assets = {VOCAB_NAME: (root / "vocab.txt").read_bytes()}
-    models = (
-        (
-            "retriever",
-            dual_encoder.KIND,
-            DualEncoder(SHAPE, topology, seed=1),
-            checkpoint_config(SHAPE, text_format, True),
-        ),
-        (
-            "reader",
-            extractive_reader.KIND,
-            ExtractiveReader(READER, topology, seed=2),
-            extractive_reader.extractive_reader_checkpoint_config(READER, LAYOUT, True),
-        ),
-    )
-    for name, kind, model, config in models:
-        save_checkpoint(root / name, model, topology, kind=kind, config=config, assets=assets)
-    retriever = load_dual_encoder(root / "retriever", topology)
+    text_format = text_format_within(TextFormatConfig(), SHAPE.encoder)
+    vocabulary = WordPieceTokenizer(root / "vocab.txt")
+    encoder = DualEncoder(SHAPE, topology, seed=1)
+    DUAL_ENCODER.save(root / "retriever", encoder, topology, SHAPE, vocabulary, text_format)
+    reader = ExtractiveReader(READER, topology, seed=2)
+    EXTRACTIVE_READER.save(root / "reader", reader, topology, READER, vocabulary, LAYOUT)
+    retriever = DUAL_ENCODER.load(root / "retriever", topology)
     job = EmbeddingJob(
         evidence=EvidenceStore(root / "evidence"),
         encode=retriever.model.encode_passages,

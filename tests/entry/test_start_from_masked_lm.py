@@ -9,14 +9,13 @@ import yaml
 from programs import command, run
 from safetensors.torch import load_file
 
-from megatron_retrieval.checkpoint.kinds.description import VOCAB_NAME
-from megatron_retrieval.checkpoint.kinds.masked_lm import KIND, masked_lm_checkpoint_config
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_dpr
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 BERT = BertConfig(
     num_layers=1, hidden_size=16, num_attention_heads=2, max_position_embeddings=32, vocab_size=37, init_method_std=0.1
@@ -24,14 +23,8 @@ BERT = BertConfig(
 
 
 def _save(topology: ProcessTopology, folder: str, vocab: str) -> None:
-    save_checkpoint(
-        folder,
-        MaskedLanguageModel(BERT, topology, seed=7),
-        topology,
-        kind=KIND,
-        config=masked_lm_checkpoint_config(BERT, lower_case=True),
-        assets={VOCAB_NAME: Path(vocab).read_bytes()},
-    )
+    model = MaskedLanguageModel(BERT, topology, seed=7)
+    MASKED_LM.save(folder, model, topology, BERT, WordPieceTokenizer(vocab))
 
 
 def _command(folder: Path, *flags: object) -> list[str]:
@@ -48,7 +41,7 @@ def test_finetuning_starts_from_a_masked_lm(tmp_path: Path) -> None:
     flags = ("--pretrained-checkpoint", tmp_path / "bert", "--lr", "0", "--save", tmp_path / "a")
     tuned = run(_command(tmp_path, *flags, "--query-seq-length", "16"))
     assert tuned.returncode == 0, tuned.stderr
-    assert "the masked LM's encoder goes into every tower" in tuned.stderr
+    assert "the masked-lm's encoder goes into every tower" in tuned.stderr
     before = load_file(tmp_path / "bert" / "iter_0000000" / "model.tp0of1.safetensors")
     after = load_file(tmp_path / "a" / "iter_0000001" / "model.tp0of1.safetensors")
     encoder = {name for name in before if name.startswith("bert.")}

@@ -11,9 +11,8 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.huggingface.bert import (
     bert_config_from_hf,
     bert_config_to_hf,
-    export_bert,
-    import_bert,
 )
+from megatron_retrieval.checkpoint.huggingface.format import export_encoder, import_encoder
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
 from megatron_retrieval.models.sharding import shard_of
@@ -52,7 +51,7 @@ def test_hidden_states_layer_by_layer(tp_size: int) -> None:
     mask = attention_mask(batch)
     with torch.no_grad():
         reference = model(batch.ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    full = import_bert(model.state_dict(), _config(), "tiny")
+    full = import_encoder(model.state_dict(), _config(), "tiny")
     for states in run_on_ranks(_hidden_states, tp_size, full, tensor_model_parallel_size=tp_size):
         assert len(states) == len(reference) == 4
         for number, (ours, theirs) in enumerate(zip(states, reference, strict=True)):
@@ -63,7 +62,7 @@ def test_hidden_states_layer_by_layer(tp_size: int) -> None:
 def test_round_trip_is_bit_equal() -> None:
     state = {name: tensor for name, tensor in tiny_bert().state_dict().items() if not name.startswith("pooler.")}
     config = _config()
-    exported = export_bert(import_bert(state, config, "tiny"), config)
+    exported = export_encoder(import_encoder(state, config, "tiny"), config)
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[name], state[name]) for name in state)
     assert bert_config_from_hf(bert_config_to_hf(config), "tiny") == config
@@ -87,7 +86,7 @@ def _with_position_ids(state: State) -> State:
 @pytest.mark.parametrize("variant", [_with_prefix, _with_old_names, _with_position_ids])
 def test_names_of_other_releases(variant: Callable[[State], State]) -> None:
     state, config = tiny_bert().state_dict(), _config()
-    expected, imported = import_bert(state, config, "tiny"), import_bert(variant(state), config, "tiny")
+    expected, imported = import_encoder(state, config, "tiny"), import_encoder(variant(state), config, "tiny")
     assert imported.keys() == expected.keys()
     assert all(torch.equal(imported[name], expected[name]) for name in expected)
 
@@ -96,9 +95,9 @@ def test_missing_and_unknown_weights_are_named() -> None:
     state, config = tiny_bert().state_dict(), _config()
     missing = {name: tensor for name, tensor in state.items() if name != "encoder.layer.1.output.dense.bias"}
     with pytest.raises(CheckpointError, match=r"folder: 1 weights are missing.*encoder\.layer\.1\.output\.dense\.bias"):
-        import_bert(missing, config, "folder")
+        import_encoder(missing, config, "folder")
     with pytest.raises(CheckpointError, match=r"folder: 1 weights have no place.*adapter\.weight"):
-        import_bert({**state, "adapter.weight": torch.zeros(1)}, config, "folder")
+        import_encoder({**state, "adapter.weight": torch.zeros(1)}, config, "folder")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.huggingface.bert import LAYER, QKV, bert_config_from_hf, import_bert
+from megatron_retrieval.checkpoint.huggingface.bert import LAYER, QKV, bert_config_from_hf
+from megatron_retrieval.checkpoint.huggingface.format import import_encoder
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.memory import EncodedMemory
@@ -34,7 +35,7 @@ def _config(model: transformers.EncoderDecoderModel) -> BertSeq2SeqConfig:
 def _full(model: transformers.EncoderDecoderModel) -> State:
     """Their weights under our names."""
     config, theirs = _config(model), model.decoder.bert.encoder.state_dict()
-    full = {f"bert.{name}": value for name, value in import_bert(model.encoder.state_dict(), config, "tiny").items()}
+    full = {f"bert.{name}": value for name, value in import_encoder(model.encoder.state_dict(), config, "tiny").items()}
     full["output_bias"] = model.decoder.cls.predictions.bias.detach()
     for number in range(config.num_decoder_layers):
         for kind in ("weight", "bias"):

@@ -10,7 +10,7 @@ import transformers
 from foreign import re_export, vectors_of_import
 from safetensors.torch import load_file
 
-from megatron_retrieval.checkpoint.huggingface.formats import read_encoder, write_encoder
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, write_model
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.testing.tiny_hf import VOCABULARY, attention_mask, random_batch, save_with_vocabulary, tiny_dpr
 
@@ -51,16 +51,16 @@ def test_vectors_and_round_trip(tmp_path: Path, projection_dim: int, tp_size: in
 def test_towers_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
     _save(tmp_path, 0)
     with pytest.raises(CheckpointError, match="holds a ctx_encoder where the question_encoder is needed"):
-        read_encoder("hf-dpr", [tmp_path / "ctx_encoder", tmp_path / "question_encoder"])
+        FORMATS["hf-dpr"].read([tmp_path / "ctx_encoder", tmp_path / "question_encoder"])
     with pytest.raises(CheckpointError, match="one DPR encoder of a pair"):
-        read_encoder("hf-dpr", [tmp_path / "question_encoder"])
+        FORMATS["hf-dpr"].read([tmp_path / "question_encoder"])
 
 
 def test_hf_bert_refuses_a_projection(tmp_path: Path) -> None:
     _save(tmp_path, 16)
-    encoder = read_encoder("hf-dpr", [tmp_path])
+    encoder = FORMATS["hf-dpr"].read([tmp_path])
     with pytest.raises(CheckpointError, match="has a projection, which hf-bert cannot hold"):
-        write_encoder("hf-bert", encoder, tmp_path / "out")
+        write_model("hf-bert", encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -69,4 +69,4 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ctx_encoder" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"ctx_encoder/model\.safetensors: damaged or cut off"):
-        read_encoder("hf-dpr", [tmp_path])
+        FORMATS["hf-dpr"].read([tmp_path])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, import_bert
+from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf
+from megatron_retrieval.checkpoint.huggingface.format import import_encoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -44,7 +45,7 @@ def test_logits(tp_size: int, with_segments: bool) -> None:
         starts, ends = span(states).unbind(2)
         selected = selection(states[:, 0])[:, 0]
     config = bert_config_from_hf(bert.config.to_dict(), "tiny")
-    full = {f"bert.{name}": tensor for name, tensor in import_bert(bert.state_dict(), config, "tiny").items()}
+    full = {f"bert.{name}": tensor for name, tensor in import_encoder(bert.state_dict(), config, "tiny").items()}
     for name, head in (("span", span), ("selection", selection)):
         full |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
     for ours in run_on_ranks(_logits, tp_size, full, with_segments, tensor_model_parallel_size=tp_size):

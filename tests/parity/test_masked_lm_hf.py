@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.checkpoint.huggingface.masked_lm import read_masked_lm, write_masked_lm
-from megatron_retrieval.checkpoint.huggingface.models import read_model
-from megatron_retrieval.checkpoint.store.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, write_model
+from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -52,9 +51,8 @@ def _open(folder: Path) -> transformers.BertForMaskedLM:
 
 def _logits(topology: ProcessTopology, folder: str) -> Tensor:
     """This rank's part of the logits at every real token, from an import of `folder`."""
-    imported = read_masked_lm(Path(folder))
-    model = imported.empty_model(topology).eval()
-    fill_model(model, imported.weights.keys(), imported.weights.__getitem__, topology, source="the import")
+    imported = HF_BERT_MLM.read([Path(folder)])
+    model = imported.build(topology).eval()
     with torch.no_grad():
         return model(BATCH, attention_mask(BATCH).flatten().nonzero()[:, 0])
 
@@ -76,7 +74,7 @@ def test_logits_and_loss(tmp_path: Path, tp_size: int) -> None:
 
 def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     folder = _save(tmp_path / "hf")
-    write_masked_lm(read_masked_lm(folder), tmp_path / "out")
+    write_model("hf-bert-mlm", HF_BERT_MLM.read([folder]), tmp_path / "out")
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -113,8 +111,8 @@ def _as_for_pretraining(state: State) -> State:
 )
 def test_names_of_other_releases(tmp_path: Path, variant: Callable[[State], State]) -> None:
     folder = _save(tmp_path / "hf")
-    expected = read_masked_lm(folder).weights
-    imported = read_masked_lm(_change(folder, variant)).weights
+    expected = HF_BERT_MLM.read([folder]).weights
+    imported = HF_BERT_MLM.read([_change(folder, variant)]).weights
     assert imported.keys() == expected.keys()
     assert all(torch.equal(imported[name], expected[name]) for name in expected)
 
@@ -148,20 +146,22 @@ def test_heads_that_compute_something_else_are_refused(
     tmp_path: Path, change: Callable[[State], State], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        read_masked_lm(_change(_save(tmp_path / "hf"), change))
+        HF_BERT_MLM.read([_change(_save(tmp_path / "hf"), change)])
 
 
 def test_mismatched_input_is_refused(tmp_path: Path) -> None:
     save_with_vocabulary(tiny_bert(), tmp_path / "bert")
     with pytest.raises(CheckpointError, match="no head of a masked LM; import its encoder with --format hf-bert"):
-        read_model("hf-bert-mlm", [tmp_path / "bert"])
+        FORMATS["hf-bert-mlm"].read([tmp_path / "bert"])
     folder = _save(tmp_path / "hf")
     with pytest.raises(CheckpointError, match="one --input folder"):
-        read_model("hf-bert-mlm", [folder, folder])
-    (folder / "vocab.txt").write_text("".join(f"{number}\n" for number in range(NUM_EMBEDDINGS + 1)))
+        FORMATS["hf-bert-mlm"].read([folder, folder])
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *map(str, range(NUM_EMBEDDINGS + 1 - len(special)))]
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
     with pytest.raises(CheckpointError, match="101 vocabulary entries, but only 100 word embeddings"):
-        read_model("hf-bert-mlm", [folder])
+        FORMATS["hf-bert-mlm"].read([folder])
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut off"):
-        read_model("hf-bert-mlm", [folder])
+        FORMATS["hf-bert-mlm"].read([folder])

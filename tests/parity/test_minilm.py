@@ -11,12 +11,12 @@ from foreign import re_export, vectors_of_import
 from sentence_transformers import SentenceTransformer, models
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.formats import read_encoder
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS
 from megatron_retrieval.data.layouts.sequences import format_passages, format_questions
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch
 
 QUESTIONS = ["Who discovered radium?", "What is the capital of Côte d’Ivoire?", "why"]
@@ -27,7 +27,7 @@ PASSAGES = [
 ]
 
 
-def _ids(tokenizer: WordPieceTokenizer, texts: list[str]) -> Ragged:
+def _ids(tokenizer: Vocabulary, texts: list[str]) -> Ragged:
     return Ragged.from_sequences(tokenizer.encode(texts), np.int64)
 
 
@@ -37,9 +37,8 @@ def _reference(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
 
 
 def _batches(folder: Path) -> tuple[TokenBatch, TokenBatch]:
-    encoder = read_encoder("sentence-transformers", [folder])
-    form = encoder.text_format
-    tokenizer = WordPieceTokenizer(folder / "vocab.txt", encoder.lower_case)
+    encoder = FORMATS["sentence-transformers"].read([folder])
+    form, tokenizer = encoder.layout, encoder.vocabulary
     titles, texts = (_ids(tokenizer, [passage[part] for passage in PASSAGES]) for part in (0, 1))
     passages = format_passages(
         titles, texts, tokenizer.special, seq_length=form.retriever_seq_length, passage_format=form.passage_format
@@ -77,15 +76,15 @@ def test_folder_of_this_release(tmp_path: Path, has_vocab_file: bool) -> None:
     if has_vocab_file:
         (tmp_path / "st" / "vocab.txt").write_text((tmp_path / "bert" / "vocab.txt").read_text())
 
-    encoder = read_encoder("sentence-transformers", [tmp_path / "st"])
-    assert (encoder.config.pooling, encoder.config.dimension, encoder.config.normalize_embeddings) == ("cls", 16, True)
-    assert encoder.text_format.retriever_seq_length == 20
+    encoder = FORMATS["sentence-transformers"].read([tmp_path / "st"])
+    assert (encoder.shape.pooling, encoder.shape.dimension, encoder.shape.normalize_embeddings) == ("cls", 16, True)
+    assert encoder.layout.retriever_seq_length == 20
     exported = re_export("sentence-transformers", [tmp_path / "st"], tmp_path / "out")
     again = SentenceTransformer(str(exported), device="cpu")
     assert torch.equal(again.encode(texts, convert_to_tensor=True), model.encode(texts, convert_to_tensor=True))
-    twice = read_encoder("sentence-transformers", [exported])
-    assert (twice.config, twice.text_format) == (encoder.config, encoder.text_format)
-    assert twice.vocabulary == encoder.vocabulary
+    twice = FORMATS["sentence-transformers"].read([exported])
+    assert (twice.shape, twice.layout) == (encoder.shape, encoder.layout)
+    assert twice.vocabulary.assets() == encoder.vocabulary.assets()
     assert all(torch.equal(twice.weights[name], encoder.weights[name]) for name in encoder.weights)
 
 
@@ -95,4 +94,4 @@ def test_other_pooling_is_refused(tmp_path: Path) -> None:
         modules=[models.Transformer(str(tmp_path / "bert")), models.Pooling(32, "max")], device="cpu"
     ).save(str(tmp_path / "st"))
     with pytest.raises(CheckpointError, match="only cls or mean can be imported"):
-        read_encoder("sentence-transformers", [tmp_path / "st"])
+        FORMATS["sentence-transformers"].read([tmp_path / "st"])

@@ -10,9 +10,8 @@ import pytest
 import torch
 import transformers
 
-from megatron_retrieval.checkpoint.huggingface.models import write_model
-from megatron_retrieval.checkpoint.kinds.t5 import KIND, sentencepiece_asset, t5_checkpoint_config
-from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.checkpoint.huggingface.formats import export_model
+from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.data.examples.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
 from megatron_retrieval.data.layouts.blocks import BlockConfig
 from megatron_retrieval.data.stores.corpus import CorpusStore
@@ -42,9 +41,7 @@ def _evaluated(topology: ProcessTopology, corpus: str, output: str) -> dict[str,
     with torch.no_grad():  # what is read must matter
         for layer in model.decoder.layers:
             layer.cross_attention.linear_proj.weight.mul_(4)
-    config = t5_checkpoint_config(SHAPE)
-    assets = sentencepiece_asset(f"{corpus}/spiece.model")
-    save_checkpoint(output, model, topology, kind=KIND, config=config, assets=assets)
+    T5_KIND.save(output, model, topology, SHAPE, CorpusStore(corpus).vocabulary)
     step = SpanCorruptionStep(model, SpanCorruptionConfig(micro_batch_size=3), topology, seed=3)
     return reduce_metrics(step.evaluate(_batch(Path(corpus), topology.dp_rank, topology.dp_size)), topology)
 
@@ -53,7 +50,7 @@ def _evaluated(topology: ProcessTopology, corpus: str, output: str) -> dict[str,
 def test_loss(tmp_path: Path, num_ranks: int, tp_size: int) -> None:
     corpus, saved = write_tiny_corpus(tmp_path, sentencepiece=True), tmp_path / "t5"
     ours, *_ = run_on_ranks(_evaluated, num_ranks, str(corpus), str(saved), tensor_model_parallel_size=tp_size)
-    write_model("hf-t5", saved, tmp_path / "hf")
+    export_model("hf-t5", saved, tmp_path / "hf")
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
     batch = _batch(corpus)
     labels = batch.labels.masked_fill(batch.labels < 0, -100)

@@ -12,9 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.models import read_model
-from megatron_retrieval.checkpoint.huggingface.t5_folder import ForeignT5, read_t5, write_t5
-from megatron_retrieval.checkpoint.store.reader import fill_model
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, write_model
+from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -41,9 +40,9 @@ def _open(folder: Path) -> transformers.T5ForConditionalGeneration:
 @pytest.mark.parametrize("tied", [True, False])
 def test_round_trip_is_bit_equal(tmp_path: Path, tied: bool) -> None:
     folder = _save(tmp_path / "hf", tied=tied)
-    imported = read_t5(folder)
-    assert imported.config.untie_embeddings_and_output_weights is not tied
-    write_t5(imported, tmp_path / "out")
+    imported = FORMATS["hf-t5"].read([folder])
+    assert imported.shape.untie_embeddings_and_output_weights is not tied
+    write_model("hf-t5", imported, tmp_path / "out")
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -56,9 +55,7 @@ def test_round_trip_is_bit_equal(tmp_path: Path, tied: bool) -> None:
 
 
 def _logits(topology: ProcessTopology, folder: str) -> Tensor:
-    imported = read_t5(Path(folder))
-    model = imported.empty_model(topology).eval()
-    fill_model(model, imported.weights.keys(), imported.weights.__getitem__, topology, source="the import")
+    model = FORMATS["hf-t5"].read([Path(folder)]).build(topology).eval()
     with torch.no_grad():
         return model(BATCH, shift_right(BATCH.ids))
 
@@ -88,27 +85,27 @@ def test_the_public_vocabulary(tmp_path: Path) -> None:
 
 def test_weights_in_several_files(tmp_path: Path) -> None:
     folder = _save(tmp_path / "hf", tied=False)
-    expected = read_t5(folder)
+    expected = FORMATS["hf-t5"].read([folder])
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(state)}
     for file in set(places.values()):
         save_file({name: tensor for name, tensor in state.items() if places[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    imported = read_t5(folder)
-    assert isinstance(imported, ForeignT5)
+    imported = FORMATS["hf-t5"].read([folder])
+    assert imported.kind is T5_KIND
     assert all(torch.equal(imported.weights[name], tensor) for name, tensor in expected.weights.items())
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors: damaged or cut off"):
-        read_t5(folder)
+        FORMATS["hf-t5"].read([folder])
 
 
 def test_mismatched_input_is_refused(tmp_path: Path) -> None:
     folder = _save(tmp_path / "hf", tied=True, vocab_size=NUM_PIECES + 99)
     with pytest.raises(CheckpointError, match="160 vocabulary entries, but only 159 word embeddings"):
-        read_t5(folder)
+        FORMATS["hf-t5"].read([folder])
     with pytest.raises(CheckpointError, match="a T5 is one model: give one --input folder"):
-        read_model("hf-t5", [folder, folder])
+        FORMATS["hf-t5"].read([folder, folder])
     (folder / "spiece.model").unlink()
     with pytest.raises(CheckpointError, match=r"holds no spiece\.model"):
-        read_model("hf-t5", [folder])
+        FORMATS["hf-t5"].read([folder])

@@ -10,7 +10,7 @@ from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import describe_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
@@ -195,7 +195,8 @@ class PlanConfig(Checked):
         """The shape and the layout of --load."""
         if self.load is None:
             return self
-        found = describe_dual_encoder(self.load)
-        vocab_file = self.rates.vocab_file or found.vocabulary().path
-        rates = replace(self.rates, vocab_file=vocab_file, lower_case=found.lower_case)
-        return replace(self, encoder=found.config, text_format=found.text_format, rates=rates)
+        found = DUAL_ENCODER.describe(self.load)
+        vocabulary = found.vocabulary()
+        lower_case = vocabulary.settings().get("lower_case", self.rates.lower_case)
+        rates = replace(self.rates, vocab_file=self.rates.vocab_file or vocabulary.path, lower_case=lower_case)
+        return replace(self, encoder=found.shape, text_format=found.layout, rates=rates)

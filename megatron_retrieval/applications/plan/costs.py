@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.flat import QUERIES_AT_ONCE
 from megatron_retrieval.index.exact.score_tiles import SCORES_AT_ONCE
 from megatron_retrieval.models.bert import BertConfig
@@ -51,10 +52,21 @@ def bert_parameters(bert: BertConfig) -> int:
     return embeddings + bert.num_layers * layer
 
 
+def bert_of(config: DualEncoderConfig) -> BertConfig:
+    """The shape of its encoder.
+
+    Raises:
+        ConfigError: it is of another family, whose costs are not known.
+    """
+    if not isinstance(config.encoder, BertConfig):
+        raise ConfigError("the encoder is no BERT; the costs of other encoders are not known.")
+    return config.encoder
+
+
 def dual_encoder_parameters(config: DualEncoderConfig) -> int:
     """Weights of both towers, or of the one that serves as both."""
     projection = config.biencoder_projection_dim
-    tower = bert_parameters(config.bert) + (config.bert.hidden_size + 1) * projection
+    tower = bert_parameters(bert_of(config)) + (config.encoder.hidden_size + 1) * projection
     return tower * (1 if config.biencoder_shared_query_context_model else 2)
 
 
@@ -118,7 +130,7 @@ class TrainingShape:
 def training_activation_bytes(shape: TrainingShape) -> int:
     """Activations of retriever and reader at the end of the forward pass, when all of them are there."""
     half, texts = shape.half_precision, shape.num_questions * shape.num_passages
-    bert, t5 = shape.retriever.bert, shape.reader
+    bert, t5 = bert_of(shape.retriever), shape.reader
     encoded = stack_activation_bytes(
         texts * shape.retriever_tokens,
         bert.num_layers,

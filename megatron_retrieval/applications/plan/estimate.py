@@ -104,7 +104,7 @@ def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
             given.encode_passages_per_second,
             measured,
             "encode_passages_per_second",
-            operations / costs.encode_operations(shape.bert, tokens),
+            operations / costs.encode_operations(costs.bert_of(shape), tokens),
         ),
         search=_rate(given.search_rows_per_second, measured, "search_rows_per_second", assumed_search),
         disk=_rate(disk and disk * 1e6, measured, "disk_bytes_per_second", _ASSUMED_DISK_RATE),
@@ -122,7 +122,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
     state, activations = _training_bytes(config)
     return Estimate(
         evidence_bytes=costs.evidence_bytes(
-            config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens, config.encoder.bert.vocab_size
+            config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens, config.encoder.encoder.vocab_size
         ),
         version_bytes=version_bytes,
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
@@ -154,8 +154,8 @@ def index_bytes(factory: str, config: PlanConfig) -> int:
 
 def with_recompute(config: PlanConfig) -> PlanConfig:
     """The plan with layers computed again in the backward pass."""
-    bert = replace(config.encoder.bert, recompute_granularity="full")
-    return replace(config, encoder=replace(config.encoder, bert=bert))
+    bert = replace(costs.bert_of(config.encoder), recompute_granularity="full")
+    return replace(config, encoder=replace(config.encoder, encoder=bert))
 
 
 def _training_bytes(config: PlanConfig) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
     training, encode, encoder = config.training, config.encode, config.encoder
     if training.reader == "none":
         return 0, 0
-    reader = replace(READERS[training.reader], recompute_granularity=encoder.bert.recompute_granularity)
+    reader = replace(READERS[training.reader], recompute_granularity=costs.bert_of(encoder).recompute_granularity)
     half = encode.bf16 or encode.fp16
     num_parameters = costs.dual_encoder_parameters(encoder) + costs.t5_parameters(reader)
     shape = costs.TrainingShape(

@@ -89,7 +89,7 @@ def _lighter_training(config: PlanConfig, rates: Rates, there: int) -> Iterator[
         yield f"--bf16 needs {_gb(needed)}{_judged(needed, there)}"
         if needed <= there:
             return
-    if config.encoder.bert.recompute_granularity != "full":
+    if costs.bert_of(config.encoder).recompute_granularity != "full":
         config = with_recompute(config)
         needed = estimate(config, rates).device_bytes
         words = "--recompute-granularity full" if half else "with --recompute-granularity full as well it"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.files import check_settings
-from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry, export_weights, import_weights
+from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
 from megatron_retrieval.models.bert import BertConfig
 
 # ours -> theirs, for the weight and the bias of each; {} is the number of a layer
@@ -52,24 +52,6 @@ CONFIG_KEYS = {
 REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
-def import_bert(state: Mapping[str, Tensor], config: BertConfig, source: str | Path) -> dict[str, Tensor]:
-    """Full fp32 tensors under `BertEncoder`'s names.
-
-    Args:
-        state: of Hugging Face's `BertModel`, or of a model that holds one under the prefix `bert.`.
-        source: where it comes from, for messages.
-
-    Raises:
-        CheckpointError: weights are missing, unknown, or not of the configured shape.
-    """
-    return import_weights(_encoder_names(state), _table(config), source, "BERT")
-
-
-def export_bert(full: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
-    """The inverse of `import_bert`: tensors under the names of Hugging Face's `BertModel`."""
-    return export_weights(full, _table(config))
-
-
 def bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> BertConfig:
     """Read the encoder's shape from the contents of a `config.json`.
 
@@ -83,7 +65,8 @@ def bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Bert
 def bert_config_to_hf(config: BertConfig) -> dict[str, Any]:
     """The settings of a `config.json` that describe the encoder."""
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG_KEYS.items()}
-    return {**settings, **REQUIRED_SETTINGS, "intermediate_size": config.ffn_size, "pad_token_id": 0}
+    names = {"model_type": "bert", "architectures": ["BertModel"]}
+    return {**settings, **REQUIRED_SETTINGS, **names, "intermediate_size": config.ffn_size, "pad_token_id": 0}
 
 
 def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +79,8 @@ def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _table(config: BertConfig) -> Iterator[WeightEntry]:
+def bert_table(config: BertConfig) -> Iterator[WeightEntry]:
+    """The weights of `BertEncoder`, and those of Hugging Face's `BertModel`."""
     for ours, theirs in EMBEDDINGS.items():
         yield WeightEntry(f"{ours}.weight", (f"{theirs}.weight",))
     for kind in ("weight", "bias"):
@@ -112,6 +96,7 @@ def _table(config: BertConfig) -> Iterator[WeightEntry]:
                 yield WeightEntry(f"{ours}.{kind}".format(layer), (f"{theirs}.{kind}".format(layer),))
 
 
-def _encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a `BertModel`, or of a model that holds one under the prefix `bert.`, without heads."""
     named = {name.removeprefix("bert."): tensor for name, tensor in current_names(state).items()}
     return {name: tensor for name, tensor in named.items() if not name.startswith(IGNORED_PREFIXES)}

@@ -1,27 +1,24 @@
-"""The files of a Hugging Face model folder: weights, configuration, vocabulary."""
+"""The files of a Hugging Face model folder: weights and configuration."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.weight_table import some
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
+from megatron_retrieval.utils.files import read_json
 
 SAFETENSORS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAME = "pytorch_model.bin"
-# how BERT's tokenizer treats text unless its folder says otherwise; this project's tokenizer knows nothing else
-FIXED_TOKENIZER_SETTINGS = {"tokenize_chinese_chars": (True,), "strip_accents": (None, True)}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -102,46 +99,3 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()}, folder / SAFETENSORS_NAME, {"format": "pt"}
     )
-
-
-def read_vocabulary(folder: Path, num_embeddings: int) -> tuple[tuple[str, ...], bool]:
-    """The WordPiece vocabulary in order of ids, and whether it expects lower-cased text.
-
-    Read from `vocab.txt`, or from the `tokenizer.json` that newer releases save in its place.
-
-    Args:
-        num_embeddings: of the model beside it.
-
-    Raises:
-        CheckpointError: there is none, it has more entries than the model has embeddings, or text is treated as this
-            project's tokenizer cannot.
-    """
-    model = read_optional_settings(folder / "tokenizer.json")
-    settings = {**(model.get("normalizer") or {}), **read_optional_settings(folder / "tokenizer_config.json")}
-    for key, allowed in FIXED_TOKENIZER_SETTINGS.items():
-        if settings.get(key, allowed[0]) not in allowed:
-            raise CheckpointError(f"{folder}: its tokenizer has {key} {settings[key]}, which is not supported.")
-    lower_case = bool(settings.get("do_lower_case", settings.get("lowercase", True)))
-    pieces = model.get("model", {})
-    if (path := folder / "vocab.txt").is_file():
-        vocabulary = tuple(line.rstrip("\r\n") for line in read_lines(path))
-    elif pieces.get("type") == "WordPiece":
-        vocabulary = tuple(sorted(pieces["vocab"], key=pieces["vocab"].__getitem__))
-    else:
-        raise CheckpointError(f"{folder}: holds neither vocab.txt nor a tokenizer.json of the kind WordPiece.")
-    if len(vocabulary) > num_embeddings:
-        raise CheckpointError(
-            f"{folder}: {len(vocabulary)} vocabulary entries, but only {num_embeddings} word embeddings."
-        )
-    return vocabulary, lower_case
-
-
-def write_vocabulary(folder: Path, vocabulary: Sequence[str], lower_case: bool, max_length: int) -> None:
-    """Write `vocab.txt` and what transformers' tokenizers, slow and fast, read beside it."""
-    with atomic_file(folder / "vocab.txt") as file:
-        file.writelines(f"{token}\n" for token in vocabulary)
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    BertWordPieceTokenizer(ids, lowercase=lower_case).save(str(folder / "tokenizer.json"))
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case, "model_max_length": max_length}
-    write_json(folder / "tokenizer_config.json", {**settings, **names})

@@ -8,18 +8,24 @@ from typing import Literal
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, export_bert
 from megatron_retrieval.checkpoint.huggingface.files import (
     read_optional_settings,
     read_settings,
     read_weights,
     write_weights,
 )
-from megatron_retrieval.checkpoint.huggingface.towers import TowerFolder, assemble_tower, take_projection, write_common
+from megatron_retrieval.checkpoint.huggingface.tower_folder import (
+    TowerFolder,
+    assemble_tower,
+    take_projection,
+    write_common,
+)
+from megatron_retrieval.checkpoint.huggingface.towers import TowerFormat
+from megatron_retrieval.checkpoint.kinds.encoders import BERT, ENCODER_FAMILIES
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.utils.files import read_json, write_json
 from megatron_retrieval.utils.logging import get_logger
 
@@ -37,9 +43,9 @@ def read_sentence_transformer(folder: Path) -> TowerFolder:
     """Transformer, pooling, and optionally a linear layer and normalisation."""
     modules = _read_modules(folder)
     body = modules["Transformer"]
-    bert = bert_config_from_hf(read_settings(body / "config.json"), body / "config.json")
+    encoder = _read_encoder(body / "config.json")
     config = DualEncoderConfig(
-        bert=bert,
+        encoder=encoder,
         pooling=_read_pooling(modules["Pooling"] / "config.json"),
         normalize_embeddings="Normalize" in modules,
     )
@@ -49,15 +55,15 @@ def read_sentence_transformer(folder: Path) -> TowerFolder:
         config = dataclasses.replace(config, biencoder_projection_dim=projection["weight"].size(0))
     _check_text_handling(folder, body)
     return assemble_tower(
-        body, config, _sentence_text_format(body, bert), read_weights(body), projection, extras_from=folder
+        body, config, _sentence_text_format(body, encoder), read_weights(body), projection, extras_from=folder
     )
 
 
 def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> None:
     """A folder that `SentenceTransformer` opens."""
     config = tower.config
-    write_common(folder, tower, {"model_type": "bert", "architectures": ["BertModel"]})
-    write_weights(folder, export_bert(tower.bert_weights, config.bert))
+    write_common(folder, tower, {})
+    write_weights(folder, tower.encoder_state())
     chain = ["Transformer", "Pooling"] + ["Dense"] * bool(config.biencoder_projection_dim)
     chain += ["Normalize"] * config.normalize_embeddings
     paths = ["" if kind == "Transformer" else f"{number}_{kind}" for number, kind in enumerate(chain)]
@@ -74,11 +80,18 @@ def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> N
     length = tower.text_format.retriever_seq_length
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
     modes = {"pooling_mode_cls_token": config.pooling == "cls", "pooling_mode_mean_tokens": config.pooling == "mean"}
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config.bert.hidden_size, **modes})
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config.encoder.hidden_size, **modes})
     if config.biencoder_projection_dim:
-        sizes = {"in_features": config.bert.hidden_size, "out_features": config.biencoder_projection_dim}
+        sizes = {"in_features": config.encoder.hidden_size, "out_features": config.biencoder_projection_dim}
         write_json(folder / "2_Dense" / "config.json", {**sizes, "bias": True, "activation_function": IDENTITY})
         write_weights(folder / "2_Dense", tower.projection("linear"))
+
+
+def _read_encoder(path: Path) -> EncoderShape:
+    """The shape of the Transformer, of the family that its model_type names; what names none is read as a BERT."""
+    settings = read_settings(path)
+    families = {family.model_type: family for family in ENCODER_FAMILIES.values()}
+    return families.get(str(settings.get("model_type")), BERT).from_huggingface(settings, path)
 
 
 def _read_modules(folder: Path) -> dict[str, Path]:
@@ -130,12 +143,21 @@ def _check_text_handling(folder: Path, body: Path) -> None:
         logger.warning("%s: the model was trained with prompts %s, which are not imported.", folder, used)
 
 
-def _sentence_text_format(body: Path, bert: BertConfig) -> TextFormatConfig:
+def _sentence_text_format(body: Path, encoder: EncoderShape) -> TextFormatConfig:
     """Title and text in one segment, questions as long as passages."""
     length = (
         read_optional_settings(body / "sentence_bert_config.json").get("max_seq_length")
         or read_optional_settings(body / "tokenizer_config.json").get("model_max_length")
-        or bert.max_position_embeddings
+        or encoder.max_positions
+        or TextFormatConfig().retriever_seq_length
     )
-    length = min(length, bert.max_position_embeddings)
+    length = min(length, encoder.max_positions or length)
     return TextFormatConfig(passage_format="title-text", query_seq_length=length, retriever_seq_length=length)
+
+
+SENTENCE_TRANSFORMERS = TowerFormat(
+    name="sentence-transformers",
+    about="folder of sentence-transformers; a dual encoder",
+    read_tower=read_sentence_transformer,
+    write_tower=write_sentence_transformer,
+)

@@ -1,146 +1,168 @@
-"""One tower in one folder, as Hugging Face's BERT or as one of its DPR encoders."""
+"""Dual encoders in foreign folders: one folder is one tower.
+
+A dual encoder whose towers share an encoder is one folder; one with separate towers is a folder with the subfolders
+`question_encoder` and `ctx_encoder`. Exports carry `megatron_retrieval.json` beside the format's own files, with what
+the format has no place for, so that export and import lose nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from megatron_retrieval.checkpoint.huggingface.bert import (
-    bert_config_from_hf,
-    bert_config_to_hf,
-    export_bert,
-    import_bert,
-)
-from megatron_retrieval.checkpoint.huggingface.files import (
-    read_settings,
-    read_vocabulary,
-    read_weights,
-    write_vocabulary,
-    write_weights,
-)
-from megatron_retrieval.checkpoint.kinds.dual_encoder import text_format_within
-from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
+from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_weights, write_weights
+from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
+from megatron_retrieval.checkpoint.huggingface.tower_folder import TowerFolder, assemble_tower, write_common
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
+from megatron_retrieval.checkpoint.kinds.encoders import BERT, ENCODER_FAMILIES, EncoderFamily
+from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
-from megatron_retrieval.utils.files import read_json, write_json
 
-EXTRAS_NAME = "megatron_retrieval.json"
-DPR_ARCHITECTURES = {"question_encoder": "DPRQuestionEncoder", "ctx_encoder": "DPRContextEncoder"}
+TOWER_FOLDERS = {"query": "question_encoder", "passage": "ctx_encoder"}
 
 
-@dataclass(frozen=True)
-class TowerFolder:
-    """What a folder says of one tower.
+@dataclass(frozen=True, kw_only=True)
+class TowerFormat:
+    """A `Format` of dual encoders.
 
     Attributes:
-        weights: full fp32 tensors under `Tower`'s parameter names.
-        folder: for messages.
-        role: question_encoder or ctx_encoder, where the format tells.
+        read_tower: a folder to one tower.
+        write_tower: writes one tower into a folder, given also its role: question_encoder, ctx_encoder, or nothing
+            where it serves as both. Raises CheckpointError where the format cannot hold it.
+        kinds: names of the kinds that it holds; of others than dual encoders, the encoder alone.
+        is_pair: there are two folders in any case, each of which knows its role.
     """
 
-    config: DualEncoderConfig
-    text_format: TextFormatConfig
-    weights: dict[str, Tensor]
-    vocabulary: tuple[str, ...]
-    lower_case: bool
-    folder: Path
-    role: str = ""
+    name: str
+    about: str
+    read_tower: Callable[[Path], TowerFolder]
+    write_tower: Callable[[Path, TowerFolder, str], None]
+    kinds: tuple[str, ...] = (DUAL_ENCODER.name,)
+    is_pair: bool = False
 
-    @property
-    def bert_weights(self) -> dict[str, Tensor]:
-        """The encoder's tensors under `BertEncoder`'s names."""
-        return {name.removeprefix("bert."): tensor for name, tensor in self.weights.items() if name.startswith("bert.")}
+    def holds(self, kind: str, shape: Any) -> bool:
+        """See Format."""
+        return kind in self.kinds
 
-    def projection(self, prefix: str) -> dict[str, Tensor]:
-        """The projection's tensors under another module's name; empty where there is none."""
-        return {
-            name.replace("projection", prefix): tensor
-            for name, tensor in self.weights.items()
-            if name.startswith("projection.")
+    def read(self, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignModel:
+        """See Format.
+
+        Raises:
+            CheckpointError: also, the two towers do not belong together.
+        """
+        paths = _tower_paths(folders)
+        towers = {tower: self.read_tower(path) for tower, path in paths.items()}
+        if "shared" in towers and separate_towers:
+            towers = dict.fromkeys(TOWER_FOLDERS, towers["shared"])
+        if self.is_pair:
+            _check_roles(towers, paths)
+        question, passage = (towers.get(tower) or towers["shared"] for tower in TOWER_FOLDERS)
+        _check_same(question, passage)
+        shape = dataclasses.replace(passage.config, biencoder_shared_query_context_model="shared" in towers)
+        query_length = question.text_format.query_seq_length
+        layout = dataclasses.replace(passage.text_format, query_seq_length=query_length)
+        weights = {
+            f"towers.{tower}.{weight}": tensor
+            for tower, folder in towers.items()
+            for weight, tensor in folder.weights.items()
         }
+        return ForeignModel(DUAL_ENCODER, shape, weights, passage.vocabulary, layout)
+
+    def write(self, model: ForeignModel, folder: Path) -> None:
+        """See Format."""
+        encoder = model if model.kind is DUAL_ENCODER else _encoder_of(model)
+        is_shared = encoder.shape.biencoder_shared_query_context_model
+        if is_shared and not self.is_pair:
+            self.write_tower(folder, _tower_of(encoder, "shared"), "")
+            return
+        for tower, subfolder in TOWER_FOLDERS.items():
+            source = _tower_of(encoder, "shared" if is_shared else tower)
+            (folder / subfolder).mkdir()
+            self.write_tower(folder / subfolder, source, subfolder)
 
 
-def read_bert(folder: Path) -> TowerFolder:
-    """A `BertModel`. How it is pooled is not the format's concern: [CLS], unless the folder is an export."""
-    settings = read_settings(folder / "config.json")
-    bert = bert_config_from_hf(settings, folder / "config.json")
-    return assemble_tower(
-        folder, DualEncoderConfig(bert=bert), text_format_within(TextFormatConfig(), bert), read_weights(folder), {}
-    )
+def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, ...]) -> TowerFormat:
+    """The format of an encoder alone, as transformers saves the model of `family`.
+
+    How it is pooled is not the format's concern: [CLS], unless the folder is an export.
+    """
+
+    def read_tower(folder: Path) -> TowerFolder:
+        encoder = family.from_huggingface(read_settings(folder / "config.json"), folder / "config.json")
+        text_format = text_format_within(TextFormatConfig(), encoder)
+        return assemble_tower(folder, DualEncoderConfig(encoder=encoder), text_format, read_weights(folder), {})
+
+    def write_tower(folder: Path, tower: TowerFolder, role: str) -> None:
+        if ENCODER_FAMILIES.of(tower.config.encoder) is not family:
+            raise CheckpointError(f"the encoder is of another family than {family.name}, which {name} holds.")
+        if tower.config.biencoder_projection_dim:
+            raise CheckpointError(f"the encoder has a projection, which {name} cannot hold; export another format.")
+        write_common(folder, tower, {})
+        write_weights(folder, tower.encoder_state())
+
+    return TowerFormat(name=name, about=about, read_tower=read_tower, write_tower=write_tower, kinds=kinds)
 
 
-def write_bert(folder: Path, tower: TowerFolder, role: str) -> None:
-    """Raises CheckpointError where the tower has a projection: a `BertModel` has no place for it."""
-    if tower.config.biencoder_projection_dim:
-        raise CheckpointError("the encoder has a projection, which hf-bert cannot hold; export another format.")
-    write_common(folder, tower, {"model_type": "bert", "architectures": ["BertModel"]})
-    write_weights(folder, export_bert(tower.bert_weights, tower.config.bert))
+def _encoder_of(model: ForeignModel) -> ForeignModel:
+    """The encoder of another kind of model as the one tower of a dual encoder with the usual settings."""
+    part = model.kind.encoder_part(model.shape)
+    assert part is not None
+    weights = {
+        f"towers.shared.bert.{name.removeprefix(part.prefix)}": full
+        for name, full in model.weights.items()
+        if name.startswith(part.prefix)
+    }
+    shape = DualEncoderConfig(encoder=part.shape, biencoder_shared_query_context_model=True)
+    layout = text_format_within(TextFormatConfig(), part.shape)
+    return ForeignModel(DUAL_ENCODER, shape, weights, model.vocabulary, layout)
 
 
-def read_dpr(folder: Path) -> TowerFolder:
-    """A `DPRQuestionEncoder` or a `DPRContextEncoder`."""
-    settings = read_settings(folder / "config.json")
-    bert = bert_config_from_hf(settings, folder / "config.json")
-    state = read_weights(folder)
-    role = next((role for role in DPR_ARCHITECTURES if any(name.startswith(f"{role}.") for name in state)), "")
-    if not role:
-        raise CheckpointError(f"{folder}: weights of neither a DPR question encoder nor a DPR context encoder.")
-    state = {name.removeprefix(f"{role}.").removeprefix("bert_model."): tensor for name, tensor in state.items()}
-    projection = take_projection(state, "encode_proj")
-    config = DualEncoderConfig(bert=bert, biencoder_projection_dim=settings.get("projection_dim", 0))
-    return assemble_tower(folder, config, text_format_within(TextFormatConfig(), bert), state, projection, role)
+def _tower_paths(folders: Sequence[Path]) -> dict[str, Path]:
+    if len(folders) == 2:
+        return dict(zip(TOWER_FOLDERS, folders, strict=True))
+    if len(folders) != 1:
+        raise CheckpointError(f"expected one input folder, or two (questions, passages); {len(folders)} were given.")
+    subfolders = {tower: folders[0] / name for tower, name in TOWER_FOLDERS.items()}
+    present = [path for path in subfolders.values() if path.is_dir()]
+    if len(present) == 1:
+        raise CheckpointError(f"{folders[0]}: holds {present[0].name}, but not the other tower.")
+    return subfolders if present else {"shared": folders[0]}
 
 
-def write_dpr(folder: Path, tower: TowerFolder, role: str) -> None:
-    """Raises CheckpointError where vectors are not [CLS] vectors as they are: DPR knows nothing else."""
-    if tower.config.pooling != "cls" or tower.config.normalize_embeddings:
-        raise CheckpointError("mean pooling and normalised vectors cannot be held by hf-dpr; export another format.")
-    settings = {"model_type": "dpr", "architectures": [DPR_ARCHITECTURES[role]]}
-    write_common(folder, tower, {**settings, "projection_dim": tower.config.biencoder_projection_dim})
-    state = {f"bert_model.{n}": t for n, t in export_bert(tower.bert_weights, tower.config.bert).items()}
-    state |= tower.projection("encode_proj")
-    write_weights(folder, {f"{role}.{name}": tensor for name, tensor in state.items()})
+def _tower_of(encoder: ForeignModel, tower: str) -> TowerFolder:
+    prefix = f"towers.{tower}."
+    weights = {name.removeprefix(prefix): full for name, full in encoder.weights.items() if name.startswith(prefix)}
+    return TowerFolder(encoder.shape, encoder.layout, weights, encoder.vocabulary, folder=Path(tower))
 
 
-def assemble_tower(
-    folder: Path,
-    config: DualEncoderConfig,
-    text_format: TextFormatConfig,
-    state: Mapping[str, Tensor],
-    projection: Mapping[str, Tensor],
-    role: str = "",
-    extras_from: Path | None = None,
-) -> TowerFolder:
-    """Put together what all formats share; the extras of an export win over a format's defaults."""
-    weights = {f"bert.{name}": full for name, full in import_bert(state, config.bert, folder).items()}
-    weights |= {f"projection.{name}": full for name, full in projection.items()}
-    vocabulary, lower_case = read_vocabulary(folder, config.bert.vocab_size)
-    if (extras_path := (extras_from or folder) / EXTRAS_NAME).is_file():
-        extras = read_json(extras_path)
-        text_format = from_flat_dict(TextFormatConfig, extras)
-        config = dataclasses.replace(
-            config, pooling=extras["pooling"], normalize_embeddings=extras["normalize-embeddings"]
-        )
-    return TowerFolder(config, text_format, weights, vocabulary, lower_case, folder, role)
+def _check_roles(towers: Mapping[str, TowerFolder], paths: Mapping[str, Path]) -> None:
+    for tower, expected in TOWER_FOLDERS.items():
+        if "shared" in paths:
+            raise CheckpointError(
+                f"{paths['shared']}: one DPR encoder of a pair; give a folder that holds {TOWER_FOLDERS['query']} and "
+                f"{TOWER_FOLDERS['passage']}, or both folders after --input, questions first."
+            )
+        if towers[tower].role != expected:
+            raise CheckpointError(f"{paths[tower]}: holds a {towers[tower].role} where the {expected} is needed.")
 
 
-def write_common(folder: Path, tower: TowerFolder, settings: dict[str, Any]) -> None:
-    """Write configuration, vocabulary and what the formats have no place for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {**bert_config_to_hf(tower.config.bert), **settings, "dtype": "float32"})
-    length = tower.text_format.retriever_seq_length
-    write_vocabulary(folder, tower.vocabulary, tower.lower_case, length)
-    vectors = {"pooling": tower.config.pooling, "normalize-embeddings": tower.config.normalize_embeddings}
-    write_json(folder / EXTRAS_NAME, {**to_flat_dict(tower.text_format), **vectors})
+def _check_same(question: TowerFolder, passage: TowerFolder) -> None:
+    same = {
+        "config": question.config == passage.config,
+        "vocabulary": question.vocabulary.fingerprint == passage.vocabulary.fingerprint,
+    }
+    for what, is_same in same.items():
+        if not is_same:
+            raise CheckpointError(
+                f"{question.folder} and {passage.folder} differ in {what}; the towers of a dual encoder have the same."
+            )
 
 
-def take_projection(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove the linear layer `prefix` from `state`; its fp32 tensors by the names weight and bias."""
-    names = [name for name in state if name.startswith(f"{prefix}.")]
-    return {name.removeprefix(f"{prefix}."): state.pop(name).float() for name in names}
+HF_BERT = body_format(
+    "hf-bert", "BertModel; a dual encoder, or the encoder of a masked LM", BERT, (DUAL_ENCODER.name, MASKED_LM.name)
+)

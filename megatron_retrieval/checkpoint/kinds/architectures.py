@@ -1,25 +1,37 @@
-"""The encoder-decoders that fusion readers are made of, each with its shape and its vocabulary: known here alone."""
+"""The encoder-decoders that fusion readers are made of, each with its shape and its vocabulary."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_retrieval.checkpoint.kinds import t5
-from megatron_retrieval.checkpoint.kinds.description import LOWER_CASE_KEY, VOCAB_NAME
-from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
-from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.checkpoint.kinds.bert_seq2seq import start_from_bert
+from megatron_retrieval.checkpoint.kinds.families import Families
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 
-Shape = T5Config | BertSeq2SeqConfig
-ReaderModel = T5 | BertSeq2Seq
 
-#: the setting in a manifest that names the architecture
-KEY = "architecture"
+@dataclass(frozen=True, kw_only=True)
+class OverEncoder:
+    """How an encoder-decoder starts from an encoder.
+
+    Attributes:
+        encoder: shape of the encoders that it may start from.
+        shape: such an encoder's shape to its own.
+        start: `(model, description of the encoder's checkpoint, topology)`: fills the model from the encoder.
+    """
+
+    encoder: type[EncoderShape]
+    shape: Callable[[Any], Any]
+    start: Callable[[Any, AnyDescription, ProcessTopology], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,56 +39,46 @@ class Architecture:
     """A kind of encoder-decoder.
 
     Attributes:
-        name: in manifests.
+        name: in manifests and messages.
+        about: what it is, in one clause.
         shape: its configuration.
-        build: `(shape, tokenizer, topology, dtype, seed=...)` to a model with initial weights.
-        vocabulary: kind of vocabulary.
-        vocabulary_name: the file that its checkpoints keep of it.
-        vocabulary_keys: settings in the manifest that belong to the vocabulary.
+        vocabulary: name of its kind of vocabulary, see `VOCABULARIES`.
+        build: `(shape, special ids, topology, dtype, seed=...)` to an `EncoderDecoder` with initial weights.
+        over_encoder: how it starts from an encoder; None: it starts from its like alone.
     """
 
     name: str
-    shape: type[T5Config] | type[BertSeq2SeqConfig]
-    build: Callable[..., ReaderModel]
+    about: str
+    shape: type[Any]
     vocabulary: str
-    vocabulary_name: str
-    vocabulary_keys: tuple[str, ...] = ()
+    build: Callable[..., Any]
+    over_encoder: OverEncoder | None = None
 
 
-def _t5(shape: T5Config, _: Vocabulary, *args: Any, **settings: Any) -> T5:
+def _t5(shape: T5Config, _: SpecialIds, *args: Any, **settings: Any) -> T5:
     return T5(shape, *args, **settings)
 
 
-def _bert(shape: BertSeq2SeqConfig, tokenizer: Vocabulary, *args: Any, **settings: Any) -> BertSeq2Seq:
-    start_id, end_id = tokenizer.special.frame
+def _bert_seq2seq(shape: BertSeq2SeqConfig, special: SpecialIds, *args: Any, **settings: Any) -> BertSeq2Seq:
+    start_id, end_id = special.frame
     return BertSeq2Seq(shape, *args, start_id=start_id, end_id=end_id, **settings)
 
 
-T5_ARCHITECTURE = Architecture(
-    name="t5",
-    shape=T5Config,
-    build=_t5,
-    vocabulary="SentencePiece",
-    vocabulary_name=t5.SENTENCEPIECE_NAME,
+ARCHITECTURES: Families[Architecture] = Families("architecture of encoder-decoders", key="architecture", default="t5")
+ARCHITECTURES.add(
+    Architecture(name="t5", about="T5 1.0, 1.1, Flan", shape=T5Config, vocabulary="SentencePiece", build=_t5)
 )
-BERT_ARCHITECTURE = Architecture(
-    name="bert-seq2seq",
-    shape=BertSeq2SeqConfig,
-    build=_bert,
-    vocabulary="WordPiece",
-    vocabulary_name=VOCAB_NAME,
-    vocabulary_keys=(LOWER_CASE_KEY,),
+ARCHITECTURES.add(
+    Architecture(
+        name="bert-seq2seq",
+        about="a BERT as encoder and decoder",
+        shape=BertSeq2SeqConfig,
+        vocabulary="WordPiece",
+        build=_bert_seq2seq,
+        over_encoder=OverEncoder(
+            encoder=BertConfig,
+            shape=lambda bert: BertSeq2SeqConfig(**dataclasses.asdict(bert)),
+            start=start_from_bert,
+        ),
+    )
 )
-_ARCHITECTURES = {architecture.name: architecture for architecture in (T5_ARCHITECTURE, BERT_ARCHITECTURE)}
-
-
-def saved_architecture(manifest: CheckpointManifest, source: object) -> Architecture:
-    """The architecture of a T5 or a fusion reader; checkpoints that name none hold a T5.
-
-    Raises:
-        CheckpointError: one that this version does not know.
-    """
-    name = manifest.config.get(KEY, T5_ARCHITECTURE.name)
-    if name not in _ARCHITECTURES:
-        raise CheckpointError(f"{source}/manifest.json: {KEY} {name!r}; known are {', '.join(_ARCHITECTURES)}.")
-    return _ARCHITECTURES[name]

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.kinds import masked_lm
-from megatron_retrieval.checkpoint.kinds.starting_point import StartingPoint
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
 
-OUTPUT_BIAS = "output_bias"
+OUTPUT_BIAS, _MASKED_LM_BIAS = "output_bias", "head.bias"
 _ENCODER, _DECODER = "bert.", "decoder.layers."
 #: a decoder layer's part -> the part of an encoder layer that it starts from, where the names differ
 _CROSS_ATTENTION = {
@@ -28,7 +27,7 @@ _PARTS_OF_QKV = {"cross_attention.linear_q": slice(0, 1), "cross_attention.linea
 log = get_logger("checkpoint")
 
 
-def start_from_bert(start: StartingPoint, model: BertSeq2Seq, topology: ProcessTopology) -> None:
+def start_from_bert(model: BertSeq2Seq, source: AnyDescription, topology: ProcessTopology) -> None:
     """Fill the whole of `model` from a BERT; the log says from what.
 
     The encoder is taken as it is. The decoder's layers start from those of the encoder (see `source_layer` and
@@ -37,15 +36,15 @@ def start_from_bert(start: StartingPoint, model: BertSeq2Seq, topology: ProcessT
     Raises:
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
-    reader, prefix, config = TensorReader(start.folder, start.manifest), start.encoder_prefix, model.config
-    has_bias = start.kind == masked_lm.KIND
+    reader, prefix, config = TensorReader(source.folder, source.manifest), source.encoder.prefix, model.config
+    has_bias = _MASKED_LM_BIAS in reader.names()
 
     def encoder(name: str) -> Tensor:
         return reader.full(prefix + name)
 
     def full(name: str) -> Tensor:
         if name == OUTPUT_BIAS:
-            return reader.full("head.bias") if has_bias else torch.zeros(config.vocab_size)
+            return reader.full(_MASKED_LM_BIAS) if has_bias else torch.zeros(config.vocab_size)
         if name.startswith(_ENCODER):
             return encoder(name.removeprefix(_ENCODER))
         return decoder_start(name.removeprefix(_DECODER), config, encoder)
@@ -53,13 +52,13 @@ def start_from_bert(start: StartingPoint, model: BertSeq2Seq, topology: ProcessT
     parameters = {name for name, _ in model.named_parameters()}
     given = {_ENCODER + name.removeprefix(prefix) for name in reader.names() if name.startswith(prefix)}
     new = {name for name in parameters if not name.startswith(_ENCODER)}
-    fill_model(model, given | new, full, topology, source=f"{start.folder}, {prefix.removesuffix('.')}")
+    fill_model(model, given | new, full, topology, source=f"{source.folder}, {prefix.removesuffix('.')}")
     sources = [source_layer(number, config) + 1 for number in range(config.num_decoder_layers)]
     log.info(
         "%s: %s is taken, its layers %s into the decoder as well, where cross-attention starts as their "
         "self-attention; the output takes the word embeddings and %s.",
-        start.folder,
-        start.encoder_title,
+        source.folder,
+        source.encoder.title,
         ", ".join(map(str, sources)),
         "the masked LM's bias" if has_bias else "a new bias of 0",
     )

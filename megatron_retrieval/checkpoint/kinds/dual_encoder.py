@@ -1,66 +1,103 @@
-"""Dual encoders in checkpoints: shape, text layout and vocabulary travel with the weights."""
+"""Dual encoders: shape, text layout and vocabulary travel with the weights."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from megatron_retrieval.checkpoint.kinds.description import (
-    LOWER_CASE_KEY,
-    CheckpointDescription,
-    open_checkpoint,
-    saved_settings,
+from megatron_retrieval.checkpoint.kinds.encoders import ENCODER_FAMILIES, family_marks
+from megatron_retrieval.checkpoint.kinds.kind import (
+    AnyDescription,
+    Description,
+    EncoderPart,
+    Loaded,
+    ModelKind,
+    fill_parts,
 )
-from megatron_retrieval.checkpoint.store.reader import load_weights
-from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.config.parser import from_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.utils.logging import get_logger
 
-KIND = "dual-encoder"
+log = get_logger("checkpoint")
 
-
-@dataclass(frozen=True)
-class DualEncoderDescription(CheckpointDescription):
-    """All of a saved dual encoder but its weights."""
-
-    config: DualEncoderConfig
-    text_format: TextFormatConfig
+DualEncoderDescription = Description[DualEncoderConfig, TextFormatConfig, DualEncoder]
+LoadedDualEncoder = Loaded[DualEncoderConfig, TextFormatConfig, DualEncoder]
 
 
-@dataclass(frozen=True)
-class LoadedDualEncoder:
-    """A dual encoder ready to use, and what it says of itself."""
+class DualEncoderKind(ModelKind[DualEncoderConfig, TextFormatConfig, DualEncoder]):
+    """See ModelKind; dropout and recompute do not change what a dual encoder computes, but are the defaults when it is
+    trained further."""
 
-    model: DualEncoder
-    description: DualEncoderDescription
+    name = "dual-encoder"
+    about = "questions and passages to vectors of one space"
+    starts_from = ("dual-encoder", "masked-lm")
+    shape_class, layout_class, model_class = DualEncoderConfig, TextFormatConfig, DualEncoder
+
+    def read_shape(self, settings: Mapping[str, Any]) -> DualEncoderConfig:
+        """See ModelKind."""
+        return from_flat_dict(DualEncoderConfig, settings, {EncoderShape: ENCODER_FAMILIES.saved(settings).shape})
+
+    def vocabulary(self, shape: DualEncoderConfig) -> str:
+        """See ModelKind."""
+        return ENCODER_FAMILIES.of(shape.encoder).vocabulary
+
+    def marks(self, shape: DualEncoderConfig) -> dict[str, Any]:
+        """See ModelKind."""
+        return family_marks(shape.encoder)
+
+    def encoder_part(self, shape: DualEncoderConfig) -> EncoderPart:
+        """The only tower's encoder, or the passages'."""
+        tower = "shared" if shape.biencoder_shared_query_context_model else "passage"
+        return EncoderPart(shape.encoder, f"towers.{tower}.bert.", f"the {tower} tower's encoder")
+
+    def shape_from(self, source: AnyDescription, default: DualEncoderConfig) -> DualEncoderConfig:
+        """The shape of a dual encoder that starts there; what the checkpoint does not say is as in `default`."""
+        if source.kind is self:
+            shape: DualEncoderConfig = source.shape
+            return shape
+        return dataclasses.replace(default, encoder=source.encoder.shape)
+
+    def layout_from(self, source: AnyDescription, default: TextFormatConfig) -> TextFormatConfig:
+        """Its text layout, or else `default` with sequences no longer than the encoder's positions."""
+        if source.kind is self:
+            layout: TextFormatConfig = source.layout
+            return layout
+        return text_format_within(default, source.encoder.shape)
+
+    def start(self, model: DualEncoder, source: AnyDescription, topology: ProcessTopology) -> None:
+        """See ModelKind: an encoder goes into every tower, one shared tower may become two."""
+        fill_parts(self._parts(model, source), source, topology)
+
+    def _parts(self, model: DualEncoder, source: AnyDescription) -> Iterator[tuple[nn.Module, str]]:
+        towers = dict(model.towers.named_children())
+        if source.kind is not self:
+            log.info("%s: %s goes into every tower; a projection is new.", source.folder, source.encoder.title)
+            for tower in towers.values():
+                yield tower.get_submodule("bert"), source.encoder.prefix
+        elif source.shape.biencoder_shared_query_context_model:
+            for tower in towers.values():
+                yield tower, "towers.shared."
+        elif "shared" in towers:
+            raise CheckpointError(
+                f"{source.folder}: holds one encoder for questions and one for passages, which do not become one; "
+                "leave out --biencoder-shared-query-context-model."
+            )
+        else:
+            for name, tower in towers.items():
+                yield tower, f"towers.{name}."
 
 
-def describe_dual_encoder(path: str | Path) -> DualEncoderDescription:
-    """Read a checkpoint's description without its weights.
-
-    Raises:
-        CheckpointError: no checkpoint here, or one of something else.
-    """
-    found = open_checkpoint(path, (KIND,))
-    config, text_format = saved_settings(DualEncoderConfig, found), saved_settings(TextFormatConfig, found)
-    return DualEncoderDescription(found.folder, found.manifest, config, text_format)
-
-
-def load_dual_encoder(
-    path: str | Path, topology: ProcessTopology, dtype: torch.dtype = torch.float32
-) -> LoadedDualEncoder:
-    """Build a saved dual encoder at this topology, in evaluation mode."""
-    description = describe_dual_encoder(path)
-    model = DualEncoder(description.config, topology, dtype)
-    load_weights(description.folder, description.manifest, model, topology)
-    return LoadedDualEncoder(model.eval(), description)
+DUAL_ENCODER = DualEncoderKind()
 
 
 def load_encoder_for(
@@ -69,23 +106,20 @@ def load_encoder_for(
     """A checkpoint's encoder in evaluation mode, to encode passages of `evidence`.
 
     Raises:
+        CheckpointError: no dual encoder there.
         MismatchError: the evidence was tokenized with another vocabulary than the checkpoint's.
     """
-    encoder = load_dual_encoder(checkpoint, topology, dtype)
-    evidence.require_vocabulary(encoder.description.vocabulary(), f"the checkpoint {checkpoint}")
-    return encoder
+    description = DUAL_ENCODER.describe(checkpoint)
+    evidence.require_vocabulary(description.vocabulary(), f"the checkpoint {checkpoint}")
+    return Loaded(description.load(topology, dtype), description)
 
 
-def checkpoint_config(config: DualEncoderConfig, text_format: TextFormatConfig, lower_case: bool) -> dict[str, Any]:
-    """What a checkpoint's manifest keeps of a dual encoder; dropout and recompute do not change what it computes, but
-    are the defaults when it is trained further."""
-    return {**to_flat_dict(config), **to_flat_dict(text_format), LOWER_CASE_KEY: lower_case}
-
-
-def text_format_within(text_format: TextFormatConfig, bert: BertConfig) -> TextFormatConfig:
+def text_format_within(text_format: TextFormatConfig, encoder: EncoderShape) -> TextFormatConfig:
     """The layout with sequences no longer than the encoder's positions."""
+    if (longest := encoder.max_positions) is None:
+        return text_format
     return dataclasses.replace(
         text_format,
-        query_seq_length=min(text_format.query_seq_length, bert.max_position_embeddings),
-        retriever_seq_length=min(text_format.retriever_seq_length, bert.max_position_embeddings),
+        query_seq_length=min(text_format.query_seq_length, longest),
+        retriever_seq_length=min(text_format.retriever_seq_length, longest),
     )

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_retrieval.checkpoint.kinds import dual_encoder
-from megatron_retrieval.checkpoint.kinds.dual_encoder import checkpoint_config
-from megatron_retrieval.checkpoint.kinds.starting_point import describe_starting_point, load_starting_weights
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.layouts.lengths import require_positions
@@ -52,7 +50,7 @@ class EndToEndRun:
         self.start_retriever = config.start_retriever()
         lengths = config.text_format
         require_positions(
-            self.start_retriever.config.bert.max_positions,
+            self.start_retriever.shape.encoder.max_positions,
             query_seq_length=lengths.query_seq_length,
             retriever_seq_length=lengths.retriever_seq_length,
         )
@@ -100,7 +98,7 @@ class EndToEndRun:
         """With the weights of the start, unless the run is resumed, which loads them."""
         config = self.config
         kind, start = config.start_reader()
-        require_passes(config.step.objective, kind.passes, f"the {start.kind} {start.folder}")
+        require_passes(config.step.objective, kind.passes, f"the {start.manifest.kind} {start.folder}")
         settings = config.reader_settings(kind, start)
         reader = kind.open(start, settings, self.topology, config.training.precision.dtype)
         if config.training.save.resume_folder() is None:
@@ -112,14 +110,14 @@ class EndToEndRun:
         config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
         retriever = DualEncoder(self._retriever_shape(), topology, dtype)
         if config.training.save.resume_folder() is None:
-            load_starting_weights(describe_starting_point(self.start_retriever.folder), retriever, topology)
+            DUAL_ENCODER.start(retriever, self.start_retriever, topology)
         return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)
 
     def _retriever_shape(self) -> DualEncoderConfig:
-        start = self.start_retriever.config
+        start = self.start_retriever.shape
         is_shared = start.biencoder_shared_query_context_model and not self.config.separate_encoders
-        bert = self.config.model.over(start.bert)
-        return replace(start, bert=bert, biencoder_shared_query_context_model=is_shared)
+        encoder = self.config.model.over(start.encoder)
+        return replace(start, encoder=encoder, biencoder_shared_query_context_model=is_shared)
 
     def _questions(self, name: str, data: AskedDataConfig) -> AskedQuestions:
         """The questions, in a store in the output folder that the first rank writes."""
@@ -156,15 +154,15 @@ class EndToEndRun:
     def _saved(self, num_questions: int) -> SavedModel:
         config = self.config
         parts = {
-            RETRIEVER: ModelPart(dual_encoder.KIND, self._retriever_config, self.tokenizer.assets()),
-            READER: ModelPart(self.reader_kind.saved_as, self._reader_config, self.reader.vocabulary.assets()),
+            RETRIEVER: ModelPart(DUAL_ENCODER.name, self._retriever_config, self.tokenizer.assets()),
+            READER: ModelPart(self.reader_kind.checkpoints.name, self._reader_config, self.reader.vocabulary.assets()),
         }
         frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
         identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}
         return SavedModel(KIND, {}, {}, identity, parts)
 
     def _retriever_config(self) -> dict[str, Any]:
-        return checkpoint_config(self.model.retriever.config, self.config.text_format, self.start_retriever.lower_case)
+        return DUAL_ENCODER.config(self.model.retriever.config, self.tokenizer, self.config.text_format)
 
     def _reader_config(self) -> dict[str, Any]:
         return self.reader.checkpoint_config(self.passage_scores())

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DualEncoderDescription, describe_dual_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, DualEncoderDescription
+from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
@@ -15,7 +16,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import EmbeddingRanksConfig
-from megatron_retrieval.readers.kind import ReaderKind, SavedReader
+from megatron_retrieval.readers.kind import ReaderKind
 from megatron_retrieval.readers.registry import describe_reader
 from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderLayoutConfig, ReaderSettings
 from megatron_retrieval.refresh.config import IndexRefreshConfig
@@ -134,24 +135,24 @@ class EndToEndFinetuneConfig:
     def start_retriever(self) -> DualEncoderDescription:
         """What gives the retriever's shape, layout and vocabulary: the resumed one, else that of the start."""
         folder = self.training.save.resume_folder()
-        return describe_dual_encoder(folder / RETRIEVER if folder else self.retriever)
+        return DUAL_ENCODER.describe(folder / RETRIEVER if folder else self.retriever)
 
-    def start_reader(self) -> tuple[ReaderKind, SavedReader]:
+    def start_reader(self) -> tuple[ReaderKind, AnyReaderDescription]:
         """Likewise of the reader, with its kind."""
         folder = self.training.save.resume_folder()
         return describe_reader(folder / READER if folder else self.reader)
 
-    def reader_settings(self, kind: ReaderKind, start: SavedReader) -> ReaderSettings:
+    def reader_settings(self, kind: ReaderKind, start: AnyReaderDescription) -> ReaderSettings:
         """What the reader is built with; settings of its layout that no flag has are the start's."""
         layout = overlaid(start.layout or kind.layout(), self.layout)
-        return ReaderSettings(self.model.over(start.config), layout, self.answers.of(kind.answers), self.encode)
+        return ReaderSettings(self.model.over(start.shape), layout, self.answers.of(kind.answers), self.encode)
 
     def with_artefact_defaults(self) -> EndToEndFinetuneConfig:
         """The layouts of retriever and reader are the defaults of their flags, and so is the weight of scores that a
         reader has learned."""
         (kind, reader), step = self.start_reader(), self.step
-        saved_layout = within_positions(reader.layout or kind.layout(), reader.config.max_positions)
+        saved_layout = within_positions(reader.layout or kind.layout(), reader.shape.max_positions)
         if reader.passage_scores.passage_score_use == "bias":
             step = dataclasses.replace(step, score_weight=reader.passage_scores.passage_score_weight)
-        text_format = self.start_retriever().text_format
+        text_format = self.start_retriever().layout
         return dataclasses.replace(self, layout=overlaid(self.layout, saved_layout), text_format=text_format, step=step)

@@ -1,0 +1,57 @@
+"""Hugging Face's DPR: a `DPRQuestionEncoder` and a `DPRContextEncoder`, each a BERT with an optional projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_weights, write_weights
+from megatron_retrieval.checkpoint.huggingface.tower_folder import (
+    TowerFolder,
+    assemble_tower,
+    take_projection,
+    write_common,
+)
+from megatron_retrieval.checkpoint.huggingface.towers import TowerFormat
+from megatron_retrieval.checkpoint.kinds.dual_encoder import text_format_within
+from megatron_retrieval.checkpoint.kinds.encoders import BERT, ENCODER_FAMILIES
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+
+DPR_ARCHITECTURES = {"question_encoder": "DPRQuestionEncoder", "ctx_encoder": "DPRContextEncoder"}
+
+
+def read_dpr(folder: Path) -> TowerFolder:
+    """A `DPRQuestionEncoder` or a `DPRContextEncoder`."""
+    settings = read_settings(folder / "config.json")
+    encoder = BERT.from_huggingface(settings, folder / "config.json")
+    state = read_weights(folder)
+    role = next((role for role in DPR_ARCHITECTURES if any(name.startswith(f"{role}.") for name in state)), "")
+    if not role:
+        raise CheckpointError(f"{folder}: weights of neither a DPR question encoder nor a DPR context encoder.")
+    state = {name.removeprefix(f"{role}.").removeprefix("bert_model."): tensor for name, tensor in state.items()}
+    projection = take_projection(state, "encode_proj")
+    config = DualEncoderConfig(encoder=encoder, biencoder_projection_dim=settings.get("projection_dim", 0))
+    return assemble_tower(folder, config, text_format_within(TextFormatConfig(), encoder), state, projection, role)
+
+
+def write_dpr(folder: Path, tower: TowerFolder, role: str) -> None:
+    """Raises CheckpointError where vectors are not [CLS] vectors of a BERT as they are: DPR knows nothing else."""
+    if tower.config.pooling != "cls" or tower.config.normalize_embeddings:
+        raise CheckpointError("mean pooling and normalised vectors cannot be held by hf-dpr; export another format.")
+    if ENCODER_FAMILIES.of(tower.config.encoder) is not BERT:
+        raise CheckpointError("hf-dpr holds encoders of BERT's family alone; export another format.")
+    settings = {"model_type": "dpr", "architectures": [DPR_ARCHITECTURES[role]]}
+    write_common(folder, tower, {**settings, "projection_dim": tower.config.biencoder_projection_dim})
+    state = {f"bert_model.{name}": tensor for name, tensor in tower.encoder_state().items()}
+    state |= tower.projection("encode_proj")
+    write_weights(folder, {f"{role}.{name}": tensor for name, tensor in state.items()})
+
+
+HF_DPR = TowerFormat(
+    name="hf-dpr",
+    about="DPRQuestionEncoder with DPRContextEncoder; a dual encoder",
+    read_tower=read_dpr,
+    write_tower=write_dpr,
+    is_pair=True,
+)

@@ -1,0 +1,66 @@
+"""The families of encoders: what manifests call each, its shape and its vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.huggingface import bert
+from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
+from megatron_retrieval.checkpoint.kinds.families import Families
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.encoder import EncoderShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFamily:
+    """A family of encoders, here and in Hugging Face's folders.
+
+    Attributes:
+        name: in manifests and messages.
+        about: what it is, in one clause.
+        shape: its configuration, which builds it.
+        vocabulary: name of its kind of vocabulary, see `VOCABULARIES`.
+        model_type: what a config.json calls it.
+        from_huggingface: (contents of a config.json, where they come from) to the shape. Raises CheckpointError where a
+            setting is missing, or the model is not what this family computes.
+        to_huggingface: the shape to the contents of a config.json, with model_type and architectures.
+        table: of a shape, our weights and what they are called there.
+        current_names: the weights of a folder under the names that `table` has, without what belongs to no encoder.
+    """
+
+    name: str
+    about: str
+    shape: type[EncoderShape]
+    vocabulary: str
+    model_type: str
+    from_huggingface: Callable[[Mapping[str, Any], Path], EncoderShape]
+    to_huggingface: Callable[[Any], dict[str, Any]]
+    table: Callable[[Any], Iterable[WeightEntry]]
+    current_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+ENCODER_FAMILIES: Families[EncoderFamily] = Families("family of encoders", key="encoder-family", default="bert")
+BERT = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="bert",
+        about="BERT: layer norm after each residual sum, absolute positions",
+        shape=BertConfig,
+        vocabulary="WordPiece",
+        model_type="bert",
+        from_huggingface=bert.bert_config_from_hf,
+        to_huggingface=bert.bert_config_to_hf,
+        table=bert.bert_table,
+        current_names=bert.encoder_names,
+    )
+)
+
+
+def family_marks(shape: EncoderShape) -> dict[str, Any]:
+    """What a manifest must keep so that `ENCODER_FAMILIES` finds the family again; of a BERT nothing, as ever."""
+    family = ENCODER_FAMILIES.of(shape)
+    return {} if family is BERT else {ENCODER_FAMILIES.key: family.name}

@@ -1,0 +1,54 @@
+"""Readers: models that answer questions from passages."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias, cast
+
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, Description, Layout, Model, ModelKind, Shape
+from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
+from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
+
+
+@dataclass(frozen=True)
+class ReaderDescription(Description[Shape, Layout, Model]):
+    """All of a saved reader but its weights.
+
+    Attributes:
+        passage_scores: what it does with the scores of passages; nothing where it was trained without a retriever.
+    """
+
+    passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
+
+
+#: of a reader of whatever kind
+AnyReaderDescription: TypeAlias = ReaderDescription[Any, Any, Any]
+
+
+class ReaderModelKind(ModelKind[Shape, Layout, Model]):
+    """See ModelKind.
+
+    Attributes:
+        reads: names of the kinds whose checkpoints hold such a reader as it is.
+    """
+
+    reads: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def shape_from(self, source: AnyDescription) -> Shape:
+        """The shape of a reader that starts from a checkpoint of a kind in `starts_from`."""
+
+    def describe(self, path: str | Path, kinds: Collection[str] = ()) -> ReaderDescription[Shape, Layout, Model]:
+        """See ModelKind."""
+        return cast(ReaderDescription[Shape, Layout, Model], super().describe(path, kinds))
+
+    def read(self, folder: Path, manifest: CheckpointManifest) -> ReaderDescription[Shape, Layout, Model]:
+        """See ModelKind; the manifest of a reader that was trained without a retriever says nothing of scores."""
+        found, settings = super().read(folder, manifest), manifest.config
+        knows_scores = bool(to_flat_dict(PassageScoreConfig()).keys() & settings.keys())
+        scores = from_flat_dict(PassageScoreConfig, settings) if knows_scores else PassageScoreConfig()
+        return ReaderDescription(folder, manifest, self, found.shape, found.layout, scores)

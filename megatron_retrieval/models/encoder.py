@@ -1,0 +1,51 @@
+"""An encoder of texts, whatever its family: what dual encoders and readers are built over."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+class Encoder(Protocol):
+    """A module: token ids to hidden states."""
+
+    def __call__(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing.
+
+        Args:
+            segments: [B, T] int64, which of two texts every token belongs to (0 or 1), for families that tell them
+                apart; default: the first.
+        """
+        ...
+
+
+@dataclass(kw_only=True, frozen=True)
+class EncoderShape(ABC):
+    """Shape and regularisation of an encoder, one subclass for each family: its fields are flags of training, and
+    checkpoints keep them."""
+
+    hidden_size: int
+    """Width of the hidden states."""
+    vocab_size: int
+    """Entries of the vocabulary."""
+    init_method_std: float
+    """Standard deviation of initial weights."""
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int | None:
+        """Longest sequence in tokens; None: any."""
+
+    @abstractmethod
+    def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> Encoder:
+        """An encoder whose parameters are laid out for `topology`'s tensor-parallel group.
+
+        It is an nn.Module; whoever builds it initialises or loads its weights, and moves it to a device.
+        """
