@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.kinds.description import saved_passage_scores, saved_settings
-from megatron_retrieval.checkpoint.kinds.extractive_reader import (
-    ExtractiveReaderDescription,
-    extractive_reader_checkpoint_config,
-)
-from megatron_retrieval.checkpoint.kinds.starting_point import (
-    STARTING_KINDS,
-    describe_starting_point,
-    load_starting_weights,
-)
-from megatron_retrieval.checkpoint.store.reader import load_weights
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.one_encoder import OneEncoderKind
+from megatron_retrieval.checkpoint.kinds.reader import ReaderModelKind
+from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS
 from megatron_retrieval.data.examples.extractive import ExtractiveDataset
 from megatron_retrieval.data.examples.extractive_examples import ExtractiveDataConfig
 from megatron_retrieval.data.examples.open_questions import AskedBatch
@@ -45,7 +37,6 @@ from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.extractive import ExtractiveBatch, ExtractivePassages
 from megatron_retrieval.types.metrics import Mean, Metrics
 
-KIND = "word-reader"
 ONE_WORD = 1  # token
 LOWEST = torch.finfo(torch.float32).min
 
@@ -65,6 +56,28 @@ class WordReader(nn.Module):
         """[P, T] float32 logits of words; very low outside of the text."""
         scores = self.word(self.bert(passages.tokens, passages.segments)).float()[:, :, 0]
         return scores.masked_fill(~passages.is_text, LOWEST)
+
+
+class WordReaderKind(
+    ReaderModelKind[BertConfig, ExtractiveFormatConfig, WordReader],
+    OneEncoderKind[BertConfig, ExtractiveFormatConfig, WordReader],
+):
+    """See ModelKind."""
+
+    name = "word-reader"
+    about = "a BERT that points to one word"
+    starts_from = ("dual-encoder", "masked-lm", "word-reader")
+    reads = ("word-reader",)
+    shape_class, layout_class, model_class = BertConfig, ExtractiveFormatConfig, WordReader
+    vocabulary_name = "WordPiece"
+
+    def shape_from(self, source: AnyDescription) -> Any:
+        """See ReaderModelKind."""
+        return source.encoder.shape
+
+
+WORD_READER = WordReaderKind()
+MODEL_KINDS.add(WORD_READER)
 
 
 def answer_scores(words: Tensor, spans: Tensor) -> Tensor:
@@ -178,33 +191,31 @@ class WordReadings:
 class OpenWordReader(OpenReader):
     """See OpenReader."""
 
+    checkpoints = WORD_READER
     model: WordReader
 
     def __init__(
-        self, start: Any, settings: ReaderSettings, topology: ProcessTopology, dtype: torch.dtype, *, seed: int = 0
+        self,
+        start: AnyDescription,
+        settings: ReaderSettings,
+        topology: ProcessTopology,
+        dtype: torch.dtype,
+        *,
+        seed: int = 0,
     ) -> None:
         require_positions(settings.shape.max_positions, reader_seq_length=settings.layout.reader_seq_length)
-        self._layout, self._settings, self.topology = settings.layout, settings, topology
-        self.vocabulary, self._lower_case = start.vocabulary(), start.lower_case
+        self.settings, self.topology = settings, topology
+        self.vocabulary = start.vocabulary()
         self.model = WordReader(settings.shape, topology, dtype, seed=seed)
-
-    def load(self, start: ExtractiveReaderDescription) -> None:
-        if start.kind == KIND:
-            load_weights(start.folder, start.manifest, self.model, self.topology)
-        else:
-            load_starting_weights(describe_starting_point(start.folder, STARTING_KINDS), self.model, self.topology)
 
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> WordAnswerer:
         return WordAnswerer(
-            self.model, self.vocabulary, self._layout, scores or PassageScoreConfig(), self.topology.device
+            self.model, self.vocabulary, self.settings.layout, scores or PassageScoreConfig(), self.topology.device
         )
 
     def side(self, evidence: EvidenceStore) -> WordReadings:
-        answers = RetrievedAnswers(evidence, self._layout, self.vocabulary, max_answer_length=ONE_WORD)
+        answers = RetrievedAnswers(evidence, self.settings.layout, self.vocabulary, max_answer_length=ONE_WORD)
         return WordReadings(self.model, answers, self.topology.device)
-
-    def checkpoint_config(self, scores: PassageScoreConfig | None = None) -> dict[str, Any]:
-        return extractive_reader_checkpoint_config(self._settings.shape, self._layout, self._lower_case, scores)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -233,25 +244,15 @@ class WordFinetuneConfig(ReaderFinetuneConfig[OpenWordReader]):
         return WordStep(reader.model, reader.topology, self.training.seed)
 
 
-def describe_word_reader(path: str | Path, kinds: Collection[str]) -> ExtractiveReaderDescription:
-    found = describe_starting_point(path, kinds)
-    layout = saved_settings(ExtractiveFormatConfig, found) if found.kind == KIND else None
-    return ExtractiveReaderDescription(found.folder, found.manifest, found.bert, layout, saved_passage_scores(found))
-
-
 MINE = READERS.add(
     ReaderKind(
         name="mine",
         about="answers with one word of a passage",
-        saved_as=KIND,
-        reads=(KIND,),
-        starts_from=(*STARTING_KINDS, KIND),
         passes=WordReadings.passes,
         needs_passages=True,
         layout=ExtractiveFormatConfig,
         answers=WordAnswerConfig,
         finetune=WordFinetuneConfig,
-        describe=describe_word_reader,
         open=OpenWordReader,
     )
 )
