@@ -13,8 +13,8 @@ import torch
 from end_to_end_runs import TINY, train, write_starts
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint.store.manifest import resolve_checkpoint
-from megatron_retrieval.testing.runs import saved_weights
+from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.testing.runs import rewind, saved_weights
 
 RETRIEVE, READ = (("tasks/main.py", "--task", name) for name in ("retriever-evaluate", "qa-evaluate"))
 STEPS, SHORT = 60, 8
@@ -98,6 +98,23 @@ def test_the_parts_serve_other_programs(folder: Path, tmp_path: Path) -> None:
     predictions = [json.loads(line) for line in (read / "predictions.jsonl").read_text().splitlines()]
     # log-likelihoods, of answers in all passages
     assert all(prediction["score"] <= 1e-6 for prediction in predictions)
+
+
+def test_frozen_weights_are_shared_with_the_start(folder: Path, tmp_path: Path) -> None:
+    """The checkpoints hold what is trained; a run is resumed as if they held everything."""
+    frozen = (SHORT, "--freeze-reader")
+    succeed(train(folder, "extractive", tmp_path / "whole", *frozen))
+    shared = tmp_path / "shared"
+    succeed(train(folder, "extractive", shared, *frozen, "--share-frozen-weights", "--keep-last", 2))
+    rewind(shared / "checkpoints", 4)
+    resumed = ("--share-frozen-weights", "--load", shared / "checkpoints")
+    succeed(train(folder, "extractive", shared, *frozen, *resumed, num_processes=2))
+    assert dict(losses(shared)) == pytest.approx(dict(losses(tmp_path / "whole")), rel=1e-4)
+
+    whole, part = (resolve_checkpoint(tmp_path / name / "checkpoints" / "reader") for name in ("whole", "shared"))
+    assert saved_weights(whole)
+    assert not saved_weights(part)
+    assert read_manifest(part).fingerprint == read_manifest(whole).fingerprint
 
 
 BAD_INPUT = {

@@ -123,7 +123,9 @@ class _ModelWriter:
 
     def write(self, weights: Mapping[str, Tensor], optimizer_tensors: Mapping[str, Tensor] | None = None) -> str:
         """Write the weights and return the model's fingerprint."""
-        checksums, digest = {}, 0
+        checksums: dict[str, str] = {}
+        digests: dict[str, int] = {}
+        digest = 0
         if self._topology.dp_rank == 0:
             digests = self._shared(weights)
             own = {name: values for name, values in weights.items() if name not in digests}
@@ -142,7 +144,7 @@ class _ModelWriter:
         )
         if self._topology.is_main:
             of_shards = {name: checksum for checksums, _ in written for name, checksum in checksums.items()}
-            self._write_manifest(fingerprint, of_shards | self._write_assets())
+            self._write_manifest(fingerprint, of_shards | self._write_assets(), uses_base=bool(digests))
         return fingerprint
 
     def _shared(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -164,7 +166,7 @@ class _ModelWriter:
             checksums[name] = file_fingerprint(self._folder / name)
         return checksums
 
-    def _write_manifest(self, fingerprint: str, checksums: dict[str, str]) -> None:
+    def _write_manifest(self, fingerprint: str, checksums: dict[str, str], *, uses_base: bool) -> None:
         described = self._described
         manifest = CheckpointManifest(
             kind=described.kind,
@@ -176,7 +178,7 @@ class _ModelWriter:
             checksums=checksums,
             training=described.training,
             parts=tuple(described.parts),
-            base=described.base.reference(self._final) if described.base else None,
+            base=described.base.reference(self._final) if described.base and uses_base else None,
         )
         write_manifest(self._folder, manifest)
 

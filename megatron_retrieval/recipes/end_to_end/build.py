@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.layouts.lengths import require_positions
@@ -153,13 +154,20 @@ class EndToEndRun:
 
     def _saved(self, num_questions: int) -> SavedModel:
         config = self.config
+        retriever, reader = (self._base(path) for path in (config.retriever, config.reader))
         parts = {
-            RETRIEVER: ModelPart(DUAL_ENCODER.name, self._retriever_config, self.tokenizer.assets()),
-            READER: ModelPart(self.reader_kind.checkpoints.name, self._reader_config, self.reader.vocabulary.assets()),
+            RETRIEVER: ModelPart(DUAL_ENCODER.name, self._retriever_config, self.tokenizer.assets(), retriever),
+            READER: ModelPart(
+                self.reader_kind.checkpoints.name, self._reader_config, self.reader.vocabulary.assets(), reader
+            ),
         }
         frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
         identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}
         return SavedModel(KIND, {}, {}, identity, parts)
+
+    def _base(self, start: Path) -> BaseCheckpoint | None:
+        """What checkpoints share frozen weights with."""
+        return BaseCheckpoint(start) if self.config.share_frozen_weights else None
 
     def _retriever_config(self) -> dict[str, Any]:
         return DUAL_ENCODER.config(self.model.retriever.config, self.tokenizer, self.config.text_format)

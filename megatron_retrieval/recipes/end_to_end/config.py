@@ -91,6 +91,9 @@ class EndToEndFinetuneConfig:
     """Folder of the evidence (tools/build_evidence.py), with the retriever's vocabulary."""
     separate_encoders: bool = False
     """Where the retriever has one encoder for questions and passages, train two that begin as copies of it."""
+    share_frozen_weights: bool = False
+    """Checkpoints refer to --retriever and --reader for frozen weights instead of copying them; these must then stay
+    where they are: relative to the checkpoints where their paths are relative."""
     data: AskedTrainingDataConfig
     training: EndToEndTrainingConfig
     step: EndToEndStepConfig = field(default_factory=EndToEndStepConfig)
