@@ -14,7 +14,7 @@ from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
-from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_question_store
 from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.bert import BertConfig
@@ -62,7 +62,7 @@ def write_inputs(folder: Path, questions: dict[str, list[str]]) -> Path:
     vocabulary = EvidenceStore(folder / "evidence").vocabulary
     files, asked = (str(folder / "train.qa.csv"),), AskedQuestionsConfig()
     source = QuestionSource(files=files, asked=asked, retriever=vocabulary, reader=vocabulary)
-    write_questions(folder / "questions", source)
+    write_question_store(folder / "questions", source)
     return folder
 
 

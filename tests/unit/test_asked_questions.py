@@ -15,7 +15,7 @@ from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_question_store
 from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import DataError
@@ -41,7 +41,7 @@ def _questions(folder: Path, name: str = "train.qa.csv", *, exclude: bool = Fals
     evidence = EvidenceStore(folder / "evidence")
     vocabulary, asked = evidence.vocabulary, AskedQuestionsConfig()
     source = QuestionSource(files=[str(folder / name)], asked=asked, retriever=vocabulary, reader=vocabulary)
-    write_questions(folder / f"questions-{name}", source)
+    write_question_store(folder / f"questions-{name}", source)
     store = QuestionStore(folder / f"questions-{name}")
     return AskedQuestions(store, FORMAT, vocabulary.special, seed=seed, excluded_from=evidence if exclude else None)
 

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.data.stores import question_writer
-from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_question_store
 from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import DataError
@@ -60,7 +60,7 @@ def test_questions_come_back(
     """Whatever the size of blocks; a reader with the retriever's vocabulary shares a column with it."""
     monkeypatch.setattr(question_writer, "_BLOCK_QUESTIONS", block)
     reader: Vocabulary = source.retriever if readers == "retriever" else source.reader
-    write_questions(tmp_path / "store", _with(source, reader=reader))
+    write_question_store(tmp_path / "store", _with(source, reader=reader))
     store = QuestionStore(tmp_path / "store")
     first, _, _, third = read_questions(source.files[0], source.asked)
     questions = [store.question(row) for row in range(len(store))]
@@ -69,8 +69,8 @@ def test_questions_come_back(
     assert [store.gold_ids(row) for row in range(3)] == [(), ("7",), ("9", "é")]
     texts = [question.text for question in questions]
     assert texts == ["où est Paris", "who", "a river runs"]
-    assert _ids(store.queries) == source.retriever.encode(texts)
-    assert _ids(store.questions) == reader.encode(texts)
+    assert _ids(store.retriever_queries) == source.retriever.encode(texts)
+    assert _ids(store.reader_questions) == reader.encode(texts)
     assert store.answers_of.tolist() == [0, 2, 3, 4]
     assert _ids(store.answers) == reader.encode(["France", "la France", "Denmark", "Rome"])
     assert (tmp_path / "store" / "retriever_tokens.values").exists() == (readers == "own")
@@ -81,7 +81,7 @@ def test_a_store_is_used_again_as_long_as_nothing_changed(source: QuestionSource
 
     def is_written(source: QuestionSource) -> bool:
         before = (folder / "manifest.json").stat().st_mtime_ns if folder.exists() else None
-        write_questions(folder, source)
+        write_question_store(folder, source)
         return (folder / "manifest.json").stat().st_mtime_ns != before
 
     assert is_written(source)
@@ -104,12 +104,12 @@ def test_a_store_appears_whole_or_not_at_all(source: QuestionSource, tmp_path: P
     broken = json.dumps(QUESTIONS)[:-20]
     Path(source.files[0]).write_text(broken)
     with pytest.raises(DataError):
-        write_questions(tmp_path / "store", source)
+        write_question_store(tmp_path / "store", source)
     assert not (tmp_path / "store").exists()
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("")
     Path(source.files[0]).write_text(json.dumps(QUESTIONS))
     with pytest.raises(DataError, match="exists already"):
-        write_questions(other, source)
+        write_question_store(other, source)
     assert (other / "mine.txt").exists()

@@ -111,7 +111,7 @@ class AskedQuestions:
         answers = self.store.answers
         return AskedBatch(
             self.queries(rows),
-            self.store.questions.take(rows),
+            self.store.reader_questions.take(rows),
             answers.take(first + drawn),
             tuple(answers.take(np.arange(*bounds)) for bounds in zip(first, end, strict=True)),
             self._excluded(rows),
@@ -121,7 +121,7 @@ class AskedQuestions:
 
     def queries(self, rows: Rows) -> TokenBatch:
         """The questions `rows` as the retriever reads them."""
-        return format_questions(self.store.queries.take(rows), self._special, self._format.query_seq_length)
+        return format_questions(self.store.retriever_queries.take(rows), self._special, self._format.query_seq_length)
 
     def _excluded(self, rows: Rows) -> Tensor:
         """[n, E] rows of the evidence that are no candidates, -1 behind each question's own."""

@@ -72,7 +72,7 @@ class QuestionSource:
             yield replace(question, answers=not_blank(question.answers))
 
 
-def write_questions(folder: Path, source: QuestionSource) -> None:
+def write_question_store(folder: Path, source: QuestionSource) -> None:
     """Write the questions that have an answer; the folder appears whole. A store that holds them already is left as it
     is, one with other contents is replaced.
 

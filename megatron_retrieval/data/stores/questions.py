@@ -19,11 +19,11 @@ ANSWERS_OF, GOLD_OF = "answers_of", "gold_of"
 
 
 class QuestionStore(ColumnFolder):
-    """Opens what `write_questions` wrote, in constant time and memory; every question has an answer.
+    """Opens what `write_question_store` wrote, in constant time and memory; every question has an answer.
 
     Attributes:
-        queries: token ids of the questions, in the retriever's vocabulary.
-        questions: the same in the reader's vocabulary.
+        retriever_queries: token ids of the questions, in the retriever's vocabulary.
+        reader_questions: the same in the reader's vocabulary.
         answers: token ids of all answers, in the reader's vocabulary.
         answers_of: [N + 1] question q has the answers `answers_of[q]` to `answers_of[q + 1]`.
 
@@ -47,15 +47,15 @@ class QuestionStore(ColumnFolder):
         self._answer_texts = self._column(ANSWERS, np.uint8, num_answers)
         self._gold_ids = self._column(GOLD_IDS, np.uint8, num_gold)
         dtypes, queries = self._manifest["token_dtypes"], self._manifest["query_column"]
-        self.queries = self._column(queries, dtypes[queries], len(self))
-        self.questions = self._column(QUESTIONS, dtypes[QUESTIONS], len(self))
+        self.retriever_queries = self._column(queries, dtypes[queries], len(self))
+        self.reader_questions = self._column(QUESTIONS, dtypes[QUESTIONS], len(self))
         self.answers = self._column(ANSWER_TOKENS, dtypes[QUESTIONS], num_answers)
 
     def __len__(self) -> int:
         return self._num_questions
 
     def question(self, row: int) -> Question:
-        """A question as its file holds it."""
+        """A question as text, prepared as it is asked, with its answers."""
         answers = self._texts_of(self._answer_texts, self.answers_of, row)
         identifier, text = (column[row].tobytes().decode() for column in (self._ids, self._texts))
         return Question(identifier, text, answers, self.gold_ids(row))

@@ -15,7 +15,7 @@ from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.question_writer import QuestionSource, write_questions
+from megatron_retrieval.data.stores.question_writer import QuestionSource, write_question_store
 from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -127,7 +127,7 @@ class EndToEndRun:
             files=data.train_data, asked=data.asked, retriever=self.tokenizer, reader=self.reader.vocabulary
         )
         if self.topology.is_main:
-            write_questions(folder, source)
+            write_question_store(folder, source)
         self.topology.barrier()
         return AskedQuestions(
             QuestionStore(folder),
