@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -10,14 +10,6 @@ from torch import Tensor, nn
 from megatron_retrieval.models.layer_inputs import TokenCache
 from megatron_retrieval.models.memory import Memory
 from megatron_retrieval.types.tokens import TokenBatch
-
-
-class Encoder(Protocol):
-    """Token ids to hidden states."""
-
-    def __call__(self, batch: TokenBatch) -> Tensor:
-        """[B, T] ids -> [B, T, D]; states at padding are undefined."""
-        ...
 
 
 class Decoder(Protocol):
@@ -65,7 +57,9 @@ class EncoderDecoder(Protocol):
     def end_id(self) -> int: ...
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> Callable[[TokenBatch], Tensor]:
+        """[B, T] ids -> [B, T, D]; states at padding are undefined."""
+        ...
 
     @property
     def decoder(self) -> Decoder: ...

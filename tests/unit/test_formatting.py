@@ -12,10 +12,13 @@ from megatron_retrieval.data.layouts.sequences import (
     PassageFormat,
     TextFormatConfig,
     format_passages,
+    format_question_and_passage,
     format_questions,
+    with_fillers,
 )
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -78,6 +81,22 @@ def test_questions_equal_hugging_face(vocab_file: Path, seq_length: int) -> None
     tokenizer, reference = WordPieceTokenizer(vocab_file), BertTokenizerFast(vocab=str(vocab_file))
     batch = format_questions(_ragged(tokenizer, TEXTS), tokenizer.special, seq_length)
     assert _rows(batch) == reference(TEXTS, truncation=True, max_length=seq_length).input_ids
+
+
+def test_a_vocabulary_without_a_begin_token_frames_with_its_end_alone() -> None:
+    special = SpecialIds(begin=None, end=1, pad=0)
+    titles, texts = (Ragged.from_sequences(rows, np.uint16) for rows in ([[5, 6], []], [[7], [8, 9, 10]]))
+    assert _rows(format_questions(texts, special, 3)) == [[7, 1], [8, 9, 1]]
+    for passage_format, expected in (
+        ("title-sep-text", [[5, 6, 1, 7, 1], [1, 8, 9, 10, 1]]),
+        ("title-text", [[5, 6, 7, 1], [8, 9, 10, 1]]),
+    ):
+        assert _rows(format_passages(titles, texts, special, seq_length=9, passage_format=passage_format)) == expected
+    read = format_question_and_passage(texts, titles, texts, special, 12)
+    assert _rows(read.tokens) == [[7, 1, 5, 6, 1, 7, 1], [8, 9, 10, 1, 1, 8, 9, 10, 1]]
+    assert (read.passage_starts.tolist(), read.text_starts.tolist()) == ([2, 4], [5, 5])
+    filled = with_fillers(format_questions(texts, special, 3), 3, special)
+    assert _rows(filled) == [[7, 1], [8, 9, 1], [1]]
 
 
 def test_ragged_take_and_concatenate() -> None:

@@ -258,7 +258,9 @@ def require_kind(folder: Path, kinds: Collection[str]) -> CheckpointManifest:
     """
     manifest = read_manifest(folder)
     if manifest.kind not in kinds:
-        raise CheckpointError(f"{folder}: holds a {manifest.kind}, where a {' or '.join(kinds)} is needed.")
+        parts = f"; name one of its parts: {', '.join(str(folder / part) for part in manifest.parts)}"
+        hint = parts if manifest.parts else ""
+        raise CheckpointError(f"{folder}: holds a {manifest.kind}, where a {' or '.join(kinds)} is needed{hint}.")
     return manifest
 
 
