@@ -6,6 +6,7 @@ A start then takes a fraction of the seconds that importing torch and megatron-c
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -94,11 +95,23 @@ def _run(words: list[str]) -> None:
     sys.path[:] = [str(folder), *filter(None, given), *libraries]
     try:
         if module is None:
-            runpy.run_path(words[0], run_name="__main__")
+            _run_file(words[0])
         else:
+            sys.modules.pop(module, None)  # imported already, of which runpy would warn
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # multiprocessing ends its processes without
+
+
+def _run_file(path: str) -> None:
+    """Run a file as the main module, in which the processes that it starts look up functions and classes."""
+    spec = importlib.util.spec_from_file_location("__main__", path)
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    main.__spec__ = None
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    spec.loader.exec_module(main)
 
 
 def _run_ranks(words: list[str], num_ranks: int) -> None:
