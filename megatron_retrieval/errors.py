@@ -43,5 +43,9 @@ class MismatchError(MegatronRetrievalError):
     """Two artefacts that must belong together (evidence, encoder, embeddings) do not."""
 
 
+class StoppedError(MegatronRetrievalError):
+    """A stop signal ended long work before it was done; the same command continues it."""
+
+
 class DivergenceError(MegatronRetrievalError):
     """The loss or a gradient is not finite."""

@@ -31,6 +31,9 @@ class IndexEncoder:
         main_weight: the fp32 weights of a parameter of `model`.
         job: embeds the evidence with `model`; each version has a fingerprint of its own.
         config, assets: what checkpoints of the encoder hold beside weights; see `ModelKind.config`.
+
+    Attributes:
+        is_wanted: asked after every shard that is embedded; embedding stops where it says no.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class IndexEncoder:
         self.evidence = job.evidence
         self._model, self._main_weight, self._config, self._assets = model, main_weight, config, assets
         self._job, self._topology = job, topology
+        self.is_wanted: Callable[[], bool] = lambda: True
 
     def snapshot(self, versions: IndexVersions, iteration: int) -> str:
         """Write a checkpoint of the encoder as it is, and clear the place of the version that it makes; a collective
@@ -70,10 +74,14 @@ class IndexEncoder:
 
     def embed(self, versions: IndexVersions, iteration: int, fingerprint: str) -> EmbeddingStore:
         """Make a version with the encoder as it is, without dropout, after its snapshot; a collective over all ranks
-        that leaves the model in its mode and the random streams as they were."""
+        that leaves the model in its mode and the random streams as they were.
+
+        Raises:
+            StoppedError: it was not wanted to the end.
+        """
         with evaluation_mode(self._model):
             job = replace(self._job, encoder_fingerprint=fingerprint)
-            return embed_evidence(job, versions.path(iteration), self._topology)
+            return embed_evidence(job, versions.path(iteration), self._topology, is_wanted=self.is_wanted)
 
     def embed_again(self, versions: IndexVersions, request: IndexRequest) -> EmbeddingStore:
         """Make a version whose snapshot is there; a collective over all ranks.
@@ -81,6 +89,7 @@ class IndexEncoder:
         Raises:
             CheckpointError: the snapshot is damaged.
             MismatchError: it is another encoder.
+            StoppedError: it was not wanted to the end.
         """
         dtype = next(self._model.parameters()).dtype
         loaded = DUAL_ENCODER.load(versions.snapshot(request.iteration), self._topology, dtype)
@@ -92,7 +101,7 @@ class IndexEncoder:
             )
         self._make_room(versions, request.iteration, found)
         job = replace(self._job, encode=loaded.model.encode_passages, encoder_fingerprint=found)
-        return embed_evidence(job, versions.path(request.iteration), self._topology)
+        return embed_evidence(job, versions.path(request.iteration), self._topology, is_wanted=self.is_wanted)
 
     def version_bytes(self) -> int:
         """Approximate size of a version and its snapshot on disk."""

@@ -95,6 +95,7 @@ class IndexRefresher(Callback):
     # -- the callback
 
     def on_start(self, trainer: Trainer) -> None:
+        self._encoder.is_wanted = lambda: not trainer.stop.received
         self._cycle.iteration = trainer.iteration
         self._swap(self.start())
 

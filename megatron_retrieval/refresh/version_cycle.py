@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
+from megatron_retrieval.errors import StoppedError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -98,10 +99,20 @@ class VersionCycle:
         fingerprint = self._encoder.snapshot(self._versions, self.iteration)
         version = VersionInUse(IndexRequest(self.iteration, fingerprint), made_at)
         if self._in_place:
-            self._change(self._encoder.embed(self._versions, self.iteration, fingerprint), version)
+            self._make_now(version)
             return
         self._ask(version)
         log.info("index version %d is being made", self.iteration)
+
+    def _make_now(self, version: VersionInUse) -> None:
+        """Make a version with all ranks and change to it; a stop signal leaves the index as it is."""
+        request = version.request
+        try:
+            store = self._encoder.embed(self._versions, request.iteration, request.encoder_fingerprint)
+        except StoppedError as error:
+            log.warning("%s", error)
+        else:
+            self._change(store, version)
 
     def _ask(self, version: VersionInUse) -> None:
         """Let others make a version."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_retrieval.errors import StoppedError
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.store.memory import MemoryWriter
-from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.collectives import any_rank, gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import require_evaluation_mode
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
@@ -20,7 +21,12 @@ log = get_logger("embed")
 
 
 def embed_evidence(
-    job: EmbeddingJob, output_dir: str | Path, topology: ProcessTopology, *, rows_per_shard: int | None = None
+    job: EmbeddingJob,
+    output_dir: str | Path,
+    topology: ProcessTopology,
+    *,
+    rows_per_shard: int | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> EmbeddingStore:
     """Encode every passage once and store the vectors; a collective over all ranks.
 
@@ -30,9 +36,11 @@ def embed_evidence(
 
     Args:
         rows_per_shard: passages per file; default: chosen from the size of the evidence.
+        is_wanted: asked after every shard; where it says no on one rank, all of them end.
 
     Raises:
         MismatchError: `output_dir` holds embeddings of another evidence or encoder, or in another type.
+        StoppedError: it was not wanted to the end.
     """
     require_evaluation_mode(job.encode)
     writer = EmbeddingWriter(output_dir, job.identity, rows_per_shard)
@@ -50,8 +58,9 @@ def embed_evidence(
     with EmbeddingProgress(
         "embedding", len(job.evidence), is_visible=topology.is_main, num_done=writer.num_rows_written
     ) as progress:
-        encoder.run(mine, progress)
-        topology.barrier()
+        is_done = encoder.run(mine, progress, is_wanted)
+        if any_rank(not is_done, topology.world_group, topology.device):
+            raise StoppedError(f"{output_dir}: stopped while the evidence was embedded; the same command continues.")
     if topology.is_main:
         writer.finish()
     topology.barrier()

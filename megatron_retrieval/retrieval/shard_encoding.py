@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_retrieval.index.store.embedding_writer import stored_vectors
 from megatron_retrieval.index.store.partial_shard import PartialShard
-from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.collectives import any_rank, gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.batches import encode_batches
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
@@ -98,7 +98,7 @@ class ShardEncoder:
         """Encode and write these shards; the tokens of the next one are read meanwhile.
 
         Args:
-            is_wanted: asked after every shard; False stops.
+            is_wanted: asked after every shard; False on one of the tensor-parallel ranks stops all of them.
 
         Returns:
             Whether all shards were encoded.
@@ -108,7 +108,7 @@ class ShardEncoder:
             vectors = self._encode(shard, tokens, batches, progress)
             if vectors is not None:
                 self.writer.write(shard, in_given_order(vectors, batches))
-            if not is_wanted():
+            if any_rank(not is_wanted(), self.topology.groups.tp, self.topology.device):
                 return False
         return True
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_retrieval.errors import StoppedError
 from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer
@@ -62,6 +63,9 @@ class Trainer:
         learning_rate: rate of step i (from 0).
         callbacks: called in this order.
         iteration: steps already taken (a resumed run).
+
+    Attributes:
+        stop: says whether a stop signal was received.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Trainer:
     ) -> None:
         self.model, self.step, self.optimizer, self.topology = model, step, optimizer, topology
         self.train_iters, self.iteration = train_iters, iteration
+        self.stop = StopSignal()
         self._skipped = SkippedSteps()
         self._batches, self._learning_rate, self._callbacks = batches, learning_rate, callbacks
 
@@ -88,23 +93,27 @@ class Trainer:
         Returns:
             True if all iterations are done.
         """
-        with StopSignal() as stop:
-            for callback in self._callbacks:
-                callback.on_start(self)
+        with self.stop:
+            try:
+                for callback in self._callbacks:
+                    callback.on_start(self)
+            except StoppedError as error:
+                log.warning("%s", error)
+                return False
             if self.iteration < self.train_iters:
-                self._run(stop)
+                self._run()
             for callback in self._callbacks:
                 callback.on_end(self)
         return self.iteration >= self.train_iters
 
-    def _run(self, stop: StopSignal) -> None:
+    def _run(self) -> None:
         batches = self._batches(self.iteration)
         started = time.perf_counter()
         for batch in batches:
             report = self._step(batch, started)
             for callback in self._callbacks:
                 callback.on_step(self, report)
-            if any_rank(stop.received, self.topology.world_group, self.topology.device):
+            if any_rank(self.stop.received, self.topology.world_group, self.topology.device):
                 log.warning("stop signal: ending after iteration %d of %d", self.iteration, self.train_iters)
                 break
             if self.iteration >= self.train_iters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from megatron_retrieval.errors import DataError, MegatronRetrievalError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
@@ -328,6 +330,41 @@ def test_what_one_rank_never_sees_is_left_alone_and_on_disk(tmp_path: Path, evid
         assert versions == [0, 0, 0, 0, 0, 0]
         assert state["current"]["iteration"] == 0
     assert IndexVersions(tmp_path / "index").complete() == [0, 2]
+
+
+def _stopped(topology: ProcessTopology, words: list[str], at: int) -> list[Any]:
+    """A stop signal reaches one rank while a version is embedded."""
+    real = IndexEncoder.embed
+
+    def embed(encoder: IndexEncoder, versions: IndexVersions, iteration: int, fingerprint: str) -> EmbeddingStore:
+        if iteration == at and topology.rank == topology.world_size - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(encoder, versions, iteration, fingerprint)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IndexEncoder, "embed", embed)
+        config = parse_config(RefreshedRunConfig, words)
+        run = build(config, topology)
+        return [run.trainer.fit(), run.trainer.iteration]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_stop_signal_ends_the_first_embedding(tmp_path: Path, evidence: Path, num_ranks: int) -> None:
+    saved = _saving(tmp_path / "saved")
+    words = _words(evidence, tmp_path, *saved)
+    assert run_on_ranks(_stopped, num_ranks, words, 0) == [[False, 0]] * num_ranks
+    versions = IndexVersions(tmp_path / "index")
+    assert versions.complete() == []
+    assert list(versions.path(0).glob("shard-*.bin")), "what is embedded is kept"
+    assert not (tmp_path / "saved").exists()
+    assert run_on_ranks(_run, num_ranks, words)[0][0] == [0, 0, 0, 3, 3, 3]
+
+
+def test_a_stop_signal_ends_a_refresh_and_the_run_is_saved(tmp_path: Path, evidence: Path) -> None:
+    words = _words(evidence, tmp_path, *_saving(tmp_path / "saved"))
+    assert run_on_ranks(_stopped, 2, words, 3) == [[False, 3]] * 2
+    assert IndexVersions(tmp_path / "index").complete() == [0]
+    assert run_on_ranks(_run, 1, words)[0][0] == [0, 0, 0]
 
 
 def _on_a_full_disk(topology: ProcessTopology, words: list[str]) -> list[Any]:
