@@ -35,7 +35,10 @@ def _config(model: transformers.EncoderDecoderModel) -> BertSeq2SeqConfig:
 def _full(model: transformers.EncoderDecoderModel) -> State:
     """Their weights under our names."""
     config, theirs = _config(model), model.decoder.bert.encoder.state_dict()
-    full = {f"bert.{name}": value for name, value in import_encoder(model.encoder.state_dict(), config, "tiny").items()}
+    encoder = import_encoder(
+        model.encoder.state_dict(), bert_config_from_hf(model.encoder.config.to_dict(), "tiny"), "tiny"
+    )
+    full = {f"bert.{name}": value for name, value in encoder.items()}
     full["output_bias"] = model.decoder.cls.predictions.bias.detach()
     for number in range(config.num_decoder_layers):
         for kind in ("weight", "bias"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_retrieval.refresh import worker_supervisor
 from megatron_retrieval.refresh.worker_supervisor import MAX_FAILURES, WorkerSupervisor
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 
@@ -148,9 +149,14 @@ def test_stop_ends_the_worker(tmp_path: Path, supervise: Callable[[str], WorkerS
 
 
 def test_a_worker_that_adds_nothing_is_killed_and_started_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: _Clock, supervise: Callable[[str], WorkerSupervisor]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    clock: _Clock,
+    supervise: Callable[[str], WorkerSupervisor],
 ) -> None:
     """Even one that hears no signal any more."""
+    monkeypatch.setattr(worker_supervisor, "STOP_SECONDS", 0.1)
     versions, request = IndexVersions(tmp_path), IndexRequest(10, "encoder")
     supervisor = supervise("import signal; print('started', flush=True); os.kill(os.getpid(), signal.SIGSTOP)")
     _look_until(supervisor, lambda: len(_said(tmp_path)) == 1)

@@ -47,5 +47,12 @@ class Families(Registry[Row], Generic[Row]):
         return self[settings.get(self.key, self.default)]
 
     def of(self, shape: Any) -> Row:
-        """The row that a shape belongs to."""
-        return next(row for row in self.values() if row.shape is type(shape))
+        """The row that a shape belongs to.
+
+        Raises:
+            ValueError: no row has shapes of this class.
+        """
+        rows = [row for row in self.values() if row.shape is type(shape)]
+        if not rows:
+            raise ValueError(f"no {self.what} has the shape {type(shape).__name__}")
+        return rows[0]
