@@ -25,7 +25,7 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval.batches import EncodeConfig, encode_batches
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig, encode_batches
 from megatron_retrieval.types.tokens import TokenBatch
 
 #: cosine with float32, below which half precision is broken

@@ -28,7 +28,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval.batches import EncodeConfig, encode_sequences
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig, encode_sequences
 
 #: cosine of a passage's two vectors, below which they are not those of one model
 LEAST_COSINE = 0.999

@@ -32,7 +32,7 @@ from megatron_retrieval.models.t5 import PAD_ID, T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.testing.tiny_hf import attention_mask
 from megatron_retrieval.types.tokens import TokenBatch, rows_of_groups
 

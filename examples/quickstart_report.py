@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.evaluation.bootstrap import mean_interval
+from megatron_retrieval.evaluation.intervals import mean_interval
 from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.utils.files import read_json, write_json
 

@@ -28,7 +28,7 @@ def main(args: Sequence[str] | None = None) -> None:
         nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
         sys.exit(f"error: {words[0]!r} is no command.{hint}\n\n{USAGE}")
-    from megatron_retrieval.applications.commands import run_command  # takes seconds, for which help does not wait
+    from megatron_retrieval.applications.commands import run_command
 
     run_command(words[0], words[1:], f"{PROGRAM} {words[0]}")
 

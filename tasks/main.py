@@ -77,7 +77,7 @@ if __name__ == "__main__":
     if not task and not {"-h", "--help"}.isdisjoint(remaining):
         sys.stdout.write(f"{__doc__}\ntasks: {', '.join(TASKS)}\n")
         sys.exit()
-    from megatron_retrieval.parallel.launch import run_distributed  # takes seconds
+    from megatron_retrieval.parallel.launch import run_distributed
 
     task_module, task_config = find_task(task, remaining)
     run_distributed(task_config, task_module.main, remaining, prog=f"tasks/main.py --task {task}")

@@ -17,7 +17,7 @@ from megatron_retrieval.data.files.passage_questions import QuestionCensus, Read
 from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, answer_metrics
 from megatron_retrieval.evaluation.predictions import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
-from megatron_retrieval.evaluation.results import METRICS, recorded
+from megatron_retrieval.evaluation.retrieval_results import METRICS, recorded
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.reading_page import PAGE, write_reading_page

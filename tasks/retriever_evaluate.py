@@ -12,7 +12,7 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.evaluation.results import (
+from megatron_retrieval.evaluation.retrieval_results import (
     METRICS,
     RANKS,
     RESULTS,
@@ -27,7 +27,7 @@ from megatron_retrieval.evaluation.results import (
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.tables import rate_cells, text_table
-from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.types.questions import Question
 from megatron_retrieval.utils.files import write_json

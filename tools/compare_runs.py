@@ -9,9 +9,9 @@ from typing import Any
 
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MismatchError
-from megatron_retrieval.evaluation.bootstrap import NUM_RESAMPLES, paired_difference
-from megatron_retrieval.evaluation.recall import UNKNOWN, Ranks, hits_at
-from megatron_retrieval.evaluation.results import RANKS, read_ranks
+from megatron_retrieval.evaluation.intervals import NUM_RESAMPLES, paired_difference
+from megatron_retrieval.evaluation.rank_metrics import UNKNOWN, Ranks, hits_at
+from megatron_retrieval.evaluation.retrieval_results import RANKS, read_ranks
 from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.utils.files import write_json
 

@@ -1,8 +1,8 @@
 """Convert a question-answering data set, or documents, into passages, questions and DPR training data."""
 
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.data.convert.converter import DatasetConverterConfig
-from megatron_retrieval.data.convert.dataset import convert_dataset
+from megatron_retrieval.data.convert.registry import DatasetConverterConfig
+from megatron_retrieval.data.convert.run import convert_dataset
 
 
 def main(config: DatasetConverterConfig) -> None:

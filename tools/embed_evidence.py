@@ -11,9 +11,9 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.retrieval.batches import EncodePassagesConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.manifest import MANIFEST

@@ -17,7 +17,7 @@ from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
 from megatron_retrieval.reports.tables import text_table
-from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.utils.files import write_json
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
 from megatron_retrieval.evaluation.reader_task import Reader
-from megatron_retrieval.evaluation.results import recorded
+from megatron_retrieval.evaluation.retrieval_results import recorded
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.registry import describe_reader
 from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderSettings
-from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 
 
 @dataclass(kw_only=True, frozen=True)

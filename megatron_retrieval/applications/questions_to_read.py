@@ -18,9 +18,9 @@ from megatron_retrieval.data.files.passage_questions import (
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_questions
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.evaluation.results import questions_with_passages, recorded, retrieval_metrics
+from megatron_retrieval.evaluation.retrieval_results import questions_with_passages, recorded, retrieval_metrics
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -14,14 +14,14 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, 
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
-from megatron_retrieval.evaluation.results import Retrieved, recorded
+from megatron_retrieval.evaluation.retrieval_results import Retrieved, recorded
 from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
 from megatron_retrieval.index.approximate.index import ApproximateIndex, ApproximateSearchConfig, open_index
 from megatron_retrieval.index.bm25 import LexicalIndex
 from megatron_retrieval.index.exact.placement import Placement
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import EncodeConfig
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
 from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, tokenize_questions
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
-from megatron_retrieval.evaluation.recall import UNKNOWN, RetrievalRanks, first_hit_ranks
-from megatron_retrieval.evaluation.results import PassagesByRow, Retrieved
+from megatron_retrieval.evaluation.rank_metrics import UNKNOWN, RetrievalRanks, first_hit_ranks
+from megatron_retrieval.evaluation.retrieval_results import PassagesByRow, Retrieved
 from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import Encode, encode_batches, require_evaluation_mode
+from megatron_retrieval.retrieval.encode_batches import Encode, encode_batches, require_evaluation_mode
 from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.types.questions import Question
 from megatron_retrieval.types.search import SearchResult

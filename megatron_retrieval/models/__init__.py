@@ -1,1 +1,1 @@
-from megatron_retrieval.parallel import bootstrap  # noqa: F401  before anything else imports megatron-core
+from megatron_retrieval.parallel import import_megatron  # noqa: F401  before anything else imports megatron-core

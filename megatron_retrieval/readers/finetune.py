@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.registry import describe
-from megatron_retrieval.data.examples.loader import BatchSource
+from megatron_retrieval.data.examples.batches import BatchSource
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
 from megatron_retrieval.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
-from megatron_retrieval.data.examples.loader import BatchSource, Bundles
+from megatron_retrieval.data.examples.batches import BatchSource, Bundles
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -18,7 +18,7 @@ from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
-from megatron_retrieval.training.tasks.recall import RecallConfig
+from megatron_retrieval.training.tasks.recall_task import RecallConfig
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 

@@ -1,8 +1,8 @@
-"""Refreshes the index during training: idle -> embedding -> ready -> swapped; training does not wait.
+"""Refreshes the index in training (Guu et al. 2020, REALM, arXiv 2002.08909; Sachan et al. 2021, arXiv 2101.00408).
 
-Every --index-refresh-interval steps the encoder is saved and embeds the evidence again: in place, in a process beside
-training, or on ranks of its own (Guu et al. 2020, REALM, arXiv 2002.08909; Sachan et al. 2021, arXiv 2101.00408). The
-vectors are a new version on disk (see `IndexVersions`); all ranks change to it after the same step.
+Every so many steps the encoder is saved and the evidence is embedded again: in place, while training waits; by a process
+beside training; or by ranks of their own. The vectors are a new version on disk (see `IndexVersions`), and all ranks switch
+to it after the same step. `version_transitions` says what happens to a version that is being made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
-from megatron_retrieval.refresh.index_opening import VersionInUse, lock_versions, open_given, open_resumed
+from megatron_retrieval.refresh.starting_index import VersionInUse, lock_versions, open_given, open_resumed
 from megatron_retrieval.refresh.version_cycle import VersionCycle
 from megatron_retrieval.refresh.worker_supervisor import WorkerSupervisor
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions

@@ -23,9 +23,9 @@ from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.refresh.config import IndexRefreshConfig
-from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.retrieval.embedder import embed_part
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.utils.logging import get_logger
 

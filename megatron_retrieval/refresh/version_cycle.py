@@ -11,8 +11,8 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
-from megatron_retrieval.refresh.index_opening import VersionInUse
-from megatron_retrieval.refresh.transitions import TRANSITIONS, Action, Event, State
+from megatron_retrieval.refresh.starting_index import VersionInUse
+from megatron_retrieval.refresh.version_transitions import TRANSITIONS, Action, Event, State
 from megatron_retrieval.refresh.version_watch import Seen, VersionWatch
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.utils.logging import get_logger

@@ -11,7 +11,7 @@ from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.collectives import all_reduce_sum, gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.refresh.transitions import Event
+from megatron_retrieval.refresh.version_transitions import Event
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 
 #: versions of one encoder that may turn out unusable before it is given up

@@ -12,8 +12,8 @@ from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.store.memory import MemoryWriter
 from megatron_retrieval.parallel.collectives import any_rank, gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import require_evaluation_mode
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import require_evaluation_mode
 from megatron_retrieval.retrieval.shard_encoding import EmbeddingProgress, ShardEncoder
 from megatron_retrieval.utils.logging import get_logger
 

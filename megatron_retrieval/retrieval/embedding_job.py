@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
 from megatron_retrieval.index.store.embedding_store import StorageDtype, StoreIdentity
-from megatron_retrieval.retrieval.batches import Encode, precision_of
+from megatron_retrieval.retrieval.encode_batches import Encode, precision_of
 from megatron_retrieval.types.tokens import TokenBatch
 
 

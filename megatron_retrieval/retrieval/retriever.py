@@ -13,7 +13,7 @@ from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.index.api import SearchIndex
 from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import Encode, encode_sequences, require_evaluation_mode
+from megatron_retrieval.retrieval.encode_batches import Encode, encode_sequences, require_evaluation_mode
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.search import SearchResult
 from megatron_retrieval.types.tokens import TokenBatch

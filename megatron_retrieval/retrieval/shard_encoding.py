@@ -15,8 +15,8 @@ from megatron_retrieval.index.store.embedding_writer import stored_vectors
 from megatron_retrieval.index.store.partial_shard import PartialShard
 from megatron_retrieval.parallel.collectives import any_rank, gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import encode_batches
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import encode_batches
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.read_ahead import read_ahead

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.evaluation.bootstrap import mean_interval
+from megatron_retrieval.evaluation.intervals import mean_interval
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.data.examples.loader import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.data.examples.batches import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
@@ -22,9 +22,9 @@ from megatron_retrieval.training.callbacks import (
     MeasuredTask,
     SaveCheckpoints,
 )
+from megatron_retrieval.training.learning_rate import ScheduleConfig
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
 from megatron_retrieval.training.resume import Resumable, RunCheckpoints, SaveConfig, SavedModel
-from megatron_retrieval.training.schedule import ScheduleConfig
 from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.training.trainer import Callback, Trainer
 

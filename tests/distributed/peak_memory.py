@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from megatron_retrieval.data.examples.batches import BatchLoader, EpochSampler
 from megatron_retrieval.data.examples.ict import IctDataConfig, ict_datasets
-from megatron_retrieval.data.examples.loader import BatchLoader, EpochSampler
 from megatron_retrieval.data.layouts.blocks import BlockConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.evaluation.results import retrieval_metrics
+from megatron_retrieval.evaluation.retrieval_results import retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.parallel.topology import ProcessTopology

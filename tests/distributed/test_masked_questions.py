@@ -12,7 +12,7 @@ import pytest
 import torch
 from end_to_end_setting import SHAPE, TEXT_FORMAT, WORDS, Setting, write_inputs
 
-from megatron_retrieval.data.examples.loader import BatchSource, Share, batches_in_order
+from megatron_retrieval.data.examples.batches import BatchSource, Share, batches_in_order
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout

@@ -22,9 +22,9 @@ from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import EncodeConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer

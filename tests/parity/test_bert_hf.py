@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.bert import (
-    bert_config_from_hf,
-    bert_config_to_hf,
-)
+from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, bert_config_to_hf
 from megatron_retrieval.checkpoint.huggingface.format import export_encoder, import_encoder
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig, BertEncoder

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.convert.converter import DatasetConverterConfig
-from megatron_retrieval.data.convert.dataset import convert_dataset
+from megatron_retrieval.data.convert.registry import DatasetConverterConfig
+from megatron_retrieval.data.convert.run import convert_dataset
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.files.resources import find_resource
 from megatron_retrieval.errors import DataError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_retrieval.data.convert.converter import DatasetConverterConfig
-from megatron_retrieval.data.convert.dataset import convert_dataset
+from megatron_retrieval.data.convert.registry import DatasetConverterConfig
+from megatron_retrieval.data.convert.run import convert_dataset
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.errors import ConfigError, DataError
 

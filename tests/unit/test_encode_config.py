@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.retrieval import batches
-from megatron_retrieval.retrieval.batches import EncodePassagesConfig
+from megatron_retrieval.retrieval import encode_batches as batches
+from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_retrieval.evaluation.recall import (
+from megatron_retrieval.evaluation.rank_metrics import (
     NOT_FOUND,
     UNKNOWN,
     RetrievalRanks,
@@ -13,7 +13,7 @@ from megatron_retrieval.evaluation.recall import (
     first_hit_ranks,
     hits_at,
 )
-from megatron_retrieval.evaluation.results import retrieval_metrics
+from megatron_retrieval.evaluation.retrieval_results import retrieval_metrics
 
 
 def test_first_hit() -> None:

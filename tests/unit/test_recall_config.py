@@ -15,7 +15,7 @@ from megatron_retrieval.data.stores.evidence_sample import EvidenceSample, sprea
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.testing.tiny import write_tiny_evidence
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.training.tasks.recall import RecallConfig, RecallTask
+from megatron_retrieval.training.tasks.recall_task import RecallConfig, RecallTask
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.evaluation.recall import NOT_FOUND, UNKNOWN, RetrievalRanks
-from megatron_retrieval.evaluation.results import Retrieved, read_ranks, write_dpr_results, write_ranks, write_trec_run
+from megatron_retrieval.evaluation.rank_metrics import NOT_FOUND, UNKNOWN, RetrievalRanks
+from megatron_retrieval.evaluation.retrieval_results import (
+    Retrieved,
+    read_ranks,
+    write_dpr_results,
+    write_ranks,
+    write_trec_run,
+)
 from megatron_retrieval.types.questions import Passage, Question
 
 

@@ -17,7 +17,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
-from megatron_retrieval.retrieval.batches import EncodePassagesConfig
+from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 
 GB = 10**9
 

@@ -26,9 +26,9 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore, Stora
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter, default_rows_per_shard
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.batches import EncodePassagesConfig
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_file
 

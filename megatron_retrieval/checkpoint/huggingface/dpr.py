@@ -13,7 +13,7 @@ from megatron_retrieval.checkpoint.huggingface.tower_folder import (
 )
 from megatron_retrieval.checkpoint.huggingface.towers import TowerFormat
 from megatron_retrieval.checkpoint.kinds.dual_encoder import text_format_within
-from megatron_retrieval.checkpoint.kinds.encoders import BERT, ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig

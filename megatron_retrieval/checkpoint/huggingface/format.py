@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.weight_table import export_weights, import_weights
-from megatron_retrieval.checkpoint.kinds.encoders import ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
 from megatron_retrieval.checkpoint.kinds.kind import ModelKind
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError

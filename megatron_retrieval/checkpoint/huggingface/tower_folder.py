@@ -16,7 +16,7 @@ from megatron_retrieval.checkpoint.huggingface.format import (
     read_vocabulary,
     write_vocabulary,
 )
-from megatron_retrieval.checkpoint.kinds.encoders import ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig

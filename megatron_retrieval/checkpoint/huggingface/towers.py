@@ -17,7 +17,7 @@ from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
 from megatron_retrieval.checkpoint.huggingface.tower_folder import TowerFolder, assemble_tower, write_common
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
-from megatron_retrieval.checkpoint.kinds.encoders import BERT, ENCODER_FAMILIES, EncoderFamily
+from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES, EncoderFamily
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError

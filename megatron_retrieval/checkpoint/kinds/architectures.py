@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.bert_seq2seq import start_from_bert
-from megatron_retrieval.checkpoint.kinds.families import Families
+from megatron_retrieval.checkpoint.kinds.family_registry import Families
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig

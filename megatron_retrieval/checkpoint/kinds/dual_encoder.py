@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megatron_retrieval.checkpoint.kinds.encoders import ENCODER_FAMILIES, family_marks
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, family_marks
 from megatron_retrieval.checkpoint.kinds.kind import (
     AnyDescription,
     Description,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.checkpoint.kinds.encoders import ENCODER_FAMILIES, family_marks
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, family_marks
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.one_encoder import OneEncoderKind
 from megatron_retrieval.checkpoint.kinds.reader import ReaderDescription, ReaderModelKind

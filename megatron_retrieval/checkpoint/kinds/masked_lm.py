@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_retrieval.checkpoint.kinds.encoders import BERT, ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.one_encoder import OneEncoderKind
 from megatron_retrieval.errors import CheckpointError

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.data.convert.converter import DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import DatasetConverterConfig
 from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import DataError

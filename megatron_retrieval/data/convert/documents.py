@@ -8,7 +8,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from megatron_retrieval.data.convert.common import passage_file
-from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.sentences import split_sentences
 from megatron_retrieval.data.files.sniff import stem, suffix_of
 from megatron_retrieval.errors import DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_retrieval.data.convert.common import write_questions
-from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.json_records import read_json_lines
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.data.convert.common import write_questions
-from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.json_records import Record
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.data.files.tsv import columns_of, read_table

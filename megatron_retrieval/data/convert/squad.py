@@ -15,7 +15,7 @@ from megatron_retrieval.data.convert.common import (
     to_windows,
     write_examples,
 )
-from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.json_records import Record
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.data.files.squad_json import read_paragraphs

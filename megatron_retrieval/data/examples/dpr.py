@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
-from megatron_retrieval.data.examples.loader import Bundles, Share
+from megatron_retrieval.data.examples.batches import Bundles, Share
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.files.question_files import read_biencoder
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from megatron_retrieval.data.examples.answer_spans import span_columns
+from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.examples.extractive_examples import ExampleCollector, ExtractiveDataConfig
-from megatron_retrieval.data.examples.loader import Share
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig, read_training_questions
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.stores.ragged import Rows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.data.examples.answer_draw import draw_answers
-from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.examples.passage_tokens import PassageTokens, RaggedBuilder
 from megatron_retrieval.data.files.passage_questions import (
     QuestionCensus,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Checked, Fraction
-from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.layouts.blocks import (
     BlockConfig,
     BlockLayout,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Bounds, Checked
-from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.layouts.blocks import BlockConfig, BlockLayout, make_blocks
 from megatron_retrieval.data.layouts.sequences import with_fillers
 from megatron_retrieval.data.stores.corpus import CorpusStore

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.data.examples.answer_draw import draw_answers
-from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
 from megatron_retrieval.data.stores.evidence import EvidenceStore

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Bounds, Checked
-from megatron_retrieval.data.examples.loader import Share
+from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.layouts.blocks import SHORTEST_SEQUENCE, BlockConfig, BlockRoom, Blocks, make_blocks
 from megatron_retrieval.data.layouts.sequences import join_segments, label_rows
 from megatron_retrieval.data.stores.corpus import CorpusStore

@@ -15,12 +15,7 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.document_files import MAX_DOCUMENT_CHARACTERS, read_documents
 from megatron_retrieval.data.files.sentences import SPLITTER, Document, check_language
 from megatron_retrieval.data.stores import corpus as layout
-from megatron_retrieval.data.stores.column_folder import (
-    ColumnWriter,
-    OffsetsWriter,
-    offsets_file,
-    write_manifest,
-)
+from megatron_retrieval.data.stores.column_folder import ColumnWriter, OffsetsWriter, offsets_file, write_manifest
 from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents
 from megatron_retrieval.data.stores.token_folder import token_entries, write_vocabulary
 from megatron_retrieval.errors import ConfigError, DataError

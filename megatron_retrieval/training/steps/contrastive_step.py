@@ -21,8 +21,9 @@ from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES
+from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
-from megatron_retrieval.training.steps.step import distinct_texts, start_dropout
+from megatron_retrieval.training.steps.step import distinct_texts
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metrics

@@ -15,11 +15,11 @@ from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
-from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metric, Metrics, add_metrics
 from megatron_retrieval.utils.stopwatch import Stopwatch

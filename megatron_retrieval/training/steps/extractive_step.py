@@ -11,7 +11,7 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.objectives.extractive import METRICS, extractive_loss
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.step import start_dropout
+from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.types.extractive import ExtractiveBatch, SpanLogits
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Mean, Metric, Metrics, add_metrics

@@ -9,11 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.parallel.megatron_compat import seed_dropout
-from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.metrics import Metrics
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
-from megatron_retrieval.utils.seeds import derive_seed
 
 
 class StepModule(Protocol):
@@ -50,13 +47,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def start_dropout(seed: int, topology: ProcessTopology, iteration: int, *chunk: str | int) -> None:
-    """Start the dropout streams of one forward pass: a function of the seed, the iteration, the rank and the chunk, so
-    that a resumed run, or a second pass over the same texts, drops the same."""
-    stream = derive_seed(seed, "dropout", iteration, topology.dp_rank, *chunk)
-    seed_dropout(stream >> 16, topology.tp_rank)
 
 
 def encode_texts(encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, micro_batch_size: int) -> Tensor:

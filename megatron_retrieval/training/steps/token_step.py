@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_accuracy, vocab_parallel_cross_entropy
-from megatron_retrieval.training.steps.step import start_dropout
+from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.types.metrics import Count, Mean, Metrics, Rate
 
 

@@ -13,7 +13,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig, answer_metrics
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
-from megatron_retrieval.evaluation.results import questions_with_passages, retrieval_metrics
+from megatron_retrieval.evaluation.retrieval_results import questions_with_passages, retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology

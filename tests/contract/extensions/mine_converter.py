@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_retrieval.data.convert.common import Example, PassageFile, passage_file, write_examples
-from megatron_retrieval.data.convert.converter import CONVERTERS, Converter, DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_lines

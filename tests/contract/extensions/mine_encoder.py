@@ -14,7 +14,7 @@ from megatron_retrieval.checkpoint.huggingface.files import check_settings
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS
 from megatron_retrieval.checkpoint.huggingface.towers import body_format
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
-from megatron_retrieval.checkpoint.kinds.encoders import ENCODER_FAMILIES, EncoderFamily
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, EncoderFamily
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch

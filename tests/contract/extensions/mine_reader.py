@@ -32,8 +32,8 @@ from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.registry import READERS
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.readings import Pass
-from megatron_retrieval.training.steps.step import start_dropout
 from megatron_retrieval.types.extractive import ExtractiveBatch, ExtractivePassages
 from megatron_retrieval.types.metrics import Mean, Metrics
 

@@ -17,7 +17,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
 from megatron_retrieval.testing.runs import curve
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.divergence import MAX_SKIPPED_IN_A_ROW
+from megatron_retrieval.training.skipped_steps import MAX_SKIPPED_IN_A_ROW
 
 #: no batch has it: the loss stays finite when its embedding's gradient is not
 UNUSED_ID = 1

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion, question_to_read
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.evaluation.bootstrap import mean_interval
-from megatron_retrieval.evaluation.recall import Ranks, RetrievalRanks, average_rank, hits_at
+from megatron_retrieval.evaluation.intervals import mean_interval
+from megatron_retrieval.evaluation.rank_metrics import Ranks, RetrievalRanks, average_rank, hits_at
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.utils.files import atomic_file, read_lines
 

@@ -15,7 +15,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_sample import EvidenceSample, spread_rows
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.evaluation.results import retrieval_metrics
+from megatron_retrieval.evaluation.retrieval_results import retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoder

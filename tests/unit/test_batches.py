@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from megatron_retrieval.data.examples.loader import BatchLoader, Bundles, EpochSampler
+from megatron_retrieval.data.examples.batches import BatchLoader, Bundles, EpochSampler
 
 Seen = tuple[list[int], int, int, int, int]
 

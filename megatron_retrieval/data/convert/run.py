@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # each registers its format; modules of --extensions add others
 from megatron_retrieval.data.convert import documents, hotpotqa, nq_open, popqa, squad  # noqa: F401
-from megatron_retrieval.data.convert.converter import CONVERTERS, DatasetConverterConfig
+from megatron_retrieval.data.convert.registry import CONVERTERS, DatasetConverterConfig
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.utils.files import atomic_directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_retrieval.training.schedule import ScheduleConfig
+from megatron_retrieval.training.learning_rate import ScheduleConfig
 
 
 def test_linear_rises_to_the_peak_and_falls_to_the_end() -> None:

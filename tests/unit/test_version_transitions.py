@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from megatron_retrieval.refresh import transitions
-from megatron_retrieval.refresh.transitions import TRANSITIONS, Action, Event, State
+from megatron_retrieval.refresh import version_transitions as transitions
+from megatron_retrieval.refresh.version_transitions import TRANSITIONS, Action, Event, State
 
 #: how the printed table begins what is done
 WORDS = {

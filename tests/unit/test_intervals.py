@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_retrieval.evaluation.bootstrap import mean_interval, paired_difference
+from megatron_retrieval.evaluation.intervals import mean_interval, paired_difference
 
 
 def _hits(num_hits: int, num_questions: int) -> np.ndarray:

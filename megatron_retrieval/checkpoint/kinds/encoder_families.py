@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface import bert
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
-from megatron_retrieval.checkpoint.kinds.families import Families
+from megatron_retrieval.checkpoint.kinds.family_registry import Families
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.encoder import EncoderShape
 
