@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from megatron_retrieval.config.extensions import take_extensions
+from megatron_retrieval.config.extensions import extensions_in_files, take_extensions
 from megatron_retrieval.errors import ConfigError
 
 #: task -> module beside this file, configuration class there; its `main(config, topology)` does the work
@@ -60,6 +60,7 @@ def find_task(name: str, words: list[str]) -> tuple[ModuleType, type[Any]]:
         module = importlib.import_module(module_name)
         return module, getattr(module, config_name)
     try:
+        words = [*extensions_in_files(words), *words]
         has_extensions = take_extensions(words) != words
     except ConfigError as error:
         sys.exit(f"error: {error}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from megatron_retrieval.errors import ConfigError
 
@@ -50,6 +53,19 @@ def take_extensions(words: Sequence[str]) -> list[str]:
     return others
 
 
+def extensions_in_files(words: Sequence[str]) -> list[str]:
+    """The words that give the extensions which the YAML files behind `--config` name; other faults of these files are
+    left to the parser."""
+    names: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag == "--config":
+            with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+                settings = yaml.safe_load(Path(value or following).read_text(encoding="utf-8"))
+                names += settings.get("extensions", []) if isinstance(settings, dict) else []
+    return [FLAG, *names] if names else []
+
+
 def load_extension(name: str) -> None:
     """Import a module by its dotted name or the path of its .py file, once.
 
@@ -63,8 +79,12 @@ def load_extension(name: str) -> None:
             _import_file(Path(name))
         else:
             importlib.import_module(name)
-    except (ImportError, OSError) as error:
-        raise ConfigError(f"{FLAG} {name}: cannot be imported ({error}).") from error
+    except (ImportError, OSError, SyntaxError, ValueError) as error:
+        sys.modules.pop(Path(name).stem if name.endswith(".py") else name, None)
+        raise ConfigError(
+            f"{FLAG} {name}: cannot be imported ({error}). Give a module or a .py file; a word that is neither must "
+            f"stand before {FLAG} or behind another flag."
+        ) from error
     _loaded.append(name)
 
 

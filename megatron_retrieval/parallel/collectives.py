@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from megatron_retrieval.errors import MegatronRetrievalError
 
 Value = TypeVar("Value")
 
@@ -64,6 +67,31 @@ def gather_objects(value: Value, group: dist.ProcessGroup) -> list[Value]:
     values: list[Any] = [None] * group.size()
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def on_first_rank(work: Callable[[], Value], group: dist.ProcessGroup) -> Value | None:
+    """Have the group's first rank alone do some work, while the others wait.
+
+    Returns:
+        What the work returned; None on other ranks.
+
+    Raises:
+        MegatronRetrievalError: on all ranks, of the class that the work raised.
+    """
+    result, problem = None, None
+    if group.rank() == 0:
+        try:
+            result = work()
+        except MegatronRetrievalError as error:
+            problem = error
+    kind, message = gather_objects((type(problem), str(problem)), group)[0]
+    if problem is not None:
+        raise problem
+    if issubclass(kind, MegatronRetrievalError):
+        raised = kind.__new__(kind)
+        raised.args = (message,)
+        raise raised
+    return result
 
 
 def broadcast_first(value: Tensor, group: dist.ProcessGroup) -> Tensor:

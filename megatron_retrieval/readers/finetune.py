@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.registry import describe
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.batches import BatchSource
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
@@ -25,13 +26,13 @@ OwnReader = TypeVar("OwnReader", bound=OpenReader)
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderDataConfig:
+class ReaderDataConfig(Checked):
     """Questions to learn from, and questions held out."""
 
     train: ReaderTrainingDataConfig
     valid_data: tuple[str, ...] = ()
     """Held-out files of the same kinds: loss, exact match and F1 during training."""
-    max_valid_questions: int | None = None
+    max_valid_questions: PositiveInt | None = None
     """Use only the first questions of the held-out files; default: all."""
 
     def held_out(self) -> ReaderTrainingDataConfig | None:

@@ -1,8 +1,8 @@
 """Refreshes the index in training (Guu et al. 2020, REALM, arXiv 2002.08909; Sachan et al. 2021, arXiv 2101.00408).
 
-Every so many steps the encoder is saved and the evidence is embedded again: in place, while training waits; by a process
-beside training; or by ranks of their own. The vectors are a new version on disk (see `IndexVersions`), and all ranks switch
-to it after the same step. `version_transitions` says what happens to a version that is being made.
+Every so many steps the encoder is saved and the evidence is embedded again: in place, while training waits; by a
+process beside training; or by ranks of their own. The vectors are a new version on disk (see `IndexVersions`), and all
+ranks switch to it after the same step. `version_transitions` says what happens to a version that is being made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from megatron_retrieval.errors import StoppedError
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -95,9 +96,14 @@ class IndexRefresher(Callback):
     # -- the callback
 
     def on_start(self, trainer: Trainer) -> None:
-        self._encoder.is_wanted = lambda: not trainer.stop.received
         self._cycle.iteration = trainer.iteration
-        self._swap(self.start())
+        self._encoder.is_wanted = lambda: not trainer.stop.received
+        try:
+            self._swap(self.start())
+        except StoppedError:
+            self.on_end(trainer)
+            raise
+        self._encoder.is_wanted = lambda: True  # a refresh that is left would not be made again
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self._cycle.iteration = iteration = report.iteration

@@ -8,7 +8,7 @@ from typing import IO, Any, Self
 
 from megatron_retrieval.errors import CheckpointError, ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
-from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.retrieval.embedding_job import TokenizedEvidence
@@ -69,15 +69,7 @@ def lock_versions(versions: IndexVersions, topology: ProcessTopology) -> IO[str]
     Raises:
         ConfigError: on all ranks, where another run has it.
     """
-    lock, problem = None, ""
-    if topology.is_main:
-        try:
-            lock = versions.lock()
-        except ConfigError as error:
-            problem = str(error)
-    if problem := gather_objects(problem, topology.world_group)[0]:
-        raise ConfigError(problem)
-    return lock
+    return on_first_rank(versions.lock, topology.world_group)
 
 
 def open_resumed(

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
-from megatron_retrieval.errors import StoppedError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -85,8 +84,10 @@ class VersionCycle:
 
     def _room(self) -> Seen:
         """Whether the disk can hold another version."""
-        needed = self._encoder.version_bytes() if self._topology.is_main else 0
-        free = shutil.disk_usage(self._versions.folder).free if self._topology.is_main else 0
+        needed = free = 0
+        if self._topology.is_main:
+            self._versions.folder.mkdir(parents=True, exist_ok=True)
+            needed, free = self._encoder.version_bytes(), shutil.disk_usage(self._versions.folder).free
         if not any_rank(needed > free, self._topology.world_group, self._topology.device):
             return Seen(Event.DUE)
         return Seen(Event.NO_ROOM, problem=f"{self._versions.folder} has {free:,} bytes left, it needs {needed:,}")
@@ -99,20 +100,10 @@ class VersionCycle:
         fingerprint = self._encoder.snapshot(self._versions, self.iteration)
         version = VersionInUse(IndexRequest(self.iteration, fingerprint), made_at)
         if self._in_place:
-            self._make_now(version)
+            self._change(self._encoder.embed(self._versions, self.iteration, fingerprint), version)
             return
         self._ask(version)
         log.info("index version %d is being made", self.iteration)
-
-    def _make_now(self, version: VersionInUse) -> None:
-        """Make a version with all ranks and change to it; a stop signal leaves the index as it is."""
-        request = version.request
-        try:
-            store = self._encoder.embed(self._versions, request.iteration, request.encoder_fingerprint)
-        except StoppedError as error:
-            log.warning("%s", error)
-        else:
-            self._change(store, version)
 
     def _ask(self, version: VersionInUse) -> None:
         """Let others make a version."""
@@ -144,7 +135,7 @@ class VersionCycle:
         self.pending = None
         if self._topology.is_main:
             reason = f": {seen.problem}" if seen.problem else ""
-            log.warning("index version %d is not coming; training keeps the index that it has%s", iteration, reason)
+            log.warning("index version %d is given up; training keeps the index that it has%s", iteration, reason)
             self._versions.withdraw()
 
     def _in_the_making(self) -> VersionInUse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -134,7 +135,8 @@ class WorkerSupervisor:
 
     def _last_words(self, num_lines: int = 12) -> str:
         """The end of what the worker said since its last start."""
-        with self._versions.worker_log(self._worker).open("rb") as file:
+        lines: list[str] = []
+        with contextlib.suppress(FileNotFoundError), self._versions.worker_log(self._worker).open("rb") as file:
             file.seek(self._log_start)
             lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
         return "\n".join(f"    {line}" for line in lines[-num_lines:]) or "    (nothing)"

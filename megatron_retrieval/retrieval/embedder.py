@@ -36,7 +36,7 @@ def embed_evidence(
 
     Args:
         rows_per_shard: passages per file; default: chosen from the size of the evidence.
-        is_wanted: asked after every shard; where it says no on one rank, all of them end.
+        is_wanted: asked after every shard; a copy that is told no waits for the others, and all raise.
 
     Raises:
         MismatchError: `output_dir` holds embeddings of another evidence or encoder, or in another type.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,7 +88,9 @@ class MetricsLog(Callback):
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line; other callbacks (evaluation) use this as well."""
         if self._file is not None:
-            self._file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
+            # JSON has no NaN
+            plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            self._file.write(json.dumps({"iteration": iteration, **plain}) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():

@@ -44,8 +44,9 @@ class SkippedSteps:
         self._in_a_row += 1
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise DivergenceError(
-                f"iteration {iteration}: {reason}, as in the {self._in_a_row - 1} steps before; none of them changed "
-                "the weights or was saved. Lower --lr, or resume an earlier checkpoint with another --seed."
+                f"iteration {iteration}: {reason}; it is step {self._in_a_row} in a row that was skipped, and the "
+                "weights are those before them. Lower --lr and resume an earlier checkpoint, or start anew from it "
+                "with --pretrained-checkpoint and another --seed."
             )
         log.warning("iteration %d: %s, step %d in a row skipped", iteration, reason, self._in_a_row)
 

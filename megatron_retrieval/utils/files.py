@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.utils.logging import get_logger
 
 GZIP_MAGIC = b"\x1f\x8b"
 #: a longer line is no record of a format that the project reads: the file lost its line ends
@@ -86,6 +87,8 @@ def lock_file(path: Path, refusal: str) -> IO[str]:
         holder = file.read().strip() or "unknown"
         file.close()
         raise ConfigError(refusal.format(holder=holder)) from None
+    except OSError as error:
+        get_logger("files").warning("%s: this file system has no locks (%s), so none is held", path, error.strerror)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

@@ -360,11 +360,12 @@ def test_a_stop_signal_ends_the_first_embedding(tmp_path: Path, evidence: Path, 
     assert run_on_ranks(_run, num_ranks, words)[0][0] == [0, 0, 0, 3, 3, 3]
 
 
-def test_a_stop_signal_ends_a_refresh_and_the_run_is_saved(tmp_path: Path, evidence: Path) -> None:
+def test_a_refresh_in_place_is_finished_before_a_stop(tmp_path: Path, evidence: Path) -> None:
+    """A resumed run would not make it again, and would differ from one that was not stopped."""
     words = _words(evidence, tmp_path, *_saving(tmp_path / "saved"))
     assert run_on_ranks(_stopped, 2, words, 3) == [[False, 3]] * 2
-    assert IndexVersions(tmp_path / "index").complete() == [0]
-    assert run_on_ranks(_run, 1, words)[0][0] == [0, 0, 0]
+    assert IndexVersions(tmp_path / "index").complete() == [0, 3]
+    assert run_on_ranks(_run, 1, words)[0][0] == [3, 3, 3]
 
 
 def _on_a_full_disk(topology: ProcessTopology, words: list[str]) -> list[Any]:

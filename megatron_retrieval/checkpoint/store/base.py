@@ -35,7 +35,7 @@ class BaseCheckpoint:
 
     def reference(self, folder: Path) -> BaseReference:
         """How the checkpoint in `folder` names this one."""
-        path = self.folder if self.folder.is_absolute() else os.path.relpath(self.folder, folder)
+        path = self.folder if self.folder.is_absolute() else os.path.relpath(self.folder.resolve(), folder.resolve())
         return BaseReference(path=str(path), kind=self._manifest.kind, fingerprint=self._manifest.fingerprint)
 
     def shared(

@@ -81,6 +81,7 @@ def write_question_store(folder: Path, source: QuestionSource) -> None:
     """
     fingerprint = source.fingerprint()
     if (folder / MANIFEST).exists():
+        QuestionStore.format.read(folder)  # what is something else is no store to replace
         with contextlib.suppress(DataError):
             if QuestionStore(folder).fingerprint == fingerprint:
                 return

@@ -21,6 +21,7 @@ from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.parallel.collectives import on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
@@ -126,9 +127,7 @@ class EndToEndRun:
         source = QuestionSource(
             files=data.train_data, asked=data.asked, retriever=self.tokenizer, reader=self.reader.vocabulary
         )
-        if self.topology.is_main:
-            write_question_store(folder, source)
-        self.topology.barrier()
+        on_first_rank(partial(write_question_store, folder, source), self.topology.world_group)
         return AskedQuestions(
             QuestionStore(folder),
             self.config.text_format,

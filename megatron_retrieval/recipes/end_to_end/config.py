@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, DualEncoderDescription
 from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
@@ -32,13 +33,13 @@ RETRIEVER, READER, KIND = "retriever", "reader", "end-to-end"
 
 
 @dataclass(kw_only=True, frozen=True)
-class AskedTrainingDataConfig:
+class AskedTrainingDataConfig(Checked):
     """Questions to learn from, and questions held out."""
 
     train: AskedDataConfig
     valid_data: tuple[str, ...] = ()
     """Held-out files of the same kinds: loss, recall, exact match and F1 during training."""
-    max_valid_questions: int | None = None
+    max_valid_questions: PositiveInt | None = None
     """Use only the first questions of the held-out files; default: all."""
 
     def held_out(self) -> AskedDataConfig | None:
