@@ -6,7 +6,8 @@ import pytest
 import torch
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
-from megatron_retrieval.parallel.collectives import any_rank, gather_objects, gather_rows_with_grad
+from megatron_retrieval.errors import ConfigError, DataError, MegatronRetrievalError
+from megatron_retrieval.parallel.collectives import any_rank, gather_objects, gather_rows_with_grad, on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 
@@ -51,3 +52,23 @@ def _objects(topology: ProcessTopology) -> list[object]:
 
 def test_objects_and_flags_reach_all_ranks() -> None:
     assert run_on_ranks(_objects, 2) == [[["rank 0", "rank 1"], True, False]] * 2
+
+
+def _refused(topology: ProcessTopology) -> list[object]:
+    said: list[object] = [on_first_rank(lambda: topology.rank + 7, topology.world_group)]
+    for error in (ConfigError("no"), DataError("file", "is empty", line=3)):
+
+        def work(error: MegatronRetrievalError = error) -> None:
+            raise error
+
+        try:
+            on_first_rank(work, topology.world_group)
+        except MegatronRetrievalError as raised:
+            said += [type(raised).__name__, str(raised)]
+    return said
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_what_the_first_rank_refuses_all_refuse(num_ranks: int) -> None:
+    errors = ["ConfigError", "no", "DataError", "file:3: is empty."]
+    assert run_on_ranks(_refused, num_ranks) == [[7, *errors], [None, *errors]][:num_ranks]

@@ -113,3 +113,13 @@ def test_a_store_appears_whole_or_not_at_all(source: QuestionSource, tmp_path: P
     with pytest.raises(DataError, match="exists already"):
         write_question_store(other, source)
     assert (other / "mine.txt").exists()
+
+
+def test_what_is_no_such_store_is_not_replaced(source: QuestionSource, tmp_path: Path) -> None:
+    other = tmp_path / "evidence"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"format": "evidence", "num_passages": 3}')
+    (other / "texts.bin").write_bytes(b"kept")
+    with pytest.raises(DataError):
+        write_question_store(other, source)
+    assert (other / "texts.bin").read_bytes() == b"kept"

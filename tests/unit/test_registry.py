@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 
 from megatron_retrieval.config.choices import OneOf
-from megatron_retrieval.config.extensions import take_extensions
+from megatron_retrieval.config.extensions import extensions_in_files, take_extensions
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.utils.registry import Registry
@@ -75,3 +75,21 @@ def test_an_extension_is_a_module_or_a_file(tmp_path: Path) -> None:
         take_extensions(["--extensions=no_such_module"])
     with pytest.raises(ConfigError, match=r"--extensions needs the name"):
         take_extensions(["--extensions", "--b"])
+
+
+def test_extensions_of_a_configuration_file_are_known_before_it_is_parsed(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("colour: red\nextensions: [mine.py, other]\n")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    words = ["--config", str(config), f"--config={tmp_path / 'broken.yaml'}", "--config", "no-such-file.yaml"]
+    assert extensions_in_files(words) == ["--extensions", "mine.py", "other"]
+    assert extensions_in_files(["--colour", "red"]) == []
+
+
+@pytest.mark.parametrize("content", ["def broken(:", "raise ValueError('taken')"])
+def test_an_extension_that_fails_is_refused_with_a_sentence(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "a_failing_extension.py"
+    file.write_text(content)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"a_failing_extension\.py: cannot be imported"):
+            take_extensions(["--extensions", str(file)])
