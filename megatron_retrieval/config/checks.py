@@ -1,10 +1,12 @@
 """Bounds of settings, written as field types and checked whenever a configuration is made.
 
-@dataclass(kw_only=True, frozen=True)
-class SearchConfig(Checked):
-    topk: PositiveInt = 5
-    dense_weight: Fraction = 0.5
-    max_questions: PositiveInt | None = None
+An example:
+
+    @dataclass(kw_only=True, frozen=True)
+    class SearchConfig(Checked):
+        topk: PositiveInt = 5
+        dense_weight: Fraction = 0.5
+        max_questions: PositiveInt | None = None
 """
 
 from __future__ import annotations

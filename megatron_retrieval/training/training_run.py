@@ -29,7 +29,8 @@ def run_training(build: Callable[[Job, ProcessTopology], Trainer], config: Job, 
     In both cases config.yaml, metrics, a checkpoint (where `--save` asks for them) and the run record remain.
 
     Args:
-        build: reads the data, builds the model and makes the trainer; what it refuses leaves no folder behind.
+        build: reads the data, builds the model and makes the trainer; what it refuses leaves at most the
+            store of questions in the output folder.
     """
     record = RunRecord(config, topology.world_size)
     folder = Path(config.training.log.output_dir)

@@ -53,8 +53,8 @@ class CheckpointManifest:
         kind: what was saved, for instance `dual-encoder`.
         iteration: training steps taken; 0 for an import.
         config: what is needed to build the model again.
-        fingerprint: hash of the full weights, the config and the assets; the same at any layout of ranks, and whether
-            the weights stand here or in a base.
+        fingerprint: hash of the full weights, the config and the assets; the same at any layout of ranks. Of weights
+            that stand in a base, the base's values count, as they are before rounding to the model's dtype.
         tp_size: files per set of tensors.
         layouts: how the shards of each parameter are joined.
         checksums: SHA-256 (16 digits) of every file, by name.

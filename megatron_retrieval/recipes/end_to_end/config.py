@@ -60,7 +60,7 @@ class ModuleRatesConfig:
     """Peak learning rate of the reader; default: --lr."""
 
     def multipliers(self, lr: float) -> dict[str, float]:
-        """Of the rate `lr`, by the beginning of the parameters' names.
+        """Factors of `lr`, by prefix of the parameters' names.
 
         Raises:
             ConfigError: there is no rate to multiply.
@@ -93,8 +93,8 @@ class EndToEndFinetuneConfig:
     separate_encoders: bool = False
     """Where the retriever has one encoder for questions and passages, train two that begin as copies of it."""
     share_frozen_weights: bool = False
-    """Checkpoints refer to --retriever and --reader for frozen weights instead of copying them; these must then stay
-    where they are: relative to the checkpoints where their paths are relative."""
+    """Checkpoints refer to --retriever and --reader for frozen weights instead of copying them. Do not move or delete
+    these two folders; if their paths are relative, move them together with the checkpoints."""
     data: AskedTrainingDataConfig
     training: EndToEndTrainingConfig
     step: EndToEndStepConfig = field(default_factory=EndToEndStepConfig)
@@ -122,7 +122,7 @@ class EndToEndFinetuneConfig:
 
     @property
     def frozen(self) -> FreezeConfig:
-        """What keeps its weights; a retriever without a gradient does too, which would only decay."""
+        """What keeps its weights. A retriever that gets no gradient is frozen as well: weight decay would shrink it."""
         if self._trains_retriever:
             return self.freeze
         return dataclasses.replace(self.freeze, freeze_query_encoder=True, freeze_passage_encoder=True)
