@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -57,7 +58,7 @@ def extensions_in_files(words: Sequence[str]) -> list[str]:
     """The words that give the extensions which the YAML files behind `--config` name; other faults of these files are
     left to the parser."""
     names: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         flag, _, value = word.partition("=")
         if flag == "--config":
             with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):

@@ -84,6 +84,7 @@ def test_extensions_of_a_configuration_file_are_known_before_it_is_parsed(tmp_pa
     words = ["--config", str(config), f"--config={tmp_path / 'broken.yaml'}", "--config", "no-such-file.yaml"]
     assert extensions_in_files(words) == ["--extensions", "mine.py", "other"]
     assert extensions_in_files(["--colour", "red"]) == []
+    assert extensions_in_files([]) == []
 
 
 @pytest.mark.parametrize("content", ["def broken(:", "raise ValueError('taken')"])
