@@ -81,7 +81,6 @@ def load_extension(name: str) -> None:
         else:
             importlib.import_module(name)
     except (ImportError, OSError, SyntaxError, ValueError) as error:
-        sys.modules.pop(Path(name).stem if name.endswith(".py") else name, None)
         raise ConfigError(
             f"{FLAG} {name}: cannot be imported ({error}). Give a module or a .py file; a word that is neither must "
             f"stand before {FLAG} or behind another flag."
@@ -99,5 +98,8 @@ def _import_file(path: Path) -> None:
     if spec is None or spec.loader is None:
         raise ImportError("no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their annotations up there
-    spec.loader.exec_module(module)
+    with contextlib.ExitStack() as undo:
+        sys.modules[module_name] = module  # dataclasses look their annotations up there
+        undo.callback(sys.modules.pop, module_name)
+        spec.loader.exec_module(module)
+        undo.pop_all()

@@ -81,16 +81,17 @@ def open_resumed(
     Raises:
         CheckpointError: it cannot be opened or made; the message says what to do.
     """
-    problem = ""
+    problem, has_encoder = "", versions.snapshot(request.iteration).exists()
     if topology.is_main:
         try:
             versions.open_for(request, encoder.evidence.fingerprint)
         except (DataError, MismatchError) as error:
             problem = str(error)
-    problem = gather_objects(problem, topology.world_group)[0]
+    # what rank 0 sees decides: another node's view of a network file system may be older
+    problem, has_encoder = gather_objects((problem, has_encoder), topology.world_group)[0]
     if not problem:
         return versions.open_for(request, encoder.evidence.fingerprint)
-    if not versions.snapshot(request.iteration).exists():
+    if not has_encoder:
         raise CheckpointError(
             f"the checkpoint was saved with index version {request.iteration}, which cannot be opened: {problem} Its "
             f"encoder is gone as well. {_remedy(request.iteration)} --index-dir names the folder of versions."

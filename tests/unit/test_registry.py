@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -94,3 +96,11 @@ def test_an_extension_that_fails_is_refused_with_a_sentence(tmp_path: Path, cont
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"a_failing_extension\.py: cannot be imported"):
             take_extensions(["--extensions", str(file)])
+        assert "a_failing_extension" not in sys.modules
+
+
+def test_a_file_with_the_name_of_another_module_leaves_that_alone(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(ConfigError, match="another module is called json"):
+        take_extensions(["--extensions", str(tmp_path / "json.py")])
+    assert sys.modules["json"] is json
