@@ -99,6 +99,7 @@ class Optimizer:
                 pg_collection=topology.groups,
             )
         (self._inner,) = chained.chained_optimizers
+        self._has_scaler = getattr(self._inner, "grad_scaler", None) is not None
 
     @property
     def loss_scale(self) -> float:
@@ -113,7 +114,7 @@ class Optimizer:
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
             # the steps of megatron-core's step(), which checks the norm of fp16 gradients only
-            scale = self.loss_scale
+            scale = self.loss_scale if self._has_scaler else 1.0  # reading it makes a GPU wait
             if self._inner.prepare_grads():
                 return StepResult(False, None, is_searching_scale=scale > self._min_loss_scale)
             clip = self._clip_grad
