@@ -54,7 +54,7 @@ class ApproximateIndexesConfig:
 
     embeddings: Path | None = None
     """Folder of embeddings; default: random vectors."""
-    load: Path | None = None
+    retriever: Path | None = None
     """Checkpoint of the dual encoder that made the embeddings, to encode the questions."""
     questions: Path | None = None
     """Questions that are asked of the embeddings."""
@@ -78,15 +78,15 @@ class ApproximateIndexesConfig:
     """Threads of all searches."""
 
     def __post_init__(self) -> None:
-        given = [value is not None for value in (self.embeddings, self.load, self.questions)]
+        given = [value is not None for value in (self.embeddings, self.retriever, self.questions)]
         if any(given) and not all(given):
-            raise ConfigError("--embeddings, --load and --questions belong together: give all three, or none.")
+            raise ConfigError("--embeddings, --retriever and --questions belong together: give all three, or none.")
 
 
 def main(config: ApproximateIndexesConfig) -> None:
     torch.set_num_threads(config.num_threads)
     with TemporaryDirectory() as name:
-        store, queries = _random_vectors(config, Path(name)) if config.load is None else _embedded(config)
+        store, queries = _random_vectors(config, Path(name)) if config.retriever is None else _embedded(config)
         depth = max(config.topk)
         exact, seconds = _searched(FlatIndex(store), queries, depth)
         row_bytes = store.vectors(0, 1).nbytes
@@ -106,12 +106,12 @@ def main(config: ApproximateIndexesConfig) -> None:
 
 def _embedded(config: ApproximateIndexesConfig) -> tuple[EmbeddingStore, Tensor]:
     assert config.embeddings is not None
-    assert config.load is not None
+    assert config.retriever is not None
     assert config.questions is not None
     store = EmbeddingStore(config.embeddings)
     texts = [question.text for question in read_questions(config.questions, config.asked)][: config.num_queries]
     with process_topology(ParallelConfig(device="cpu")) as topology:
-        encoder = DUAL_ENCODER.load(config.load, topology)
+        encoder = DUAL_ENCODER.load(config.retriever, topology)
         found = encoder.description
         store.require(encoder_fingerprint=found.fingerprint)
         tokenizer = found.vocabulary()

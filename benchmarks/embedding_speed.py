@@ -40,7 +40,7 @@ class EmbeddingSpeedConfig(Checked):
 
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
-    load: Path
+    retriever: Path
     """Checkpoint imported from the model (tools/import_checkpoint.py --format sentence-transformers)."""
     model: Path
     """Folder of the model as sentence-transformers reads it."""
@@ -60,7 +60,7 @@ def main(config: EmbeddingSpeedConfig) -> None:
         evidence = EvidenceStore(config.evidence)
         rows = np.linspace(0, len(evidence) - 1, config.num_passages).astype(np.int64)
         texts = [f"{passage.title} {passage.text}" for passage in evidence.passages(rows)]
-        encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype)
+        encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.dtype)
         device = topology.device
         reference = SentenceTransformer(str(config.model), device=device.type)
         half = SentenceTransformer(str(config.model), device=device.type).bfloat16()
@@ -105,7 +105,7 @@ def _report(num_passages: int, vectors: dict[str, Tensor], seconds: dict[str, li
     cosines = {name: _least_cosine(part, vectors[reference]) for name, part in vectors.items()}
     if cosines[ours] < LEAST_COSINE:
         raise MismatchError(
-            f"--load and --model give vectors with a cosine of {cosines[ours]:.4f}: are they one model?"
+            f"--retriever and --model give vectors with a cosine of {cosines[ours]:.4f}: are they one model?"
         )
     rows = []
     for name, taken in seconds.items():

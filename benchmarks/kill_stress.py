@@ -43,7 +43,7 @@ class KillStressConfig(Checked):
 
     input: Path
     """Passage file (psgs_w100.tsv or JSON lines)."""
-    load: Path
+    retriever: Path
     """Checkpoint of the dual encoder."""
     vocab_file: Path
     """Its vocabulary."""
@@ -124,7 +124,7 @@ def main(config: KillStressConfig) -> None:
 def _jobs(config: KillStressConfig, folder: Path) -> tuple[Job, Job]:
     evidence = folder / "evidence"
     build = ["tools/build_evidence.py", "--input", config.input, "--vocab-file", config.vocab_file]
-    embed = ["tools/embed_evidence.py", "--evidence", evidence, "--load", config.load]
+    embed = ["tools/embed_evidence.py", "--evidence", evidence, "--retriever", config.retriever]
     embed += ["--micro-batch-size", config.micro_batch_size, "--rows-per-shard", config.rows_per_shard]
     return Job("build", build, evidence, "--workers"), Job("embed", embed, folder / "embeddings", None)
 

@@ -22,7 +22,7 @@ if [[ ! -e $out/evidence ]]; then
   done >"$out/psgs_w100.tsv"
   python tools/build_evidence.py --input "$out/psgs_w100.tsv" --output "$out/evidence" --vocab-file "$start/data/vocab.txt"
 fi
-python tools/embed_evidence.py --evidence "$out/evidence" --load "$start/ict/checkpoint" --output "$out/embeddings" --fp32
+python tools/embed_evidence.py --evidence "$out/evidence" --retriever "$start/ict/checkpoint" --output "$out/embeddings" --fp32
 
 train() { # NAME STEPS RANKS FLAGS...
   local run=$out/$1-$2 steps=$2 ranks=$3
@@ -47,7 +47,7 @@ embed_without_end() { # until $out/stop is there
   rm -f "$out/stop"
   while [[ ! -e $out/stop ]]; do
     rm -rf "$out/stranger"
-    python tools/embed_evidence.py --evidence "$out/evidence" --load "$start/ict/checkpoint" --output "$out/stranger" --fp32
+    python tools/embed_evidence.py --evidence "$out/evidence" --retriever "$start/ict/checkpoint" --output "$out/stranger" --fp32
   done
 }
 

@@ -16,10 +16,10 @@ if [[ ! -e $dev ]]; then
 fi
 
 measure() { # NAME CHECKPOINT
-  python tools/embed_evidence.py --evidence "$dev/evidence" --load "$2" --output "$out/ablation/$1/embeddings" --bf16 \
+  python tools/embed_evidence.py --evidence "$dev/evidence" --retriever "$2" --output "$out/ablation/$1/embeddings" --bf16 \
     --micro-batch-size 32
   python tasks/main.py --task retriever-evaluate --evidence "$dev/evidence" --embeddings "$out/ablation/$1/embeddings" \
-    --load "$2" --bf16 --questions "$dev/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100 \
+    --retriever "$2" --bf16 --questions "$dev/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100 \
     --output-dir "$out/ablation/$1/evaluation" --no-write-results
 }
 

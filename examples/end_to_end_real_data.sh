@@ -21,7 +21,7 @@ once() { # FOLDER COMMAND...: run the command unless the folder is there
 }
 
 embed() { # NAME RETRIEVER: continues where it stopped
-  "${parallel[@]}" tools/embed_evidence.py --bf16 --micro-batch-size 64 --evidence "$out/squad-evidence" --load "$2" \
+  "${parallel[@]}" tools/embed_evidence.py --bf16 --micro-batch-size 64 --evidence "$out/squad-evidence" --retriever "$2" \
     --output "$out/embeddings/$1"
 }
 
@@ -37,7 +37,7 @@ train() { # NAME FLAGS...: continues an interrupted run, and does nothing for a 
 
 measure() { # NAME RETRIEVER READER
   once "$out/results/$1" "${parallel[@]}" tasks/main.py --task qa-evaluate --bf16 --num-passages 5 --max-answer-length 30 \
-    --retriever "$2" --load "$3" --evidence "$out/squad-evidence" --embeddings "$out/embeddings/$1" \
+    --retriever "$2" --reader "$3" --evidence "$out/squad-evidence" --embeddings "$out/embeddings/$1" \
     --questions "$out/squad/dev-v1.1.qa.csv" --question-stride 5 --output-dir "$out/results/$1"
 }
 

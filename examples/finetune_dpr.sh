@@ -25,7 +25,7 @@ fi
   --valid-data "$data/biencoder-$name-dev.json.gz" --eval-interval 1000 --output-dir "$out/$name" \
   --save "$out/$name/checkpoints" --load "$out/$name/checkpoints" --keep-last 2
 
-"${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --load "$out/$name/checkpoints" \
+"${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/$name/checkpoints" \
   --output "$out/$name/embeddings" --bf16 --micro-batch-size 512
 "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" --embeddings "$out/$name/embeddings" \
-  --load "$out/$name/checkpoints" --bf16 --questions "$data/$name-test.qa.csv" --topk 1 5 20 100 --output-dir "$out/$name/test"
+  --retriever "$out/$name/checkpoints" --bf16 --questions "$data/$name-test.qa.csv" --topk 1 5 20 100 --output-dir "$out/$name/test"

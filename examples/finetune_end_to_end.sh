@@ -22,8 +22,8 @@ run=$out/$name-$objective
   --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" --keep-last 2
 
 # both parts of a checkpoint are checkpoints by themselves
-"${parallel[@]}" tools/embed_evidence.py --evidence "$retriever/evidence" --load "$run/checkpoints/retriever" --bf16 \
+"${parallel[@]}" tools/embed_evidence.py --evidence "$retriever/evidence" --retriever "$run/checkpoints/retriever" --bf16 \
   --output "$run/embeddings"
-"${parallel[@]}" tasks/main.py --task qa-evaluate --load "$run/checkpoints/reader" --bf16 --num-passages 50 \
+"${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$run/checkpoints/reader" --bf16 --num-passages 50 \
   --retriever "$run/checkpoints/retriever" --evidence "$retriever/evidence" --embeddings "$run/embeddings" \
   --questions "$data/$name-test.qa.csv" --output-dir "$run/test"

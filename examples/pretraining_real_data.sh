@@ -48,10 +48,10 @@ finetune() { # NAME START FLAGS...
 measure() { # NAME...
   local name
   for name in "$@"; do
-    "${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --load "$out/$name/checkpoints" \
+    "${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/$name/checkpoints" \
       --output "$out/$name/embeddings" --bf16 --micro-batch-size 64
     once "$out/$name/evaluation" "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" \
-      --embeddings "$out/$name/embeddings" --load "$out/$name/checkpoints" --bf16 \
+      --embeddings "$out/$name/embeddings" --retriever "$out/$name/checkpoints" --bf16 \
       --questions "$nq/biencoder-nq-qed-dev.json.gz" --topk 1 5 20 100 --output-dir "$out/$name/evaluation"
   done
 }

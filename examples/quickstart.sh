@@ -24,7 +24,7 @@ ask() { # QUESTIONS FOLDER DEPTH...: finds passages for the questions of a file 
   local questions=$1 folder=$2
   shift 2
   "$python" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" --embeddings "$out/finetuned/embeddings" \
-    --load "$out/finetuned/checkpoint" --questions "$out/data/$questions" --output-dir "$out/finetuned/$folder" --topk "$@"
+    --retriever "$out/finetuned/checkpoint" --questions "$out/data/$questions" --output-dir "$out/finetuned/$folder" --topk "$@"
 }
 
 step "1/8 generate the encyclopedia"
@@ -45,20 +45,20 @@ step "4/8 fine-tune" # questions of one title are one another's hard negatives: 
   --output-dir "$out/finetuned" --save "$out/finetuned/checkpoint"
 
 step "5/8 find passages"
-"$python" tools/embed_evidence.py --evidence "$out/evidence" --load "$out/finetuned/checkpoint" \
+"$python" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/finetuned/checkpoint" \
   --output "$out/finetuned/embeddings" --micro-batch-size 64
 ask biencoder-dev.json evaluation 1 5 20
 question=$(tail -n 1 "$out/data/dev.qa.csv" | cut -f 1)
 printf '\nquestion: %s\n\n' "$question"
 "$python" -m megatron_retrieval search "$question" --evidence "$out/evidence" --embeddings "$out/finetuned/embeddings" \
-  --load "$out/finetuned/checkpoint" --topk 2
+  --retriever "$out/finetuned/checkpoint" --topk 2
 
 step "6/8 read" # a reader from the retriever's encoder learns to point to the answer in a passage that holds it
 ask biencoder-train.json train-evaluation 1 5
 "${train[@]}" tasks/main.py --task extractive-finetune --config examples/quickstart_reader.yaml --log-interval 50 --no-tensorboard \
   --pretrained-checkpoint "$out/finetuned/checkpoint" --train-data "$out/finetuned/train-evaluation/results.json" \
   --output-dir "$out/reader" --save "$out/reader/checkpoint"
-"$python" tasks/main.py --task qa-evaluate --load "$out/reader/checkpoint" --num-passages 1 \
+"$python" tasks/main.py --task qa-evaluate --reader "$out/reader/checkpoint" --num-passages 1 \
   --questions "$out/finetuned/evaluation/results.json" --output-dir "$out/reader/evaluation"
 
 step "7/8 train end to end" # the retriever of step 3 learns from what the reader makes of its passages; no passage is labelled

@@ -25,7 +25,7 @@ retrieve() { # NAME FLAGS...
   local name=$1
   shift
   once "$out/results/$name" "${parallel[@]}" tasks/main.py --task retriever-evaluate --bf16 \
-    --evidence "$out/squad-evidence" --embeddings "$out/embeddings/squad-tuned" --load "$out/squad-run/checkpoints" \
+    --evidence "$out/squad-evidence" --embeddings "$out/embeddings/squad-tuned" --retriever "$out/squad-run/checkpoints" \
     --output-dir "$out/results/$name" "$@"
 }
 
@@ -41,7 +41,7 @@ measure() { # NAME FLAGS...: reads the best 5 and the best 20 passages
   local name=$1 depth
   shift
   for depth in 5 20; do
-    once "$out/$name/top-$depth" "${parallel[@]}" tasks/main.py --task qa-evaluate --load "$out/$name/checkpoints" --bf16 \
+    once "$out/$name/top-$depth" "${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$out/$name/checkpoints" --bf16 \
       --questions "$out/results/squad-tuned/results.json" --num-passages "$depth" --max-answer-length 30 \
       --output-dir "$out/$name/top-$depth" "$@"
   done

@@ -89,7 +89,7 @@ def _write(config: QaEvaluateConfig, questions: QuestionsToRead, results: Result
             **{title: "{} % ({})".format(*rate_cells(metrics, name)) for title, name in _rates(metrics).items()},
             "questions": f"{metrics['num_questions']:,}, of which {min(len(results), config.num_examples):,} are shown",
             "passages read": "none" if metrics["closed_book"] else f"up to {metrics['num_passages']} for each",
-            "reader": config.reader.load,
+            "reader": config.reader.reader,
         }
         write_reading_page(
             folder / PAGE, examples, title=f"What was read for {config.given.questions.name}", facts=facts

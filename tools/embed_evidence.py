@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
-from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.config.parser import formerly, write_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.parallel.launch import run_distributed
@@ -25,7 +25,7 @@ class EmbedEvidenceConfig:
 
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
-    load: Path
+    retriever: Path = field(metadata=formerly("load"))
     """Checkpoint of the dual encoder."""
     output: Path
     """Folder of the embeddings to write; an unfinished one is continued."""
@@ -43,7 +43,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
     was_complete = (config.output / MANIFEST).exists()
     evidence = EvidenceStore(config.evidence)
-    encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype_on(topology.device))
+    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.dtype_on(topology.device))
     job = EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,

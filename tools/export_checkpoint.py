@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, export_model
 from megatron_retrieval.config.choices import OneOf
+from megatron_retrieval.config.parser import formerly
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.utils.logging import get_logger
 
@@ -18,15 +19,15 @@ class ExportConfig:
 
     format: Annotated[str, OneOf(FORMATS)]
     """Kind of the output, and what it holds."""
-    load: Path
+    checkpoint: Path = field(metadata=formerly("load"))
     """Folder of the checkpoint."""
     output: Path
     """Folder to write; with separate towers it holds the folders question_encoder and ctx_encoder."""
 
 
 def main(config: ExportConfig) -> None:
-    export_model(config.format, config.load, config.output)
-    get_logger().info("exported %s to %s", config.load, config.output)
+    export_model(config.format, config.checkpoint, config.output)
+    get_logger().info("exported %s to %s", config.checkpoint, config.output)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
 from megatron_retrieval.config.checks import Checked, NonNegativeInt
+from megatron_retrieval.config.parser import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity, torch_dtype
@@ -43,7 +44,7 @@ class ImportEmbeddingsConfig(Checked):
     """Pickle files, together the vectors of all passages. Each is held in memory while it is read."""
     evidence: Path
     """Folder of the evidence that was embedded (tools/build_evidence.py)."""
-    load: Path
+    retriever: Path = field(metadata=formerly("load"))
     """Checkpoint of the dual encoder that made the embeddings (tools/import_checkpoint.py), which encodes the questions
     later."""
     output: Path
@@ -110,7 +111,7 @@ def import_embeddings(config: ImportEmbeddingsConfig, topology: ProcessTopology)
     if topology.world_size > 1:
         raise ConfigError("Embeddings are imported by one process; start the program without torchrun.")
     evidence = EvidenceStore(config.evidence)
-    encoder = load_encoder_for(evidence, config.load, topology, config.encode.dtype)
+    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.dtype)
     identity = StoreIdentity(
         evidence.fingerprint, encoder.description.fingerprint, len(evidence), config.embedding_dtype
     )
@@ -180,9 +181,9 @@ def _verify(
     difference = ((vectors[chosen] - own).norm(dim=1) / own.norm(dim=1)).median().item()
     if not difference <= _TOLERANCE:
         raise MismatchError(
-            f"The vectors in {path} are not those of the encoder in {config.load}: of {len(chosen)} passages encoded "
-            f"anew, half differ by {difference:.0%} of their length or more. Give the checkpoint, the evidence and the "
-            "way of naming passages (--ids) that they belong to; --verify-passages 0 takes them as they are."
+            f"The vectors in {path} are not those of the encoder in {config.retriever}: of {len(chosen)} passages "
+            f"encoded anew, half differ by {difference:.0%} of their length or more. Give the checkpoint, the evidence "
+            "and the way of naming passages (--ids) that they belong to; --verify-passages 0 takes them as they are."
         )
     log.info("%s: %s passages encoded anew differ by %.2f %% (median)", path, len(chosen), 100 * difference)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_retrieval.config.parser import formerly
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.evaluation.retrieval_results import recorded
@@ -20,7 +21,7 @@ from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 class ReaderConfig:
     """Which reader answers, and how."""
 
-    load: Path
+    reader: Path = field(metadata=formerly("load"))
     """Checkpoint of the reader."""
     answers: ReaderAnswersConfig = field(default_factory=ReaderAnswersConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
@@ -49,7 +50,7 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
         CheckpointError: no reader there.
         ConfigError: the reader needs passages, and --closed-book is set.
     """
-    kind, saved = describe_reader(config.load)
+    kind, saved = describe_reader(config.reader)
     if kind.needs_passages:
         reading.require_passages()
     layout = saved.layout or kind.layout()

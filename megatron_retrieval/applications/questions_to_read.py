@@ -61,7 +61,7 @@ class PassageSearchConfig:
         return SearchConfig(
             evidence=self.evidence,
             embeddings=self.embeddings,
-            load=self.retriever,
+            retriever=self.retriever,
             bm25_index=self.bm25_index,
             options=self.options,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.config.parser import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
@@ -51,21 +52,21 @@ class SearchConfig:
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
     embeddings: Path | None = None
-    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --load."""
-    load: Path | None = None
+    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --retriever."""
+    retriever: Path | None = field(default=None, metadata=formerly("load"))
     """Checkpoint of the dual encoder that made the embeddings."""
     bm25_index: Path | None = None
-    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --embeddings and --load: both are searched."""
+    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --retriever: both are searched."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
     """How."""
 
     def __post_init__(self) -> None:
-        if (self.embeddings is None) != (self.load is None):
-            raise ConfigError("--embeddings and --load belong together: give both, or --bm25-index alone.")
-        if self.load is None and self.bm25_index is None:
-            raise ConfigError("Nothing to search with: give --embeddings and --load, --bm25-index, or all three.")
+        if (self.embeddings is None) != (self.retriever is None):
+            raise ConfigError("--embeddings and --retriever belong together: give both, or --bm25-index alone.")
+        if self.retriever is None and self.bm25_index is None:
+            raise ConfigError("Nothing to search with: give --embeddings and --retriever, --bm25-index, or all three.")
         if self.embeddings is None and self.options.approximate.index is not None:
-            raise ConfigError("--index is of embeddings: give --embeddings and --load as well.")
+            raise ConfigError("--index is of embeddings: give --embeddings and --retriever as well.")
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,10 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
     evidence, options = EvidenceStore(config.evidence), config.options
     lexical = None if config.bm25_index is None else open_lexical(config.bm25_index, evidence)
     dense = None
-    if config.embeddings is not None and config.load is not None:
+    if config.embeddings is not None and config.retriever is not None:
         embeddings = EmbeddingStore(config.embeddings)
         embeddings.require(evidence_fingerprint=evidence.fingerprint)
-        encoder = load_encoder_for(evidence, config.load, topology, encode.dtype)
+        encoder = load_encoder_for(evidence, config.retriever, topology, encode.dtype)
         embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
         if options.verify_embeddings and topology.is_main:
             embeddings.verify()

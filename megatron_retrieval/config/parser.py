@@ -8,7 +8,6 @@ YAML, and flags on the command line win over the file.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -20,11 +19,14 @@ import tyro
 import yaml
 
 from megatron_retrieval.config.choices import describe_choices
+from megatron_retrieval.config.config_files import expand_config_files
 from megatron_retrieval.config.extensions import loaded_extensions, take_extensions
-from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.utils.files import atomic_file, read_lines
+from megatron_retrieval.utils.files import atomic_file
+from megatron_retrieval.utils.logging import get_logger
 
 Config = TypeVar("Config")
+_FORMERLY = "formerly"
+_log = get_logger("config")
 
 _COMMON_FLAGS = """--config FILE.yaml reads the same keys from YAML; flags given after it win.
 --extensions MODULE ... imports modules (or .py files) of your own, which add objectives, losses, encoders, readers or
@@ -44,7 +46,8 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
         SystemExit: a flag is unknown (the nearest ones are shown), missing or of the wrong type (status 2).
     """
     words = take_extensions(list(sys.argv[1:] if args is None else args))
-    words = _expand_config_files(config_class, words)
+    words = expand_config_files(words, lambda: _yaml_keys(config_class))
+    words = _with_new_names(words, former_names(config_class))
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)(config_class)
     description = "\n\n".join(
         part for part in (config_class.__doc__, _COMMON_FLAGS, describe_choices(_annotations(config_class))) if part
@@ -96,6 +99,38 @@ def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Fie
             yield from field_flags(_nested_class(field, hints[field.name]))
         else:
             yield field.name.replace("_", "-"), config_class, field
+
+
+def formerly(name: str) -> dict[str, str]:
+    """Metadata of a field that had another name: its flag and its key in YAML are accepted, with a warning, until the
+    next version.
+
+        retriever: Path = field(metadata=formerly("load"))
+    """
+    return {_FORMERLY: name}
+
+
+def former_names(config_class: type) -> dict[str, str]:
+    """Former names of flags and the flags that they stand for, without dashes."""
+    fields = ((flag, field.metadata.get(_FORMERLY)) for flag, _, field in field_flags(config_class))
+    return {former: flag for flag, former in fields if former is not None}
+
+
+def _with_new_names(words: Sequence[str], former: Mapping[str, str]) -> list[str]:
+    """A command line in which flags have their names of today."""
+    renamed = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        flag = former.get(name[2:].replace("_", "-")) if name.startswith("--") else None
+        if flag is not None:
+            _log.info("%s is called --%s now; the old name goes with the next version.", name, flag)
+        renamed.append(word if flag is None else f"--{flag}{equals}{value}")
+    return renamed
+
+
+def _yaml_keys(config_class: type) -> set[str]:
+    flags = {flag for flag, _, _ in field_flags(config_class)}
+    return flags | _artefact_flags(config_class) | former_names(config_class).keys()
 
 
 def _nested_class(field: dataclasses.Field[Any], hint: Any) -> type:
@@ -200,51 +235,3 @@ def write_config(config: Any, path: str | Path) -> None:
     extensions = {"extensions": list(loaded_extensions())} if loaded_extensions() else {}
     with atomic_file(path) as file:
         yaml.safe_dump({**to_flat_dict(config), **extensions}, file, sort_keys=False)
-
-
-def _expand_config_files(config_class: type, words: list[str]) -> list[str]:
-    """Replace every `--config FILE` by the flags that the file stands for, in place."""
-    expanded: list[str] = []
-    iterator = iter(words)
-    for word in iterator:
-        name, _, value = word.partition("=")
-        if name != "--config":
-            expanded.append(word)
-            continue
-        path = value or next(iterator, "")
-        if not path:
-            raise ConfigError("--config needs the path of a YAML file.")
-        expanded += _yaml_to_words(config_class, Path(path))
-    return expanded
-
-
-def _yaml_to_words(config_class: type, path: Path) -> list[str]:
-    """The command-line words that a YAML file stands for; unknown keys are refused by name and line."""
-    lines = list(read_lines(path))
-    try:
-        root = yaml.compose("".join(lines), Loader=yaml.SafeLoader)
-        settings = yaml.safe_load("".join(lines))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
-    if root is None or not isinstance(settings, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines.")
-    take_extensions(_flag_words("extensions", settings.pop("extensions", [])) if "extensions" in settings else [])
-    known = {flag for flag, _, _ in field_flags(config_class)} | _artefact_flags(config_class) | {"extensions"}
-    key_lines = {node.value: node.start_mark.line + 1 for node, _ in root.value}
-    words: list[str] = []
-    for key, value in settings.items():
-        flag = str(key).replace("_", "-")
-        if flag not in known:
-            nearest = difflib.get_close_matches(flag, known, n=1)
-            hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
-            raise ConfigError(f"{path}:{key_lines.get(str(key), '?')}: unknown key {key!r}.{hint}")
-        words += _flag_words(flag, value)
-    return words
-
-
-def _flag_words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list):
-        return [f"--{flag}", *map(str, value)]
-    return [f"--{flag}", str(value)]

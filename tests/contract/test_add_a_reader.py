@@ -36,7 +36,7 @@ def _finetune(folder: Path, run: str, num_processes: int = 1) -> list[str]:
 
 
 def _exact_match(folder: Path, reader: Path, run: str, num_processes: int = 1) -> float:
-    words = ("--load", reader, "--questions", folder / "reading.json", "--output-dir", folder / run, *EXTENSION)
+    words = ("--reader", reader, "--questions", folder / "reading.json", "--output-dir", folder / run, *EXTENSION)
     succeed(command(*EVALUATE, *words, num_processes=num_processes))
     metrics = json.loads((folder / run / "metrics.json").read_text())
     assert metrics["reader"] == "word-reader"

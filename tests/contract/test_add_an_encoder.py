@@ -59,7 +59,14 @@ def test_it_is_trained_embedded_and_evaluated_on_any_number_of_ranks(folder: Pat
     found = []
     for num_processes, name in ((1, "one"), (2, "two")):
         succeed(_finetune(folder, name, *start, num_processes=num_processes))
-        inputs = ("--evidence", folder / "evidence", "--load", folder / name / "ck", "--embedding-dtype", "float32")
+        inputs = (
+            "--evidence",
+            folder / "evidence",
+            "--retriever",
+            folder / name / "ck",
+            "--embedding-dtype",
+            "float32",
+        )
         embed = ("tools/embed_evidence.py", *EXTENSION, *inputs, "--output", folder / name / "embeddings")
         succeed(command(*embed, num_processes=num_processes))
         asked = ("--questions", folder / "biencoder.json", "--output-dir", folder / name / "run", "--topk", 1, 5)
@@ -92,7 +99,7 @@ def test_its_settings_are_flags_and_keys(folder: Path) -> None:
 
 
 def test_export_gives_back_what_was_imported(folder: Path) -> None:
-    words = ("--format", "mine", "--load", folder / "checkpoint", "--output", folder / "out")
+    words = ("--format", "mine", "--checkpoint", folder / "checkpoint", "--output", folder / "out")
     succeed(command("tools/export_checkpoint.py", *EXTENSION, *words))
     before = load_file(folder / "hf" / "model.safetensors")
     for tower in ("question_encoder", "ctx_encoder"):
@@ -104,6 +111,6 @@ def test_export_gives_back_what_was_imported(folder: Path) -> None:
 
 
 def test_a_checkpoint_names_the_family_that_is_missing(folder: Path) -> None:
-    words = ("--evidence", folder / "evidence", "--load", folder / "checkpoint", "--output", folder / "none")
+    words = ("--evidence", folder / "evidence", "--retriever", folder / "checkpoint", "--output", folder / "none")
     message = "unknown family of encoders 'mine'; choose one of bert. One that is not part of the package needs"
     refuse(command("tools/embed_evidence.py", *words), message)

@@ -13,7 +13,7 @@ import pytest
 from jobs import ROOT, SURFACE, Job, all_jobs, config_name, program_files
 
 from megatron_retrieval.config.checks import Checked, field_bounds
-from megatron_retrieval.config.parser import field_flags, parse_config
+from megatron_retrieval.config.parser import field_flags, former_names, parse_config
 
 every_job = pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.name)
 
@@ -54,7 +54,7 @@ def test_every_program_is_a_job() -> None:
 
 @every_job
 def test_a_flag_belongs_to_one_field(job: Job) -> None:
-    twice = [flag for flag, count in Counter(job.flags).items() if count > 1]
+    twice = [flag for flag, count in Counter([*job.flags, *former_names(job.config)]).items() if count > 1]
     assert not twice, f"two fields of {job.config.__name__} are --{', --'.join(twice)}"
 
 

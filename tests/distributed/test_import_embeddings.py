@@ -88,7 +88,7 @@ class _Jobs:
             "format": "dpr",
             "input": tuple(files),
             "evidence": self._folder / "evidence",
-            "load": self._folder / "encoder-0",
+            "retriever": self._folder / "encoder-0",
             "output": self.target / name,
             "embedding_dtype": "float32",
             **settings,
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused(folder: Path, entries: Entries, tmp_path: 
         "key": (([((1, 2), vector)],), {}, "is no id"),
         "kind": ((dict(entries),), {}, "expected a list of (id, vector)"),
         "megatron": ((entries,), {"format": "megatron"}, "expected a dictionary whose 'embed_data'"),
-        "encoder": ((entries,), {"load": folder / "encoder-1"}, "encoded anew, half differ by"),
+        "encoder": ((entries,), {"retriever": folder / "encoder-1"}, "encoded anew, half differ by"),
         "order": (
             ({"embed_data": dict(enumerate(v for _, v in entries[::-1]))},),
             {"format": "megatron", "ids": "row"},

@@ -247,7 +247,7 @@ def _from_checkpoint(topology: ProcessTopology, folder: str, model_file: str) ->
         further = (LAYOUT,) if scores is None else (LAYOUT, scores)
         FUSION_READER.save(f"{folder}/{name}", model, topology, SHAPE, vocabulary, *further)
         assert FUSION_READER.describe(f"{folder}/{name}").passage_scores == (scores or PassageScoreConfig())
-        settings = ReaderConfig(load=Path(folder) / name, answers=ReaderAnswersConfig(max_answer_length=5))
+        settings = ReaderConfig(reader=Path(folder) / name, answers=ReaderAnswersConfig(max_answer_length=5))
         opened = open_reader(settings, reading, topology)
         found = [(answer.text, answer.score, answer.passage) for answer in opened.reader.answer(_questions())]
         _check(found, _answer(topology, model_file, scores or PassageScoreConfig(), _questions()))

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, vocab = write_evidence_and_encoder(folder)
     built = ("--input", folder / "passages.jsonl", "--output", folder / "ev", "--vocab-file", vocab)
     succeed(command("tools/build_evidence.py", *built))
-    given = ("--evidence", folder / "ev", "--load", folder / "ck", "--output", folder / "embeddings")
+    given = ("--evidence", folder / "ev", "--retriever", folder / "ck", "--output", folder / "embeddings")
     succeed(command("tools/embed_evidence.py", *given, *DEVICE))
     assert "learning from 1,122 vectors" in succeed(command(*_build(folder), "--index-factory", "IVF16,Flat"))
     return folder
@@ -31,7 +31,7 @@ def _build(folder: Path) -> list[object]:
 
 
 def _evaluate(folder: Path, name: str, *words: object, num_processes: int = 1) -> dict[str, object]:
-    inputs = ["--evidence", folder / "ev", "--embeddings", folder / "embeddings", "--load", folder / "ck"]
+    inputs = ["--evidence", folder / "ev", "--embeddings", folder / "embeddings", "--retriever", folder / "ck"]
     asked = ["--questions", folder / "biencoder.json", "--output-dir", folder / name, "--topk", 20, 5]
     job = ["tasks/main.py", "--task", "retriever-evaluate", *inputs, *asked, *DEVICE, *words]
     succeed(command(*job, num_processes=num_processes))
@@ -59,7 +59,7 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
 
 
 def test_indexes_are_compared(folder: Path) -> None:
-    job = ("benchmarks/approximate_indexes.py", "--embeddings", folder / "embeddings", "--load", folder / "ck")
+    job = ("benchmarks/approximate_indexes.py", "--embeddings", folder / "embeddings", "--retriever", folder / "ck")
     asked = ("--questions", folder / "biencoder.json", "--index-factory", "IVF4,Flat", "HNSW8", "--nprobe", 1, 4)
     result = run(command(*job, *asked, "--topk", 5))
     assert result.returncode == 0, result.stderr

@@ -23,7 +23,15 @@ def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -
     layout = ("--tensor-model-parallel-size", num_processes, "--device", "cpu")
     imported = run(command(*job, *layout, num_processes=num_processes))
     assert imported.returncode == 0, imported.stderr
-    job = ["tools/export_checkpoint.py", "--format", "hf-dpr", "--load", tmp_path / "ck", "--output", tmp_path / "out"]
+    job = [
+        "tools/export_checkpoint.py",
+        "--format",
+        "hf-dpr",
+        "--checkpoint",
+        tmp_path / "ck",
+        "--output",
+        tmp_path / "out",
+    ]
     exported = run(command(*job))
     assert exported.returncode == 0, exported.stderr
     for role in ("question_encoder", "ctx_encoder"):
@@ -37,7 +45,7 @@ def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     job = ["tools/import_checkpoint.py", "--format", "hf-bert-mlm", "--input", tmp_path / "hf"]
     imported = run(command(*job, "--output", tmp_path / "ck", *TWO_RANKS, num_processes=2))
     assert imported.returncode == 0, imported.stderr
-    job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
+    job = ["tools/export_checkpoint.py", "--checkpoint", tmp_path / "ck", "--format"]
     for name in ("hf-bert-mlm", "hf-bert"):
         exported = run(command(*job, name, "--output", tmp_path / name))
         assert exported.returncode == 0, exported.stderr
@@ -59,7 +67,7 @@ def test_a_t5_survives_import_and_export(tmp_path: Path) -> None:
     job = ["tools/import_checkpoint.py", "--format", "hf-t5", "--input", tmp_path / "hf", "--output", tmp_path / "ck"]
     imported = run(command(*job, *TWO_RANKS, num_processes=2))
     assert imported.returncode == 0, imported.stderr
-    job = ["tools/export_checkpoint.py", "--load", tmp_path / "ck", "--format"]
+    job = ["tools/export_checkpoint.py", "--checkpoint", tmp_path / "ck", "--format"]
     exported = run(command(*job, "hf-t5", "--output", tmp_path / "out"))
     assert exported.returncode == 0, exported.stderr
     before, after = (load_file(tmp_path / path / "model.safetensors") for path in ("hf", "out"))

@@ -36,5 +36,5 @@ def test_operations_of_bert_base() -> None:
 
 def test_nothing_to_embed_is_refused(tmp_path: Path) -> None:
     refuse(command("benchmarks/embedding_rate.py", "--num-passages", 0), "--num-passages")
-    missing = ("--evidence", tmp_path, "--load", tmp_path, "--model", tmp_path)
+    missing = ("--evidence", tmp_path, "--retriever", tmp_path, "--model", tmp_path)
     refuse(command("benchmarks/embedding_speed.py", *missing, "--num-rounds", 0), "--num-rounds")

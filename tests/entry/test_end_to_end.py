@@ -84,12 +84,23 @@ def test_the_parts_serve_other_programs(folder: Path, tmp_path: Path) -> None:
     parts = folder / "run-extractive" / "checkpoints"
     evidence = ["--evidence", folder / "evidence"]
     succeed(
-        command("tools/embed_evidence.py", *evidence, "--load", parts / "retriever", "--output", tmp_path / "embedded")
+        command(
+            "tools/embed_evidence.py", *evidence, "--retriever", parts / "retriever", "--output", tmp_path / "embedded"
+        )
     )
     asked = [*evidence, "--embeddings", tmp_path / "embedded", "--questions", folder / "biencoder.json"]
     found, read = tmp_path / "found", tmp_path / "read"
-    succeed(command(*RETRIEVE, *asked, "--load", parts / "retriever", "--topk", 3, "--output-dir", found))
-    words = ["--retriever", parts / "retriever", "--load", parts / "reader", "--num-passages", 3, "--output-dir", read]
+    succeed(command(*RETRIEVE, *asked, "--retriever", parts / "retriever", "--topk", 3, "--output-dir", found))
+    words = [
+        "--retriever",
+        parts / "retriever",
+        "--reader",
+        parts / "reader",
+        "--num-passages",
+        3,
+        "--output-dir",
+        read,
+    ]
     succeed(command(*READ, *asked, *words))
     retrieved, metrics = (json.loads((place / "metrics.json").read_text()) for place in (found, read))
     assert metrics["recall@3"] == retrieved["recall@3"] > 0

@@ -113,7 +113,7 @@ def test_exact_match_rises_and_the_task_finds_the_same(trained: Run) -> None:
         {**records[2], "answers": ["", "the river " * 20]},
     ]
     (trained.folder / "more.json").write_text(json.dumps([*records, *wanting]))
-    words = ["--load", checkpoints, "--questions", trained.folder / "more.json", "--num-beams", 2]
+    words = ["--reader", checkpoints, "--questions", trained.folder / "more.json", "--num-beams", 2]
     words += ["--tensor-model-parallel-size", 2, "--num-passages", 2, "--output-dir", read, "--encode-batch-size", 3]
     log = succeed(command(*EVALUATE, *words, "--score-attention", "feature", num_processes=2))
     metrics = json.loads((read / "metrics.json").read_text())
@@ -139,7 +139,7 @@ def test_closed_book_it_learns_and_answers_from_questions_alone(folder: Path) ->
     words = ("--closed-book", "--hidden-dropout", 0, "--attention-dropout", 0)
     log = succeed(_finetune(run, output, *words, data="train.qa.csv"))
     assert "4 questions to learn from, 0 passages" in log
-    words = ("--load", output / "checkpoints", "--questions", folder / "test.qa.csv", "--closed-book")
+    words = ("--reader", output / "checkpoints", "--questions", folder / "test.qa.csv", "--closed-book")
     log = succeed(command(*EVALUATE, *words, "--output-dir", output / "read"))
     metrics = json.loads((output / "read" / "metrics.json").read_text())
     assert (metrics["exact_match"], metrics["num_questions"], metrics["closed_book"]) == (4 / 5, 5, True)
@@ -174,7 +174,7 @@ BAD_INPUT = {
         "the decoder of {t5}/iter_0000000 has 1 layers",
     ),
     "limits": (
-        [*EVALUATE, "--load", "{t5}", "--questions", "{data}", "--min-answer-length", "40"],
+        [*EVALUATE, "--reader", "{t5}", "--questions", "{data}", "--min-answer-length", "40"],
         "--min-answer-length 40",
     ),
 }

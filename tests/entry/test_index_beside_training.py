@@ -116,7 +116,7 @@ def start(evidence: Path) -> Iterator[Callable[..., _Run]]:
 def _checked(run: _Run, evidence: Path, again: Path) -> None:
     """The vectors of the last version are those that tools/embed_evidence.py makes of its snapshot, bit for bit."""
     last = run.changes()[-1]
-    words = command("tools/embed_evidence.py", "--evidence", evidence, "--load", run.versions.snapshot(last))
+    words = command("tools/embed_evidence.py", "--evidence", evidence, "--retriever", run.versions.snapshot(last))
     succeed([*words, "--output", str(again), "--device", "cpu", "--fp32"])
     made, expected = EmbeddingStore(run.versions.path(last)), EmbeddingStore(again)
     assert made.manifest.identity == expected.manifest.identity

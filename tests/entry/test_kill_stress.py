@@ -11,7 +11,7 @@ from tiny_line import write_evidence_and_encoder
 
 def test_killed_work_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     checkpoint, vocab = write_evidence_and_encoder(tmp_path)
-    settings = ("--input", tmp_path / "passages.jsonl", "--vocab-file", vocab, "--load", checkpoint)
+    settings = ("--input", tmp_path / "passages.jsonl", "--vocab-file", vocab, "--retriever", checkpoint)
     result = run(command("benchmarks/kill_stress.py", *settings, "--num-kills", 4))
     assert result.returncode == 0, result.stderr
     rows = re.findall(r"^(build|embed) +(\d+) +(\d+)$", result.stdout, re.MULTILINE)

@@ -78,7 +78,7 @@ def test_words_find_what_an_untrained_encoder_does_not(folder: Path) -> None:
 
 @pytest.mark.parametrize(("num_processes", "tensor_parallel"), [(2, 1), (2, 2)], ids=["DP 2", "TP 2"])
 def test_both_searches_at_any_layout(folder: Path, num_processes: int, tensor_parallel: int) -> None:
-    both = ["--embeddings", folder / "embeddings", "--load", folder / "encoder", "--fusion-depth", "30"]
+    both = ["--embeddings", folder / "embeddings", "--retriever", folder / "encoder", "--fusion-depth", "30"]
     if not (folder / "both").exists():
         succeed(_evaluate(folder, "both", *both))
     name = f"both-tp{tensor_parallel}"

@@ -56,7 +56,15 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(corpus: Path, tmp_p
     first, second = (saved_weights(tmp_path / name / "iter_0000100") for name in "ab")
     assert all(first[name].equal(second[name]) for name in first | second)
 
-    export = ("tools/export_checkpoint.py", "--format", "hf-t5", "--load", tmp_path / "a", "--output", tmp_path / "hf")
+    export = (
+        "tools/export_checkpoint.py",
+        "--format",
+        "hf-t5",
+        "--checkpoint",
+        tmp_path / "a",
+        "--output",
+        tmp_path / "hf",
+    )
     succeed(command(*export))
     exported = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hf")
     assert exported.shared.weight.equal(first["embedding.weight"][:160])  # the rows beyond are padding

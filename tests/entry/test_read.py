@@ -66,7 +66,7 @@ def test_exact_match_rises_and_the_task_finds_the_same(folder: Path) -> None:
         {**records[2], "answers": ["", "the box " * 6]},
     ]
     (folder / "more.json").write_text(json.dumps([*records, *wanting]))
-    words = ["--load", folder / "run" / "checkpoints", "--questions", folder / "more.json", "--micro-batch-size", 16]
+    words = ["--reader", folder / "run" / "checkpoints", "--questions", folder / "more.json", "--micro-batch-size", 16]
     log = succeed(command(*EVALUATE, *words, "--output-dir", folder / "read", "--num-examples", 5, num_processes=2))
     assert "1 questions without answers" in log
     assert "1 questions without passages" in log
@@ -107,10 +107,10 @@ BAD_INPUT = {
         "holds a extractive-reader, where a dual-encoder or masked-lm is needed",
     ),
     "closed book": (
-        [*EVALUATE, "--load", "{run}/checkpoints", "--questions", "{data}", "--closed-book"],
+        [*EVALUATE, "--reader", "{run}/checkpoints", "--questions", "{data}", "--closed-book"],
         "--closed-book",
     ),
-    "no reader": ([*EVALUATE, "--load", "{bert}", "--questions", "{data}"], "holds a masked-lm, where a"),
+    "no reader": ([*EVALUATE, "--reader", "{bert}", "--questions", "{data}"], "holds a masked-lm, where a"),
     "too long": (
         [*FINETUNE, *LONG, "--train-data", "{data}", "--pretrained-checkpoint", "{bert}"],
         "--reader-seq-length 64 exceeds the encoder's 40 positions",

@@ -67,18 +67,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records[2]["answers"], records[3]["answers"] = [" ", "key2"], []
     (folder / "questions.json").write_text(json.dumps(records))
     run_on_ranks(_prepare, 1, str(folder))
-    words = [*RETRIEVE, *_searched(folder, "--load"), "--questions", folder / "questions.json", "--topk", NUM_PASSAGES]
+    words = [*RETRIEVE, *_searched(folder), "--questions", folder / "questions.json", "--topk", NUM_PASSAGES]
     succeed(command(*words, "--output-dir", folder / "results", "--strip-question-mark"))
     succeed(_read(folder, "expected", "--questions", folder / "results" / "results.json"))
     return folder
 
 
-def _searched(folder: Path, retriever: str) -> list[object]:
-    return ["--evidence", folder / "evidence", "--embeddings", folder / "embeddings", retriever, folder / "retriever"]
+def _searched(folder: Path) -> list[object]:
+    return [
+        "--evidence",
+        folder / "evidence",
+        "--embeddings",
+        folder / "embeddings",
+        "--retriever",
+        folder / "retriever",
+    ]
 
 
 def _read(folder: Path, name: str, *words: object, num_processes: int = 1) -> list[str]:
-    settings = ["--load", folder / "reader", "--num-passages", NUM_PASSAGES, "--output-dir", folder / name]
+    settings = ["--reader", folder / "reader", "--num-passages", NUM_PASSAGES, "--output-dir", folder / name]
     return command(*READ, *settings, *words, num_processes=num_processes)
 
 
@@ -90,7 +97,7 @@ def _outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize("tp_size", [1, 2], ids=["DP 2", "TP 2"])
 def test_answers_are_those_from_the_retrievers_results(folder: Path, tp_size: int) -> None:
     name = f"read-tp{tp_size}"
-    words = [*_searched(folder, "--retriever"), "--questions", folder / "questions.json", "--strip-question-mark"]
+    words = [*_searched(folder), "--questions", folder / "questions.json", "--strip-question-mark"]
     words += ["--tensor-model-parallel-size", tp_size, "--verify-embeddings"]
     succeed(_read(folder, name, *words, num_processes=2))
     metrics, predictions = _outcome(folder / name)
@@ -130,7 +137,7 @@ def _found_by_both(topology: ProcessTopology, folder: str) -> list[Any]:
     )
     opened = open_questions(config, encode, topology)
     questions = list(opened.read(QuestionCensus()))
-    session = open_search(SearchConfig(load=root / "retriever", **places), encode, topology)
+    session = open_search(SearchConfig(retriever=root / "retriever", **places), encode, topology)
     found = session.search([question.text for question in questions], NUM_PASSAGES)
     read = [zip(question.passages, question.scores, strict=True) for question in questions]
     ids = [[[(passage.id, score) for passage, score in hits] for hits in lists] for lists in (read, found)]
@@ -149,7 +156,7 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
     """The retriever's evidence is another than that of the embeddings."""
     (tmp_path / "other").mkdir()
     write_tiny_evidence(tmp_path / "other", num_distractors=30)
-    words = [*_searched(folder, "--retriever"), "--questions", folder / "questions.json"]
+    words = [*_searched(folder), "--questions", folder / "questions.json"]
     words += ["--evidence", tmp_path / "other" / "evidence", "--output-dir", tmp_path / "out"]
     refuse(_read(folder, "unused", *words), "are of evidence")
     assert not (tmp_path / "out").exists()

@@ -44,12 +44,12 @@ def test_recall_rises_and_is_that_of_the_checkpoint(folder: Path) -> None:
     curve = {line["iteration"]: line["valid_recall@5"] for line in lines if "valid_recall@5" in line}
     assert list(curve) == [0, 20, 40]
     assert curve[40] > curve[0] + 0.2
-    places = ("--evidence", evidence, "--load", checkpoint, "--output", folder / "vectors")
+    places = ("--evidence", evidence, "--retriever", checkpoint, "--output", folder / "vectors")
     embedded = _run("tools/embed_evidence.py", *places, "--fp32")
     assert embedded.returncode == 0, embedded.stderr
     evaluated = _run(
         *("tasks/main.py", "--task", "retriever-evaluate", "--evidence", evidence, "--embeddings", folder / "vectors"),
-        *("--load", checkpoint, "--questions", folder / "biencoder.json", "--topk", "1", "5", "20"),
+        *("--retriever", checkpoint, "--questions", folder / "biencoder.json", "--topk", "1", "5", "20"),
         *("--output-dir", folder / "evaluated"),
     )
     assert evaluated.returncode == 0, evaluated.stderr

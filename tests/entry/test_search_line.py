@@ -56,9 +56,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for num_processes in (1, 2):
         output = folder / f"embeddings{num_processes}"
-        job = ["tools/embed_evidence.py", "--evidence", folder / "ev", "--load", folder / "ck", "--output", output]
+        job = ["tools/embed_evidence.py", "--evidence", folder / "ev", "--retriever", folder / "ck", "--output", output]
         _succeed(*job, "--device", "cpu", "--embedding-dtype", "float32", num_processes=num_processes)
-        inputs = ["--evidence", folder / "ev", "--embeddings", output, "--load", folder / "ck", "--verify-embeddings"]
+        inputs = [
+            "--evidence",
+            folder / "ev",
+            "--embeddings",
+            output,
+            "--retriever",
+            folder / "ck",
+            "--verify-embeddings",
+        ]
         asked = ["--questions", folder / "questions.json", "--output-dir", folder / f"run{num_processes}"]
         job = ["tasks/retriever_evaluate.py", *inputs, *asked, "--topk", "20", "1", "--device", "cpu"]
         _succeed(*job, num_processes=num_processes)
@@ -103,7 +111,7 @@ def test_runs_are_compared_in_pairs(folder: Path) -> None:
 
 def test_search_prints_the_best_passages(folder: Path) -> None:
     question = json.loads((folder / "questions.json").read_text())[4]
-    inputs = ["--evidence", folder / "ev", "--embeddings", folder / "embeddings1", "--load", folder / "ck"]
+    inputs = ["--evidence", folder / "ev", "--embeddings", folder / "embeddings1", "--retriever", folder / "ck"]
     command = [
         "-m",
         "megatron_retrieval.cli",
@@ -125,7 +133,7 @@ def test_embeddings_of_another_evidence_are_refused(folder: Path) -> None:
     (folder / "fewer.tsv").write_text("\n".join(lines[:100]) + "\n")
     vocab, other = folder / "hf" / "vocab.txt", folder / "other"
     _succeed("tools/build_evidence.py", "--input", folder / "fewer.tsv", "--output", other, "--vocab-file", vocab)
-    inputs = ["--evidence", other, "--embeddings", folder / "embeddings1", "--load", folder / "ck"]
+    inputs = ["--evidence", other, "--embeddings", folder / "embeddings1", "--retriever", folder / "ck"]
     asked = ["--questions", folder / "questions.json", "--output-dir", folder / "refused", "--device", "cpu"]
     result = _run("tasks/retriever_evaluate.py", *inputs, *asked)
     assert result.returncode == 1

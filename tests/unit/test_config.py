@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.config.parser import from_flat_dict, parse_config, to_flat_dict, write_config
+from megatron_retrieval.config.parser import formerly, from_flat_dict, parse_config, to_flat_dict, write_config
 from megatron_retrieval.errors import ConfigError, MegatronRetrievalError
 
 
@@ -30,7 +30,7 @@ class Job:
     """Files."""
     scaling: bool = True
     """Scaling."""
-    load: str | None = None
+    load: str | None = field(default=None, metadata=formerly("old-load"))
     """Checkpoint."""
     shape: Shape = field(default_factory=Shape)
 
@@ -51,6 +51,21 @@ def test_flags_win_over_the_file_and_underscores_are_hyphens(tmp_path: Path) -> 
     (tmp_path / "job.yaml").write_text("data: [a]\nnum_layers: 4\n")
     words = ["--config", str(tmp_path / "job.yaml"), "--num-layers", "5"]
     assert parse_config(Job, words).shape.num_layers == 5
+
+
+def test_a_former_name_is_accepted_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "job.yaml").write_text("data: [a]\nold-load: x\n")
+    caplog.set_level("INFO")
+    for words in (
+        ["--config", str(tmp_path / "job.yaml")],
+        ["--data=a", "--old_load=x"],
+        ["--data", "a", "--old-load", "x"],
+    ):
+        caplog.clear()
+        assert parse_config(Job, words).load == "x"
+        (message,) = caplog.messages
+        assert "is called --load now" in message
+    assert parse_config(Job, ["--config", str(tmp_path / "job.yaml"), "--load", "y"]).load == "y"
 
 
 def test_unknown_key_names_file_line_and_nearest(tmp_path: Path) -> None:

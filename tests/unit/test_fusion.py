@@ -68,8 +68,8 @@ def test_settings_out_of_range(settings: dict[str, float], message: str) -> None
     ("given", "message"),
     [
         ((), "Nothing to search with"),
-        (("load",), "--embeddings and --load belong together"),
-        (("embeddings", "bm25_index"), "--embeddings and --load belong together"),
+        (("retriever",), "--embeddings and --retriever belong together"),
+        (("embeddings", "bm25_index"), "--embeddings and --retriever belong together"),
     ],
 )
 def test_what_a_search_needs(given: tuple[str, ...], message: str) -> None:

@@ -192,7 +192,7 @@ def test_contradictions_are_refused() -> None:
         _plan("--gpus", 2, "--num-embedding-ranks", 2)
     with pytest.raises(ConfigError, match="--measure needs passages: give --input"):
         _plan("--measure")
-    with pytest.raises(ConfigError, match="--measure needs a vocabulary: give --vocab-file, or --load"):
+    with pytest.raises(ConfigError, match="--measure needs a vocabulary: give --vocab-file, or --retriever"):
         _plan("--measure", "--input", "psgs.tsv")
     with pytest.raises(ConfigError, match="--passages 0: must be at least 1"):
         _plan(passages=0)

@@ -35,17 +35,17 @@ def test_what_is_searched() -> None:
     options = SearchOptionsConfig(verify_embeddings=True, approximate=ApproximateSearchConfig(index=Path("i")))
     what = PassageSearchConfig(**PLACES, options=options).what()
     assert what is not None
-    assert (what.load, what.evidence, what.embeddings, what.options) == (*PLACES.values(), options)
+    assert (what.retriever, what.evidence, what.embeddings, what.options) == (*PLACES.values(), options)
     words = PassageSearchConfig(evidence=Path("e"), bm25_index=Path("b")).what()
     assert words is not None
-    assert (words.load, words.bm25_index) == (None, Path("b"))
+    assert (words.retriever, words.bm25_index) == (None, Path("b"))
 
 
 def test_an_index_is_of_embeddings() -> None:
     options = SearchOptionsConfig(approximate=ApproximateSearchConfig(index=Path("i")))
     with pytest.raises(ConfigError, match="--index is what a retriever searches: give --retriever"):
         PassageSearchConfig(options=options)
-    with pytest.raises(ConfigError, match="--index is of embeddings: give --embeddings and --load"):
+    with pytest.raises(ConfigError, match="--index is of embeddings: give --embeddings and --retriever"):
         SearchConfig(evidence=Path("e"), bm25_index=Path("b"), options=options)
 
 

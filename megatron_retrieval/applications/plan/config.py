@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
+from megatron_retrieval.config.parser import formerly
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
@@ -118,7 +119,7 @@ class RatesConfig(Checked):
     input: tuple[str, ...] = ()
     """Passage files, for --measure: psgs_w100.tsv or JSONL."""
     vocab_file: Path | None = None
-    """WordPiece vocabulary, for --measure; default: that of --load."""
+    """WordPiece vocabulary, for --measure; default: that of --retriever."""
     lower_case: bool = True
     """Lower-case the text, as uncased vocabularies need."""
     build_passages_per_second: PositiveFloat | None = None
@@ -153,7 +154,7 @@ class PlanConfig(Checked):
     """Passages of the evidence."""
     sizes: PassageSizeConfig = field(default_factory=PassageSizeConfig)
     """Size of passages."""
-    load: Path | None = None
+    retriever: Path | None = field(default=None, metadata=formerly("load"))
     """Checkpoint of a dual encoder to take the shape from; default: BERT-base, or as the flags say."""
     encoder: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     """Shape of the dual encoder."""
@@ -183,8 +184,8 @@ class PlanConfig(Checked):
         if self.training.num_embedding_ranks >= self.hardware.num_ranks:
             number = f"{self.training.num_embedding_ranks} of {self.hardware.num_ranks} processes"
             raise ConfigError(f"--num-embedding-ranks {number} leave none that trains.")
-        if self.rates.measure and self.rates.vocab_file is None and self.load is None:
-            raise ConfigError("--measure needs a vocabulary: give --vocab-file, or --load.")
+        if self.rates.measure and self.rates.vocab_file is None and self.retriever is None:
+            raise ConfigError("--measure needs a vocabulary: give --vocab-file, or --retriever.")
 
     @property
     def num_training_ranks(self) -> int:
@@ -192,10 +193,10 @@ class PlanConfig(Checked):
         return self.hardware.num_ranks - self.training.num_embedding_ranks
 
     def with_artefact_defaults(self) -> PlanConfig:
-        """The shape and the layout of --load."""
-        if self.load is None:
+        """The shape and the layout of --retriever."""
+        if self.retriever is None:
             return self
-        found = DUAL_ENCODER.describe(self.load)
+        found = DUAL_ENCODER.describe(self.retriever)
         vocabulary = found.vocabulary()
         lower_case = vocabulary.settings().get("lower_case", self.rates.lower_case)
         rates = replace(self.rates, vocab_file=self.rates.vocab_file or vocabulary.path, lower_case=lower_case)

@@ -1,0 +1,69 @@
+"""Settings in YAML files: `--config FILE` stands for the flags of the same names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_retrieval.config.extensions import take_extensions
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.utils.files import read_lines
+
+
+def expand_config_files(words: Sequence[str], known: Callable[[], Set[str]]) -> list[str]:
+    """Replace every `--config FILE` by the flags that the file stands for, in place.
+
+    Args:
+        known: the keys that a file may have, asked when its extensions are loaded.
+
+    Raises:
+        ConfigError: a file is no mapping or has an unknown key, which is named with its line.
+    """
+    expanded: list[str] = []
+    iterator = iter(words)
+    for word in iterator:
+        name, _, value = word.partition("=")
+        if name != "--config":
+            expanded.append(word)
+            continue
+        path = value or next(iterator, "")
+        if not path:
+            raise ConfigError("--config needs the path of a YAML file.")
+        expanded += _yaml_to_words(Path(path), known)
+    return expanded
+
+
+def _yaml_to_words(path: Path, known: Callable[[], Set[str]]) -> list[str]:
+    """The command-line words that a YAML file stands for; unknown keys are refused by name and line."""
+    lines = list(read_lines(path))
+    try:
+        root = yaml.compose("".join(lines), Loader=yaml.SafeLoader)
+        settings = yaml.safe_load("".join(lines))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    if root is None or not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines.")
+    take_extensions(_flag_words("extensions", settings.pop("extensions", [])) if "extensions" in settings else [])
+    keys = known() | {"extensions"}
+    key_lines = {node.value: node.start_mark.line + 1 for node, _ in root.value}
+    words: list[str] = []
+    for key, value in settings.items():
+        flag = str(key).replace("_", "-")
+        if flag not in keys:
+            nearest = difflib.get_close_matches(flag, keys, n=1)
+            hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
+            raise ConfigError(f"{path}:{key_lines.get(str(key), '?')}: unknown key {key!r}.{hint}")
+        words += _flag_words(flag, value)
+    return words
+
+
+def _flag_words(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, list):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}", str(value)]
