@@ -9,6 +9,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.utils.signals import stop_with_launcher
 
 
 class HasParallelConfig(Protocol):
@@ -30,7 +31,8 @@ def run_distributed(
 ) -> None:
     """Parse the configuration, join the other processes, and call `main(config, topology)`.
 
-    A failing rank exits with a non-zero status; torchrun then ends the others and reports the first failure.
+    A failing rank exits with a non-zero status; torchrun then ends the others and reports the first failure. Where
+    torchrun itself has ended, the ranks stop as well.
     """
 
     @record
@@ -41,4 +43,5 @@ def run_distributed(
         with process_topology(config.parallel) as topology:
             main(config, topology)
 
+    stop_with_launcher()
     run()

@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.worker_supervisor import WorkerSupervisor
 from megatron_retrieval.retrieval.index_versions import IndexVersions
-from megatron_retrieval.training.signals import StopSignal
+from megatron_retrieval.utils.signals import StopSignal
 
 #: between two checks of the worker, which ends by itself when this process does
 LOOK_SECONDS = 1.0

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.signals import end_with_parent
 
 POLL_SECONDS = 0.2
 
@@ -83,7 +82,7 @@ def worker_command(
 
 
 def main(config: IndexWorkerConfig) -> None:
-    _end_with_parent(config.parent_pid)
+    end_with_parent(config.parent_pid)
     torch.set_num_threads(config.embedding_threads)
     with process_topology(ParallelConfig(device=config.device)) as topology:
         serve(config, topology)
@@ -153,17 +152,6 @@ def _embedding_job(evidence: EvidenceStore, encoder: LoadedDualEncoder, config: 
         embedding_dtype=config.embedding_dtype,
         micro_batch_size=config.encode.micro_batch_size,
     )
-
-
-def _end_with_parent(parent_pid: int) -> None:
-    """End this process soon after the one that started it, however that ended."""
-
-    def watch() -> None:
-        while os.getppid() == parent_pid:
-            time.sleep(POLL_SECONDS)
-        os._exit(0)  # at any moment: files are written atomically
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.signals import StopSignal
 from megatron_retrieval.training.skipped_steps import SkippedSteps
 from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.types.metrics import Metrics
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.signals import StopSignal
 
 log = get_logger("trainer")
 

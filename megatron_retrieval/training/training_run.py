@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.run import TrainingConfig
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.utils.signals import SIGNAL_STATUS
 
 
 class TrainingJob(Protocol):
@@ -26,7 +30,8 @@ Job = TypeVar("Job", bound=TrainingJob)
 def run_training(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology: ProcessTopology) -> None:
     """Train to the end, or until a stop signal.
 
-    In both cases config.yaml, metrics, a checkpoint (where `--save` asks for them) and the run record remain.
+    In both cases config.yaml, metrics, a checkpoint (where `--save` asks for them) and the run record remain. SIGINT
+    then ends the process with the shell's status for it, so that a script does not go on to its next command.
 
     Args:
         build: reads the data, builds the model and makes the trainer; what it refuses leaves at most the
@@ -41,3 +46,5 @@ def run_training(build: Callable[[Job, ProcessTopology], Trainer], config: Job, 
     finished = trainer.fit()
     if topology.is_main:
         record.write(folder, iterations=trainer.iteration, finished=finished)
+    if any_rank(trainer.stop.number == signal.SIGINT, topology.world_group, topology.device):
+        sys.exit(SIGNAL_STATUS + signal.SIGINT)

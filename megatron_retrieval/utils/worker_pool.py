@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from megatron_retrieval.errors import MegatronRetrievalError
+from megatron_retrieval.utils.signals import end_with_parent, ignore_stop_signals
 
 State = TypeVar("State")
 Task = TypeVar("Task")
@@ -72,17 +71,10 @@ _state: Any = None
 def _start_worker(open_state: Callable[[], Any]) -> None:
     global _state
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker has one core to itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    ignore_stop_signals()  # a terminal and SLURM send them to all processes
+    end_with_parent()  # a pool whose owner is killed would wait for tasks for ever
     _state = open_state()
 
 
 def _apply(function: Callable[[Any, Task], Result], task: Task) -> Result:
     return function(_state, task)
-
-
-def _end_with_parent() -> None:
-    """A pool whose owner is killed would otherwise wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -39,14 +39,15 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> 
     assert all(first[name].equal(second[name]) for name in first | second)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_stop_signal_saves_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+def test_stop_signal_saves_and_ends_cleanly(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """After an interruption a shell script does not go on to its next command."""
     flags = ["--train-iters", "100000", "--output-dir", f"{tmp_path}/run", "--save", f"{tmp_path}/a"]
     words = command(tmp_path, *flags, "--save-interval", "1000000")
     process = start(words)
     wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == status
     last = int((tmp_path / "a" / "latest_checkpointed_iteration.txt").read_text())
     assert losses(tmp_path / "run")[-1][0] == last
     assert json.loads((tmp_path / "run" / "run_record.json").read_text())["finished"] is False
