@@ -58,8 +58,11 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
     if isinstance(config, HasArtefactDefaults):
         resolved = config.with_artefact_defaults()
         if first_words != words:  # only now it is known which class they belong to
-            return tyro.cli(flat, args=words, prog=prog, description=description, default=resolved)
-        config = _with_given(resolved, config, _given_flags(words))
+            final: Config = tyro.cli(flat, args=words, prog=prog, description=description, default=resolved)
+        else:
+            final = _with_given(resolved, config, _given_flags(words))
+        _hand_on(config, final)
+        return final
     return config
 
 
@@ -68,8 +71,21 @@ class HasArtefactDefaults(Protocol):
     """A job some of whose defaults stand in an artefact that a flag names, such as a checkpoint's shape."""
 
     def with_artefact_defaults(self) -> Any:
-        """This configuration with those settings filled in; flags that were given win over them."""
+        """This configuration with those settings filled in; flags that were given win over them.
+
+        What it reads of artefacts stands in cached properties, which the configuration that is used takes over.
+        """
         ...
+
+
+def _hand_on(source: Any, target: Any) -> None:
+    """Give `target` the cached properties that `source` has read, in nested configurations as well."""
+    names = {field.name for field in dataclasses.fields(source)}
+    vars(target).update({name: value for name, value in vars(source).items() if name not in names})
+    for name in names:
+        theirs, mine = getattr(source, name), getattr(target, name)
+        if dataclasses.is_dataclass(theirs) and type(mine) is type(theirs):
+            _hand_on(theirs, mine)
 
 
 def _given_flags(words: Sequence[str]) -> set[str]:

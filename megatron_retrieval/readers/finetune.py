@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
@@ -80,6 +81,7 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
         """For the launcher."""
         return self.training.parallel
 
+    @cached_property
     def starting_point(self) -> AnyDescription:
         """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
 
@@ -87,7 +89,7 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
             ConfigError: neither is given.
         """
         checkpoints = self.kind.checkpoints
-        if folder := self.training.save.resume_folder():
+        if folder := self.training.save.resume_folder:
             return checkpoints.describe(folder)
         if self.pretrained_checkpoint is None:
             kinds = " or ".join(checkpoints.starts_from)
@@ -96,7 +98,7 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
 
     def with_artefact_defaults(self) -> ReaderFinetuneConfig[OwnReader]:
         """A reader's layout is the default of its flags; sequences are no longer than the model's positions."""
-        start, checkpoints = self.starting_point(), self.kind.checkpoints
+        start, checkpoints = self.starting_point, self.kind.checkpoints
         layout = start.layout if start.kind is checkpoints else self.layout
         max_positions = checkpoints.shape_from(start).max_positions
         return dataclasses.replace(self, layout=within_positions(layout, max_positions))

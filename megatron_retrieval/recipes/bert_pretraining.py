@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
@@ -38,13 +38,14 @@ class BertPretrainingConfig:
         """For the launcher."""
         return self.training.parallel
 
+    @cached_property
     def starting_point(self) -> AnyDescription | None:
         """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one."""
         return find_start(MASKED_LM, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> BertPretrainingConfig:
         """The starting point's shape is the default of its flags, and bounds the length of sequences."""
-        start = self.starting_point()
+        start = self.starting_point
         if start is None:
             return self
         shape = MASKED_LM.shape_from(start)
@@ -61,7 +62,7 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
     require_positions(config.model.max_positions, seq_length=config.data.seq_length)
-    training, blocks, start = config.training, config.data.blocks, config.starting_point()
+    training, blocks, start = config.training, config.data.blocks, config.starting_point
     seed = training.seed
     corpus = open_corpus(blocks.data_path, start, MASKED_LM.vocabulary(config.model))
     dataset = partial(MaskedLMDataset, config.data, corpus, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
@@ -41,13 +42,14 @@ class DualEncoderTrainingConfig:
         """For the launcher."""
         return self.training.parallel
 
+    @cached_property
     def starting_point(self) -> AnyDescription | None:
         """The checkpoint that gives shape, text layout and vocabulary: the resumed one, else the pretrained one."""
         return find_start(DUAL_ENCODER, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> Self:
         """The starting point's shape and text layout are the defaults of their flags."""
-        start = self.starting_point()
+        start = self.starting_point
         if start is None:
             return self
         return dataclasses.replace(

@@ -26,7 +26,7 @@ def build(config: IctPretrainingConfig, topology: ProcessTopology) -> Trainer:
         DataError, CheckpointError: an input cannot be used.
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
-    start = config.starting_point()
+    start = config.starting_point
     corpus = open_corpus(config.data.blocks.data_path, start, DUAL_ENCODER.vocabulary(config.model))
     examples, held_out = ict_datasets(corpus, config.data, config.text_format, config.training.seed)
     return build_contrastive_trainer(

@@ -20,10 +20,10 @@ def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Train
         ConfigError: no checkpoint to start from, no room for passages, or sequences longer than its positions.
         DataError, CheckpointError: an input cannot be used.
     """
-    training, start, kind = config.training, config.starting_point(), config.kind
+    training, start, kind = config.training, config.starting_point, config.kind
     reader = kind.open(start, config.settings(start), topology, training.precision.dtype, seed=training.seed)
     examples = config.examples(reader, config.data.train)
-    if training.save.resume_folder() is None:
+    if training.save.resume_folder is None:
         reader.load(start)
     held_out, tasks = None, []
     if (held_out_data := config.data.held_out()) is not None:

@@ -30,7 +30,7 @@ class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
 
     def with_artefact_defaults(self) -> Self:
         """The starting point's shape, text layout and casing are the defaults of their flags."""
-        start, config = self.starting_point(), super().with_artefact_defaults()
+        start, config = self.starting_point, super().with_artefact_defaults()
         if start is None:
             return config
         lower_case = start.vocabulary().settings().get("lower_case", config.lower_case)
@@ -44,7 +44,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
         ConfigError: neither a checkpoint nor a vocabulary to start from.
         DataError, CheckpointError: an input cannot be used.
     """
-    start = config.starting_point()
+    start = config.starting_point
     tokenizer = _vocabulary(config, start)
     dataset = DprDataset(config.data, config.text_format, tokenizer, config.training.seed)
     held_out = None

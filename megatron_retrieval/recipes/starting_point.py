@@ -18,7 +18,7 @@ def find_start(
     Args:
         kind: of the model to train.
     """
-    if folder := save.resume_folder():
+    if folder := save.resume_folder:
         return kind.describe(folder)
     return describe(pretrained_checkpoint, kind.starts_from) if pretrained_checkpoint else None
 
@@ -31,5 +31,5 @@ def load_start(
     topology: ProcessTopology,
 ) -> None:
     """Give the model its first weights, unless they are random or resuming loads them."""
-    if start is not None and save.resume_folder() is None:
+    if start is not None and save.resume_folder is None:
         kind.start(model, start, topology)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
@@ -38,13 +38,14 @@ class T5PretrainingConfig:
         """For the launcher."""
         return self.training.parallel
 
+    @cached_property
     def starting_point(self) -> AnyDescription | None:
         """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one."""
         return find_start(T5_KIND, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> T5PretrainingConfig:
         """The starting point's shape is the default of its flags; without one, the corpus has a vocabulary."""
-        start = self.starting_point()
+        start = self.starting_point
         if start is not None:
             return dataclasses.replace(self, model=start.shape)
         vocab_size = open_corpus(self.data.blocks.data_path, None, T5_KIND.vocabulary_name).vocabulary.vocab_size
@@ -59,7 +60,7 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
         DataError, CheckpointError: an input cannot be used.
         MismatchError: the corpus has another vocabulary than the checkpoint to start from, or one of another kind.
     """
-    training, blocks, start = config.training, config.data.blocks, config.starting_point()
+    training, blocks, start = config.training, config.data.blocks, config.starting_point
     seed, shape = training.seed, config.model
     corpus = open_corpus(blocks.data_path, start, T5_KIND.vocabulary_name)
     tokenizer = corpus.vocabulary

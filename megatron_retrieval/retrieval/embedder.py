@@ -45,9 +45,9 @@ def embed_evidence(
     require_evaluation_mode(job.encode)
     writer = EmbeddingWriter(output_dir, job.identity, rows_per_shard)
     # What rank 0 sees decides: files of other ranks may appear while this is read.
-    unfinished = gather_objects([] if writer.is_finished else writer.unfinished_shards(), topology.world_group)[0]
-    finished = gather_objects(writer.is_finished, topology.world_group)[0]
-    if finished:
+    unfinished = None if writer.is_finished else writer.unfinished_shards()
+    unfinished = gather_objects(unfinished, topology.world_group)[0]
+    if unfinished is None:
         log.info("%s is complete already", output_dir)
         if topology.is_main:
             writer.clean_up()  # the process that finished it may have been killed before it could

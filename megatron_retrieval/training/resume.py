@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,8 +45,9 @@ class SaveConfig(Checked):
     keep_last: PositiveInt | None = None
     """Keep only this many newest checkpoints; default: all."""
 
+    @cached_property
     def resume_folder(self) -> Path | None:
-        """The checkpoint to resume from; None at the first start.
+        """The checkpoint to resume from, as it is when first asked for; None at the first start.
 
         Raises:
             CheckpointError: --load names a folder without checkpoint that is not --save either.

@@ -119,7 +119,7 @@ class TrainingRun:
             CheckpointError: it does not fit the model.
             ConfigError: it comes from a run over other batches.
         """
-        folder = self._config.save.resume_folder()
+        folder = self._config.save.resume_folder
         self.iteration = self._checkpoints().resume(folder) if folder else 0
 
     def trainer(self, step: StepModule, examples: BatchSource[Any], bundles: Bundles | None = None) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,12 @@ class Job:
 
     def with_artefact_defaults(self) -> Job:
         """As if the checkpoint had three layers and no scaling."""
-        return dataclasses.replace(self, shape=Shape(num_layers=3), scaling=False) if self.load else self
+        return self if self.read is None else dataclasses.replace(self, shape=Shape(num_layers=3), scaling=False)
+
+    @cached_property
+    def read(self) -> object | None:
+        """Another one for every reading."""
+        return object() if self.load else None
 
 
 def test_written_settings_read_back(tmp_path: Path) -> None:
@@ -97,4 +103,6 @@ def test_checkpoint_settings_are_defaults_and_flags_win() -> None:
     # one of two settings of the same part, and a switch that the checkpoint turns off
     job = parse_config(Job, ["--data", "a", "--load", "x", "--pooling", "mean"])
     assert job == Job(data=("a",), scaling=False, load="x", shape=Shape(num_layers=3, pooling="mean"))
-    assert parse_config(Job, ["--data", "a", "--load", "x", "--scaling"]).scaling
+    job = parse_config(Job, ["--data", "a", "--load", "x", "--scaling"])
+    assert job.scaling
+    assert "read" in vars(job), "what was read of the checkpoint is not handed on"

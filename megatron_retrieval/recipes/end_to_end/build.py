@@ -49,7 +49,7 @@ class EndToEndRun:
 
     def __init__(self, config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
         self.config, self.topology = config, topology
-        self.start_retriever = config.start_retriever()
+        self.start_retriever = config.start_retriever
         lengths = config.text_format
         require_positions(
             self.start_retriever.shape.encoder.max_positions,
@@ -99,11 +99,11 @@ class EndToEndRun:
     def _open_reader(self) -> tuple[ReaderKind, OpenReader]:
         """With the weights of the start, unless the run is resumed, which loads them."""
         config = self.config
-        kind, start = config.start_reader()
+        kind, start = config.start_reader
         require_passes(config.step.objective, kind.passes, f"the {start.manifest.kind} {start.folder}")
         settings = config.reader_settings(kind, start)
         reader = kind.open(start, settings, self.topology, config.training.precision.dtype)
-        if config.training.save.resume_folder() is None:
+        if config.training.save.resume_folder is None:
             reader.load(start)
         return kind, reader
 
@@ -111,7 +111,7 @@ class EndToEndRun:
         """With the weights of the start, unless the run is resumed, which loads them."""
         config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
         retriever = DualEncoder(self._retriever_shape(), topology, dtype)
-        if config.training.save.resume_folder() is None:
+        if config.training.save.resume_folder is None:
             DUAL_ENCODER.start(retriever, self.start_retriever, topology)
         return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)
 

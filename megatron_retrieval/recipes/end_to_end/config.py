@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, DualEncoderDescription
@@ -136,14 +137,16 @@ class EndToEndFinetuneConfig:
         """For the launcher."""
         return self.training.parallel
 
+    @cached_property
     def start_retriever(self) -> DualEncoderDescription:
         """What gives the retriever's shape, layout and vocabulary: the resumed one, else that of the start."""
-        folder = self.training.save.resume_folder()
+        folder = self.training.save.resume_folder
         return DUAL_ENCODER.describe(folder / RETRIEVER if folder else self.retriever)
 
+    @cached_property
     def start_reader(self) -> tuple[ReaderKind, AnyReaderDescription]:
         """Likewise of the reader, with its kind."""
-        folder = self.training.save.resume_folder()
+        folder = self.training.save.resume_folder
         return describe_reader(folder / READER if folder else self.reader)
 
     def reader_settings(self, kind: ReaderKind, start: AnyReaderDescription) -> ReaderSettings:
@@ -154,9 +157,9 @@ class EndToEndFinetuneConfig:
     def with_artefact_defaults(self) -> EndToEndFinetuneConfig:
         """The layouts of retriever and reader are the defaults of their flags, and so is the weight of scores that a
         reader has learned."""
-        (kind, reader), step = self.start_reader(), self.step
+        (kind, reader), step = self.start_reader, self.step
         saved_layout = within_positions(reader.layout or kind.layout(), reader.shape.max_positions)
         if reader.passage_scores.passage_score_use == "bias":
             step = dataclasses.replace(step, score_weight=reader.passage_scores.passage_score_weight)
-        text_format = self.start_retriever().layout
+        text_format = self.start_retriever.layout
         return dataclasses.replace(self, layout=overlaid(self.layout, saved_layout), text_format=text_format, step=step)
