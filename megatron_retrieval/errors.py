@@ -47,5 +47,9 @@ class StoppedError(MegatronRetrievalError):
     """A stop signal ended long work before it was done; the same command continues it."""
 
 
+class LostRankError(MegatronRetrievalError):
+    """Another rank of the job has ended or does not answer any more."""
+
+
 class DivergenceError(MegatronRetrievalError):
     """The loss or a gradient is not finite."""

@@ -124,8 +124,8 @@ def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if bool((is_chosen.sum(1) != k).any()):
         if bool(values.isnan().any()):
             raise DivergenceError(
-                "the logits of the next token are not finite: the reader's weights are not finite, or fp16 overflows; "
-                "try another checkpoint, --bf16 or --fp32."
+                "the logits of the next token are not finite: the reader's weights are not, or values leave the range "
+                "of --fp16; give --bf16 or neither, or try another checkpoint."
             )
         # more than k values reach the border: of those equal to it, the lowest columns are chosen
         is_greater, is_equal = values > border, values == border

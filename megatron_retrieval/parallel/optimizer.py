@@ -50,6 +50,11 @@ class StepResult:
     grad_norm: float | None
     is_searching_scale: bool = False
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether gradients left the range of fp16."""
+        return not self.succeeded and self.grad_norm is None
+
 
 class Optimizer:
     """Updates the parameters of `model` from its accumulated, reduced gradients; frozen ones stay as they are.

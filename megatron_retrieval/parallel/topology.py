@@ -18,6 +18,7 @@ from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import megatron_compat
 from megatron_retrieval.parallel.job import Job
+from megatron_retrieval.parallel.lost_ranks import naming_lost_ranks
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -94,6 +95,7 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
 
     Raises:
         ConfigError: the number of processes is not a multiple of the tensor-parallel size, or no such device.
+        LostRankError: another rank has ended, or did not answer in time.
     """
     device = _choose_device(config.device)
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
@@ -126,7 +128,7 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
     )
     megatron_compat.seed_dropout(0, topology.tp_rank)
     training = contextlib.nullcontext() if job is None or side_rank is not None else job.training(rank)
-    with training:
+    with training, naming_lost_ranks(rank, world_size, config.distributed_timeout_minutes):
         yield topology
         # Reached on success only: after an error the other ranks may never come to a barrier.
         topology.barrier()

@@ -13,8 +13,10 @@ import runpy
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
@@ -23,6 +25,8 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig as end_with_parent  # 
 
 from megatron_retrieval.testing.spawn import rank_environment, warm_fork_server
 
+#: how long ranks may take to end; torchrun gives them 30 seconds
+TERMINATE_SECONDS = 10.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
@@ -115,7 +119,8 @@ def _run_file(path: str) -> None:
 
 
 def _run_ranks(words: list[str], num_ranks: int) -> None:
-    """Do as `torchrun --nproc-per-node NUM_RANKS WORDS`: the first rank that fails ends the others."""
+    """Do as `torchrun --nproc-per-node NUM_RANKS WORDS`: the first rank that fails ends the others, and SIGTERM is
+    handed on."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     fork = multiprocessing.get_context("fork")
@@ -124,14 +129,25 @@ def _run_ranks(words: list[str], num_ranks: int) -> None:
         process.start()
     # after the forks: it has a thread
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    signal.signal(signal.SIGTERM, lambda number, frame: _end(ranks))
     while alive := [process for process in ranks if process.exitcode is None]:
         wait([process.sentinel for process in alive])
         failed = [rank for rank, process in enumerate(ranks) if process.exitcode]
         if failed:
-            for process in alive:
-                process.terminate()
-            sys.exit(f"rank {failed[0]} ended with status {ranks[failed[0]].exitcode}")
+            status = ranks[failed[0]].exitcode
+            _end(ranks)
+            sys.exit(f"rank {failed[0]} ended with status {status}")
     del store
+
+
+def _end(ranks: Sequence[ForkProcess]) -> None:
+    """End those that still run; the ones that do not hear it are killed."""
+    for process in ranks:
+        process.terminate()
+    deadline = time.monotonic() + TERMINATE_SECONDS
+    for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
 
 
 def _run_rank(words: list[str], rank: int, num_ranks: int, port: int) -> None:

@@ -11,6 +11,13 @@ from megatron_retrieval.utils.logging import get_logger
 #: skipped steps in a row that end a run
 MAX_SKIPPED_IN_A_ROW = 5
 
+_REMEDY = (
+    "Lower --lr and resume an earlier checkpoint, or start anew from it with --pretrained-checkpoint and another "
+    "--seed."
+)
+#: above all in T5, whose activations grow from layer to layer
+_REMEDY_OF_FP16 = "Values leave the range of fp16: train with --bf16."
+
 log = get_logger("trainer")
 
 
@@ -45,8 +52,7 @@ class SkippedSteps:
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise DivergenceError(
                 f"iteration {iteration}: {reason}; it is step {self._in_a_row} in a row that was skipped, and the "
-                "weights are those before them. Lower --lr and resume an earlier checkpoint, or start anew from it "
-                "with --pretrained-checkpoint and another --seed."
+                f"weights are those before them. {_REMEDY_OF_FP16 if result.overflowed else _REMEDY}"
             )
         log.warning("iteration %d: %s, step %d in a row skipped", iteration, reason, self._in_a_row)
 
@@ -54,4 +60,4 @@ class SkippedSteps:
 def _reason(loss: float, result: StepResult) -> str:
     if not math.isfinite(loss):
         return "the loss is not finite"
-    return "gradients overflowed" if result.grad_norm is None else "the gradient is not finite"
+    return "gradients overflowed" if result.overflowed else "the gradient is not finite"

@@ -6,22 +6,32 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import command, run_cold
+from programs import command, run, run_cold
 
 PROGRAM = '''
+import os, signal, torch
 from dataclasses import dataclass, field
+from torch.distributed.distributed_c10d import _world
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig
 
 @dataclass(kw_only=True, frozen=True)
 class Job:
-    """A job in which rank 1 cannot read its file."""
+    """A job in which rank 1 cannot read its file, or stops."""
 
+    stops: bool = False
+    """Stop instead."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 def main(config, topology):
+    groups = [group._get_backend(torch.device("cpu")).options for group in _world.pg_map]
+    if topology.rank == 0:
+        print(*{options._timeout.total_seconds() for options in groups})
+    topology.barrier()
     if topology.rank == 1:
+        if config.stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
         raise DataError("part1.tsv", "not UTF-8", line=7)
     topology.barrier()
 
@@ -39,6 +49,20 @@ def test_one_failing_rank_ends_the_job(tmp_path: Path) -> None:
     assert "part1.tsv:7: not UTF-8." in result.stderr
     assert "rank      : 1" in result.stderr  # torchrun names the first process that failed
     assert time.monotonic() - started < 200  # the other rank's barrier would wait for half an hour
+
+
+def test_a_rank_that_is_stopped_ends_the_job_in_time(tmp_path: Path) -> None:
+    """The others wait as long as they were told to, and say for whom."""
+    program = tmp_path / "job.py"
+    program.write_text(PROGRAM)
+    result = run(command(program, "--stops", "--distributed-timeout-minutes", "0.05", num_processes=3))
+    assert result.returncode != 0
+    assert result.stdout == "3.0\n", "no group waits longer"
+    sentences = {line for line in result.stderr.splitlines() if line.startswith("error: ")}
+    assert sentences == {
+        "error: rank 1 does not answer any more: killed, stopped, or without a network. The others waited for at most "
+        "0.05 minutes (--distributed-timeout-minutes)."
+    }
 
 
 def _imported(*words: object) -> set[str]:
