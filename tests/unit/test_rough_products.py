@@ -15,9 +15,8 @@ from megatron_retrieval.types.search import SearchResult
 
 NUM_ROWS, DIMENSION, K = 3000, 96, 20
 
-needs_codes = pytest.mark.skipif(
-    not codes.codes_are_fast(DIMENSION), reason="this CPU has no fast 8-bit product (AVX-512 VNNI)"
-)
+#: kinds of 8-bit codes that torch multiplies without an error here, whether fast or not
+CODES = [dtype for dtype in rough.LARGEST_CODE if codes.is_exact(dtype, DIMENSION)]
 
 
 def _gaussian(random: torch.Generator) -> torch.Tensor:
@@ -62,31 +61,35 @@ def _all_pairs(vectors: torch.Tensor, queries: torch.Tensor) -> SearchResult:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [_gaussian, _crowded, _cancelling, _uneven])
-@pytest.mark.parametrize("in_codes", [False, pytest.param(True, marks=needs_codes)])
+@pytest.mark.parametrize("kind", [None, *CODES])
 def test_rows_are_those_of_all_pairs(
-    monkeypatch: pytest.MonkeyPatch, make: object, dtype: torch.dtype, in_codes: bool
+    monkeypatch: pytest.MonkeyPatch, make: object, dtype: torch.dtype, kind: torch.dtype | None
 ) -> None:
     random = torch.Generator().manual_seed(0)
     assert callable(make)
     vectors, queries = make(random).to(dtype), _queries(random)
-    monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1 if in_codes else NUM_ROWS + 1)
+    monkeypatch.setattr(flat, "_ROWS_FOR_CODES", 1)
+    monkeypatch.setattr(codes, "fastest_codes", lambda dimension: kind)
     monkeypatch.setattr(tiles, "SCORES_AT_ONCE", len(queries) * 500)
     monkeypatch.setattr(tiles, "_SCORES_IN_CACHE", len(queries) * 200)
     index = FlatIndex(vectors)
     found, expected = index.search(queries, K), _all_pairs(vectors, queries)
-    assert (index._codes is not None) == in_codes
+    assert (index._codes.matrix.dtype if index._codes else None) == kind
     assert torch.equal(found.rows, expected.rows)
     assert torch.equal(found.scores, expected.scores)
 
 
 @pytest.mark.parametrize("make", [_gaussian, _crowded, _cancelling, _uneven])
-@pytest.mark.parametrize("form", ["bfloat16", "float16 in bfloat16", pytest.param("codes", marks=needs_codes)])
-def test_products_are_within_their_bounds(make: object, form: str) -> None:
+@pytest.mark.parametrize("form", ["bfloat16", "float16 in bfloat16", *CODES])
+def test_products_are_within_their_bounds(make: object, form: str | torch.dtype) -> None:
     random = torch.Generator().manual_seed(1)
     assert callable(make)
-    vectors, queries = make(random).to(torch.float16 if "float16 " in form else torch.bfloat16), _queries(random)
-    if form == "codes":
-        rows = codes.encode(lambda start, stop: vectors[start:stop], NUM_ROWS)
+    vectors, queries = (
+        make(random).to(torch.float16 if form == "float16 in bfloat16" else torch.bfloat16),
+        _queries(random),
+    )
+    if isinstance(form, torch.dtype):
+        rows = codes.encode(lambda start, stop: vectors[start:stop], NUM_ROWS, form)
         assert rows is not None
     else:
         rows = rough.of_block(vectors, float(vectors.double().norm(dim=1).max()), torch.bfloat16)
@@ -103,14 +106,15 @@ def test_products_are_within_their_bounds(make: object, form: str) -> None:
     assert (errors > 0).any()
 
 
-@needs_codes
-def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", CODES)
+def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype) -> None:
     """One huge coordinate that is no constant leaves 8 bits nothing for the others."""
     random = torch.Generator().manual_seed(2)
     vectors = torch.randn(40_000, 32, generator=random)
     vectors[:, 0] *= 1e4
     queries = torch.randn(3, 32, generator=random)
     queries[:, 0] = 0
+    monkeypatch.setattr(codes, "fastest_codes", lambda dimension: kind)
     index = FlatIndex(vectors)
     found = index.search(queries, K)
     assert index._codes is None
@@ -118,11 +122,16 @@ def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.Mon
     assert torch.equal(found.rows, FlatIndex(vectors).search(queries, K).rows)
 
 
-@needs_codes
-def test_codes_are_not_used_where_their_product_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(codes.codes_are_fast(dimension) for dimension in (16, 384, 768))
-    monkeypatch.setattr(torch, "_int_mm", lambda rows, queries, out: (rows.long() @ queries.long() + 1).int())
-    assert not codes.codes_are_fast(16)
+def test_codes_are_not_used_where_their_product_is_wrong_or_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.uint8 not in CODES:
+        pytest.skip("this build of torch has no product of uint8 and int8")
+    monkeypatch.setattr(codes, "_seconds", lambda dtype, dimension: 0.7 if dtype == torch.uint8 else 1.0)
+    assert codes.fastest_codes.__wrapped__(16) == torch.uint8
+    monkeypatch.setattr(codes, "_WORTHWHILE", 0.6)
+    assert codes.fastest_codes.__wrapped__(16) is None
+    product = rough.product
+    monkeypatch.setattr(codes, "product", lambda rows, queries: product(rows, queries) + 1)
+    assert not any(codes.is_exact(dtype, 16) for dtype in rough.LARGEST_CODE)
 
 
 def test_a_query_beyond_the_rows_type_is_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:

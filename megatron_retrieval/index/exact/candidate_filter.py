@@ -127,7 +127,7 @@ class CandidateFilter:
     @property
     def _is_coarse(self) -> bool:
         """Whether bounds are so wide that a float32 product pays before the canonical score."""
-        return self._piece.rough.matrix.dtype == torch.int8
+        return self._piece.rough.is_coded
 
     def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the canonical scores behind rough ones of the given queries."""

@@ -37,8 +37,8 @@ class FlatIndex:
 
     A fast matrix product finds candidates: rows whose rough score lies within its error of the k-th best. Their scores
     are then computed again in one canonical way, so that the answer is bitwise the same for any type, blocks or
-    order of the matrix product. On a CPU with instructions for it the product is of 8-bit integers, of which a copy is
-    made at the first search; elsewhere, for few rows, or from disk, it is of the vectors as they are kept.
+    order of the matrix product. On a CPU the product is of 8-bit integers where that is fast; a copy in them is made at
+    the first search. Elsewhere, for few rows, or from disk, it is of the vectors as they are kept.
 
     Args:
         vectors: an `EmbeddingStore`, another source, or a tensor [N, D].
@@ -127,12 +127,11 @@ class FlatIndex:
             return None
 
     def _make_codes(self) -> RoughVectors | None:
-        if not codes.codes_are_fast(self.dimension) or not fits_in_memory(
-            self.num_rows * self.dimension, self._placement
-        ):
+        dtype = codes.fastest_codes(self.dimension)
+        if dtype is None or not fits_in_memory(self.num_rows * self.dimension, self._placement):
             return None
         start = time.monotonic()
-        made = codes.encode(self._source.read, self.num_rows)
+        made = codes.encode(self._source.read, self.num_rows, dtype)
         if made is not None:
             log.info(
                 "index: exact search by 8-bit codes, %.1f MB, made in %.1f s",

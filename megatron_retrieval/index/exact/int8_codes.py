@@ -1,39 +1,86 @@
-"""int8 copies of vectors for fast approximate products."""
+"""8-bit copies of vectors for fast approximate products."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS, RoughVectors, product
+from megatron_retrieval.index.exact.bounded_products import (
+    GROUP_ROWS,
+    LARGEST_CODE,
+    ZERO_CODE,
+    RoughVectors,
+    packed,
+    product,
+)
 
 _ROWS_AT_ONCE = 16_384
 _SAMPLE_ROWS = 32_768
 #: range of the codes in standard deviations; larger values are clipped, which widens the bound of their group
 _WIDTH_DEVIATIONS = 4.5
+#: rows of a product that is timed
+_ROWS_TIMED = 4096
+#: share of the time of a float32 product below which codes are worth their memory
+_WORTHWHILE = 0.8
 
 
-def codes_are_fast(dimension: int) -> bool:
-    """Whether this CPU multiplies 8-bit integers fast (AVX-512 VNNI), and without loss: torch 2.13 does not for
-    vectors of one dimension."""
-    if not torch.cpu._is_vnni_supported():
+@cache
+def fastest_codes(dimension: int) -> torch.dtype | None:
+    """The type of 8-bit codes that this CPU multiplies fastest, without an error and faster than float32, or None.
+
+    Measured: libraries choose their code by instruction sets (AVX-512 VNNI, AVX2, ...) that they know best themselves.
+    """
+    seconds = {dtype: _seconds(dtype, dimension) for dtype in LARGEST_CODE if is_exact(dtype, dimension)}
+    fastest = min(seconds, key=seconds.__getitem__, default=None)
+    if fastest is None or seconds[fastest] > _WORTHWHILE * _seconds(torch.float32, dimension):
+        return None
+    return fastest
+
+
+def is_exact(dtype: torch.dtype, dimension: int) -> bool:
+    """Whether codes of this type are multiplied without an error; int8 of one dimension is not, by torch 2.13."""
+    codes = torch.arange(-128, 128).repeat(dimension).view(-1, dimension)[:67]
+    largest = LARGEST_CODE[dtype]
+    queries = codes.clamp(-largest, largest)
+    try:
+        return all(
+            torch.equal(product(*_operands(dtype, codes, some)).long(), codes @ some.t())
+            for some in (queries[1:2], queries[:33], torch.full_like(codes[:17], -largest))
+        )
+    except (AttributeError, RuntimeError, NotImplementedError):  # this build of torch has no such product
         return False
-    rows = torch.arange(-128, 128).repeat(dimension).view(-1, dimension).to(torch.int8)[:67]
-    extreme = torch.full_like(rows[:17], -127)
-    return all(
-        torch.equal(product(rows, queries.t()).long(), rows.long() @ queries.long().t())
-        for queries in (rows[1:2], rows[:33], extreme)
-    )
 
 
-def encode(read: Callable[[int, int], Tensor], num_rows: int) -> RoughVectors | None:
-    """int8 codes of the rows around their mean, with the measured error bound of each group.
+def _operands(dtype: torch.dtype, rows: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers [n, D] and [B, D] as `product` takes them."""
+    if dtype == torch.uint8:
+        return (rows + ZERO_CODE).to(dtype), packed(queries.to(torch.int8))
+    return rows.to(dtype), queries.to(dtype).t()
+
+
+def _seconds(dtype: torch.dtype, dimension: int) -> float:
+    """The best of a few products of the size that a search makes for 16 queries."""
+    ones = torch.ones(_ROWS_TIMED, dimension, dtype=torch.int64)
+    operands = _operands(dtype, ones, ones[:16])
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        product(*operands)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def encode(read: Callable[[int, int], Tensor], num_rows: int, dtype: torch.dtype) -> RoughVectors | None:
+    """8-bit codes of the rows around their mean, with the measured error bound of each group.
 
     Args:
         read: rows start..stop as [n, D] in any floating type.
+        dtype: of the codes, int8 or uint8.
 
     Returns:
         None where the rows are all equal, not finite, or of magnitudes that float32 arithmetic cannot handle.
@@ -42,12 +89,13 @@ def encode(read: Callable[[int, int], Tensor], num_rows: int) -> RoughVectors | 
     if not 2.0**-30 < deviation < 2.0**30:
         return None
     step = _WIDTH_DEVIATIONS * deviation / 127
-    codes = torch.empty(num_rows, len(centre), dtype=torch.int8)
+    codes = torch.empty(num_rows, len(centre), dtype=dtype)
+    zero = ZERO_CODE if dtype == torch.uint8 else 0
     longest, residuals = [], []
     for start in range(0, num_rows, _ROWS_AT_ONCE):
         rows = read(start, min(start + _ROWS_AT_ONCE, num_rows)).float() - centre
         scaled = (rows / step).round_().clamp_(-127, 127)
-        codes[start : start + len(rows)] = scaled
+        codes[start : start + len(rows)] = scaled + zero if zero else scaled
         longest.append(_longest_of_groups(rows))
         residuals.append(_longest_of_groups(rows.sub_(scaled, alpha=step)))
     bounds = torch.cat(longest), torch.cat(residuals)

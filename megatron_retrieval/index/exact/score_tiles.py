@@ -60,7 +60,7 @@ class KeptScores:
         self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
     ) -> None:
         self.first = rows.start
-        matrix, width = rough.matrix[rows.start : rows.stop], queries.matrix.size(1)
+        matrix, width = rough.matrix[rows.start : rows.stop], len(queries.unit)
         num_groups = -(-len(rows) // GROUP_ROWS)
         scores = buffer.tensor("scores", num_groups * GROUP_ROWS, width, score_dtype(matrix), matrix.device)
         scores[len(rows) :] = nothing(scores)
