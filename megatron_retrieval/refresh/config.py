@@ -21,7 +21,7 @@ class IndexRefreshConfig(Checked):
     """Steps between two refreshes of the index, each by the current encoder; default: the index is never refreshed."""
     index_refresh_mode: Literal["in-place", "background"] = "in-place"
     """in-place: training waits while all ranks embed; background: a process beside rank 0 embeds while training
-    continues with the old index."""
+    continues with the old index. On GPUs it shares that of rank 0; prefer --num-embedding-ranks there."""
     index_dir: Path | None = None
     """Folder of the index versions; default: the folder index in --output-dir."""
     keep_index_versions: Annotated[int, Bounds(least=2)] = 2

@@ -81,6 +81,11 @@ class IndexRefresher(Callback):
         if config.index_refresh_interval and not self._in_place and not has_embedding_ranks and topology.is_main:
             if worker_command is None:
                 raise ValueError("--index-refresh-mode background needs a worker_command")
+            if topology.device.type == "cuda":
+                log.warning(
+                    "--index-refresh-mode background embeds on rank 0's GPU, in memory that training leaves free; "
+                    "--num-embedding-ranks embeds on GPUs of its own"
+                )
             self._worker = WorkerSupervisor(
                 worker_command,
                 self._versions,

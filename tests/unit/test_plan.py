@@ -121,6 +121,21 @@ def test_training_memory_by_hand() -> None:
     assert costs.stack_activation_bytes(10, half_precision=True, recompute=True, **stack) == 10 * 3 * 8 * 2 + 5 * 8 * 34
 
 
+def test_embedding_in_the_background_takes_memory_of_rank_0() -> None:
+    plan = _plan("--gpus", 8, "--bf16", "--micro-batch-size", 16, "--retriever-seq-length", 256)
+    # two towers of 108.9 million weights; 16 x 256 tokens with 6 x 768 units and 3,072 inner ones; CUDA itself
+    weights, batch = 2 * costs.bert_parameters(BertConfig()), 16 * 256 * (6 * 768 + 3072)
+    assert plan.estimate.background_bytes == 2 * (weights + batch) + 500_000_000
+    (row,) = [row for row in plan.rows() if "background" in row[0]]
+    assert row == (
+        "embedding with --index-refresh-mode background",
+        size(plan.estimate.background_bytes),
+        "added on rank 0's GPU",
+    )
+    beside = _plan("--gpus", 8, "--num-embedding-ranks", 2)
+    assert not [row for row in beside.rows() if "background" in row[0]]
+
+
 def test_an_evidence_folder_is_as_long_as_foretold(tmp_path: Path) -> None:
     store = EvidenceStore(write_tiny_evidence(tmp_path))
     passages = store.passages(range(len(store)))

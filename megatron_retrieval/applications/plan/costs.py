@@ -20,6 +20,11 @@ _OFFSET_BYTES, _ID_TABLE_BYTES = 5 * 8, 16
 #: of 16-bit activations that a layer keeps for the backward pass, for each token and unit of its width, where attention
 #: keeps no matrix of weights (Korthikanti et al. 2022, arXiv 2205.05198); masks of dropout have a byte each
 _LAYER_BYTES_16_BIT, _MASK_BYTES = 34, 2
+#: values that a layer holds at once where nothing is kept for a backward pass, for each token and unit of its width,
+#: beside the inner units of the feed-forward part
+_INFERENCE_UNITS = 6
+#: of a process on a GPU, before it does anything
+_CUDA_CONTEXT_BYTES = 500 * 10**6
 #: of each score that exact search keeps: four bytes, and a fourth of that for maxima
 _SCORE_BYTES = 5
 #: rows of which the 8-bit copy is made at once, in three blocks of float32
@@ -157,6 +162,13 @@ def training_activation_bytes(shape: TrainingShape) -> int:
     memory = 2 * memory_tokens * t5.num_attention_heads * t5.head_width * kept_layers * (2 if half else 4)
     logits = 2 * answer_tokens * t5.vocab_size * 4
     return encoded + read + memory + logits
+
+
+def embedding_process_bytes(config: DualEncoderConfig, num_tokens: int, *, half_precision: bool) -> int:
+    """GPU memory of a process that embeds beside training: weights, a batch of so many tokens, and CUDA itself."""
+    bert, value_bytes = bert_of(config), 2 if half_precision else 4
+    layer = num_tokens * (_INFERENCE_UNITS * bert.hidden_size + bert.ffn_size)
+    return _CUDA_CONTEXT_BYTES + value_bytes * (dual_encoder_parameters(config) + layer)
 
 
 def encode_operations(bert: BertConfig, num_tokens: float) -> float:

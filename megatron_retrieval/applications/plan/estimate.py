@@ -56,6 +56,7 @@ class Estimate:
         rank_index_bytes: a process's part of the vectors that exact search compares with; on CPU they are in 8 bits.
         rank_mapped_bytes: on CPU, its part of the vectors on disk, where candidates are looked up; memory that the
             system lends as long as nobody else needs it.
+        background_bytes: of GPU memory, where a process embeds in the background of training; it shares rank 0's GPU.
         state_bytes: weights, gradients and moments of a process; 0 without training, as are activations.
         streamed_seconds: a search whose vectors come from the disk.
     """
@@ -66,6 +67,7 @@ class Estimate:
     rank_index_bytes: int
     rank_mapped_bytes: int
     search_buffer_bytes: int
+    background_bytes: int
     state_bytes: int
     activation_bytes: int
     build_seconds: float
@@ -130,6 +132,11 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         rank_mapped_bytes=0 if hardware.gpus else costs.vectors_bytes(rank_rows, dimension, value_bytes),
         search_buffer_bytes=costs.search_buffer_bytes(
             rank_rows, dimension, config.num_queries, on_cpu=not hardware.gpus
+        ),
+        background_bytes=costs.embedding_process_bytes(
+            config.encoder,
+            config.encode.micro_batch_size * config.text_format.retriever_seq_length,
+            half_precision=config.encode.bf16 or config.encode.fp16,
         ),
         state_bytes=state,
         activation_bytes=activations,

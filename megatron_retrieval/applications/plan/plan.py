@@ -132,6 +132,9 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
             (f"training, {config.training.num_passages} passages: activations", size(found.activation_bytes), where),
             ("training, with two indexes at a change", size(found.device_bytes), where),
         ]
+        if config.hardware.gpus and not config.training.num_embedding_ranks:
+            what = "embedding with --index-refresh-mode background"
+            rows.append((what, size(found.background_bytes), "added on rank 0's GPU"))
     return rows
 
 
