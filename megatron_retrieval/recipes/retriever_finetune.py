@@ -47,6 +47,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     start = config.starting_point
     tokenizer = _vocabulary(config, start)
     dataset = DprDataset(config.data, config.text_format, tokenizer, config.training.seed)
+    dataset.require_negatives(config.training.global_batch_size)
     held_out = None
     if config.valid_data:
         data = dataclasses.replace(config.data, train_data=config.valid_data, max_train_questions=None)

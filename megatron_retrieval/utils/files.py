@@ -22,6 +22,8 @@ from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.utils.logging import get_logger
 
 GZIP_MAGIC = b"\x1f\x8b"
+#: how the file begins that Git leaves in the place of one in Large File Storage
+LFS_POINTER = b"version https://git-lfs"
 #: a longer line is no record of a format that the project reads: the file lost its line ends
 MAX_LINE_BYTES = 1 << 26
 #: what reading a gzip file raises that is cut off or damaged
@@ -169,12 +171,14 @@ def open_binary(path: str | Path) -> IO[bytes]:
     """Open a file for reading, unpacking gzip by its magic bytes rather than by its name.
 
     Raises:
-        DataError: missing, a folder, or unreadable.
+        DataError: missing, a folder, unreadable, or a Git LFS pointer.
     """
     try:
         with open(path, "rb") as file:
-            is_gzip = file.read(2) == GZIP_MAGIC
-        return gzip.open(path, "rb") if is_gzip else open(path, "rb")  # type: ignore[return-value]
+            start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            raise DataError(path, "a Git LFS pointer, not the file itself", hint="Fetch the file with: git lfs pull")
+        return gzip.open(path, "rb") if start.startswith(GZIP_MAGIC) else open(path, "rb")  # type: ignore[return-value]
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror})") from error
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from jobs import ROOT
 
-from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 
 EXTENSION = str(Path(__file__).parent / "extensions" / "mine_converter.py")

@@ -12,7 +12,8 @@ import pytest
 from megatron_retrieval.data.convert.registry import DatasetConverterConfig
 from megatron_retrieval.data.convert.run import convert_dataset
 from megatron_retrieval.data.files.passage_files import read_passages
-from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.errors import DataError
 
 DATA = Path(os.environ.get("MEGATRON_RETRIEVAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -84,7 +85,7 @@ def test_stride_keeps_all_passages(tmp_path: Path) -> None:
         ([], "there are no questions in the file"),
         ({}, "expected a JSON list"),
         ([QUESTIONS[0] | {"context": [["Rhône"]]}], r"hot\.json:1: question q0: 'context' must be a list of"),
-        ([QUESTIONS[0] | {"context": [["Rhône", [3]]]}], r"hot\.json:1: 'sentences' must be a list of strings"),
+        ([QUESTIONS[0] | {"context": [["Rhône", [[3]]]]}], r"hot\.json:1: 'sentences' must be a list of strings"),
         ([QUESTIONS[0] | {"supporting_facts": [["Rhône", -1]]}], "question q0: 'supporting_facts' must be a list of"),
         ([{key: value for key, value in QUESTIONS[0].items() if key != "answer"}], "there is no 'answer'"),
         ([QUESTIONS[0] | {"context": [["\ud800", ["a"]]]}], "'title' holds half of a surrogate pair"),

@@ -53,10 +53,10 @@ def test_popqa_keeps_what_it_knows(tmp_path: Path) -> None:
         ("popqa", "question\tpossible_answers\na\n", r"in\.x:2: expected 2 fields, found 1"),
         ("popqa", "question\tpossible_answers\na\t['b']\n", r"in\.x:2: 'possible_answers' is no JSON"),
         ("popqa", 'question\tpossible_answers\na\t"""b"""\n', r"in\.x:2: 'possible_answers' must be a list of strings"),
-        ("popqa", "question\tpossible_answers\na\t[1]\n", r"in\.x:2: 'possible_answers' must be a list of strings"),
+        ("popqa", "question\tpossible_answers\na\t[[1]]\n", r"in\.x:2: 'possible_answers' must be a list of strings"),
         ("popqa", "question\tpossible_answers\n", r"in\.x: there are no questions in the file"),
         ("nq-open", '{"question": "a", "answer": ["b"]}\n{"question": "a"}\n', r"in\.x:2: there is no 'answer'"),
-        ("nq-open", '{"question": "a", "answer": [1]}\n', r"in\.x:1: 'answer' must be a list of strings"),
+        ("nq-open", '{"question": "a", "answer": [[1]]}\n', r"in\.x:1: 'answer' must be a list of strings"),
         ("nq-open", "\n", r"in\.x: there are no questions in the file"),
     ],
 )

@@ -13,7 +13,8 @@ import pytest
 from megatron_retrieval.data.convert.registry import DatasetConverterConfig
 from megatron_retrieval.data.convert.run import convert_dataset
 from megatron_retrieval.data.files.passage_files import read_passages
-from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.utils.answer_text import normalized
 
@@ -124,3 +125,16 @@ def test_squad_itself(tmp_path: Path) -> None:
     convert_dataset(DatasetConverterConfig(format="squad", input=inputs, output=out, question_stride=5))
     assert sum(1 for _ in read_passages(tmp_path / "out" / "psgs_w100.tsv")) == 34_627
     assert len(list(read_questions(tmp_path / "out" / "dev-v1.1.qa.csv"))) == 2_114
+
+
+def test_unanswerable_questions_and_missing_titles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SQuAD 2.0's questions without an answer are no misses of a retriever; annotation tools write numbers as ids and
+    no titles."""
+    impossible = {**_qa(2, "Who owns it?"), "is_impossible": True, "plausible_answers": [{"text": "north"}]}
+    qas = [{**_qa(1, "Where is it?", "north"), "id": 1, "is_impossible": False}, impossible]
+    document = {"data": [{"paragraphs": [{"context": "It lies in the north.", "document_id": 5, "qas": qas}]}]}
+    with caplog.at_level("INFO", logger="megatron_retrieval"):
+        out = _convert(tmp_path, ("a.json.gz", document))
+    assert "1 unanswerable questions left out" in caplog.text
+    assert [question.answers for question in read_questions(out / "a.qa.csv")] == [("north",)]
+    assert [passage.title for _, passage in read_passages(out / "psgs_w100.tsv")] == [""]

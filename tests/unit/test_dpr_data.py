@@ -169,6 +169,18 @@ def test_batch_does_not_depend_on_ranks(
     assert several.num_questions == num_questions
 
 
+@pytest.mark.parametrize(("num_hard_negatives", "negatives"), [(0, [_context("0", "x")]), (1, []), (1, None)])
+def test_one_question_without_anything_to_tell_it_from(
+    tmp_path: Path, tokenizer: WordPieceTokenizer, num_hard_negatives: int, negatives: list[Any] | None
+) -> None:
+    records = [_record(0, hard_negative_ctxs=negatives), _record(1, hard_negative_ctxs=negatives)]
+    dataset = _dataset(tmp_path, tokenizer, records, num_hard_negatives=num_hard_negatives)
+    dataset.require_negatives(2)
+    with pytest.raises(ConfigError, match="nothing to tell the positive passage from"):
+        dataset.require_negatives(1)
+    _dataset(tmp_path, tokenizer, [_record(0)], num_hard_negatives=1).require_negatives(1)
+
+
 def test_draws_are_named_by_epoch_and_position(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
     dataset = _dataset(tmp_path, tokenizer, [_record(number) for number in range(7)])
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.encyclopedia.build import Encyclopedia, build_encyclopedia
 from megatron_retrieval.testing.encyclopedia.kinds import load_kinds

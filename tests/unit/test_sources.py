@@ -11,7 +11,8 @@ import pytest
 
 from megatron_retrieval.data.files.json_records import read_json_list
 from megatron_retrieval.data.files.passage_files import read_passages
-from megatron_retrieval.data.files.question_files import read_biencoder, read_questions
+from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.utils import files
@@ -48,7 +49,7 @@ def test_jsonl_passages(tmp_path: Path) -> None:
     [
         (b"", None, "the file is empty"),
         (b"id\ttext\ttitle\n", None, "there are no passages"),
-        (b"id\ttext\n1\tx\n", 1, "no column 'title'"),
+        (b"id\ttitle\n1\tx\n", 2, "there is no 'text' or 'contents' or 'passage'"),
         (b"id\ttext\ttitle\n1\tx\tT\n2\ty\n", 3, "expected 3 fields, found 2"),
         (b"id\ttext\ttitle\n\tx\tT\n", 2, "the id is empty"),
         (b'id\ttext\ttitle\n1\t"x" y\tT\n', 2, "no tab-separated values"),
@@ -57,7 +58,7 @@ def test_jsonl_passages(tmp_path: Path) -> None:
         (b'{"title": "T", "text": "x"}\n{"title": "T"}\n', 2, "there is no 'text'"),
         (b'{"title": "T", "text": "x"}\n{"title": "T", "te', 2, "not valid JSON"),
         (b'{"title": "T", "text": "x"}\n[1]\n', 2, "expected one JSON object"),
-        (b'{"title": 3, "text": "x"}\n', 1, "'title' must be a string"),
+        (b'{"title": ["T"], "text": "x"}\n', 1, "'title' must be a string"),
         (b'{"title": "T", "text": "\\ud83d"}\n', 1, "surrogate"),
         (gzip.compress(TSV.encode() * 999, mtime=0)[:-90], None, "broken gzip"),
         (gzip.compress(b"id\ttext\ttitle\n", mtime=0)[:12] + b"damaged", None, "broken gzip"),
@@ -99,9 +100,9 @@ def test_biencoder_gives_gold_and_examples(tmp_path: Path) -> None:
     [
         ("a.csv", "q\t['a']\nq\n", 2, "expected 2 fields"),
         ("a.csv", "q\t['a']\nq\t['a\n", 2, "is no list of answers"),
-        ("a.csv", "q\t__import__('os').getcwd()\n", 1, "is no list of answers"),
+        ("a.csv", "q\t[__import__('os').getcwd()]\n", 1, "is no list of answers"),
         ("a.csv", "q\t[1]\n", 1, "is no list of answers"),
-        ("a.jsonl", '{"question": "q"}\n', 1, "there is no 'answers' or 'answer'"),
+        ("a.jsonl", '{"title": "T", "text": "x"}\n', 1, "a passage .*, not a question"),
         ("a.json", "[\n{},\n{}]", 2, "there is no 'question'"),
         ("a.json", "[]", None, "there are no questions"),
         ("a.json", "", None, "the file is empty"),

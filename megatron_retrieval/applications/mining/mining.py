@@ -13,10 +13,16 @@ from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig,
 from megatron_retrieval.applications.search import open_lexical
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
-from megatron_retrieval.data.files.json_records import Record, read_json_list
-from megatron_retrieval.data.files.question_files import read_passage, read_questions
+from megatron_retrieval.data.files.json_records import Record
+from megatron_retrieval.data.files.names import ANSWERS, CONTEXTS
+from megatron_retrieval.data.files.passage_files import passage_of
+from megatron_retrieval.data.files.question_files import question_columns, read_questions
+from megatron_retrieval.data.files.records import read_records
+from megatron_retrieval.data.files.sniff import FileKind, sniff
+from megatron_retrieval.data.files.training_files import read_training_records
+from megatron_retrieval.data.files.trec import read_run
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.progress import progress_bar
@@ -31,13 +37,15 @@ class MineNegativesConfig(Checked):
     """Mine hard negatives: passages that a retriever ranks high and that contain no answer."""
 
     train_data: Path
-    """DPR biencoder JSON whose questions get hard negatives; with --distant-supervision any file of questions."""
+    """Training data whose questions get hard negatives (DPR, Tevatron, FlagEmbedding, sentence-transformers); with
+    --distant-supervision any file of questions."""
     results: Path | None = None
-    """results.json of retriever-evaluate over the same questions; or give --bm25-index."""
+    """What was found for the same questions: results.json of retriever-evaluate, DPR's or Pyserini's JSON, or a TREC
+    run with --evidence; or give --bm25-index."""
     bm25_index: Path | None = None
     """BM25 index (tools/build_bm25.py) that finds the passages instead of --results."""
     evidence: Path | None = None
-    """Folder of the evidence of --bm25-index."""
+    """Folder of the evidence of --bm25-index, or of a TREC run."""
     output: Path
     """The biencoder JSON to write."""
     rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
@@ -54,8 +62,10 @@ class MineNegativesConfig(Checked):
         super().__post_init__()
         if (self.results is None) == (self.bm25_index is None):
             raise ConfigError("Give one of --results and --bm25-index: what found the passages.")
-        if (self.bm25_index is None) != (self.evidence is None):
+        if self.bm25_index is not None and self.evidence is None:
             raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
+        if self.results is not None and (sniff(self.results) is FileKind.RUN) != (self.evidence is not None):
+            raise ConfigError("--evidence belongs to --bm25-index, or to a TREC run in --results, which has no texts.")
 
 
 @dataclass
@@ -135,7 +145,11 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
 
 def _examples(config: MineNegativesConfig) -> Iterator[_Example]:
     examples = _read_questions(config) if config.distant_supervision is not None else _read_training_data(config)
-    return examples if config.results is None else _with_results(examples, config.results, config.train_data)
+    if config.results is None:
+        return examples
+    if config.evidence is not None:
+        return _with_run(examples, config)
+    return _with_results(examples, config.results, config.train_data)
 
 
 def _read_questions(config: MineNegativesConfig) -> Iterator[_Example]:
@@ -145,20 +159,20 @@ def _read_questions(config: MineNegativesConfig) -> Iterator[_Example]:
 
 
 def _read_training_data(config: MineNegativesConfig) -> Iterator[_Example]:
-    for record in read_json_list(config.train_data):
+    for record in read_training_records(config.train_data):
         positives, negatives = record.records("positive_ctxs"), record.records("hard_negative_ctxs", required=False)
         yield _Example(
             record.values,
             record.text("question"),
-            record.strings("answers", "answer"),
-            tuple(map(read_passage, positives)),
-            tuple(map(read_passage, negatives)),
+            record.strings(*ANSWERS, required=False),
+            tuple(map(passage_of, positives)),
+            tuple(map(passage_of, negatives)),
         )
 
 
 def _with_results(examples: Iterator[_Example], path: Path, asked: Path) -> Iterator[_Example]:
     """Yield the examples with their retrieved passages; the results must be in the order of the questions."""
-    results = read_json_list(path)
+    results = read_records(path, question_columns)
     for example in examples:
         found = next(results, None)
         if found is None or found.text("question") != example.question:
@@ -166,13 +180,40 @@ def _with_results(examples: Iterator[_Example], path: Path, asked: Path) -> Iter
                 f"{path} does not hold the questions of {asked} in their order; it parts from them at "
                 f"{example.question!r}. Evaluate that file, without stride or limit."
             )
-        yield replace(example, hits=tuple(map(_hit, found.records("ctxs"))))
+        yield replace(example, hits=tuple(map(_hit, found.records(*CONTEXTS))))
+
+
+def _with_run(examples: Iterator[_Example], config: MineNegativesConfig) -> Iterator[_Example]:
+    """The same from a TREC run, whose passages the evidence holds; it leaves out questions that found nothing."""
+    assert config.results is not None
+    assert config.evidence is not None
+    evidence, run = EvidenceStore(config.evidence), read_run(config.results)
+    topic = next(run, None)
+    for number, example in enumerate(examples, 1):
+        if topic is None or topic[0] != str(example.values.get("id", number)):
+            yield replace(example, hits=())
+            continue
+        ids, scores = zip(*topic[1], strict=True)
+        rows = evidence.rows_of(ids)
+        if (rows < 0).any():
+            lacking = ids[int((rows < 0).argmax())]
+            raise MismatchError(
+                f"The evidence in {config.evidence} has no passage {lacking!r}, which {config.results} found."
+            )
+        passages = evidence.passages(rows)
+        yield replace(example, hits=tuple(map(Hit, passages, scores)))
+        topic = next(run, None)
+    if topic is not None:
+        raise ConfigError(
+            f"{config.results} does not hold the questions of {config.train_data} in their order: {topic[0]!r} stands "
+            "elsewhere there, or not at all."
+        )
 
 
 def _hit(context: Record) -> Hit:
     score = context.values.get("score", 0)
     try:
-        return Hit(read_passage(context), float(score), bool(context.values.get("has_answer")))
+        return Hit(passage_of(context), float(score), bool(context.values.get("has_answer")))
     except (TypeError, ValueError) as error:
         raise context.error(f"{score!r} is no score") from error
 

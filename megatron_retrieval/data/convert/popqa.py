@@ -13,7 +13,7 @@ from megatron_retrieval.data.convert.common import write_questions
 from megatron_retrieval.data.convert.registry import CONVERTERS, Converter, DatasetConverterConfig
 from megatron_retrieval.data.files.json_records import Record
 from megatron_retrieval.data.files.sniff import stem
-from megatron_retrieval.data.files.tsv import columns_of, read_table
+from megatron_retrieval.data.files.tables import columns_of, read_table
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import atomic_file
 

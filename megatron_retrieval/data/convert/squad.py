@@ -20,6 +20,9 @@ from megatron_retrieval.data.files.json_records import Record
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.data.files.squad_json import read_paragraphs
 from megatron_retrieval.utils.answer_text import normalized
+from megatron_retrieval.utils.logging import get_logger
+
+log = get_logger("data")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,20 @@ def convert_squad(config: DatasetConverterConfig, folder: Path) -> None:
     """
     with passage_file(folder, config) as passages:
         for path in config.input:
-            questions = islice(_questions(path, passages), 0, None, config.question_stride)
+            unanswerable: list[str] = []
+            questions = islice(_questions(path, passages, unanswerable), 0, None, config.question_stride)
             write_examples(folder, stem(path), (question.example() for question in questions), config)
+            if unanswerable:
+                log.info("%s: %s unanswerable questions left out", path, f"{len(unanswerable):,}")
 
 
-def _questions(path: str, passages: PassageFile) -> Iterator[SquadQuestion]:
-    """Yield the questions of every article, whose passages are then written."""
+def _questions(path: str, passages: PassageFile, unanswerable: list[str]) -> Iterator[SquadQuestion]:
+    """Yield the questions of every article, whose passages are then written.
+
+    Args:
+        unanswerable: gets the ids of the questions without an answer (SQuAD 2.0), which are left out: in an open domain
+            another passage may answer them.
+    """
     for title, records in read_paragraphs(path):
         paragraphs = [
             (to_windows(passages.add(title, paragraph.text("context"))), paragraph.records("qas"))
@@ -60,7 +71,11 @@ def _questions(path: str, passages: PassageFile) -> Iterator[SquadQuestion]:
         ]
         article = tuple(window for windows, _ in paragraphs for window in windows)
         for windows, qas in paragraphs:
-            yield from (SquadQuestion(record, windows, article) for record in qas)
+            for record in qas:
+                if record.values.get("is_impossible") or not record.records("answers", required=False):
+                    unanswerable.append(record.identifier("id"))
+                else:
+                    yield SquadQuestion(record, windows, article)
 
 
 CONVERTERS.add(Converter("squad", "SQuAD JSON; written: passages, questions, training data", convert_squad))

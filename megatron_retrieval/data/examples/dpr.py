@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
 from megatron_retrieval.data.examples.batches import Bundles, Share
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
-from megatron_retrieval.data.files.question_files import read_biencoder
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.tokens import TokenBatch
@@ -32,7 +32,8 @@ class DprDataConfig(Checked):
     """Labelled training data."""
 
     train_data: tuple[str, ...]
-    """DPR biencoder JSON files, plain or gzip."""
+    """Questions with positives and hard negatives: DPR's JSON, lines of Tevatron, FlagEmbedding or
+    sentence-transformers, MS MARCO's triples, tables, Parquet, Arrow; plain or gzip."""
     num_hard_negatives: NonNegativeInt = 1
     """Hard negatives per question; 0: in-batch negatives only."""
     hard_negative_selection: Literal["sample", "first"] = "sample"
@@ -82,6 +83,19 @@ class DprDataset:
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def require_negatives(self, global_batch_size: int) -> None:
+        """Refuse batches of one question without hard negatives: nothing could be told from its positive.
+
+        Raises:
+            ConfigError: the loss would be 0 from the first step on.
+        """
+        has_negatives = self._config.num_hard_negatives and any(example.hard_negatives for example in self._examples)
+        if global_batch_size == 1 and not has_negatives:
+            raise ConfigError(
+                "--global-batch-size 1 without hard negatives leaves nothing to tell the positive passage from: the "
+                "loss is 0. Give more questions a batch, or data with hard negatives and --num-hard-negatives."
+            )
 
     def bundles(self) -> Bundles | None:
         """How the sampler is to bundle the questions."""

@@ -9,12 +9,13 @@ from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 
-from megatron_retrieval.data.files.json_records import read_json_lines
-from megatron_retrieval.data.files.passage_files import read_passages
-from megatron_retrieval.data.files.question_files import read_biencoder
+from megatron_retrieval.data.files.names import TEXTS, TITLES
+from megatron_retrieval.data.files.passage_files import passage_of, read_passages
+from megatron_retrieval.data.files.records import read_records
 from megatron_retrieval.data.files.sentences import Document
 from megatron_retrieval.data.files.sniff import FileKind, sniff
 from megatron_retrieval.data.files.squad_json import read_paragraphs
+from megatron_retrieval.data.files.training_files import as_biencoder, is_training
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_chunks
 
@@ -26,10 +27,11 @@ _PIECE_BYTES = 1 << 16
 def read_documents(path: str | Path) -> Iterator[Document]:
     """Yield the documents of a file of the kind that `sniff` finds.
 
-    JSON lines: `text`, and `title` where there is one; a newline in the text ends a paragraph. Tab-separated passages
-    (`psgs_w100.tsv`): consecutive ones with the same title are one document, each a paragraph. SQuAD JSON: an article
-    is a document. DPR biencoder JSON: each distinct positive context is one. Anything else is plain text: a blank
-    line ends a paragraph, and every paragraph is a document without title.
+    Records (JSON, Parquet, Arrow): the text, and the title where there is one; a newline in the text ends a paragraph,
+    and so does an item where the text is a list (KILT). Of training data, each distinct positive is a document. Tables
+    of passages (`psgs_w100.tsv`): consecutive ones with the same title are one document, each a paragraph. SQuAD JSON:
+    an article is a document. Anything else is plain text: a blank line ends a paragraph, and every paragraph is a
+    document without title.
 
     Raises:
         DataError: anything malformed, with its line; or no text at all.
@@ -45,24 +47,31 @@ def read_documents(path: str | Path) -> Iterator[Document]:
 
 def _read(path: Path) -> Iterator[Document]:
     match sniff(path):
-        case FileKind.JSON_LIST:
-            return _read_biencoder(path)
         case FileKind.SQUAD | FileKind.OTHER_JSON:
             return _read_squad(path)
-        case FileKind.JSON_LINES:
-            return _read_jsonl(path)
-        case FileKind.PASSAGE_TABLE:
-            return _read_tsv(path)
-        case FileKind.TEXT:
+        case FileKind.TABLE:
+            return _read_table(path)
+        case FileKind.TEXT | FileKind.TOPICS | FileKind.RUN:
             return _read_plain(path)
+        case _:
+            return _read_records(path)
 
 
-def _read_jsonl(path: Path) -> Iterator[Document]:
-    for record in read_json_lines(path):
-        yield from _documents(record.text("title", ""), [record.text("text")])
+def _read_records(path: Path) -> Iterator[Document]:
+    """Running text, KILT's as a list of paragraphs; or the distinct positives of training data."""
+    seen: set[bytes] = set()
+    for record in read_records(path, lambda row: None):
+        if not is_training(record):
+            yield from _documents(record.text(*TITLES, default=""), record.strings(*TEXTS))
+            continue
+        for context in map(passage_of, as_biencoder(record).records("positive_ctxs")):
+            name = hashlib.blake2b(f"{context.title}\n{context.text}".encode(), digest_size=16).digest()
+            if name not in seen:
+                seen.add(name)
+                yield from _documents(context.title, [context.text])
 
 
-def _read_tsv(path: Path) -> Iterator[Document]:
+def _read_table(path: Path) -> Iterator[Document]:
     passages = (passage for _, passage in read_passages(path))
     for title, of_title in groupby(passages, attrgetter("title")):
         texts = (passage.text for passage in of_title)
@@ -75,16 +84,6 @@ def _read_tsv(path: Path) -> Iterator[Document]:
 def _read_squad(path: Path) -> Iterator[Document]:
     for title, paragraphs in read_paragraphs(path):
         yield from _documents(title, (paragraph.text("context") for paragraph in paragraphs))
-
-
-def _read_biencoder(path: Path) -> Iterator[Document]:
-    seen: set[bytes] = set()
-    for example in read_biencoder(path):
-        for context in example.positives:
-            name = hashlib.blake2b(f"{context.title}\n{context.text}".encode(), digest_size=16).digest()
-            if name not in seen:
-                seen.add(name)
-                yield from _documents(context.title, [context.text])
 
 
 def _read_plain(path: Path) -> Iterator[Document]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from megatron_retrieval.utils.files import read_chunks, read_lines
 
 #: longest token of JSON other than a string ("-Infinity", an escape)
 _LONGEST_ATOM = 16
+#: whole numbers up to this one are floats without rounding
+_EXACT_FLOATS = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -26,44 +28,78 @@ class Record:
     def error(self, problem: str, hint: str = "") -> DataError:
         return DataError(self.path, problem, line=self.line, hint=hint)
 
-    def text(self, key: str, default: str | None = None) -> str:
-        """The string at `key`; `default` where there is none."""
-        value = self.values.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str):
-            raise self.error(f"{key!r} must be a string" if key in self.values else f"there is no {key!r}")
-        return self._encodable(key, value)
+    def first(self, *keys: str) -> tuple[str, Any]:
+        """(key, value) of the first of `keys` with a value; ("", None) where all are missing, null or NaN (pandas)."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is not None and value == value:
+                return key, value
+        return "", None
 
-    def strings(self, *keys: str) -> tuple[str, ...]:
-        """The list of strings at the first of `keys` that is there; a single string counts as a list of one."""
-        key = next((key for key in keys if key in self.values), None)
-        if key is None:
-            raise self.error(f"there is no {' or '.join(map(repr, keys))}")
-        value = self.values[key]
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+    def text(self, *keys: str, default: str | None = None) -> str:
+        """The string or number at the first of `keys` with a value; `default` where there is none."""
+        key, value = self.first(*keys)
+        if key:
+            return self._text(key, value)
+        if default is None:
+            raise self._missing(keys, "a string")
+        return default
+
+    def strings(self, *keys: str, required: bool = True) -> tuple[str, ...]:
+        """The strings or numbers at the first of `keys` that is there; a single one counts as a list of one.
+
+        Null counts as none, and so does a missing key that is not required. Hugging Face's SQuAD rows hold the list
+        as `text` of an object.
+        """
+        key, value = self.first(*keys)
+        if not key:
+            if required and self.values.keys().isdisjoint(keys):
+                raise self._missing(keys, "a list of strings")
+            return ()
+        if isinstance(value, dict):
+            value = value.get("text")
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, list | dict) or item is None for item in items):
             raise self.error(f"{key!r} must be a list of strings")
-        return tuple(self._encodable(key, item) for item in items)
+        return tuple(self._text(key, item) for item in items)
 
     def identifier(self, *keys: str) -> str:
-        """The string or whole number at the first of `keys` that is there, as a string; empty where there is none."""
-        key = next((key for key in keys if self.values.get(key) is not None), None)
-        if key is None:
-            return ""
-        value = self.values[key]
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise self.error(f"{key!r} must be a string or a whole number")
-        return self._encodable(key, str(value))
+        """The string or whole number at the first of `keys` with a value, as it is; empty where there is none.
 
-    def records(self, key: str, *, required: bool = True) -> list[Record]:
-        """The list of objects at `key`; empty where there is none and it is not required."""
-        if key not in self.values and not required:
+        A float is the whole number that it was before pandas met a missing one.
+        """
+        key, value = self.first(*keys)
+        if not key:
+            return ""
+        if isinstance(value, bool | list | dict) or (isinstance(value, float) and not value.is_integer()):
+            raise self.error(f"{key!r} must be a string or a whole number")
+        if isinstance(value, float) and abs(value) > _EXACT_FLOATS:
+            raise self.error(f"{key!r} is a float, which rounds numbers of this size", "Write ids as strings.")
+        return self._text(key, value)
+
+    def records(self, *keys: str, required: bool = True) -> list[Record]:
+        """The list of objects at the first of `keys` with a value; empty where there is none and none is required."""
+        key, value = self.first(*keys)
+        if not key and not required:
             return []
-        value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self.error(f"{key!r} must be a list of objects" if key in self.values else f"there is no {key!r}")
+            raise (
+                self._missing(keys, "a list of objects")
+                if not key
+                else self.error(f"{key!r} must be a list of objects")
+            )
         return [Record(self.path, self.line, item) for item in value]
+
+    def _missing(self, keys: Sequence[str], what: str) -> DataError:
+        null = next((key for key in keys if key in self.values), None)
+        return self.error(f"{null!r} must be {what}" if null else f"there is no {' or '.join(map(repr, keys))}")
+
+    def _text(self, key: str, value: object) -> str:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.error(f"{key!r} must be a string")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return self._encodable(key, str(value))
 
     def _encodable(self, key: str, value: str) -> str:
         try:
@@ -115,6 +151,36 @@ def read_json_list(path: str | Path) -> Iterator[Record]:
     text.skip()
     if text.peek():
         raise text.error("text after the end of the JSON list")
+
+
+def read_json_map(path: str | Path) -> Iterator[Record]:
+    """Yield the objects that one JSON object holds, as Pyserini writes results, one at a time; each has its key as
+    `id` unless it has one.
+
+    Raises:
+        DataError: no object of objects, cut off, or the file cannot be read.
+    """
+    text = _JsonText(Path(path))
+    opening = "{"
+    while text.peek() == opening:
+        text.skip()
+        if opening == "{" and text.peek() == "}":
+            break
+        line, key = text.line, text.value()
+        if not isinstance(key, str) or text.peek() != ":":
+            raise text.error("expected a key and an object")
+        text.skip()
+        text.peek()
+        value = text.value()
+        if not isinstance(value, dict):
+            raise text.error(f"expected an object at {key!r}")
+        yield Record(Path(path), line, {"id": key, **value})
+        opening = ","
+    if text.peek() != "}":
+        raise text.error("not valid JSON (expected ',' or '}')", hint="Is the file cut off?")
+    text.skip()
+    if text.peek():
+        raise text.error("text after the end of the JSON object")
 
 
 def _not_json(path: str | Path, error: json.JSONDecodeError, line: int) -> DataError:

@@ -1,50 +1,65 @@
-"""Readers of passage files: DPR's `psgs_w100.tsv` and JSON lines, plain or gzip."""
+"""Readers of passage files: DPR's, BEIR's, Tevatron's, MS MARCO's and Pyserini's; tables, JSON, Parquet and Arrow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_retrieval.data.files.json_records import read_json_lines
-from megatron_retrieval.data.files.sniff import sniff, stem
-from megatron_retrieval.data.files.tsv import columns_of, read_table
+from megatron_retrieval.data.files.json_records import Record
+from megatron_retrieval.data.files.names import PASSAGE_IDS, TEXTS, TITLES
+from megatron_retrieval.data.files.records import TableRecord, Unnamed, not_empty, read_records
+from megatron_retrieval.data.files.sniff import stem
+from megatron_retrieval.data.files.tables import TableForm
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.logging import get_logger
+
+#: Pyserini's text of a passage with a title
+_QUOTED_TITLE = re.compile(r'"([^\n]*)"\n')
 
 
-def read_passages(path: str | Path) -> Iterator[tuple[int, Passage]]:
-    """Yield (line, passage) of a passage file; of the kind that `sniff` finds.
+def read_passages(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Passage]]:
+    """Yield (line, passage) of a file of records: a text, and a title and an id where there are any.
 
-    Tab-separated: a header with the columns `id`, `text` and `title`. JSONL: `title`, `text` and, optionally, `id`;
-    without one, the passage is called by its file and line.
+    Without an id, a passage is called by its file and line. A table without a header has two columns, id and text, as
+    MS MARCO's collection.
+
+    Args:
+        columns: of a table without a header.
 
     Raises:
         DataError: anything malformed, with its line; or no passages at all.
     """
     path = Path(path)
-    passages = _read_jsonl(path) if sniff(path).is_json_object else _read_tsv(path)
-    is_empty = True
-    for numbered in passages:
-        is_empty = False
-        yield numbered
-    if is_empty:
-        raise DataError(path, "there are no passages in the file")
 
+    def unnamed(form: TableForm) -> Unnamed | None:
+        row = form.plain_row
+        if columns:
+            return Unnamed(tuple(columns))
+        if len(row) != 2 or not row[0] or any(map(str.isspace, row[0])):
+            hint = "Name its columns: tools/build_evidence.py --columns title text."
+            raise DataError(path, "the file has no header, nor does it hold ids and texts", line=1, hint=hint)
+        return Unnamed(("id", "text"))
 
-def _read_tsv(path: Path) -> Iterator[tuple[int, Passage]]:
-    rows = read_table(path)
-    _, header = next(rows, (1, []))
-    id_column, title_column, text_column = columns_of(path, header, ("id", "title", "text"))
-    for line, row in rows:
-        if len(row) != len(header):
-            raise DataError(path, f"expected {len(header)} fields, found {len(row)}", line=line)
-        if not row[id_column]:
-            raise DataError(path, "the id is empty", line=line)
-        yield line, Passage(row[id_column], row[title_column], row[text_column])
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Passage]]:
-    for record in read_json_lines(path):
+    num_unnamed = 0
+    for record in not_empty(path, read_records(path, unnamed), "passages"):
+        passage = passage_of(record)
         assert record.line is not None
-        identifier = record.identifier("id") or f"{stem(path)}:{record.line}"
-        yield record.line, Passage(identifier, record.text("title"), record.text("text"))
+        if not passage.id:
+            if isinstance(record, TableRecord) and not record.values.keys().isdisjoint(PASSAGE_IDS):
+                raise record.error("the id is empty")
+            num_unnamed += 1
+            passage = Passage(f"{'_'.join(stem(path).split())}:{record.line}", passage.title, passage.text)
+        yield record.line, passage
+    if num_unnamed:
+        get_logger("data").info("%s: %s passages without an id are called by their line", path, f"{num_unnamed:,}")
+
+
+def passage_of(record: Record) -> Passage:
+    """A passage as passage files and training data hold it; the id is empty where there is none."""
+    identifier, text = record.identifier(*PASSAGE_IDS), record.text(*TEXTS)
+    title = record.text(*TITLES, default="")
+    if not title and (quoted := _QUOTED_TITLE.match(text)) and "title" not in record.values:
+        title, text = quoted[1], text[quoted.end() :]
+    return Passage(identifier, title, text)

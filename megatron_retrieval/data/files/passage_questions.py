@@ -12,8 +12,10 @@ from typing import Annotated
 
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
 from megatron_retrieval.data.files.json_records import Record
-from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, read_passage, read_questions
-from megatron_retrieval.data.files.sniff import read_json_records
+from megatron_retrieval.data.files.names import ANSWERS, CONTEXTS
+from megatron_retrieval.data.files.passage_files import passage_of
+from megatron_retrieval.data.files.question_files import AskedQuestionsConfig, question_columns, question_of
+from megatron_retrieval.data.files.records import TableRecord, not_empty, read_records
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.utils.logging import get_logger
@@ -123,12 +125,10 @@ def read_reader_questions(
         DataError: anything malformed, with its line; or no questions at all.
     """
     census, asked = census or QuestionCensus(), asked or AskedQuestionsConfig()
-    num_before = census.num_questions
-    for question, num_blank in asked.chosen(_questions(Path(path), config)):
+    questions = asked.chosen(_questions(Path(path), config))
+    for question, num_blank in not_empty(path, questions, "questions"):
         census.count(question, num_blank, closed_book=config.closed_book)
         yield dataclasses.replace(question, text=asked.prepared(question.text))
-    if census.num_questions == num_before:
-        raise DataError(path, "there are no questions in the file")
 
 
 def read_training_questions(data: ReaderTrainingDataConfig, census: QuestionCensus) -> Iterator[ReaderQuestion]:
@@ -142,18 +142,14 @@ def read_training_questions(data: ReaderTrainingDataConfig, census: QuestionCens
 
 
 def _questions(path: Path, config: PassagesToReadConfig) -> Iterator[tuple[ReaderQuestion, int]]:
-    records = read_json_records(path)
-    if records is not None:
-        for number, record in enumerate(records, 1):
-            yield _question(record, number, config)
-    elif config.closed_book:
-        yield from map(question_to_read, read_questions(path))
-    else:
-        hint = (
-            "Give results.json of retriever-evaluate, DPR's or FiD's JSON; other question files need --closed-book or, "
-            "in qa-evaluate, --retriever."
-        )
-        raise DataError(path, "holds no passages to read", hint=hint)
+    for number, record in enumerate(read_records(path, question_columns), 1):
+        if isinstance(record, TableRecord) and not config.closed_book:
+            hint = (
+                "Give results.json of retriever-evaluate, DPR's or FiD's JSON; other question files need --closed-book "
+                "or, in qa-evaluate, --retriever."
+            )
+            raise DataError(path, "holds no passages to read", hint=hint)
+        yield _question(record, number, config)
 
 
 def question_to_read(
@@ -167,24 +163,18 @@ def question_to_read(
 
 def _question(record: Record, number: int, config: PassagesToReadConfig) -> tuple[ReaderQuestion, int]:
     """A question, and the number of its blank answers."""
+    question = question_of(record, number)
     target = record.text("target", default="") or None
-    only_target = target is not None and not {"answers", "answer"} & record.values.keys()
-    given = (target,) if only_target and target else record.strings("answers", "answer")
+    only_target = target is not None and record.values.keys().isdisjoint(ANSWERS)
+    given = (target,) if only_target and target else question.answers
     contexts: list[Record] = []
     if not config.closed_book:
-        if "ctxs" not in record.values:
+        if record.values.keys().isdisjoint(CONTEXTS):
             raise record.error("there is no 'ctxs'", "Give a file with passages, or --closed-book.")
-        contexts = record.records("ctxs")[: config.num_passages]
+        contexts = record.records(*CONTEXTS)[: config.num_passages]
     answers = not_blank(given)
-    question = ReaderQuestion(
-        record.identifier("id") or str(number),
-        record.text("question"),
-        answers,
-        tuple(map(read_passage, contexts)),
-        tuple(map(_score, contexts)),
-        target,
-    )
-    return question, len(given) - len(answers)
+    passages, scores = tuple(map(passage_of, contexts)), tuple(map(_score, contexts))
+    return ReaderQuestion(question.id, question.text, answers, passages, scores, target), len(given) - len(answers)
 
 
 def _score(context: Record) -> float:

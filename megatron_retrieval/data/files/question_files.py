@@ -1,9 +1,13 @@
-"""Readers of question files: DPR's `.qa.csv`, JSON lines, and DPR biencoder JSON, plain or gzip."""
+"""Readers of question files: DPR's `.qa.csv`, BEIR's and MS MARCO's queries, KILT, TREC topics, training data."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import io
+import re
+import tokenize
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,12 +15,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.data.files.json_records import Record, read_json_list
-from megatron_retrieval.data.files.sniff import read_json_records
-from megatron_retrieval.data.files.tsv import read_table
-from megatron_retrieval.errors import DataError
-from megatron_retrieval.types.questions import Passage, Question
+from megatron_retrieval.data.files.json_records import Record
+from megatron_retrieval.data.files.names import ANSWERS, KILT_ANSWERS, QUESTION_IDS, QUESTIONS, TITLES
+from megatron_retrieval.data.files.passage_files import passage_of
+from megatron_retrieval.data.files.records import TableRecord, Unnamed, not_empty, read_records
+from megatron_retrieval.data.files.tables import TableForm
+from megatron_retrieval.data.files.training_files import as_biencoder, is_training
+from megatron_retrieval.types.questions import Question
 
+_LISTS = ("[", "(", "array(")
+_ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^)]+)?\)", re.DOTALL)
+#: perhaps literals beside one another, which Python joins
+_TWO_STRINGS = re.compile(r"""['"]\s+['"]""")
+#: what a literal's escapes leave where a backslash was meant
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 Item = TypeVar("Item")
 
 
@@ -44,20 +56,11 @@ class AskedQuestionsConfig(Checked):
         return text.replace("’", "'") if self.plain_apostrophes else text
 
 
-@dataclass(frozen=True)
-class BiencoderExample:
-    """One record of a DPR biencoder file."""
-
-    question: str
-    answers: tuple[str, ...]
-    positives: tuple[Passage, ...]
-    hard_negatives: tuple[Passage, ...]
-
-
 def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) -> Iterator[Question]:
-    """Yield the questions of a file of the kind that `sniff` finds: a JSON list, JSON lines, or a DPR .qa.csv.
+    """Yield the questions of a file of records, of training data, or of a table without a header: DPR's .qa.csv
+    (question, answers) or MS MARCO's queries (id, text).
 
-    The id is the record's `id` where it has one, otherwise its number in the file, from 1.
+    The id is the record's where it has one, otherwise its number in the file, from 1. Answers may be missing.
 
     Args:
         asked: which of them; default: all, as they are.
@@ -65,65 +68,73 @@ def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) 
     Raises:
         DataError: anything malformed, with its line; or no questions at all.
     """
-    path = Path(path)
-    records = read_json_records(path)
-    asked, is_empty = asked or AskedQuestionsConfig(), True
-    for question in asked.chosen(_read_csv(path) if records is None else _from_records(records)):
-        is_empty = False
+    asked, path = asked or AskedQuestionsConfig(), Path(path)
+    questions = (question_of(record, number) for number, record in enumerate(read_records(path, question_columns), 1))
+    for question in not_empty(path, asked.chosen(questions), "questions"):
         yield dataclasses.replace(question, text=asked.prepared(question.text))
-    if is_empty:
-        raise DataError(path, "there are no questions in the file")
 
 
-def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
-    """Yield the examples of a DPR biencoder JSON file, one at a time: these files can be larger than the memory.
+def question_columns(form: TableForm) -> Unnamed | None:
+    """The columns of questions in a table without a header, by its first row."""
+    if len(form.first_row) == 2 and form.first_row[1].startswith(_LISTS):
+        return Unnamed(("question", "answers"), quoted=True)
+    return Unnamed(("id", "text")) if len(form.plain_row) == 2 else None
 
-    Raises:
-        DataError: anything malformed, with its line.
+
+def question_of(record: Record, number: int) -> Question:
+    """A question; with gold passages where the record is training data.
+
+    Args:
+        number: of the record in its file.
     """
-    for record in read_json_list(path):
-        yield BiencoderExample(
-            record.text("question"),
-            record.strings("answers", "answer"),
-            tuple(read_passage(context) for context in record.records("positive_ctxs")),
-            tuple(read_passage(context) for context in record.records("hard_negative_ctxs", required=False)),
-        )
-
-
-def _from_records(records: Iterator[Record]) -> Iterator[Question]:
-    """Yield the questions of records with `question`, `answer` or `answers` and, where known, `positive_ctxs`."""
-    for number, record in enumerate(records, 1):
-        gold = [read_passage(context).id for context in record.records("positive_ctxs", required=False)]
-        yield Question(
-            record.identifier("id") or str(number),
-            record.text("question"),
-            record.strings("answers", "answer"),
-            tuple(dict.fromkeys(identifier for identifier in gold if identifier)),
-        )
-
-
-def read_passage(context: Record) -> Passage:
-    """A passage as DPR's and FiD's files hold it."""
-    return Passage(
-        context.identifier("passage_id", "psg_id", "id"), context.text("title", default=""), context.text("text")
+    record = as_biencoder(record) if is_training(record) else record
+    key, _ = record.first(*QUESTIONS)
+    if key == "text" and record.first(*TITLES)[1]:
+        raise record.error("a passage (it has a title), not a question", "Is it the corpus?")
+    gold = [passage_of(context).id for context in record.records("positive_ctxs", required=False)]
+    return Question(
+        record.identifier(*QUESTION_IDS) or str(number),
+        record.text(*QUESTIONS),
+        answers_of(record),
+        tuple(dict.fromkeys(identifier for identifier in gold if identifier)),
     )
 
 
-def _read_csv(path: Path) -> Iterator[Question]:
-    for number, (line, row) in enumerate(read_table(path), 1):
-        if len(row) != 2:
-            hint = "Expected a question, a tab and a list of answers."
-            raise DataError(path, f"expected 2 fields, found {len(row)}", line=line, hint=hint)
-        yield Question(str(number), row[0], _answer_list(path, line, row[1]))
+def answers_of(record: Record) -> tuple[str, ...]:
+    """The answers of a record; none where it has none."""
+    if KILT_ANSWERS in record.values:
+        outputs = record.records(KILT_ANSWERS)
+        answers = (output.text("answer", default="") for output in outputs)
+        return tuple(dict.fromkeys(answer for answer in answers if answer))
+    if not isinstance(record, TableRecord):
+        return record.strings(*ANSWERS, required=False)
+    text = record.text(*ANSWERS, default="")
+    if not record.values.keys() & {*ANSWERS} or (record.has_header and not text.startswith(_LISTS)):
+        return (text,) if text else ()
+    return _answer_list(record, text)
 
 
-def _answer_list(path: Path, line: int, text: str) -> tuple[str, ...]:
+def _answer_list(record: TableRecord, text: str) -> tuple[str, ...]:
     """The answers written as a Python list; `literal_eval` evaluates nothing but literals."""
+    array = _ARRAY.fullmatch(text)
     try:
-        answers = ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of \s and \d, which stay as they are
+            warnings.simplefilter("ignore", DeprecationWarning)
+            answers = ast.literal_eval(array[1] if array else text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         answers = None
+    shown = text if len(text) <= 40 else text[:40] + "…"
     if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
-        shown = text if len(text) <= 40 else text[:40] + "…"
-        raise DataError(path, f"{shown!r} is no list of answers", line=line, hint="Expected ['one', 'another'].")
+        raise record.error(f"{shown!r} is no list of answers", hint="Expected ['one', 'another'].")
+    if _TWO_STRINGS.search(text) and _num_literals(text) > len(answers):
+        hint = "Separate them by commas: ['one', 'another']."
+        raise record.error(f"{shown!r} has answers without a comma between them, as NumPy prints arrays", hint)
+    if any(_CONTROL.search(answer) for answer in answers):
+        problem = f"{shown!r} holds control characters: a backslash, as in \\b, begins an escape (there, a backspace)"
+        raise record.error(problem, hint="Double the backslashes of regular expressions: ['\\\\bword\\\\b'].")
     return tuple(answers)
+
+
+def _num_literals(text: str) -> int:
+    return sum(token.type == tokenize.STRING for token in tokenize.generate_tokens(io.StringIO(text).readline))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import enum
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_retrieval.data.files.json_records import Record, read_json_lines, read_json_list
+from megatron_retrieval.data.files.tables import TableForm, table_form
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import BROKEN_GZIP, open_binary
 
 _START_BYTES = 1 << 16
 _JSON_LIST, _JSON_OBJECT = re.compile(r"\[\s*[{\]]"), re.compile(r'\{\s*["}]')
+_JSON_MAP = re.compile(r'\{\s*"[^"]*"\s*:\s*\{\s*"(question|answers|contexts|title|text)"')
 _SQUAD = re.compile(r'\{\s*("version"\s*:\s*("[^"]*"|[0-9.]+)\s*,\s*)?"data"\s*:\s*\[')
-_PASSAGE_COLUMNS = frozenset({"id", "title", "text"})
+_TOPICS = re.compile(r"<top>\s*<num>", re.IGNORECASE)
+_RUN = re.compile(r"\S+\s+Q0\s+\S+\s+-?\d+\s+[-+.\w]+\s+\S+\s*(\n|$)")
+#: of Parquet, of Arrow files, and of the Arrow streams that Hugging Face's `datasets` writes
+_ARROW_MAGIC = {b"PAR1": "PARQUET", b"ARRO": "ARROW", b"\xff\xff\xff\xff": "ARROW"}
 
 
 class FileKind(enum.Enum):
@@ -23,18 +26,31 @@ class FileKind(enum.Enum):
 
     JSON_LIST = "a JSON list of objects"
     JSON_LINES = "JSON objects, one a line"
+    JSON_MAP = "a JSON object of objects, as Pyserini writes results"
     SQUAD = "a JSON object of SQuAD's form (or JSON lines whose first object has such a form)"
-    PASSAGE_TABLE = "tab-separated columns with a header that names id, title or text"
+    TABLE = "columns with a header of known names; or anything else that is named .tsv"
+    PARQUET = "Parquet"
+    ARROW = "Arrow, a file or a stream"
+    TOPICS = "TREC topics"
+    RUN = "a TREC run"
     OTHER_JSON = "nothing that looks like JSON, in a file named .json"
-    TEXT = "anything else, question tables included"
+    TEXT = "anything else, tables without a header included"
 
     @property
     def is_json_object(self) -> bool:
-        """Whether the file begins with a JSON object."""
+        """Whether the file begins with a JSON object that is a record."""
         return self in (FileKind.JSON_LINES, FileKind.SQUAD)
 
 
-_BY_NAME = {".jsonl": FileKind.JSON_LINES, ".json": FileKind.OTHER_JSON, ".tsv": FileKind.PASSAGE_TABLE}
+_BY_CONTENT = (
+    (_JSON_LIST, FileKind.JSON_LIST),
+    (_SQUAD, FileKind.SQUAD),
+    (_JSON_MAP, FileKind.JSON_MAP),
+    (_JSON_OBJECT, FileKind.JSON_LINES),
+    (_TOPICS, FileKind.TOPICS),
+    (_RUN, FileKind.RUN),
+)
+_BY_NAME = {".jsonl": FileKind.JSON_LINES, ".json": FileKind.OTHER_JSON, ".tsv": FileKind.TABLE}
 
 
 def sniff(path: str | Path) -> FileKind:
@@ -44,31 +60,21 @@ def sniff(path: str | Path) -> FileKind:
         DataError: the file is missing or empty.
     """
     start, suffix = _start(path), suffix_of(path)
-    first_line = start.partition("\n")[0].rstrip("\r").split("\t")
-    is_table = len(first_line) > 1 and suffix in (".csv", ".tsv")  # a question may begin with a bracket
-    by_content = (
-        (_JSON_LIST, FileKind.JSON_LIST),
-        (_SQUAD, FileKind.SQUAD),
-        (_JSON_OBJECT, FileKind.JSON_LINES),
-    )
-    for pattern, kind in by_content:
-        if pattern.match(start) and not is_table:
-            return kind
-    if len(first_line) > 1 and not _PASSAGE_COLUMNS.isdisjoint(first_line):
-        return FileKind.PASSAGE_TABLE
+    if kind := _ARROW_MAGIC.get(start[:4]):
+        return FileKind[kind]
+    text = start.decode("utf-8-sig", errors="replace").lstrip()
+    is_table = "\t" in text.partition("\n")[0] and suffix in (".csv", ".tsv")  # a question may begin with a bracket
+    for pattern, kind_of_text in _BY_CONTENT:
+        if pattern.match(text) and not is_table:
+            return kind_of_text
+    if table_form(text, suffix).header:
+        return FileKind.TABLE
     return _BY_NAME.get(suffix, FileKind.TEXT)
 
 
-def read_json_records(path: Path) -> Iterator[Record] | None:
-    """The objects of a JSON list or of JSON lines, one at a time; None where the file holds neither.
-
-    Raises:
-        DataError: the file is missing, empty or malformed.
-    """
-    kind = sniff(path)
-    if kind is FileKind.JSON_LIST:
-        return read_json_list(path)
-    return read_json_lines(path) if kind.is_json_object else None
+def form_of_table(path: str | Path) -> TableForm:
+    """Delimiter and header of a table."""
+    return table_form(_start(path).decode("utf-8-sig", errors="replace").lstrip(), suffix_of(path))
 
 
 def suffix_of(path: str | Path) -> str:
@@ -81,14 +87,14 @@ def stem(path: str | Path) -> str:
     return Path(Path(path).name.removesuffix(".gz")).stem
 
 
-def _start(path: str | Path) -> str:
-    """The beginning of a file from its first character that is not white space."""
-    is_empty = True
+def _start(path: str | Path) -> bytes:
+    """The beginning of a file, from the block with its first character that is not white space."""
+    is_empty, block = True, b""
     with open_binary(path) as file, contextlib.suppress(*BROKEN_GZIP):  # reading on says where it is broken
         while block := file.read(_START_BYTES):
             is_empty = False
-            if start := block.decode("utf-8-sig", errors="replace").lstrip():
-                return start
+            if block.decode("utf-8-sig", errors="replace").strip():
+                return block
         if is_empty:
             raise DataError(path, "the file is empty")
-    return ""
+    return b""

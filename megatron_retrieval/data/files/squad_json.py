@@ -13,6 +13,8 @@ from megatron_retrieval.utils.files import read_json
 def read_paragraphs(path: str | Path) -> Iterator[tuple[str, list[Record]]]:
     """Yield the title of every article and its paragraphs, as SQuAD's records; the file is held in memory.
 
+    The title is empty where there is none, as in files of annotation tools.
+
     Raises:
         DataError: no SQuAD file, or no article in it.
     """
@@ -23,4 +25,4 @@ def read_paragraphs(path: str | Path) -> Iterator[tuple[str, list[Record]]]:
     if not articles:
         raise DataError(path, "there are no articles in the file")
     for article in articles:
-        yield article.text("title").replace("_", " "), article.records("paragraphs")
+        yield article.text("title", default="").replace("_", " "), article.records("paragraphs")

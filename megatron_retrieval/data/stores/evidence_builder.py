@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -45,8 +45,10 @@ class EvidenceBuilderConfig(Checked):
     """Build an evidence folder from passage files; run it again to continue after a stop."""
 
     input: tuple[str, ...]
-    """Passage files: psgs_w100.tsv (columns id, text, title) or JSONL (title, text, optional id), plain or gzip. Rows
-    are numbered in this order."""
+    """Passage files: psgs_w100.tsv, corpora of BEIR, Tevatron, MS MARCO and Pyserini, tables, JSON, Parquet, Arrow;
+    plain or gzip. Rows are numbered in this order."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns (id, title, text) of tables without a header; default: id and text where there are two."""
     output: str
     """Folder to create; unfinished work is kept in OUTPUT.partial."""
     vocab_file: str
@@ -107,6 +109,7 @@ def _settings(config: EvidenceBuilderConfig, tokenizer: Vocabulary) -> dict[str,
     library = VOCABULARIES[tokenizer.kind].library
     return {
         "--input": list(config.input),
+        **({"--columns": list(config.columns)} if config.columns else {}),
         **input_states(config.input),
         "the vocabulary of --vocab-file": tokenizer.fingerprint,
         "--lower-case": config.lower_case,
@@ -127,7 +130,7 @@ def _write_columns(
     ):
         writer = _Writer(partial.contents, files, progress)
         partial.save(writer.sync())
-        passages = islice(_raw_passages(config.input), progress.passages, None)
+        passages = islice(_raw_passages(config), progress.passages, None)
         bar.update(progress.passages)
         for chunk in encode(_chunks(passages)):
             writer.write(chunk)
@@ -139,9 +142,9 @@ def _write_columns(
         raise DataError(", ".join(config.input), "changed while being read")
 
 
-def _raw_passages(inputs: Iterable[str]) -> Iterator[RawPassage]:
-    for path in inputs:
-        for _, passage in read_passages(path):
+def _raw_passages(config: EvidenceBuilderConfig) -> Iterator[RawPassage]:
+    for path in config.input:
+        for _, passage in read_passages(path, config.columns):
             yield passage.id, passage.title, passage.text
 
 
@@ -206,28 +209,28 @@ def _finish(
     """Write id table, vocabulary and manifest; an earlier attempt may have written some of them."""
     folder = partial.contents
     if (folder / _UNSORTED_HASHES).exists():  # else the table is whole
-        _write_id_table(folder, config.input)
+        _write_id_table(folder, config)
     partial.keep_only({layout.ID_HASHES, layout.ID_ROWS, *progress.file_bytes})
     write_vocabulary(folder, tokenizer)
     entries = {**token_entries(tokenizer), "num_passages": progress.passages, "inputs": list(config.input)}
     write_manifest(folder, layout.EvidenceStore, progress.fingerprint, entries)
 
 
-def _write_id_table(folder: Path, inputs: Sequence[str]) -> None:
+def _write_id_table(folder: Path, config: EvidenceBuilderConfig) -> None:
     unsorted = folder / _UNSORTED_HASHES
     id_files = [folder / name(layout.TEXT_COLUMNS[0]) for name in (values_file, offsets_file)]
     ids = Ragged(np.memmap(id_files[0], np.uint8, "r"), np.memmap(id_files[1], np.int64, "r"))
     hashes = np.memmap(unsorted, np.uint64, "r")
     duplicate = sort_id_table(hashes, ids, folder / layout.ID_HASHES, folder / layout.ID_ROWS)
     if duplicate is not None:
-        (first_path, first_line), (path, line) = _places(inputs, duplicate)
+        (first_path, first_line), (path, line) = _places(config, duplicate)
         problem = f"the id {ids[duplicate[0]].tobytes().decode()!r} is already used at {first_path}:{first_line}"
         raise DataError(path, problem, line=line, hint="Every passage needs an id of its own.")
     unsorted.unlink()
 
 
-def _places(inputs: Sequence[str], rows: tuple[int, int]) -> list[tuple[str, int]]:
+def _places(config: EvidenceBuilderConfig, rows: tuple[int, int]) -> list[tuple[str, int]]:
     """File and line of two rows, in ascending order; the inputs are read again, since an error follows."""
-    lines = ((path, line) for path in inputs for line, _ in read_passages(path))
+    lines = ((path, line) for path in config.input for line, _ in read_passages(path, config.columns))
     first = next(islice(lines, rows[0], None))
     return [first, next(islice(lines, rows[1] - rows[0] - 1, None))]
