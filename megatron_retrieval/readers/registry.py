@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
-from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.readers.extractive import EXTRACTIVE
 from megatron_retrieval.readers.fusion import FUSION

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME
+from megatron_retrieval.checkpoint.store.folders import LATEST_NAME
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.extractive import ExtractiveFinetuneConfig
@@ -65,6 +65,13 @@ def curve(output: Path, key: str = "loss") -> list[float]:
 def rewind(checkpoints: Path, iteration: int) -> None:
     """Let a run that resumes from this folder start at an earlier checkpoint."""
     (checkpoints / LATEST_NAME).write_text(f"{iteration}\n")
+
+
+def flip_byte(path: Path) -> None:
+    """Change a byte in the middle of a file, whose length stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def saved_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
-from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import holds_checkpoints, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
@@ -50,13 +51,18 @@ class SaveConfig(Checked):
         """The checkpoint to resume from, as it is when first asked for; None at the first start.
 
         Raises:
-            CheckpointError: --load names a folder without checkpoint that is not --save either.
+            CheckpointError: --load names a folder without whole checkpoint, and either it is not --save or damaged
+                ones are there.
         """
-        if self.load is None:
-            return None
-        if self.load == self.save and not (Path(self.load) / LATEST_NAME).exists():
+        if self.load is None or (self.load == self.save and not holds_checkpoints(self.load)):
             return None
         return resolve_checkpoint(self.load)
+
+    def whole_resume_folder(self) -> Path | None:
+        """As `resume_folder`, with the contents of every file compared with its checksum."""
+        if self.load is None or self.resume_folder is None:
+            return None
+        return resolve_checkpoint(self.load, compare_contents=True)
 
 
 @dataclass(frozen=True)

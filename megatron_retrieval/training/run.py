@@ -11,6 +11,7 @@ from torch import nn
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.batches import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
@@ -113,13 +114,15 @@ class TrainingRun:
             self.add(EvaluateTask(task, config.evaluation.eval_interval, self.metrics_log))
 
     def resume(self) -> None:
-        """Continue from the checkpoint that `--load` names; nothing where there is none.
+        """Continue from the checkpoint that `--load` names, or where it is damaged from the newest whole one; nothing
+        where there is none.
 
         Raises:
             CheckpointError: it does not fit the model.
             ConfigError: it comes from a run over other batches.
         """
-        folder = self._config.save.resume_folder
+        group = self._topology.world_group
+        folder = gather_objects(on_first_rank(self._config.save.whole_resume_folder, group), group)[0]
         self.iteration = self._checkpoints().resume(folder) if folder else 0
 
     def trainer(self, step: StepModule, examples: BatchSource[Any], bundles: Bundles | None = None) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -29,24 +30,74 @@ MAX_LINE_BYTES = 1 << 26
 #: what reading a gzip file raises that is cut off or damaged
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
+_FREE_SPACE = "Free some space, then give the same command again."
+#: what keeps a file from being written, and what helps
+_DISK_ERRORS = {
+    errno.ENOSPC: ("the disk is full", _FREE_SPACE),
+    errno.EDQUOT: ("the quota of the disk is used up", _FREE_SPACE),
+    errno.EFBIG: ("it would be larger than a file may be (ulimit -f)", ""),
+    errno.EROFS: ("the disk is read-only", ""),
+    errno.EACCES: ("permission denied", ""),
+    errno.EPERM: ("permission denied", ""),
+    errno.EIO: ("the disk fails", ""),
+}
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Have an error of the disk in this block name what could not be written: the system's does not.
+
+    Raises:
+        DataError: the disk is full, read-only or failing.
+    """
+    try:
+        yield
+    except OSError as error:
+        # an error that names a file elsewhere is not of writing this one
+        named, folder = Path(os.fsdecode(error.filename or path)), Path(path).parent
+        is_here = named.is_relative_to(folder) or folder.is_relative_to(named)
+        if error.errno not in _DISK_ERRORS or not is_here:
+            raise
+        problem, hint = _DISK_ERRORS[error.errno]
+        raise DataError(path, f"cannot be written, {problem}", hint=hint) from error
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary neighbour of `path` for writing; it replaces `path` only if the block succeeds."""
+    """Open a temporary neighbour of `path` for writing; it replaces `path` only if the block succeeds, and is on the
+    disk then.
+
+    Raises:
+        DataError: the disk is full, read-only or failing.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            text_settings = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+            with open(descriptor, mode, **text_settings) as file:  # type: ignore[call-overload]
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: what was renamed, made or removed there stays so after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        text_settings = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with open(descriptor, mode, **text_settings) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system on which this cannot be asked for
+            raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -67,6 +118,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
-from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError

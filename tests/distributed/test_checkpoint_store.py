@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
-from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import LATEST_NAME
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
@@ -56,9 +56,3 @@ def test_damage_is_said(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(manifest.replace(DUAL_ENCODER.name, "reader"))
     with pytest.raises(CheckpointError, match="holds a reader, where a dual-encoder is needed"):
         DUAL_ENCODER.describe(folder)
-    (tmp_path / "a" / LATEST_NAME).write_text("40\n")
-    with pytest.raises(CheckpointError, match=r"iter_0000040: named by .*, but it holds no manifest\.json"):
-        resolve_checkpoint(tmp_path / "a")
-    (tmp_path / "a" / LATEST_NAME).write_text("newest\n")
-    with pytest.raises(CheckpointError, match="expected the number of an iteration"):
-        resolve_checkpoint(tmp_path / "a")

@@ -10,7 +10,8 @@ import torch
 from end_to_end_setting import SHAPE, TEXT_FORMAT, Setting, all_rows, write_inputs
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
-from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.reader import load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.errors import CheckpointError, ConfigError

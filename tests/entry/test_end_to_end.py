@@ -13,7 +13,8 @@ import torch
 from end_to_end_runs import TINY, train, write_starts
 from programs import command, kill_at, losses, refuse, succeed
 
-from megatron_retrieval.checkpoint.store.manifest import read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.testing.runs import rewind, saved_weights
 
 RETRIEVE, READ = (("tasks/main.py", "--task", name) for name in ("retriever-evaluate", "qa-evaluate"))

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, read_manifest
 from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model, load_weights
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict

@@ -12,7 +12,7 @@ from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, ModelKind, require_kind
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
-from megatron_retrieval.checkpoint.store.manifest import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.utils.registry import Registry
 
 MODEL_KINDS: Registry[ModelKind[Any, Any, Any]] = Registry("kind of model")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from megatron_retrieval.checkpoint.store.fingerprint import shard_digest
-from megatron_retrieval.checkpoint.store.manifest import BaseReference, read_manifest, resolve_checkpoint
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import BaseReference, read_manifest
 from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.models.sharding import layout_of
 from megatron_retrieval.parallel.collectives import gather_objects

@@ -27,7 +27,6 @@ from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.manifest import MANIFEST, ManifestFormat
 
 FORMAT = ManifestFormat(what="a checkpoint", version=1)
-LATEST_NAME = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -75,41 +74,9 @@ class CheckpointManifest:
     base: BaseReference | None = None
 
 
-def resolve_checkpoint(path: str | Path) -> Path:
-    """The folder of one checkpoint: `path` itself, the newest complete one inside it, or, where `path` is DIR/NAME, the
-    part NAME of the newest one in DIR.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(path)
-    if is_complete(path):
-        return path
-    if not path.exists() and (path.parent / LATEST_NAME).is_file():
-        return _existing_part(resolve_checkpoint(path.parent), path.name)
-    try:
-        iteration = int((path / LATEST_NAME).read_text())
-    except OSError as error:
-        raise CheckpointError(f"{path}: no checkpoint here (neither {MANIFEST} nor {LATEST_NAME}).") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path / LATEST_NAME}: expected the number of an iteration.") from error
-    folder = path / f"iter_{iteration:07d}"
-    if not is_complete(folder):
-        raise CheckpointError(f"{folder}: named by {LATEST_NAME}, but it holds no {MANIFEST}.")
-    return folder
-
-
 def is_complete(folder: Path) -> bool:
     """Whether this is the folder of one checkpoint, written to its end."""
     return (folder / MANIFEST).is_file()
-
-
-def _existing_part(folder: Path, name: str) -> Path:
-    """A model that the checkpoint in `folder` is made of."""
-    if name not in (parts := read_manifest(folder).parts):
-        known = f"its parts are {', '.join(parts)}" if parts else "it is not made of several models"
-        raise CheckpointError(f"{folder}: has no part {name!r}; {known}.")
-    return folder / name
 
 
 def read_manifest(folder: str | Path) -> CheckpointManifest:

@@ -84,10 +84,19 @@ class TensorReader:
 
 def _checked_file(path: Path, manifest: CheckpointManifest) -> Any:
     check_file(path, manifest)
+    return open_shards(path)
+
+
+def open_shards(path: Path) -> Any:
+    """Open a safetensors file.
+
+    Raises:
+        CheckpointError: it is cut off, or its header is damaged.
+    """
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({error}).") from error
+        raise CheckpointError(f"{path}: the file is damaged or cut off ({error}).") from error
 
 
 def open_base(folder: Path, manifest: CheckpointManifest) -> TensorReader | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from megatron_retrieval.utils.files import writing
 
 #: the format's names of number formats
 _DTYPES = {
@@ -29,19 +32,24 @@ _DTYPES = {
 
 
 def write_shard_file(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors as they are, each in its own dtype.
+    """Write tensors as they are, each in its own dtype, to the disk.
 
     Returns:
         The file's checksum, as `file_fingerprint` gives it.
+
+    Raises:
+        DataError: the disk is full, read-only or failing.
     """
     # wide numbers first: every tensor then begins at a multiple of its numbers' width
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    with open(path, "wb") as file:
+    with writing(path), open(path, "wb") as file:
         digest = hashlib.sha256()
         contents: Iterator[bytes | memoryview] = (tensor_bytes(tensors[name]) for name in names)
         for content in chain([_header({name: tensors[name] for name in names})], contents):
             file.write(content)
             digest.update(content)
+        file.flush()
+        os.fsync(file.fileno())
     return digest.hexdigest()[:16]
 
 

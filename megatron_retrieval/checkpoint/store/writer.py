@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from torch import Tensor, nn
 
+from megatron_retrieval.checkpoint.store import folders
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
-from megatron_retrieval.checkpoint.store.fingerprint import model_fingerprint, shard_digest
-from megatron_retrieval.checkpoint.store.manifest import (
-    LATEST_NAME,
-    CheckpointManifest,
-    is_complete,
-    read_manifest,
-    write_manifest,
-)
-from megatron_retrieval.checkpoint.store.shard_file import write_shard_file
-from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.sharding import layout_of
-from megatron_retrieval.parallel.collectives import gather_objects
+from megatron_retrieval.checkpoint.store.model_writer import Described, ModelWriter, Written
+from megatron_retrieval.errors import CheckpointError, MegatronRetrievalError
+from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.utils.files import atomic_file, file_fingerprint
+from megatron_retrieval.utils.files import writing
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class ModelPart:
     base: BaseCheckpoint | None = None
 
 
-def save_checkpoint(
+def begin_checkpoint(
     directory: str | Path,
     model: nn.Module,
     topology: ProcessTopology,
@@ -58,154 +53,117 @@ def save_checkpoint(
     keep_last: int | None = None,
     parts: Mapping[str, ModelPart] | None = None,
     base: BaseCheckpoint | None = None,
-) -> Path:
-    """Write one checkpoint; all ranks call this together.
+    from_copies: bool = False,
+) -> UnfinishedCheckpoint:
+    """Collect what a checkpoint is to hold; all ranks call this together.
 
     Args:
         directory: the folder of checkpoints (`--save`).
         assets: contents of further files, by name; not paths, since a run may prune the checkpoint that they came from.
         weight_of: gives a parameter's weights as they are to be stored, where the model holds rounded ones.
         optimizer_tensors: moments named `<moment>.<parameter>`.
-        keep_last: remove all but this many newest checkpoints; None keeps all.
+        keep_last: remove all but this many newest whole checkpoints; None keeps all.
         parts: submodules of `model` by attribute, each saved as a checkpoint that can be used without the whole.
         base: as a part's, of what is in no part.
+        from_copies: copy all tensors into CPU memory, so that they may change before they are written.
 
     Returns:
-        The folder of this checkpoint; `latest_checkpointed_iteration.txt` names it only once it is whole.
+        What writes it; `latest_checkpointed_iteration.txt` names it only once it is whole and on the disk.
+
+    Raises:
+        DataError: on all ranks, where the folder cannot be made.
     """
-    directory = Path(directory)
-    final, partial = directory / f"iter_{iteration:07d}", directory / f".iter_{iteration:07d}.partial"
-    if topology.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in (partial, *(partial / name for name in parts or {})):
-            folder.mkdir(parents=True)
-    topology.barrier()
+    final, parts = folders.folder_of(Path(directory), iteration), parts or {}
+    on_first_rank(partial(_begin, final, list(parts)), topology.world_group)
     weights = {name: weight_of(name) if weight_of else p.detach() for name, p in model.named_parameters()}
-    fingerprints = {}
-    for name, part in (parts or {}).items():
+    writers, hidden = [], folders.partial_of(final)
+    for name, part in parts.items():
         own = {key.removeprefix(f"{name}."): weights.pop(key) for key in list(weights) if key.startswith(f"{name}.")}
-        described = _Described(part.kind, part.config(), part.assets, iteration, part.base)
-        writer = _ModelWriter(partial / name, final / name, model.get_submodule(name), described, topology)
-        fingerprints[name] = writer.write(own)
-    described = _Described(kind, config, assets, iteration, base, training or {}, fingerprints)
-    _ModelWriter(partial, final, model, described, topology).write(weights, optimizer_tensors)
-    if topology.is_main:
-        _publish(directory, partial, final, iteration, keep_last)
-    topology.barrier()
-    return final
+        described = Described(part.kind, part.config(), part.assets, iteration, part.base)
+        writers.append(ModelWriter(hidden / name, final / name, model.get_submodule(name), described, own, topology))
+    described = Described(kind, config, assets, iteration, base, training or {})
+    writers.append(ModelWriter(hidden, final, model, described, weights, topology, optimizer_tensors))
+    if from_copies:
+        for writer in writers:
+            writer.copy_tensors()
+    return UnfinishedCheckpoint(final, iteration, keep_last, writers, list(parts), topology)
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What a manifest says beside what follows from the weights; `parts` with their fingerprints."""
-
-    kind: str
-    config: dict[str, Any]
-    assets: Mapping[str, bytes]
-    iteration: int
-    base: BaseCheckpoint | None
-    training: dict[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, str] = field(default_factory=dict)
-
-
-class _ModelWriter:
-    """Writes one model and its manifest; all ranks together.
-
-    Args:
-        folder: to write to, which becomes `final`.
-    """
+class UnfinishedCheckpoint:
+    """A checkpoint on its way to the disk."""
 
     def __init__(
-        self, folder: Path, final: Path, model: nn.Module, described: _Described, topology: ProcessTopology
+        self,
+        final: Path,
+        iteration: int,
+        keep_last: int | None,
+        writers: Sequence[ModelWriter],
+        parts: Sequence[str],
+        topology: ProcessTopology,
     ) -> None:
-        self._folder, self._final, self._described, self._topology = folder, final, described, topology
-        self._parameters = dict(model.named_parameters())
+        self._final, self._iteration, self._keep_last = final, iteration, keep_last
+        self._writers, self._parts, self._topology = writers, parts, topology
+        self._error: Exception | None = None
 
-    def write(self, weights: Mapping[str, Tensor], optimizer_tensors: Mapping[str, Tensor] | None = None) -> str:
-        """Write the weights and return the model's fingerprint."""
-        checksums: dict[str, str] = {}
-        digests: dict[str, int] = {}
-        digest = 0
-        if self._topology.dp_rank == 0:
-            digests = self._shared(weights)
-            own = {name: values for name, values in weights.items() if name not in digests}
-            digest = sum(digests.values()) + sum(self._digest(name, values) for name, values in own.items())
-            checksums = self._write_shard("model", own)
-            if optimizer_tensors is not None:
-                checksums |= self._write_shard("optimizer", optimizer_tensors)
-        written = gather_objects((checksums, digest), self._topology.world_group)
-        described = self._described
-        fingerprint = model_fingerprint(
-            described.kind,
-            described.config,
-            described.assets.values(),
-            (digest for _, digest in written),
-            described.parts.values(),
-        )
-        if self._topology.is_main:
-            of_shards = {name: checksum for checksums, _ in written for name, checksum in checksums.items()}
-            self._write_manifest(fingerprint, of_shards | self._write_assets(), uses_base=bool(digests))
-        return fingerprint
+    def write(self) -> None:
+        """Write this rank's shards; without exchange between ranks, so that a thread may do it. `finish` says on all
+        ranks what the disk refuses."""
+        try:
+            for writer in self._writers:
+                writer.write()
+        except (OSError, MegatronRetrievalError) as error:
+            self._error = error
 
-    def _shared(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
-        """The digests of what the base holds."""
-        base = self._described.base
-        return base.shared(self._parameters, weights, self._topology) if base else {}
+    def finish(self) -> Path:
+        """Let the checkpoint appear; all ranks call this together, after `write`.
 
-    def _digest(self, name: str, values: Tensor) -> int:
-        return shard_digest(name, values, layout_of(self._parameters[name]), self._topology)
+        Returns:
+            The folder of this checkpoint.
 
-    def _write_shard(self, stem: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        path = self._folder / f"{stem}.tp{self._topology.tp_rank}of{self._topology.tp_size}.safetensors"
-        return {path.name: write_shard_file(path, tensors)}
+        Raises:
+            CheckpointError, DataError: on all ranks, where one of them could not write; nothing of the checkpoint is
+                left, and older ones are as they were.
+        """
+        group = self._topology.world_group
+        problems = [problem for problem in gather_objects(str(self._error or ""), group) if problem]
+        written = gather_objects([writer.written for writer in self._writers], group)
+        on_first_rank(partial(self._publish, problems, written), group)
+        if problems:
+            raise CheckpointError(problems[0]) from self._error
+        return self._final
 
-    def _write_assets(self) -> dict[str, str]:
-        checksums = {}
-        for name, content in self._described.assets.items():
-            (self._folder / name).write_bytes(content)
-            checksums[name] = file_fingerprint(self._folder / name)
-        return checksums
-
-    def _write_manifest(self, fingerprint: str, checksums: dict[str, str], *, uses_base: bool) -> None:
-        described = self._described
-        manifest = CheckpointManifest(
-            kind=described.kind,
-            iteration=described.iteration,
-            config=described.config,
-            fingerprint=fingerprint,
-            tp_size=self._topology.tp_size,
-            layouts={name: layout_of(parameter) for name, parameter in self._parameters.items()},
-            checksums=checksums,
-            training=described.training,
-            parts=tuple(described.parts),
-            base=described.base.reference(self._final) if described.base and uses_base else None,
-        )
-        write_manifest(self._folder, manifest)
+    def _publish(self, problems: Sequence[str], written: Sequence[Sequence[Written]]) -> None:
+        """On rank 0: what all ranks wrote becomes one checkpoint."""
+        hidden = folders.partial_of(self._final)
+        if problems:
+            shutil.rmtree(hidden, ignore_errors=True)
+            return
+        try:
+            with writing(self._final):
+                fingerprints: dict[str, str] = {}
+                for number, writer in enumerate(self._writers):  # the whole comes last, and names its parts
+                    fingerprint = writer.seal([of_rank[number] for of_rank in written], fingerprints)
+                    fingerprints |= dict(zip(self._parts[number : number + 1], [fingerprint], strict=False))
+                folders.publish(hidden, self._final, self._iteration, self._keep_last)
+        except MegatronRetrievalError:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
 
 
-def _publish(directory: Path, partial: Path, final: Path, iteration: int, keep_last: int | None) -> None:
-    """Give the finished folder its name, point to it, and remove the oldest beyond `keep_last`; bases stay."""
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    with atomic_file(directory / LATEST_NAME) as file:
-        file.write(f"{iteration}\n")
-    if keep_last is not None:
-        finished = sorted(path for path in directory.glob("iter_*") if is_complete(path))
-        old = [path for path in finished if path != final][: max(0, len(finished) - keep_last)]
-        bases = {base for path in finished if path not in old for base in _bases(path)}
-        for path in old:
-            if not any(base.is_relative_to(path.resolve()) for base in bases):
-                shutil.rmtree(path)
+def _at_once(begin: Callable[P, UnfinishedCheckpoint]) -> Callable[P, Path]:
+    @wraps(begin)
+    def save(*args: P.args, **settings: P.kwargs) -> Path:
+        checkpoint = begin(*args, **settings)
+        checkpoint.write()
+        return checkpoint.finish()
+
+    return save
 
 
-def _bases(folder: Path) -> set[Path]:
-    """The checkpoints that one refers to: by itself, by its parts, by its base."""
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError:  # damaged, and of no use to anybody
-        return set()
-    bases = {base for part in manifest.parts for base in _bases(folder / part)}
-    if manifest.base is None:
-        return bases
-    base = (folder / manifest.base.path).resolve()
-    return {*bases, base, *_bases(base)}
+#: `begin_checkpoint`, `write` and `finish`; returns the folder of the checkpoint
+save_checkpoint = _at_once(begin_checkpoint)
+
+
+def _begin(final: Path, parts: Sequence[str]) -> None:
+    with writing(final):
+        folders.begin(final, parts)
