@@ -37,6 +37,7 @@ setup(
         "faiss-cpu>=1.10",
         "bm25s>=0.2.14",
         "PyStemmer>=2.2",
+        "pytrec-eval-terrier>=0.5.6",
         "regex",
         "tyro>=0.9",
         "pyyaml",

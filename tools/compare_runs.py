@@ -1,4 +1,4 @@
-"""Compare the recall of two evaluations of the same questions, with bootstrap intervals."""
+"""Compare the metrics of two evaluations of the same questions, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MismatchError
@@ -18,7 +21,8 @@ from megatron_retrieval.utils.files import write_json
 
 @dataclass(kw_only=True, frozen=True)
 class CompareRunsConfig:
-    """Difference in recall between two retriever-evaluate output folders, with paired bootstrap intervals."""
+    """Differences in recall and, with --qrels, in nDCG, MRR, MAP, ... between two retriever-evaluate output folders,
+    with paired bootstrap intervals."""
 
     baseline: Path
     """Output folder of the run to compare with."""
@@ -31,8 +35,8 @@ class CompareRunsConfig:
 
 
 def main(config: CompareRunsConfig) -> None:
-    baseline_questions, baseline = read_ranks(config.baseline / RANKS)
-    candidate_questions, candidate = read_ranks(config.candidate / RANKS)
+    baseline_questions, baseline, baseline_values = read_ranks(config.baseline / RANKS)
+    candidate_questions, candidate, candidate_values = read_ranks(config.candidate / RANKS)
     if baseline_questions != candidate_questions:
         raise MismatchError(
             f"{config.baseline} and {config.candidate} are evaluations of different questions "
@@ -44,10 +48,18 @@ def main(config: CompareRunsConfig) -> None:
         "num_questions": len(baseline_questions),
         "num_resamples": NUM_RESAMPLES,
     }
-    comparison |= _compare("", baseline.answer, candidate.answer, config.topk)
-    known = (baseline.gold != UNKNOWN) & (candidate.gold != UNKNOWN)
-    if known.any():
-        comparison |= _compare("gold_", baseline.gold[known], candidate.gold[known], config.topk)
+    answer_prefix = "answer_" if baseline_values else ""
+    for prefix, before, after in (
+        (answer_prefix, baseline.answer, candidate.answer),
+        ("gold_", baseline.gold, candidate.gold),
+    ):
+        known = (before != UNKNOWN) & (after != UNKNOWN)
+        if known.any():
+            comparison |= _compare(prefix, before[known], after[known], config.topk)
+    for name in sorted(baseline_values.keys() & candidate_values.keys()):
+        known = ~np.isnan(baseline_values[name]) & ~np.isnan(candidate_values[name])
+        if known.any():
+            comparison[name] = _difference(baseline_values[name][known], candidate_values[name][known])
     if config.output is not None:
         write_json(config.output, comparison)
     sys.stdout.write(_table(comparison) + "\n")
@@ -56,15 +68,18 @@ def main(config: CompareRunsConfig) -> None:
 def _compare(prefix: str, baseline: Ranks, candidate: Ranks, topk: tuple[int, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for k in sorted(set(topk)):
-        before, after = hits_at(baseline, k), hits_at(candidate, k)
-        difference = paired_difference(before, after)
-        found[f"{prefix}recall@{k}"] = {
-            "baseline": float(before.mean()),
-            "candidate": float(after.mean()),
-            "difference": difference.mean,
-            "difference_ci95": [difference.low, difference.high],
-        }
+        found[f"{prefix}recall@{k}"] = _difference(hits_at(baseline, k), hits_at(candidate, k))
     return found
+
+
+def _difference(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:
+    difference = paired_difference(before, after)
+    return {
+        "baseline": float(before.mean()),
+        "candidate": float(after.mean()),
+        "difference": difference.mean,
+        "difference_ci95": [difference.low, difference.high],
+    }
 
 
 def _table(comparison: dict[str, Any]) -> str:

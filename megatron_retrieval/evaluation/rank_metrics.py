@@ -18,13 +18,19 @@ class RetrievalRanks:
     """The rank of every question's first hit.
 
     Attributes:
-        answer: [Q] rank (from 1) of the first passage with an answer; NOT_FOUND if no retrieved passage has one.
+        answer: [Q] rank (from 1) of the first passage with an answer; NOT_FOUND if no retrieved passage has one,
+            UNKNOWN where the question has no answers.
         gold: [Q] rank of the first gold passage, NOT_FOUND, or UNKNOWN where the question names no gold passage of
             this evidence.
     """
 
     answer: Ranks
     gold: Ranks
+
+    @property
+    def known_answer(self) -> Ranks:
+        """The ranks of the questions with answers."""
+        return self.answer[self.answer != UNKNOWN]
 
     @property
     def known_gold(self) -> Ranks:
@@ -41,7 +47,7 @@ def first_hit_ranks(hits: NDArray[np.bool_]) -> Ranks:
 
 def hits_at(ranks: Ranks, k: int) -> NDArray[np.float64]:
     """[Q] 1.0 where the first hit is among the first k, else 0.0; their mean is recall@k."""
-    return ((ranks != NOT_FOUND) & (ranks <= k)).astype(np.float64)
+    return ((ranks > NOT_FOUND) & (ranks <= k)).astype(np.float64)
 
 
 def average_rank(ranks: Ranks) -> float | None:
@@ -49,5 +55,5 @@ def average_rank(ranks: Ranks) -> float | None:
 
     Recall at the depth of retrieval is the share of these questions.
     """
-    found = ranks[ranks != NOT_FOUND]
+    found = ranks[ranks > NOT_FOUND]
     return float(found.mean()) if len(found) else None

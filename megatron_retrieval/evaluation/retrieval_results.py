@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion, question_to_read
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.evaluation.intervals import mean_interval
+from megatron_retrieval.evaluation.judged_metrics import Values
 from megatron_retrieval.evaluation.rank_metrics import Ranks, RetrievalRanks, average_rank, hits_at
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.utils.files import atomic_file, read_lines
@@ -56,11 +58,17 @@ def recorded(*settings: Any) -> dict[str, Any]:
     return {name.replace("-", "_"): value for part in settings for name, value in to_flat_dict(part).items()}
 
 
-def retrieval_metrics(ranks: RetrievalRanks, topk: Sequence[int]) -> dict[str, Any]:
-    """Flat metrics: recall@k and gold_recall@k with 95 % intervals, average rank of the first hit, counts."""
+def retrieval_metrics(ranks: RetrievalRanks, topk: Sequence[int], answer_prefix: str = "") -> dict[str, Any]:
+    """Flat metrics: recall@k and gold_recall@k with 95 % intervals, average rank of the first hit, counts.
+
+    Questions without answers count for no recall by answers; it is left out where none has any.
+    """
+    answer, gold = ranks.known_answer, ranks.known_gold
     metrics: dict[str, Any] = {"num_questions": len(ranks.answer)}
-    metrics |= _recall_metrics("", ranks.answer, topk)
-    gold = ranks.known_gold
+    if len(answer) < len(ranks.answer):
+        metrics["num_questions_without_answers"] = len(ranks.answer) - len(answer)
+    if len(answer):
+        metrics |= _recall_metrics(answer_prefix, answer, topk)
     metrics["num_gold_questions"] = len(gold)
     if len(gold):
         metrics |= _recall_metrics("gold_", gold, topk)
@@ -77,34 +85,43 @@ def _recall_metrics(prefix: str, ranks: Ranks, topk: Sequence[int]) -> dict[str,
     return metrics
 
 
-def write_ranks(path: Path, questions: Sequence[Question], ranks: RetrievalRanks) -> None:
-    """Write one line per question: its text and the ranks of its first hits, which a comparison of two runs reads."""
+def write_ranks(path: Path, questions: Sequence[Question], ranks: RetrievalRanks, values: Values | None = None) -> None:
+    """Write one line per question: its text, the ranks of its first hits, and its metrics by judgements (null where it
+    is not judged), which a comparison of two runs reads."""
+    columns = {name: column.tolist() for name, column in (values or {}).items()}
     with atomic_file(path) as file:
-        for question, answer, gold in zip(questions, ranks.answer.tolist(), ranks.gold.tolist(), strict=True):
-            line = {"id": question.id, "question": question.text, "answer_rank": answer, "gold_rank": gold}
+        for number, question in enumerate(questions):
+            line: dict[str, Any] = {"id": question.id, "question": question.text}
+            line |= {"answer_rank": int(ranks.answer[number]), "gold_rank": int(ranks.gold[number])}
+            line |= {name: None if isnan(column[number]) else column[number] for name, column in columns.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_ranks(path: Path) -> tuple[list[str], RetrievalRanks]:
-    """(questions, ranks) from `write_ranks`' file.
+def read_ranks(path: Path) -> tuple[list[str], RetrievalRanks, Values]:
+    """(questions, ranks, metrics by judgements) from `write_ranks`' file.
 
     Raises:
         DataError: missing or malformed, with the line.
     """
     questions, answer, gold = [], [], []
+    values: dict[str, list[float]] = {}
     for number, line in enumerate(read_lines(path), 1):
         try:
             record = json.loads(line)
-            questions.append(f"{record['id']}\t{record['question']}")
-            answer.append(int(record["answer_rank"]))
-            gold.append(int(record["gold_rank"]))
+            questions.append(f"{record.pop('id')}\t{record.pop('question')}")
+            answer.append(int(record.pop("answer_rank")))
+            gold.append(int(record.pop("gold_rank")))
+            for name, value in record.items():
+                values.setdefault(name, []).append(nan if value is None else float(value))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(path, "not a line of ranks", line=number, hint="Evaluate again.") from error
-    return questions, RetrievalRanks(np.array(answer, np.int64), np.array(gold, np.int64))
+    ranks = RetrievalRanks(np.array(answer, np.int64), np.array(gold, np.int64))
+    return questions, ranks, {name: np.array(column) for name, column in values.items()}
 
 
 def write_dpr_results(path: Path, questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow) -> None:
-    """Write DPR's format: a list of {question, answers, ctxs [{id, title, text, score (a string), has_answer}]}."""
+    """Write DPR's format: a list of {question, answers, ctxs [{id, title, text, score (a string), has_answer}]}, with
+    the question's id."""
     with atomic_file(path) as file:
         file.write("[")
         for number, question in enumerate(questions):
@@ -112,7 +129,7 @@ def write_dpr_results(path: Path, questions: Sequence[Question], retrieved: Retr
                 {"id": passage.id, "title": passage.title, "text": passage.text, "score": str(score), "has_answer": hit}
                 for passage, score, hit in found_passages(retrieved, number, evidence)
             ]
-            record = {"question": question.text, "answers": list(question.answers), "ctxs": contexts}
+            record = {"id": question.id, "question": question.text, "answers": list(question.answers), "ctxs": contexts}
             file.write((",\n" if number else "\n") + json.dumps(record, ensure_ascii=False))
         file.write("\n]\n")
 
@@ -120,11 +137,23 @@ def write_dpr_results(path: Path, questions: Sequence[Question], retrieved: Retr
 def write_trec_run(
     path: Path, questions: Sequence[Question], retrieved: Retrieved, evidence: PassagesByRow, tag: str
 ) -> None:
-    """Write the TREC format of trec_eval and Pyserini: question id, Q0, passage id, rank from 1, score, tag."""
+    """Write the TREC format of trec_eval and Pyserini: question id, Q0, passage id, rank from 1, score, tag.
+
+    trec_eval orders by score alone, equal ones by their ids backwards: a score that is equal to the one before is
+    written as the next lower float32, so that the order stays.
+
+    Raises:
+        DataError: an id holds white space, which divides the columns.
+    """
     with atomic_file(path) as file:
         for number, question in enumerate(questions):
+            last = np.float32(np.inf)
             for rank, (passage, score, _) in enumerate(found_passages(retrieved, number, evidence), 1):
-                file.write(f"{_word(question.id)} Q0 {_word(passage.id)} {rank} {score!s} {tag}\n")
+                last = min(score, np.nextafter(last, np.float32(-np.inf)))
+                for name in (question.id, passage.id):
+                    if len(name.split()) != 1:
+                        raise DataError(path, f"the id {name!r} holds white space, which divides the columns of a run")
+                file.write(f"{question.id} Q0 {passage.id} {rank} {last!s} {tag}\n")
 
 
 def found_passages(
@@ -147,8 +176,3 @@ def questions_with_passages(
         )
         census.count(read, num_blank, closed_book=False)
         yield read
-
-
-def _word(identifier: str) -> str:
-    """TREC columns are separated by white space."""
-    return "_".join(identifier.split()) or "_"

@@ -56,6 +56,7 @@ class _Share:
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     has_answer: NDArray[np.bool_]
+    answer: NDArray[np.int64]
     gold: NDArray[np.int64]
 
 
@@ -155,7 +156,9 @@ def _judge(questions: Sequence[Question], evidence: SearchedEvidence, matcher: A
         question, retrieved = questions[position], rows[number][rows[number] >= 0]
         has_answer[number, : len(retrieved)] = matcher.hits(question.answers, evidence.passages(retrieved))
         gold[number] = _gold_rank(question, rows[number], evidence)
-    return _Share(positions, rows, scores, has_answer, gold)
+    has_answers = np.array([bool(questions[position].answers) for position in positions.tolist()], np.bool_)
+    answer = np.where(has_answers, first_hit_ranks(has_answer), UNKNOWN)
+    return _Share(positions, rows, scores, has_answer, answer, gold)
 
 
 def _gold_rank(question: Question, rows: NDArray[np.int64], evidence: SearchedEvidence) -> int:
@@ -173,6 +176,5 @@ def _join(shares: list[dict[str, NDArray]], num_questions: int) -> Retrieved:
     order = np.argsort(joined["positions"])
     if not np.array_equal(joined["positions"][order], np.arange(num_questions)):
         raise AssertionError("a question was counted twice or not at all")
-    has_answer = joined["has_answer"][order]
-    ranks = RetrievalRanks(first_hit_ranks(has_answer), joined["gold"][order])
-    return Retrieved(joined["rows"][order], joined["scores"][order], has_answer, ranks)
+    ranks = RetrievalRanks(joined["answer"][order], joined["gold"][order])
+    return Retrieved(joined["rows"][order], joined["scores"][order], joined["has_answer"][order], ranks)

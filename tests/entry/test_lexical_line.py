@@ -76,6 +76,31 @@ def test_words_find_what_an_untrained_encoder_does_not(folder: Path) -> None:
     assert "fusion" not in metrics
 
 
+def test_questions_of_beir_with_judgements(folder: Path, tmp_path: Path) -> None:
+    """Questions without answers, with ids and graded judgements; two data sets of one evidence are compared."""
+    records = json.loads((folder / "questions.json").read_text())
+    queries = [{"_id": f"<Q:{number}>", "text": record["question"]} for number, record in enumerate(records)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    relevant = [record["positive_ctxs"][0]["passage_id"] for record in records]
+    rows = [f"<Q:{number}>\t{name}\t1" for number, name in enumerate(relevant)]
+    qrels = tmp_path / "tiny" / "qrels" / "test.tsv"
+    qrels.parent.mkdir(parents=True)
+    qrels.write_text("\n".join(["query-id\tcorpus-id\tscore", *rows, "<Q:0>\tnowhere\t1"]))
+    places = ["--evidence", folder / "evidence", "--bm25-index", folder / "bm25", "--topk", 1, 5]
+    words = [*places, "--questions", tmp_path / "queries.jsonl", "--qrels", qrels, "--output-dir", tmp_path / "out"]
+    log = succeed(command(*EVALUATE[:3], *words, "--device", "cpu"))
+    assert "1 of 23 relevant passages are not in the evidence" in " ".join(log.split())
+    metrics = _metrics(tmp_path, "out")
+    assert not any("answer" in key and "recall" in key for key in metrics)
+    assert (metrics["mrr@10"], metrics["recall@1"], metrics["num_missing_passages"]) == (1.0, 1 - 0.5 / 22, 1)
+    assert 0.98 < metrics["ndcg@10"] < 1.0
+    topics = [line.split()[0] for line in (tmp_path / "out" / "run.trec").read_text().splitlines()]
+    assert set(topics) == {query["_id"] for query in queries}
+    beir, mteb = (json.loads((tmp_path / "out" / f"{name}_results.json").read_text()) for name in ("beir", "mteb"))
+    assert beir["ndcg"]["NDCG@10"] == mteb["scores"]["test"][0]["main_score"] == round(metrics["ndcg@10"], 5)
+    assert mteb["task_name"] == "tiny"
+
+
 @pytest.mark.parametrize(("num_processes", "tensor_parallel"), [(2, 1), (2, 2)], ids=["DP 2", "TP 2"])
 def test_both_searches_at_any_layout(folder: Path, num_processes: int, tensor_parallel: int) -> None:
     both = ["--embeddings", folder / "embeddings", "--retriever", folder / "encoder", "--fusion-depth", "30"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from megatron_retrieval.data.files.document_files import read_documents
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, read_reader_questions
-from megatron_retrieval.data.files.question_files import read_questions
+from megatron_retrieval.data.files.question_files import read_questions, require_distinct_ids
 from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.files.trec import read_qrels, read_run
 from megatron_retrieval.errors import DataError
@@ -288,3 +288,9 @@ def test_parquet_and_arrow(tmp_path: Path, kind: str) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="broken"):
         list(read_passages(path))
+
+
+def test_an_id_given_twice_is_never_merged(file: Callable[[str, str], Path]) -> None:
+    path = file("q.jsonl", '{"_id": "2", "text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(DataError, match="two questions have the id '2'"):
+        require_distinct_ids(path, read_questions(path))

@@ -41,3 +41,7 @@ def test_metrics_are_flat_and_gold_counts_known_questions_only() -> None:
     assert 0.0 <= low < 0.75 < high <= 1.0
     without_gold = retrieval_metrics(RetrievalRanks(ranks.answer, np.full(4, UNKNOWN)), [1])
     assert not any(key.startswith("gold_") for key in without_gold)
+    half = retrieval_metrics(RetrievalRanks(np.array([1, UNKNOWN]), np.full(2, UNKNOWN)), [1])
+    assert (half["recall@1"], half["num_questions"], half["num_questions_without_answers"]) == (1.0, 2, 1)
+    unanswered = retrieval_metrics(RetrievalRanks(np.full(2, UNKNOWN), np.full(2, UNKNOWN)), [1])
+    assert not any("recall" in key for key in unanswered)

@@ -21,6 +21,7 @@ from megatron_retrieval.data.files.passage_files import passage_of
 from megatron_retrieval.data.files.records import TableRecord, Unnamed, not_empty, read_records
 from megatron_retrieval.data.files.tables import TableForm
 from megatron_retrieval.data.files.training_files import as_biencoder, is_training
+from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Question
 
 _LISTS = ("[", "(", "array(")
@@ -72,6 +73,20 @@ def read_questions(path: str | Path, asked: AskedQuestionsConfig | None = None) 
     questions = (question_of(record, number) for number, record in enumerate(read_records(path, question_columns), 1))
     for question in not_empty(path, asked.chosen(questions), "questions"):
         yield dataclasses.replace(question, text=asked.prepared(question.text))
+
+
+def require_distinct_ids(path: Path, questions: Iterable[Question]) -> None:
+    """Refuse an id that two questions have: results would hold the passages of both under it.
+
+    Raises:
+        DataError: naming the id.
+    """
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            hint = "Give each question an id of its own, or none."
+            raise DataError(path, f"two questions have the id {question.id!r}", hint=hint)
+        seen.add(question.id)
 
 
 def question_columns(form: TableForm) -> Unnamed | None:

@@ -13,7 +13,7 @@ from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_sample import EvidenceSample, spread_rows
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.retrieval_results import retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
@@ -67,6 +67,9 @@ class RecallConfig(Checked):
         evidence = EvidenceStore(self.eval_evidence)
         evidence.require_vocabulary(tokenizer, "the model in training")
         questions = list(read_questions(self.eval_questions))
+        if not any(question.answers or question.gold_passage_ids for question in questions):
+            problem = "no question has an answer or a gold passage"
+            raise DataError(self.eval_questions, problem, hint="Recall needs one of them.")
         chosen = [questions[number] for number in spread_rows(len(questions), self.eval_max_questions)]
         sample = EvidenceSample(evidence, self.eval_max_passages)
         return RecallTask(self, model, text_format, tokenizer, chosen, sample)
