@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from torch import Tensor, nn
 
+from megatron_retrieval.parallel.collectives import broadcast_first
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.megatron_compat import optimizer_context
-from megatron_retrieval.parallel.precision import PrecisionConfig
+from megatron_retrieval.parallel.precision import PrecisionConfig, take_precise
 from megatron_retrieval.parallel.topology import ProcessTopology
 
 
@@ -104,6 +106,10 @@ class Optimizer:
                 pg_collection=topology.groups,
             )
         (self._inner,) = chained.chained_optimizers
+        self._frozen: dict[str, Tensor] = {}
+        for name, parameter in self._all_parameters.items():
+            if (values := take_precise(parameter)) is not None:
+                self.load_main_weight(name, values)
         self._has_scaler = getattr(self._inner, "grad_scaler", None) is not None
 
     @property
@@ -130,9 +136,10 @@ class Optimizer:
         return StepResult(True, grad_norm)
 
     def main_weight(self, name: str) -> Tensor:
-        """The most precise weights of the parameter `name`: its fp32 copy, or itself where it is fp32 or frozen."""
+        """The weights of the parameter `name` before its dtype rounded them: the fp32 copy that is trained, or what a
+        frozen one was loaded from; itself where nothing is rounded."""
         parameter = self._all_parameters[name]
-        return getattr(parameter, "main_param", parameter).detach()
+        return self._frozen.get(name, getattr(parameter, "main_param", parameter)).detach()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """This rank's moments, named `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, sharded as the parameter."""
@@ -168,9 +175,24 @@ class Optimizer:
                 self._inner.grad_scaler.load_state_dict({"scale": scale, **{k: int(v) for k, v in scaler.items()}})
 
     def load_main_weight(self, name: str, values: Tensor) -> None:
-        """Set the fp32 weights of a parameter (this rank's shard); the model has them already, rounded."""
+        """Set the unrounded weights of a parameter (this rank's shard); the model has them already, rounded."""
         if name in self._parameters:
             self.main_weight(name).copy_(values)
+        elif values.dtype != self._all_parameters[name].dtype:
+            self._frozen[name] = values  # on the CPU: only saving needs them
+
+    def equalise(self, names: Iterable[str], group: dist.ProcessGroup) -> None:
+        """Give parameters that every rank of `group` holds whole the weights and moments of its first rank. Each rank
+        rounds sums in its own way, so they may have grown apart; a checkpoint holds the first rank's."""
+        if group.size() == 1:
+            return
+        with torch.no_grad():
+            for name in sorted(self._parameters.keys() & set(names)):
+                parameter, main = self._parameters[name], self.main_weight(name)
+                moments = self._moments(parameter)
+                for values in (main, moments["exp_avg"], moments["exp_avg_sq"]):
+                    values.copy_(broadcast_first(values, group))
+                parameter.copy_(main)
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:
         """Adam's state of one parameter, zeros before the first step."""

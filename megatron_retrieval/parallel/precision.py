@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 
@@ -36,6 +37,17 @@ class PrecisionConfig:
         if self.bf16:
             return torch.bfloat16
         return torch.float16 if self.fp16 else torch.float32
+
+
+def keep_precise(parameter: nn.Parameter, values: Tensor) -> None:
+    """Remember what a parameter starts from, where its dtype rounds that: an optimizer trains from there."""
+    if values.dtype != parameter.dtype and values.is_floating_point():
+        parameter.precise_values = values  # type: ignore[attr-defined]
+
+
+def take_precise(parameter: nn.Parameter) -> Tensor | None:
+    """What `keep_precise` remembered, which is then forgotten."""
+    return vars(parameter).pop("precise_values", None)
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -22,6 +22,7 @@ from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weight
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.models.sharding import layout_of
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
@@ -120,8 +121,10 @@ class RunCheckpoints:
         self._topology, self._resumables = topology, resumables
 
     def save(self, iteration: int) -> None:
-        """Write the state after `iteration` steps; all ranks together."""
+        """Write the state after `iteration` steps; all ranks together. Training goes on from what was written."""
         assert self._config.save is not None
+        whole = [name for name, parameter in self._model.named_parameters() if layout_of(parameter).dim is None]
+        self._optimizer.equalise(whole, self._topology.groups.tp)
         folder = save_checkpoint(
             self._config.save,
             self._model,

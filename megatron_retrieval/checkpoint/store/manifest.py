@@ -7,7 +7,8 @@
     DIR/iter_0000500/vocab.txt                      assets that the model cannot be used without
     DIR/iter_0000500/NAME/                          of a model made of several, one of them: a checkpoint by itself
 
-Trained weights are stored in fp32, frozen ones in the dtype that the model holds them in. A manifest may name a *base*:
+Weights are stored as they are before the model's dtype rounds them: trained ones in fp32, frozen ones in the dtype that
+they came in. A manifest may name a *base*:
 another checkpoint that holds the frozen weights, which the files of this one then leave out.
 
 megatron-core's own format keeps its metadata in unrestricted pickles, and its tensors cannot be read without it;

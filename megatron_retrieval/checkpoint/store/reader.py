@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, check_file, is_complete, read_manifest
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.sharding import join_shards, layout_of, shard_of
+from megatron_retrieval.parallel.precision import keep_precise
 from megatron_retrieval.parallel.topology import ProcessTopology
 
 #: gives this rank's shard of a parameter's values
@@ -149,7 +150,8 @@ def load_weights(
 def fill_model(
     model: nn.Module, names: Set[str], full: Callable[[str], Tensor], topology: ProcessTopology, *, source: str
 ) -> None:
-    """Cut full tensors for this rank and put them into `model`.
+    """Cut full tensors for this rank and put them into `model`, to be trained from there: values that the model's
+    dtype rounds are remembered for the optimizer.
 
     Args:
         names: the tensors at hand; they must be those of the model's parameters.
@@ -163,7 +165,8 @@ def fill_model(
     def shard(name: str, parameter: nn.Parameter) -> Tensor:
         return shard_of(full(name), parameter, topology.tp_rank, topology.tp_size)
 
-    _fill(model, names, shard, source)
+    parameters = dict(model.named_parameters())
+    _fill(model, names, shard, source, take=lambda name, values: keep_precise(parameters[name], values))
 
 
 def _fill(
