@@ -7,7 +7,13 @@ import torch
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
 from megatron_retrieval.errors import ConfigError, DataError, MegatronRetrievalError
-from megatron_retrieval.parallel.collectives import any_rank, gather_objects, gather_rows_with_grad, on_first_rank
+from megatron_retrieval.parallel.collectives import (
+    any_rank,
+    broadcast_first,
+    gather_objects,
+    gather_rows_with_grad,
+    on_first_rank,
+)
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 
@@ -47,11 +53,15 @@ def _objects(topology: ProcessTopology) -> list[object]:
         gather_objects(f"rank {topology.rank}", group),
         any_rank(topology.rank == 1, group, topology.device),
         any_rank(False, group, topology.device),
+        int(broadcast_first(torch.tensor(topology.rank), topology.groups.tp)),
     ]
 
 
-def test_objects_and_flags_reach_all_ranks() -> None:
-    assert run_on_ranks(_objects, 2) == [[["rank 0", "rank 1"], True, False]] * 2
+def test_objects_flags_and_values_reach_all_ranks() -> None:
+    """Of the whole world, or of a group that rank 0 does not belong to."""
+    names = [f"rank {rank}" for rank in range(4)]
+    found = run_on_ranks(_objects, 4, tensor_model_parallel_size=2)
+    assert found == [[names, True, False, first] for first in (0, 0, 2, 2)]
 
 
 def _refused(topology: ProcessTopology) -> list[object]:

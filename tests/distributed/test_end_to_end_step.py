@@ -118,9 +118,9 @@ def dense(folder: Path) -> Found:
     return result
 
 
-@pytest.mark.parametrize(("num_ranks", "tp_size"), [(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)])
+@pytest.mark.parametrize(("num_ranks", "tp_size"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2)])
 def test_gradients_are_those_of_a_dense_computation(folder: Path, dense: Found, num_ranks: int, tp_size: int) -> None:
-    """With three ranks the last one has less to do than the others."""
+    """With four copies the third one has less to do than the first two, and the last one nothing."""
     results = run_on_ranks(_step_gradients, num_ranks, str(folder), 4, tensor_model_parallel_size=tp_size)
     for objective, wanted in dense.items():
         found = results[0][objective]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from megatron_retrieval.index.exact.flat import FlatIndex
@@ -19,13 +20,20 @@ def _evidence() -> torch.Tensor:
 
 
 def _questions() -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(1)
-    return torch.randn(13, 48, generator=random), torch.randint(-1, NUM_ROWS, (13, 4), generator=random)
+    """Questions, the last of which finds row 0 first, and four of the rows that each finds, to be excluded."""
+    queries = torch.randn(13, 48, generator=torch.Generator().manual_seed(1))
+    queries[-1] = _evidence()[0].float()
+    excluded = FlatIndex(_evidence()).search(queries, K).rows[:, 1:K:2]
+    excluded[::3, 1] = -1
+    return queries, excluded
 
 
 def _search_a_share(topology: ProcessTopology, share_sizes: list[int]) -> list[torch.Tensor]:
     index = ShardedIndex(_evidence(), topology)
     queries, excluded = (values.split(share_sizes)[topology.rank] for values in _questions())
+    if topology.world_size > 1:
+        with pytest.raises(ValueError, match="all ranks must ask for the same k, got"):
+            index.search(queries, K + topology.rank % 2)
     assert (index.num_rows, index.dimension) == (NUM_ROWS, 48)
     free = index.search(queries, K)
     # ranks may exclude different numbers of rows, one of them none at all
@@ -47,6 +55,8 @@ def test_same_bits_at_any_number_of_ranks() -> None:
         for rank, share in enumerate(masked.split(share_sizes)):
             share[:, (4 - rank if rank < 3 else 0) :] = -1
         restricted = single.search(queries, K, masked)
+        assert not torch.equal(restricted.rows, free.rows)
+        assert restricted.rows[-1, 0] == 0, "which another rank excludes nothing but padding"
         assert torch.equal(restricted_rows, restricted.rows)
         assert torch.equal(restricted_scores, restricted.scores)
 

@@ -28,7 +28,8 @@ SCORES = torch.tensor([[LN(2), 0, 0], [3, 3 + LN(4), 99]], dtype=torch.float64)
 IS_REAL = torch.tensor([[True, True, True], [True, True, False]])
 IS_TOKEN = torch.tensor([[True, True, True], [True, False, False]])
 FIRST = [[1 / 2, 1 / 2, 1 / 2], [1, 1 / 4, 1 / 2], [1 / 8, 1, 1 / 4]]
-SECOND = [[1 / 2, 1, 1], [1 / 3, 1, 1], [1, 1, 1]]
+# behind the second answer's only token nothing counts
+SECOND = [[1 / 2, 1 / 4, 1], [1 / 3, 1, 1 / 4], [1, 1, 1]]
 TOKENS = torch.tensor([FIRST, SECOND], dtype=torch.float64).log()
 JOINT_TOKENS = torch.tensor([1 / 2, 1 / 2, 1 / 4, 1 / 3], dtype=torch.float64).log()
 # p(a | q, z): 1/8, 1/8, 1/32 and 1/2, 1/3

@@ -80,20 +80,22 @@ def test_rows_are_those_of_all_pairs(
 
 
 @pytest.mark.parametrize("make", [_gaussian, _crowded, _cancelling, _uneven])
-@pytest.mark.parametrize("form", ["bfloat16", "float16 in bfloat16", *CODES])
+@pytest.mark.parametrize("form", ["bfloat16", "float16 in bfloat16", "float32", *CODES])
 def test_products_are_within_their_bounds(make: object, form: str | torch.dtype) -> None:
     random = torch.Generator().manual_seed(1)
     assert callable(make)
-    vectors, queries = (
-        make(random).to(torch.float16 if form == "float16 in bfloat16" else torch.bfloat16),
-        _queries(random),
-    )
+    stored = {"float16 in bfloat16": torch.float16, "float32": torch.float32}.get(str(form), torch.bfloat16)
+    vectors, queries = make(random).to(stored), _queries(random)
     if isinstance(form, torch.dtype):
         rows = codes.encode(lambda start, stop: vectors[start:stop], NUM_ROWS, form)
         assert rows is not None
     else:
-        rows = rough.of_block(vectors, float(vectors.double().norm(dim=1).max()), torch.bfloat16)
+        dtype = torch.float32 if form == "float32" else torch.bfloat16
+        rows = rough.of_block(vectors, float(vectors.double().norm(dim=1).max()), dtype)
     taken = rows.queries(queries)
+    # sums in the worst order; what a test can provoke is far from it
+    largest = queries.double().norm(dim=1) * vectors.double().norm(dim=1).max()
+    assert (taken.slack >= DIMENSION * 2.0**-24 * largest).all()
     scores = rough.product(rows.matrix, taken.matrix)
     longest, residuals = (
         bound.repeat_interleave(rough.GROUP_ROWS)[:NUM_ROWS, None] if len(bound) > 1 else bound

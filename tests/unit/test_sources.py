@@ -59,6 +59,7 @@ def test_jsonl_passages(tmp_path: Path) -> None:
         (b'{"title": "T", "text": "x"}\n{"title": "T", "te', 2, "not valid JSON"),
         (b'{"title": "T", "text": "x"}\n[1]\n', 2, "expected one JSON object"),
         (b'{"title": ["T"], "text": "x"}\n', 1, "'title' must be a string"),
+        (b'{"id": true, "title": "T", "text": "x"}\n', 1, "'id' must be a string or a whole number"),
         (b'{"title": "T", "text": "\\ud83d"}\n', 1, "surrogate"),
         (gzip.compress(TSV.encode() * 999, mtime=0)[:-90], None, "broken gzip"),
         (gzip.compress(b"id\ttext\ttitle\n", mtime=0)[:12] + b"damaged", None, "broken gzip"),
