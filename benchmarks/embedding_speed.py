@@ -81,7 +81,7 @@ def _embed(
     evidence: EvidenceStore, encoder: LoadedDualEncoder, rows: np.ndarray, micro_batch_size: int, device: torch.device
 ) -> Tensor:
     form = encoder.description.layout
-    tokens = evidence.tokens(rows, form.retriever_seq_length, form.passage_format)
+    tokens = evidence.tokens(rows, form)
     return encode_sequences(tokens, encoder.model.encode_passages, micro_batch_size, device)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, import_model
 from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.parallel.launch import run_distributed
@@ -25,12 +26,20 @@ class ImportConfig:
     """Folder of the checkpoint to write."""
     separate_towers: bool = False
     """Start a question tower and a passage tower from the one encoder of the input, as DPR does."""
+    embedding: EmbeddingSettingsConfig = field(default_factory=EmbeddingSettingsConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
 
 
 def main(config: ImportConfig, topology: ProcessTopology) -> None:
-    path = import_model(config.format, config.input, config.output, topology, separate_towers=config.separate_towers)
+    path = import_model(
+        config.format,
+        config.input,
+        config.output,
+        topology,
+        separate_towers=config.separate_towers,
+        embedding=config.embedding,
+    )
     get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)
 
 

@@ -175,8 +175,7 @@ def _verify(
     """
     path = config.input[file]
     chosen = np.unique(np.linspace(0, len(rows) - 1, config.verify_passages).astype(np.int64))
-    text_format = encoder.description.layout
-    tokens = evidence.tokens(rows[chosen], text_format.retriever_seq_length, text_format.passage_format)
+    tokens = evidence.tokens(rows[chosen], encoder.description.layout)
     own = encode_sequences(tokens, encoder.model.encode_passages, config.encode.micro_batch_size, topology.device)
     difference = ((vectors[chosen] - own).norm(dim=1) / own.norm(dim=1)).median().item()
     if not difference <= _TOLERANCE:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.index.store.embedding_store import StorageDtype, StoreIdentity
 from megatron_retrieval.retrieval.encode_batches import Encode, precision_of
 from megatron_retrieval.types.tokens import TokenBatch
@@ -24,8 +24,8 @@ class TokenizedEvidence(Protocol):
 
     def __len__(self) -> int: ...
 
-    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch:
-        """The passages `rows` laid out for the encoder, in that order, at most `seq_length` tokens each; on the CPU.
+    def tokens(self, rows: NDArray[np.int64], text_format: TextFormatConfig) -> TokenBatch:
+        """The passages `rows` laid out for the encoder, in that order; on the CPU.
 
         Raises:
             IndexError: there is no such row.
@@ -66,5 +66,4 @@ class EmbeddingJob:
 
     def tokens(self, rows: range) -> TokenBatch:
         """The passages `rows` laid out for the encoder."""
-        layout = self.text_format
-        return self.evidence.tokens(np.asarray(rows, np.int64), layout.retriever_seq_length, layout.passage_format)
+        return self.evidence.tokens(np.asarray(rows, np.int64), self.text_format)

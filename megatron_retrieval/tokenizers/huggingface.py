@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,27 @@ from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS, SentenceP
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
 
+#: names that WordPiece's special tokens have in settings
+_SPECIAL_NAMES = ("unk", "sep", "pad", "cls", "mask")
 #: how BERT's tokenizer treats text unless its folder says otherwise; ours knows nothing else
-_FIXED_SETTINGS = {"tokenize_chinese_chars": (True,), "strip_accents": (None, True)}
+_FIXED_SETTINGS = {
+    "tokenize_chinese_chars": True,
+    "handle_chinese_chars": True,
+    "clean_text": True,
+    "do_basic_tokenize": True,
+    **{f"{name}_token": f"[{name.upper()}]" for name in _SPECIAL_NAMES},
+}
+#: the parts of a tokenizer.json that ours is equal to
+_WORDPIECE_PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+#: classes of tokenizers, without Fast, that give the ids of ours; the last ones are whatever their tokenizer.json says
+_OF_ANY_KIND = ("PreTrainedTokenizer", "TokenizersBackend")
+_WORDPIECE_CLASSES = (
+    "BertTokenizer",
+    "DistilBertTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "DPRReaderTokenizer",
+)
 
 
 def read_wordpiece(folder: Path) -> WordPieceTokenizer:
@@ -24,11 +44,21 @@ def read_wordpiece(folder: Path) -> WordPieceTokenizer:
         DataError: it is damaged.
     """
     model = _settings(folder / "tokenizer.json")
+    _require_class(folder, _WORDPIECE_CLASSES, has_parts=bool(model))
+    _require_parts(folder / "tokenizer.json", model, _WORDPIECE_PARTS)
+    _refuse_added_tokens(folder, {f"[{name.upper()}]" for name in _SPECIAL_NAMES})
     settings = {**(model.get("normalizer") or {}), **_settings(folder / "tokenizer_config.json")}
-    for key, allowed in _FIXED_SETTINGS.items():
-        if settings.get(key, allowed[0]) not in allowed:
-            raise CheckpointError(f"{folder}: its tokenizer has {key} {settings[key]}, which is not supported.")
+    for key, only in _FIXED_SETTINGS.items():
+        value = settings.get(key)
+        if (value := value["content"] if isinstance(value, dict) else value) not in (None, only):
+            raise CheckpointError(f"{folder}: its tokenizer has {key} {value}, which is not supported.")
     lower_case = bool(settings.get("do_lower_case", settings.get("lowercase", True)))
+    if (stripped := settings.get("strip_accents")) not in (None, lower_case):
+        case = "uncased" if lower_case else "cased"
+        raise CheckpointError(
+            f"{folder}: its tokenizer is {case} and has strip_accents {stripped}; only uncased ones that strip accents "
+            "and cased ones that keep them can be imported."
+        )
     pieces = model.get("model", {})
     if (path := folder / "vocab.txt").is_file():
         return WordPieceTokenizer(path, lower_case, tokens=[line.rstrip("\r\n") for line in read_lines(path)])
@@ -49,7 +79,7 @@ def write_wordpiece(vocabulary: WordPieceTokenizer, folder: Path, max_length: in
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     lower_case = vocabulary.settings()["lower_case"]
     BertWordPieceTokenizer(ids, lowercase=lower_case).save(str(folder / "tokenizer.json"))
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+    names = {f"{name}_token": f"[{name.upper()}]" for name in _SPECIAL_NAMES}
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case}
     write_json(folder / "tokenizer_config.json", {**settings, **_longest(max_length), **names})
 
@@ -58,9 +88,13 @@ def read_sentencepiece(folder: Path) -> SentencePieceTokenizer:
     """The vocabulary of `spiece.model`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or its tokenizer is not T5's.
         DataError: it is damaged, or none of T5's kind.
     """
+    _require_class(folder, ("T5Tokenizer",), has_parts=False)
+    _refuse_added_tokens(folder, {"<pad>", "</s>", "<unk>", *(f"<extra_id_{n}>" for n in range(NUM_SENTINELS))})
+    if (number := _settings(folder / "tokenizer_config.json").get("extra_ids", NUM_SENTINELS)) != NUM_SENTINELS:
+        raise CheckpointError(f"{folder}: its tokenizer has extra_ids {number}; only {NUM_SENTINELS} can be imported.")
     if not (path := folder / "spiece.model").is_file():
         raise CheckpointError(f"{folder}: holds no spiece.model; copy it there from the model's release.")
     return SentencePieceTokenizer(path)
@@ -72,6 +106,45 @@ def write_sentencepiece(vocabulary: SentencePieceTokenizer, folder: Path, max_le
         (folder / name).write_bytes(content)
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": NUM_SENTINELS}
     write_json(folder / "tokenizer_config.json", {**settings, **_longest(max_length)})
+
+
+def _require_class(folder: Path, classes: Sequence[str], *, has_parts: bool) -> None:
+    """Refuse a tokenizer that is not one of these classes, nor, where its parts can be compared, of any."""
+    for file in ("tokenizer_config.json", "config.json"):
+        name = _settings(folder / file).get("tokenizer_class")
+        known = (*classes, *_OF_ANY_KIND) if has_parts else classes
+        if name is not None and str(name).removesuffix("Fast") not in known:
+            raise CheckpointError(
+                f"{folder / file}: the tokenizer is a {name}, which splits text otherwise; only that of "
+                f"{' or '.join(classes)} can be imported here."
+            )
+
+
+def _require_parts(path: Path, tokenizer: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+    """Refuse a `tokenizer.json` with other parts."""
+    for part, kind in parts.items():
+        found = (tokenizer.get(part) or {}).get("type")
+        # the first releases name no kind of model
+        if tokenizer and found != kind and not (part == "model" and found is None):
+            raise CheckpointError(f"{path}: its {part} is {found}; only {kind} can be imported.")
+
+
+def _refuse_added_tokens(folder: Path, known: Set[str]) -> None:
+    """Refuse tokens that were added behind or beside a vocabulary: they are found in the text before it is split."""
+    settings = _settings(folder / "tokenizer_config.json")
+    special = {**_settings(folder / "special_tokens_map.json"), **settings}
+    found = set(_settings(folder / "added_tokens.json"))
+    found |= {token["content"] for token in (settings.get("added_tokens_decoder") or {}).values()}
+    found |= {token["content"] for token in _settings(folder / "tokenizer.json").get("added_tokens") or ()}
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        named = special.get(key) or ()
+        named = named.values() if isinstance(named, dict) else named
+        found |= {token["content"] if isinstance(token, dict) else token for token in named}
+    if added := sorted(found - known):
+        raise CheckpointError(
+            f"{folder}: its tokenizer has the added token {added[0]!r} ({len(added)} in all); a vocabulary with added "
+            "tokens cannot be imported."
+        )
 
 
 def _settings(path: Path) -> dict[str, Any]:

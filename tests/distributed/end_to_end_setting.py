@@ -88,7 +88,7 @@ class Setting:
         with torch.no_grad():
             self.search.index = ShardedIndex(retriever.eval().encode_passages(self.search.tokens(all_rows())), topology)
         store = QuestionStore(folder / "questions")
-        self.questions = AskedQuestions(store, TEXT_FORMAT, self.tokenizer.special, seed=4)
+        self.questions = AskedQuestions(store, TEXT_FORMAT, self.tokenizer, seed=4)
 
     def batch(self) -> AskedBatch:
         """This rank's share."""

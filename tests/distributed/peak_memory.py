@@ -10,6 +10,7 @@ import itertools
 import resource
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class _Corpus:
     documents: Rows
     titles: Ragged
     special: SpecialIds
+    vocabulary: Any = None
 
 
 def _corpus(seq_length: int) -> _Corpus:

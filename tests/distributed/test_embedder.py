@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
@@ -32,9 +32,9 @@ class _Evidence:
     def __len__(self) -> int:
         return NUM_ROWS
 
-    def tokens(self, rows: NDArray[np.int64], seq_length: int, passage_format: PassageFormat) -> TokenBatch:
-        assert passage_format == "title-sep-text"
-        numbers = torch.from_numpy(rows)
+    def tokens(self, rows: NDArray[np.int64], text_format: TextFormatConfig) -> TokenBatch:
+        assert text_format is FORMAT
+        numbers, seq_length = torch.from_numpy(rows), text_format.retriever_seq_length
         return TokenBatch(numbers[:, None].repeat(1, seq_length), 3 + numbers * 5 % (seq_length - 2))
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import programs
 import pytest
+import torch
+from transformers import BertTokenizerFast
 
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
 
 NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
@@ -126,6 +129,29 @@ def test_search_prints_the_best_passages(folder: Path) -> None:
     printed = _succeed(*command, "--answer", question["answers"][0], "--topk", "3")
     assert re.findall(r"^(\d)\. ", printed, re.MULTILINE) == ["1", "2", "3"]
     assert "\033[1m" in printed
+
+
+def test_what_is_asked_for_at_the_import_stays_with_the_encoder(folder: Path) -> None:
+    job = ["tools/import_checkpoint.py", "--format", "hf-bert", "--input", folder / "hf"]
+    assert "does not state its pooling: the vector of [CLS] is assumed" in _run(*job, "--output", folder / "cls").stderr
+    asked = ["--pooling", "mean", "--query-prefix", "w1 w2: ", "--passage-prefix", "w3: "]
+    _succeed(*job, *asked, "--output", folder / "mean")
+    manifest = json.loads((folder / "mean" / "iter_0000000" / "manifest.json").read_text())["config"]
+    assert [manifest[name.removeprefix("--")] for name in asked[::2]] == asked[1::2]
+    inputs = ["--evidence", folder / "ev", "--retriever", folder / "mean"]
+    _succeed("tools/embed_evidence.py", *inputs, "--output", folder / "mean-embeddings", "--device", "cpu")
+    refused = _run("-m", "megatron_retrieval.cli", "search", "w1", *inputs, "--embeddings", folder / "embeddings1")
+    assert refused.returncode == 1
+    assert "encoder" in refused.stderr
+
+    model, tokenizer = tiny_bert(), BertTokenizerFast(vocab=str(folder / "hf" / "vocab.txt"))
+    lines = [line.split("\t") for line in (folder / "psgs.tsv").read_text().splitlines()[1:4]]
+    batch = tokenizer([f"w3: {title}[SEP]{text}" for _, text, title in lines], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = model(**{**batch, "token_type_ids": None}).last_hidden_state, batch.attention_mask[:, :, None]
+    expected = (states * mask).sum(1) / mask.sum(1)
+    found = EmbeddingStore(folder / "mean-embeddings").vectors(0, 3).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
 
 def test_embeddings_of_another_evidence_are_refused(folder: Path) -> None:

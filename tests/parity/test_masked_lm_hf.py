@@ -156,12 +156,12 @@ def test_mismatched_input_is_refused(tmp_path: Path) -> None:
     folder = _save(tmp_path / "hf")
     with pytest.raises(CheckpointError, match="one --input folder"):
         FORMATS["hf-bert-mlm"].read([folder, folder])
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut off"):
+        FORMATS["hf-bert-mlm"].read([folder])
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens = [*special, *map(str, range(NUM_EMBEDDINGS + 1 - len(special)))]
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
     with pytest.raises(CheckpointError, match="101 vocabulary entries, but only 100 word embeddings"):
-        FORMATS["hf-bert-mlm"].read([folder])
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut off"):
         FORMATS["hf-bert-mlm"].read([folder])

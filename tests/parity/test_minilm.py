@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from foreign import re_export, vectors_of_import
 from sentence_transformers import SentenceTransformer, models
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS
-from megatron_retrieval.data.layouts.sequences import format_passages, format_questions
+from megatron_retrieval.data.layouts.sequences import format_passages, format_questions, prefix_ids
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
+from megatron_retrieval.retrieval.retriever import tokenize_questions
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch
@@ -86,6 +90,64 @@ def test_folder_of_this_release(tmp_path: Path, has_vocab_file: bool) -> None:
     assert (twice.shape, twice.layout) == (encoder.shape, encoder.layout)
     assert twice.vocabulary.assets() == encoder.vocabulary.assets()
     assert all(torch.equal(twice.weights[name], encoder.weights[name]) for name in encoder.weights)
+
+
+def _sentence_transformer(folder: Path, similarity: str) -> None:
+    save_with_vocabulary(tiny_bert(), folder / "bert")
+    parts = [models.Transformer(str(folder / "bert"), max_seq_length=20), models.Pooling(32, "mean")]
+    model = SentenceTransformer(modules=parts, device="cpu", similarity_fn_name=similarity)
+    model.save(str(folder / "st"))
+
+
+def _ours(folder: Path) -> tuple[list[Tensor], ForeignModel]:
+    """The vectors of two questions and of two passages, as ours."""
+    found = FORMATS["sentence-transformers"].read([folder])
+    layout, vocabulary = found.layout, found.vocabulary
+    questions = tokenize_questions(["w1 w2", "w3"], vocabulary, layout)
+    titles, texts = (_ids(vocabulary, column) for column in (["w4", "w5"], ["w6 w7", "w8"]))
+    prefix = prefix_ids(layout.passage_prefix, vocabulary)
+    passages = format_passages(
+        titles, texts, vocabulary.special, seq_length=20, passage_format="title-text", prefix=prefix
+    )
+    with process_topology(ParallelConfig(device="cpu")) as topology, torch.no_grad():
+        return list(found.build(topology).eval()(questions, passages)), found
+
+
+@pytest.mark.parametrize("default", [None, "query"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_similarity_and_prompts_go_there_and_back(tmp_path: Path, similarity: str, default: str | None) -> None:
+    prompts = {"query": "w10 w11: ", "document": "w12 "} if default is None else {"query": "w10 "}
+    _sentence_transformer(tmp_path, similarity)
+    # as releases before 5 write it: only the prompts that were given
+    settings = {"similarity_fn_name": similarity, "prompts": prompts, "default_prompt_name": default}
+    (tmp_path / "st" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    given, found = _ours(tmp_path / "st")
+    assert found.shape.normalize_embeddings == (similarity == "cosine")
+    passage_prefix = "w12 " if default is None else "w10 "
+    assert (found.layout.query_prefix, found.layout.passage_prefix) == (prompts["query"], passage_prefix)
+    again = SentenceTransformer(str(re_export("sentence-transformers", [tmp_path / "st"], tmp_path / "out")))
+    assert again.similarity_fn_name == similarity
+    passages = ["w4 w6 w7", "w5 w8"]
+    theirs = [again.encode_query(["w1 w2", "w3"]), again.encode_document(passages)]
+    for ours, reference in zip(given, theirs, strict=True):
+        torch.testing.assert_close(ours, torch.from_numpy(reference), rtol=0, atol=2e-6)
+    twice, back = _ours(tmp_path / "out")
+    assert (back.shape, back.layout) == (found.shape, found.layout)
+    assert all(map(torch.equal, twice, given))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"similarity_fn_name": "euclidean"}, "euclidean; only cosine and dot"),
+        ({"model_type": "SparseEncoder"}, "model_type SparseEncoder; only SentenceTransformer"),
+    ],
+)
+def test_other_similarities_are_refused(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    _sentence_transformer(tmp_path, "dot")
+    (tmp_path / "st" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=message):
+        FORMATS["sentence-transformers"].read([tmp_path / "st"])
 
 
 def test_other_pooling_is_refused(tmp_path: Path) -> None:

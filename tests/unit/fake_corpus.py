@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class FakeCorpus:
     documents: Rows
     titles: Ragged
     special: SpecialIds
+    vocabulary: Any = None
 
     @classmethod
     def of(cls, documents: list[Document]) -> FakeCorpus:

@@ -43,7 +43,7 @@ def _questions(folder: Path, name: str = "train.qa.csv", *, exclude: bool = Fals
     source = QuestionSource(files=[str(folder / name)], asked=asked, retriever=vocabulary, reader=vocabulary)
     write_question_store(folder / f"questions-{name}", source)
     store = QuestionStore(folder / f"questions-{name}")
-    return AskedQuestions(store, FORMAT, vocabulary.special, seed=seed, excluded_from=evidence if exclude else None)
+    return AskedQuestions(store, FORMAT, vocabulary, seed=seed, excluded_from=evidence if exclude else None)
 
 
 def _targets(asked: AskedBatch, tokenizer: Vocabulary) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
+from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig, format_passages
 from megatron_retrieval.data.stores import evidence_builder, id_table
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
@@ -72,7 +72,7 @@ def test_tokens_are_those_of_the_text(folder: Path, passage_format: PassageForma
         tokenize(store.vocabulary, [getattr(PASSAGES[row], name) for row in rows]) for name in ("title", "text")
     )
     expected = format_passages(titles, texts, store.special, seq_length=seq_length, passage_format=passage_format)
-    batch = store.tokens(rows, seq_length, passage_format)
+    batch = store.tokens(rows, TextFormatConfig(passage_format=passage_format, retriever_seq_length=seq_length))
     assert batch.ids.tolist() == expected.ids.tolist()
     assert batch.lengths.tolist() == expected.lengths.tolist()
 

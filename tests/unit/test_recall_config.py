@@ -17,6 +17,8 @@ from megatron_retrieval.testing.tiny import write_tiny_evidence
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.tasks.recall_task import RecallConfig, RecallTask
 
+SHORT = TextFormatConfig(passage_format="title-text", retriever_seq_length=9)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,7 +52,7 @@ def test_sample_is_evidence_with_rows_of_its_own(folder: Path) -> None:
     ids = [passage.id for passage in store.passages(range(len(store)))]
     expected = [rows.tolist().index(row) if row in rows else -1 for row in range(len(store))]
     assert sample.rows_of([*ids, "unknown"]).tolist() == [*expected, -1]
-    mine, whole = sample.tokens([3, 5], 9, "title-text"), store.tokens(rows[[3, 5]], 9, "title-text")
+    mine, whole = sample.tokens([3, 5], SHORT), store.tokens(rows[[3, 5]], SHORT)
     assert mine.ids.equal(whole.ids)
     assert mine.lengths.equal(whole.lengths)
 

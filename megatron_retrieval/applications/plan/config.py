@@ -12,8 +12,8 @@ import psutil  # type: ignore[import-untyped]
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
-from megatron_retrieval.config.parser import formerly
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.config.parser import formerly, overlaid
+from megatron_retrieval.data.layouts.sequences import TextSizesConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
@@ -158,7 +158,7 @@ class PlanConfig(Checked):
     """Checkpoint of a dual encoder to take the shape from; default: BERT-base, or as the flags say."""
     encoder: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     """Shape of the dual encoder."""
-    text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
+    text_format: TextSizesConfig = field(default_factory=TextSizesConfig)
     """Layout of questions and passages."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
@@ -200,4 +200,4 @@ class PlanConfig(Checked):
         vocabulary = found.vocabulary()
         lower_case = vocabulary.settings().get("lower_case", self.rates.lower_case)
         rates = replace(self.rates, vocab_file=self.rates.vocab_file or vocabulary.path, lower_case=lower_case)
-        return replace(self, encoder=found.shape, text_format=found.layout, rates=rates)
+        return replace(self, encoder=found.shape, text_format=overlaid(self.text_format, found.layout), rates=rates)

@@ -11,7 +11,8 @@ from megatron_retrieval.applications.plan.config import GB, PlanConfig
 from megatron_retrieval.applications.plan.estimate import VERSIONS, Estimate, Rates, estimate, known_rates
 from megatron_retrieval.applications.plan.fit import host_index_bytes, num_versions, problems
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
-from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.config.parser import overlaid, to_flat_dict
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 
 PLAN = "plan.json"
@@ -89,7 +90,7 @@ def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
         vocab_file=config.rates.vocab_file,
         lower_case=config.rates.lower_case,
         encoder=config.encoder,
-        text_format=config.text_format,
+        text_format=overlaid(TextFormatConfig(), config.text_format),
         encode=config.encode,
         embedding_dtype=config.embedding_dtype,
         num_passages=config.passages,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_weights, write_weights
+from megatron_retrieval.checkpoint.huggingface.files import read_model_settings
 from megatron_retrieval.checkpoint.huggingface.tower_folder import (
     TowerFolder,
     assemble_tower,
     take_projection,
+    tower_vocabulary,
     write_common,
 )
 from megatron_retrieval.checkpoint.huggingface.towers import TowerFormat
+from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.dual_encoder import text_format_within
 from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -23,8 +25,9 @@ DPR_ARCHITECTURES = {"question_encoder": "DPRQuestionEncoder", "ctx_encoder": "D
 
 def read_dpr(folder: Path) -> TowerFolder:
     """A `DPRQuestionEncoder` or a `DPRContextEncoder`."""
-    settings = read_settings(folder / "config.json")
+    settings = read_model_settings(folder / "config.json", "dpr", "bert")
     encoder = BERT.from_huggingface(settings, folder / "config.json")
+    vocabulary = tower_vocabulary(folder, encoder)
     state = read_weights(folder)
     role = next((role for role in DPR_ARCHITECTURES if any(name.startswith(f"{role}.") for name in state)), "")
     if not role:
@@ -32,7 +35,8 @@ def read_dpr(folder: Path) -> TowerFolder:
     state = {name.removeprefix(f"{role}.").removeprefix("bert_model."): tensor for name, tensor in state.items()}
     projection = take_projection(state, "encode_proj")
     config = DualEncoderConfig(encoder=encoder, biencoder_projection_dim=settings.get("projection_dim", 0))
-    return assemble_tower(folder, config, text_format_within(TextFormatConfig(), encoder), state, projection, role)
+    text_format = text_format_within(TextFormatConfig(), encoder)
+    return assemble_tower(folder, config, text_format, vocabulary, state, projection, role)
 
 
 def write_dpr(folder: Path, tower: TowerFolder, role: str) -> None:

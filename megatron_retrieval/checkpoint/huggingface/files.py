@@ -1,24 +1,20 @@
-"""The files of a Hugging Face model folder: weights and configuration."""
+"""The settings of a Hugging Face model folder."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.weight_table import some
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import read_json
 
-SAFETENSORS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-PICKLE_NAME = "pytorch_model.bin"
+#: what a folder may say that makes its weights or its model something that is not proven equal
+_FOREIGN_SETTINGS = {
+    "auto_map": "the model brings code of its own",
+    "quantization_config": "the weights are quantized",
+}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -33,6 +29,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: expected an object of settings.")
+    return settings
+
+
+def read_model_settings(path: Path, *model_types: str) -> dict[str, Any]:
+    """The contents of a `config.json`, of a model of one of these types.
+
+    Raises:
+        CheckpointError: as `read_settings`, or it is of another type, or not what transformers computes by its type.
+    """
+    settings = read_settings(path)
+    found = settings.get("model_type", model_types[0])
+    if found not in model_types:
+        choice = " or ".join(map(repr, model_types))
+        raise CheckpointError(f"{path}: model_type is {found!r}; only {choice} can be imported here.")
+    for key, meaning in _FOREIGN_SETTINGS.items():
+        if settings.get(key):
+            raise CheckpointError(f"{path}: it has {key}: {meaning}, which cannot be imported.")
     return settings
 
 
@@ -60,42 +73,3 @@ def check_settings(
             raise CheckpointError(f"{source}: {key} is {settings[key]!r}; only {value!r} can be imported.")
     if missing := [key for key in needed if key not in settings]:
         raise CheckpointError(f"{source}: no configuration of {what}; {some(missing)} is missing.")
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's weight files, never through an unrestricted pickle.
-
-    Raises:
-        CheckpointError: there is none, it is damaged, or it holds more than tensors.
-    """
-    if (path := folder / SAFETENSORS_NAME).is_file():
-        return _read_safetensors(path)
-    if (index := folder / INDEX_NAME).is_file():
-        # large models come in several files
-        names = sorted(set(read_settings(index).get("weight_map", {}).values()))
-        return {name: tensor for file in names for name, tensor in _read_safetensors(folder / file).items()}
-    if not (path := folder / PICKLE_NAME).is_file():
-        raise CheckpointError(f"{folder}: holds neither {SAFETENSORS_NAME} nor {PICKLE_NAME}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise CheckpointError(f"{path}: damaged, or not a plain state dictionary ({reason}).") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a state dictionary, names with tensors.")
-    return state
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or cut off ({error}).") from error
-
-
-def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as `model.safetensors`; equal tensors may share memory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, folder / SAFETENSORS_NAME, {"format": "pt"}
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ class ForeignModel:
         kind: of the checkpoint that it comes from or becomes.
         layout: of texts, for kinds that have one.
         weights: full fp32 tensors under the parameter names of the kind's model.
+        assumed: settings that the folder does not state, each with what is taken.
     """
 
     kind: ModelKind[Any, Any, Any]
@@ -35,6 +36,7 @@ class ForeignModel:
     weights: Mapping[str, Tensor]
     vocabulary: Vocabulary
     layout: Any = None
+    assumed: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, topology: ProcessTopology) -> Any:
         """A model of the kind with these weights.

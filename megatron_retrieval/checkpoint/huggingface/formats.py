@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
+from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
@@ -24,18 +25,25 @@ for _format in (HF_BERT, HF_BERT_MLM, HF_DPR, SENTENCE_TRANSFORMERS, HF_T5):
 
 
 def import_model(
-    name: str, folders: Sequence[Path], output: Path, topology: ProcessTopology, *, separate_towers: bool = False
+    name: str,
+    folders: Sequence[Path],
+    output: Path,
+    topology: ProcessTopology,
+    *,
+    separate_towers: bool = False,
+    embedding: EmbeddingSettingsConfig = EmbeddingSettingsConfig(),  # noqa: B008
 ) -> Path:
     """Turn a model of a foreign format into a checkpoint; all ranks call this together.
 
     Args:
         folders: see `Format.read`; for errors likewise.
         separate_towers: make two towers of one.
+        embedding: asked for, in the place of what the folder states.
 
     Returns:
         The folder of the checkpoint.
     """
-    found = FORMATS[name].read(folders, separate_towers=separate_towers)
+    found = embedding.over(FORMATS[name].read(folders, separate_towers=separate_towers), folders[0])
     further = () if found.layout is None else (found.layout,)
     return found.kind.save(output, found.build(topology), topology, found.shape, found.vocabulary, *further)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, bert_config_to_hf, current_names
-from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_weights, write_weights
+from megatron_retrieval.checkpoint.huggingface.files import read_model_settings
 from megatron_retrieval.checkpoint.huggingface.format import (
     ForeignModel,
     export_encoder,
@@ -19,6 +19,7 @@ from megatron_retrieval.checkpoint.huggingface.format import (
     read_vocabulary,
     write_vocabulary,
 )
+from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import write_json
@@ -50,11 +51,12 @@ class MaskedLMFormat:
     def read(self, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignModel:
         """See Format."""
         folder = only_folder("a masked LM", folders, separate_towers)
-        shape = bert_config_from_hf(read_settings(folder / "config.json"), folder / "config.json")
+        settings = read_model_settings(folder / "config.json", "bert")
+        shape = bert_config_from_hf(settings, folder / "config.json")
+        vocabulary = read_vocabulary(MASKED_LM.vocabulary(shape), folder, shape.vocab_size)
         state = read_weights(folder)
         encoder = import_encoder(state, shape, folder)
         head = _import_head(state, encoder[WORD_EMBEDDINGS], folder)
-        vocabulary = read_vocabulary(MASKED_LM.vocabulary(shape), folder, shape.vocab_size)
         weights = {f"bert.{name}": full for name, full in encoder.items()}
         weights |= {f"head.{name}": full for name, full in head.items()}
         return ForeignModel(MASKED_LM, shape, weights, vocabulary)

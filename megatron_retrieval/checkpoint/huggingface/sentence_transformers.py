@@ -6,21 +6,23 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.files import (
+    read_model_settings,
     read_optional_settings,
     read_settings,
-    read_weights,
-    write_weights,
 )
 from megatron_retrieval.checkpoint.huggingface.tower_folder import (
     TowerFolder,
     assemble_tower,
     take_projection,
+    tower_vocabulary,
     write_common,
 )
 from megatron_retrieval.checkpoint.huggingface.towers import TowerFormat
+from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
@@ -36,26 +38,44 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 # releases before 6 spell the two supported modes as flags
 POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
+SETTINGS_NAME, SIMILARITY = "config_sentence_transformers.json", "similarity_fn_name"
+QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")
+
 logger = get_logger("checkpoint")
 
 
 def read_sentence_transformer(folder: Path) -> TowerFolder:
     """Transformer, pooling, and optionally a linear layer and normalisation."""
     modules = _read_modules(folder)
-    body = modules["Transformer"]
+    body, similarity = modules["Transformer"], _read_similarity(folder)
     encoder = _read_encoder(body / "config.json")
+    vocabulary = tower_vocabulary(body, encoder)
     config = DualEncoderConfig(
         encoder=encoder,
         pooling=_read_pooling(modules["Pooling"] / "config.json"),
-        normalize_embeddings="Normalize" in modules,
+        # vectors of length 1 have the order of cosines in any product
+        normalize_embeddings="Normalize" in modules or similarity == "cosine",
     )
     projection: dict[str, Tensor] = {}
     if "Dense" in modules:
         projection = _read_dense(modules["Dense"])
         config = dataclasses.replace(config, biencoder_projection_dim=projection["weight"].size(0))
-    _check_text_handling(folder, body)
+    _check_text_handling(body)
+    query_prefix, passage_prefix = _read_prompts(folder)
+    text_format = dataclasses.replace(
+        _sentence_text_format(body, encoder), query_prefix=query_prefix, passage_prefix=passage_prefix
+    )
+    is_open = similarity is None and "Normalize" not in modules
+    assumed = {"normalize_embeddings": "the dot product is assumed (--normalize-embeddings: the cosine)"}
     return assemble_tower(
-        body, config, _sentence_text_format(body, encoder), read_weights(body), projection, extras_from=folder
+        body,
+        config,
+        text_format,
+        vocabulary,
+        read_weights(body),
+        projection,
+        extras_from=folder,
+        assumed=assumed if is_open else {},
     )
 
 
@@ -81,6 +101,9 @@ def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> N
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
     modes = {"pooling_mode_cls_token": config.pooling == "cls", "pooling_mode_mean_tokens": config.pooling == "mean"}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config.encoder.hidden_size, **modes})
+    prompts = {"query": tower.text_format.query_prefix, "document": tower.text_format.passage_prefix}
+    similarity = "cosine" if config.normalize_embeddings else "dot"
+    write_json(folder / SETTINGS_NAME, {"prompts": prompts, "default_prompt_name": None, SIMILARITY: similarity})
     if config.biencoder_projection_dim:
         sizes = {"in_features": config.encoder.hidden_size, "out_features": config.biencoder_projection_dim}
         write_json(folder / "2_Dense" / "config.json", {**sizes, "bias": True, "activation_function": IDENTITY})
@@ -89,9 +112,9 @@ def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> N
 
 def _read_encoder(path: Path) -> EncoderShape:
     """The shape of the Transformer, of the family that its model_type names; what names none is read as a BERT."""
-    settings = read_settings(path)
     families = {family.model_type: family for family in ENCODER_FAMILIES.values()}
-    return families.get(str(settings.get("model_type")), BERT).from_huggingface(settings, path)
+    settings = read_model_settings(path, *families)
+    return families[settings.get("model_type", BERT.model_type)].from_huggingface(settings, path)
 
 
 def _read_modules(folder: Path) -> dict[str, Path]:
@@ -115,6 +138,8 @@ def _read_modules(folder: Path) -> dict[str, Path]:
 def _read_pooling(path: Path) -> Literal["cls", "mean"]:
     settings = read_settings(path)
     flags = [name for name, is_on in settings.items() if name.startswith("pooling_mode_") and is_on is True]
+    if not settings.get("include_prompt", True):
+        raise CheckpointError(f"{path}: include_prompt is false: the mean leaves prefixes out, which is not supported.")
     modes = settings.get("pooling_mode") or [POOLING_FLAGS.get(flag, flag) for flag in flags]
     if modes in ("cls", ["cls"]):
         return "cls"
@@ -128,19 +153,44 @@ def _read_dense(folder: Path) -> dict[str, Tensor]:
     if (activation := settings.get("activation_function")) != IDENTITY:
         raise CheckpointError(f"{folder}: activation {activation}; only a linear projection can be imported.")
     projection = take_projection(read_weights(folder), "linear")
-    if projection.keys() != {"weight", "bias"}:
-        raise CheckpointError(f"{folder}: a projection with weight and bias is needed.")
+    if "weight" not in projection:
+        raise CheckpointError(f"{folder}: a projection with the weight linear.weight is needed.")
+    # one without a bias adds nothing
+    projection.setdefault("bias", torch.zeros(projection["weight"].size(0)))
     return projection
 
 
-def _check_text_handling(folder: Path, body: Path) -> None:
-    """Refuse what would change the text before it reaches the tokenizer; say where the user must act."""
+def _read_similarity(folder: Path) -> str | None:
+    """How the folder says that vectors are compared; None: it does not."""
+    settings = read_optional_settings(folder / SETTINGS_NAME)
+    if (kind := settings.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+        raise CheckpointError(f"{folder / SETTINGS_NAME}: model_type {kind}; only SentenceTransformer can be imported.")
+    if (similarity := settings.get(SIMILARITY)) not in (None, "cosine", "dot"):
+        problem = f"{SIMILARITY} {similarity}; only cosine and dot can be imported"
+        raise CheckpointError(f"{folder / SETTINGS_NAME}: {problem}.")
+    return similarity
+
+
+def _read_prompts(folder: Path) -> tuple[str, str]:
+    """The prefixes of questions and of passages, as `encode_query` and `encode_document` choose them."""
+    settings = read_optional_settings(folder / SETTINGS_NAME)
+    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
+    default = prompts.get(settings.get("default_prompt_name") or "", "")
+    chosen = [next((name for name in names if name in prompts), None) for names in (QUERY_PROMPTS, PASSAGE_PROMPTS)]
+    others = {name: text for name, text in prompts.items() if text and text != default and name not in chosen}
+    if others:
+        logger.warning(
+            "%s: of its prompts, %s are not imported; --query-prefix and --passage-prefix take one.", folder, others
+        )
+    query, passage = (default if name is None else prompts[name] for name in chosen)
+    return query, passage
+
+
+def _check_text_handling(body: Path) -> None:
+    """Refuse what would change the text before it reaches the tokenizer."""
     sentence = read_optional_settings(body / "sentence_bert_config.json")
     if sentence.get("do_lower_case"):
         raise CheckpointError(f"{body}/sentence_bert_config.json: do_lower_case is not supported.")
-    prompts = read_optional_settings(folder / "config_sentence_transformers.json").get("prompts") or {}
-    if used := {name: text for name, text in prompts.items() if text}:
-        logger.warning("%s: the model was trained with prompts %s, which are not imported.", folder, used)
 
 
 def _sentence_text_format(body: Path, encoder: EncoderShape) -> TextFormatConfig:

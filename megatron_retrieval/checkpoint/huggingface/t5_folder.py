@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_weights, write_weights
+from megatron_retrieval.checkpoint.huggingface.files import read_model_settings
 from megatron_retrieval.checkpoint.huggingface.format import (
     ForeignModel,
     only_folder,
@@ -14,6 +14,7 @@ from megatron_retrieval.checkpoint.huggingface.format import (
     write_vocabulary,
 )
 from megatron_retrieval.checkpoint.huggingface.t5 import export_t5, import_t5, t5_config_from_hf, t5_config_to_hf
+from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.models.t5_config import T5Config
@@ -33,7 +34,7 @@ class T5Format:
     def read(self, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignModel:
         """See Format."""
         folder = only_folder("a T5", folders, separate_towers)
-        shape = t5_config_from_hf(read_settings(folder / "config.json"), folder / "config.json")
+        shape = t5_config_from_hf(read_model_settings(folder / "config.json", "t5"), folder / "config.json")
         vocabulary = read_vocabulary(T5_KIND.vocabulary(shape), folder, shape.vocab_size)
         return ForeignModel(T5_KIND, shape, import_t5(read_weights(folder), shape, folder), vocabulary)
 

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.checkpoint.huggingface.files import read_settings, read_weights, write_weights
+from megatron_retrieval.checkpoint.huggingface.files import read_model_settings
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
-from megatron_retrieval.checkpoint.huggingface.tower_folder import TowerFolder, assemble_tower, write_common
+from megatron_retrieval.checkpoint.huggingface.tower_folder import (
+    TowerFolder,
+    assemble_tower,
+    tower_vocabulary,
+    write_common,
+)
+from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
 from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES, EncoderFamily
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
@@ -23,6 +29,10 @@ from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 
+_ASSUMED_OF_BODIES = {
+    "pooling": "the vector of [CLS] is assumed (--pooling, and --normalize-embeddings, --query-prefix, "
+    "--passage-prefix, --passage-format where the model needs them)"
+}
 TOWER_FOLDERS = {"query": "question_encoder", "passage": "ctx_encoder"}
 
 
@@ -64,14 +74,17 @@ class TowerFormat:
         question, passage = (towers.get(tower) or towers["shared"] for tower in TOWER_FOLDERS)
         _check_same(question, passage)
         shape = dataclasses.replace(passage.config, biencoder_shared_query_context_model="shared" in towers)
-        query_length = question.text_format.query_seq_length
-        layout = dataclasses.replace(passage.text_format, query_seq_length=query_length)
+        layout = dataclasses.replace(
+            passage.text_format,
+            query_seq_length=question.text_format.query_seq_length,
+            query_prefix=question.text_format.query_prefix,
+        )
         weights = {
             f"towers.{tower}.{weight}": tensor
             for tower, folder in towers.items()
             for weight, tensor in folder.weights.items()
         }
-        return ForeignModel(DUAL_ENCODER, shape, weights, passage.vocabulary, layout)
+        return ForeignModel(DUAL_ENCODER, shape, weights, passage.vocabulary, layout, passage.assumed)
 
     def write(self, model: ForeignModel, folder: Path) -> None:
         """See Format."""
@@ -89,13 +102,17 @@ class TowerFormat:
 def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, ...]) -> TowerFormat:
     """The format of an encoder alone, as transformers saves the model of `family`.
 
-    How it is pooled is not the format's concern: [CLS], unless the folder is an export.
+    How it is pooled is not the format's concern: [CLS] is assumed, unless the folder is an export.
     """
 
     def read_tower(folder: Path) -> TowerFolder:
-        encoder = family.from_huggingface(read_settings(folder / "config.json"), folder / "config.json")
+        settings = read_model_settings(folder / "config.json", family.model_type)
+        encoder = family.from_huggingface(settings, folder / "config.json")
+        vocabulary = tower_vocabulary(folder, encoder)
         text_format = text_format_within(TextFormatConfig(), encoder)
-        return assemble_tower(folder, DualEncoderConfig(encoder=encoder), text_format, read_weights(folder), {})
+        config = DualEncoderConfig(encoder=encoder)
+        state = read_weights(folder)
+        return assemble_tower(folder, config, text_format, vocabulary, state, {}, assumed=_ASSUMED_OF_BODIES)
 
     def write_tower(folder: Path, tower: TowerFolder, role: str) -> None:
         if ENCODER_FAMILIES.of(tower.config.encoder) is not family:

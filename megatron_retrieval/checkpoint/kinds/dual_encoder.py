@@ -20,12 +20,13 @@ from megatron_retrieval.checkpoint.kinds.kind import (
     fill_parts,
 )
 from megatron_retrieval.config.parser import from_flat_dict
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, read_text_format, without_empty_prefixes
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("checkpoint")
@@ -46,6 +47,14 @@ class DualEncoderKind(ModelKind[DualEncoderConfig, TextFormatConfig, DualEncoder
     def read_shape(self, settings: Mapping[str, Any]) -> DualEncoderConfig:
         """See ModelKind."""
         return from_flat_dict(DualEncoderConfig, settings, {EncoderShape: ENCODER_FAMILIES.saved(settings).shape})
+
+    def read_layout(self, settings: Mapping[str, Any]) -> TextFormatConfig:
+        """See ModelKind."""
+        return read_text_format(settings)
+
+    def config(self, shape: DualEncoderConfig, vocabulary: Vocabulary, *further: Any) -> dict[str, Any]:
+        """See ModelKind."""
+        return without_empty_prefixes(super().config(shape, vocabulary, *further))
 
     def vocabulary(self, shape: DualEncoderConfig) -> str:
         """See ModelKind."""

@@ -14,7 +14,7 @@ from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveIn
 from megatron_retrieval.data.examples.batches import Bundles, Share
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.files.training_files import read_biencoder
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -77,6 +77,7 @@ class DprDataset:
         collector = PassageCollector()
         self._examples = _read_examples(config, collector)
         self._pool = collector.pool(tokenizer, text_format)
+        self._prefix = prefix_ids(text_format.query_prefix, tokenizer)
         # one empty question at the end stands for a filler
         self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
         get_logger("data").info("training passages: %s different ones", f"{len(self._pool):,}")
@@ -135,7 +136,7 @@ class DprDataset:
         rows = np.full(num_slots, len(self), np.int64)
         rows[: len(indices)] = indices
         length = self._format.query_seq_length
-        return format_questions(self._questions.take(rows, length), self._special, length)
+        return format_questions(self._questions.take(rows, length), self._special, length, self._prefix)
 
     def _passages_of(self, example: _Example, epoch: int, position: int) -> list[int]:
         """The positive and the hard negatives of an example at its position, filled up with `NO_PASSAGE`."""

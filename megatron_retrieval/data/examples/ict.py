@@ -19,7 +19,7 @@ from megatron_retrieval.data.layouts.blocks import (
     make_blocks,
     split_documents,
 )
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, with_fillers
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids, with_fillers
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.contrastive import ContrastiveBatch, SameGroup
@@ -57,7 +57,8 @@ class IctDataset:
         self, corpus: SentenceCorpus, blocks: Blocks, config: IctDataConfig, text_format: TextFormatConfig, seed: int
     ) -> None:
         self._corpus, self._blocks, self._config, self._format = corpus, blocks, config, text_format
-        self._layout, self._seed = _layout(config, text_format), seed
+        self._layout, self._seed = _layout(corpus, config, text_format), seed
+        self._prefix = prefix_ids(text_format.query_prefix, corpus.vocabulary)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -71,7 +72,8 @@ class IctDataset:
         blocks = self._blocks[rows[share.own]]
         queries, stays = self._draw(blocks, epoch, first_position + share.first)
         special, query_length = self._corpus.special, self._format.query_seq_length
-        questions = format_questions(self._corpus.sentences.take(queries, query_length), special, query_length)
+        sentences = self._corpus.sentences.take(queries, query_length)
+        questions = format_questions(sentences, special, query_length, self._prefix)
         passages = self._layout.tokens(self._corpus, blocks.document, self._contexts(blocks, queries, stays))
         excluded, num_false_negatives = self._excluded(self._blocks.document[rows], share, dp_size)
         return ContrastiveBatch(
@@ -123,7 +125,7 @@ def ict_datasets(
     Raises:
         DataError: the corpus gives no block to train on; the message says why.
     """
-    layout, path = _layout(config, text_format), config.blocks.data_path
+    layout, path = _layout(corpus, config, text_format), config.blocks.data_path
     num_documents = len(corpus.documents) - 1
     train, held_out = split_documents(num_documents, config.blocks.valid_fraction, seed)
     blocks = make_blocks(corpus, train, layout)
@@ -145,11 +147,12 @@ def ict_datasets(
     return next(datasets), next(datasets)
 
 
-def _layout(config: IctDataConfig, text_format: TextFormatConfig) -> BlockLayout:
+def _layout(corpus: SentenceCorpus, config: IctDataConfig, text_format: TextFormatConfig) -> BlockLayout:
     return BlockLayout(
         use_titles=config.blocks.use_titles,
         seq_length=text_format.retriever_seq_length,
         passage_format=text_format.passage_format,
+        prefix=tuple(prefix_ids(text_format.passage_prefix, corpus.vocabulary)),
     )
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from megatron_retrieval.data.examples.answer_draw import draw_answers
 from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
-from megatron_retrieval.tokenizers.vocabulary import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch
 
 
@@ -79,7 +79,7 @@ class AskedQuestions:
     Args:
         store: the questions.
         text_format: layout of questions for the retriever.
-        special: ids that frame the retriever's questions.
+        vocabulary: of the retriever.
         seed: of the run.
         excluded_from: evidence in which a question's gold passages are no candidates; None: they are.
     """
@@ -88,12 +88,13 @@ class AskedQuestions:
         self,
         store: QuestionStore,
         text_format: TextFormatConfig,
-        special: SpecialIds,
+        vocabulary: Vocabulary,
         *,
         seed: int,
         excluded_from: EvidenceStore | None = None,
     ) -> None:
-        self.store, self._format, self._special = store, text_format, special
+        self.store, self._format, self._special = store, text_format, vocabulary.special
+        self._prefix = prefix_ids(text_format.query_prefix, vocabulary)
         self._seed, self._excluded_from = seed, excluded_from
 
     def __len__(self) -> int:
@@ -121,7 +122,8 @@ class AskedQuestions:
 
     def queries(self, rows: Rows) -> TokenBatch:
         """The questions `rows` as the retriever reads them."""
-        return format_questions(self.store.retriever_queries.take(rows), self._special, self._format.query_seq_length)
+        queries = self.store.retriever_queries.take(rows)
+        return format_questions(queries, self._special, self._format.query_seq_length, self._prefix)
 
     def _excluded(self, rows: Rows) -> Tensor:
         """[n, E] rows of the evidence that are no candidates, -1 behind each question's own."""

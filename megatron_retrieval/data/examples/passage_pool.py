@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages, prefix_ids
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
@@ -46,6 +46,7 @@ class PassagePool:
         text_format: TextFormatConfig,
     ) -> None:
         self._titles, self._texts, self._format, self._special = titles, texts, text_format, tokenizer.special
+        self._prefix = prefix_ids(text_format.passage_prefix, tokenizer)
         # one empty passage at the end stands for `NO_PASSAGE`
         self._title_tokens, self._text_tokens = (tokenize(tokenizer, [*field, ""]) for field in (titles, texts))
         #: the text of a passage, normalised for answer matching
@@ -64,7 +65,12 @@ class PassagePool:
         length = self._format.retriever_seq_length
         titles, texts = (column.take(rows, length) for column in (self._title_tokens, self._text_tokens))
         batch = format_passages(
-            titles, texts, self._special, seq_length=length, passage_format=self._format.passage_format
+            titles,
+            texts,
+            self._special,
+            seq_length=length,
+            passage_format=self._format.passage_format,
+            prefix=self._prefix,
         )
         batch.lengths.numpy()[is_filler] = len(self._special.frame)
         return batch

@@ -12,7 +12,7 @@ from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.tokenizers.vocabulary import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.seeds import fractions
 
@@ -37,12 +37,15 @@ class SentenceCorpus(Protocol):
     """A corpus as blocks need it; no sentence is empty and no document is without a sentence.
 
     Attributes:
+        vocabulary: of its token ids.
         special: ids that frame a sequence.
         sentences: token ids of the sentences of all documents, one document after another.
         titles: token ids of the title of each document, perhaps none.
         documents: [n + 1] document d holds the sentences `documents[d]` to `documents[d + 1]`.
     """
 
+    @property
+    def vocabulary(self) -> Vocabulary: ...
     @property
     def special(self) -> SpecialIds: ...
     @property
@@ -117,17 +120,23 @@ class BlockLayout(BlockRoom):
     """How a block becomes a sequence: the layout of passages, with a title that leaves room for text."""
 
     passage_format: PassageFormat
+    prefix: tuple[int, ...] = ()
 
     @property
     def num_special(self) -> int:
-        """Special tokens of a sequence."""
-        return 3 if self.passage_format == "title-sep-text" else 2
+        """Special tokens of a sequence, and those of the prefix."""
+        return (3 if self.passage_format == "title-sep-text" else 2) + len(self.prefix)
 
     def tokens(self, corpus: SentenceCorpus, documents: Rows, texts: Ragged) -> TokenBatch:
         """The sequences of `texts`, which come from `documents`; long ones are cut."""
         titles = corpus.titles.take(documents, self.longest_title)
         return format_passages(
-            titles, texts, corpus.special, seq_length=self.seq_length, passage_format=self.passage_format
+            titles,
+            texts,
+            corpus.special,
+            seq_length=self.seq_length,
+            passage_format=self.passage_format,
+            prefix=self.prefix,
         )
 
 

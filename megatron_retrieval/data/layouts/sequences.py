@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Bounds, Checked
+from megatron_retrieval.config.parser import from_flat_dict
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
-from megatron_retrieval.tokenizers.vocabulary import SpecialIds
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -21,8 +23,8 @@ SeqLength = Annotated[int, Bounds(least=3, why="two special tokens and one more"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFormatConfig(Checked):
-    """Layout of questions and passages."""
+class TextSizesConfig(Checked):
+    """Form and lengths of questions and passages."""
 
     passage_format: PassageFormat = "title-sep-text"
     """title-sep-text: [CLS] title [SEP] text [SEP], as DPR; title-text: [CLS] title text [SEP], as most
@@ -33,20 +35,69 @@ class TextFormatConfig(Checked):
     """Longest passage, in tokens with title and special tokens."""
 
 
-def format_questions(questions: Ragged, special: SpecialIds, seq_length: int) -> TokenBatch:
-    """[CLS] question [SEP], at most `seq_length` tokens."""
-    return _frame([questions], special, seq_length, separated=False)
+@dataclass(frozen=True, kw_only=True)
+class TextFormatConfig(TextSizesConfig):
+    """Layout of questions and passages."""
+
+    query_prefix: str = ""
+    """Text before every question, for encoders that were trained with one (E5: "query: ")."""
+    passage_prefix: str = ""
+    """Text before the title of every passage (E5: "passage: ")."""
+
+
+#: the beginning of a text, to try a prefix with
+_PROBE = "a"
+_PREFIXES = {"query-prefix": "", "passage-prefix": ""}
+
+
+def without_empty_prefixes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest keeps of settings: an encoder without a prefix is named as it was before there were prefixes."""
+    return {name: value for name, value in settings.items() if value or name not in _PREFIXES}
+
+
+def read_text_format(settings: Mapping[str, Any]) -> TextFormatConfig:
+    """The layout out of a manifest's settings; one that names no prefix has none.
+
+    Raises:
+        KeyError: a setting is missing.
+    """
+    return from_flat_dict(TextFormatConfig, {**_PREFIXES, **settings})
+
+
+def prefix_ids(prefix: str, vocabulary: Vocabulary) -> list[int]:
+    """The token ids of a prefix, which stand before those of any text.
+
+    Raises:
+        ConfigError: it would run into the text after it: the tokens of the two together are others.
+    """
+    if not prefix:
+        return []
+    own, probe, together = vocabulary.encode([prefix, _PROBE, prefix + _PROBE])
+    if own + probe != together:
+        raise ConfigError(f"the prefix {prefix!r} runs into the text after it; end it with a space or a colon.")
+    return own
+
+
+def format_questions(questions: Ragged, special: SpecialIds, seq_length: int, prefix: Sequence[int] = ()) -> TokenBatch:
+    """[CLS] prefix question [SEP], at most `seq_length` tokens."""
+    return _frame([questions], special, seq_length, separated=False, prefix=prefix)
 
 
 def format_passages(
-    titles: Ragged, texts: Ragged, special: SpecialIds, *, seq_length: int, passage_format: PassageFormat
+    titles: Ragged,
+    texts: Ragged,
+    special: SpecialIds,
+    *,
+    seq_length: int,
+    passage_format: PassageFormat,
+    prefix: Sequence[int] = (),
 ) -> TokenBatch:
     """Lay out passages from the ids of their titles and texts, at most `seq_length` tokens each.
 
     Cutting takes from the end and keeps the final [SEP]. WordPiece splits at white space first, so the ids of
     title and text in turn are those of the two joined by a space.
     """
-    return _frame([titles, texts], special, seq_length, separated=passage_format == "title-sep-text")
+    return _frame([titles, texts], special, seq_length, separated=passage_format == "title-sep-text", prefix=prefix)
 
 
 def format_question_and_passage(
@@ -92,18 +143,23 @@ def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> Token
     return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), length)]))
 
 
-def _frame(segments: Sequence[Ragged], special: SpecialIds, seq_length: int, *, separated: bool) -> TokenBatch:
-    """[CLS] segments [SEP], with a further [SEP] between segments where `separated`; no [CLS] where the vocabulary has
-    nothing to begin with."""
+def _frame(
+    segments: Sequence[Ragged], special: SpecialIds, seq_length: int, *, separated: bool, prefix: Sequence[int] = ()
+) -> TokenBatch:
+    """[CLS] prefix segments [SEP], with a further [SEP] between segments where `separated`; no [CLS] where the
+    vocabulary has nothing to begin with."""
     gap = int(separated)
     last = seq_length - 1  # the latest column of the final [SEP]
-    starts = [np.full(len(segments[0]), len(special.frame) - 1)]
+    first = len(special.frame) - 1
+    starts = [np.full(len(segments[0]), first + len(prefix))]
     for segment in segments:
         starts.append(starts[-1] + segment.lengths + gap)
     final = np.minimum(starts[-1] - gap, last)
     ids = np.full((len(final), int(final.max(initial=0)) + 1), special.pad, np.int64)
     if special.begin is not None:
         ids[:, 0] = special.begin
+    lead = ids[:, first : min(first + len(prefix), last)]
+    lead[:] = prefix[: lead.shape[1]]
     for segment, start in zip(segments, starts, strict=False):
         _place(ids, segment, start, last)
     rows = np.arange(len(final))

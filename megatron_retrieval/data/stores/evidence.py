@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages, prefix_ids
 from megatron_retrieval.data.stores.id_table import IdTable
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.data.stores.token_folder import TokenFolder, token_format
@@ -50,11 +50,18 @@ class EvidenceStore(TokenFolder):
     def passages(self, rows: Sequence[int] | Rows) -> list[Passage]:
         return [self.passage(row) for row in rows]
 
-    def tokens(self, rows: Sequence[int] | Rows, seq_length: int, passage_format: PassageFormat) -> TokenBatch:
-        """The passages `rows` laid out for the encoder, at most `seq_length` tokens each."""
-        rows = self._checked(rows)
-        titles, texts = (column.take(rows, seq_length) for column in (self._title_tokens, self._text_tokens))
-        return format_passages(titles, texts, self.special, seq_length=seq_length, passage_format=passage_format)
+    def tokens(self, rows: Sequence[int] | Rows, text_format: TextFormatConfig) -> TokenBatch:
+        """The passages `rows` laid out for the encoder."""
+        rows, length = self._checked(rows), text_format.retriever_seq_length
+        titles, texts = (column.take(rows, length) for column in (self._title_tokens, self._text_tokens))
+        return format_passages(
+            titles,
+            texts,
+            self.special,
+            seq_length=length,
+            passage_format=text_format.passage_format,
+            prefix=prefix_ids(text_format.passage_prefix, self.vocabulary),
+        )
 
     def token_columns(self, rows: Sequence[int] | Rows) -> tuple[Ragged, Ragged]:
         """The token ids of the titles and of the texts of `rows`, whole and without special tokens."""

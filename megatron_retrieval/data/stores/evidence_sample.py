@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.sequences import PassageFormat
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.types.questions import Passage
@@ -35,9 +35,9 @@ class EvidenceSample:
         """Names the passages: the evidence, and how many of them."""
         return f"{self._evidence.fingerprint}/{len(self)}"
 
-    def tokens(self, rows: Sequence[int] | Rows, seq_length: int, passage_format: PassageFormat) -> TokenBatch:
-        """The passages `rows` of the sample laid out for the encoder, at most `seq_length` tokens each."""
-        return self._evidence.tokens(self._rows[np.asarray(rows, np.int64)], seq_length, passage_format)
+    def tokens(self, rows: Sequence[int] | Rows, text_format: TextFormatConfig) -> TokenBatch:
+        """The passages `rows` of the sample laid out for the encoder."""
+        return self._evidence.tokens(self._rows[np.asarray(rows, np.int64)], text_format)
 
     def passages(self, rows: Sequence[int] | Rows) -> list[Passage]:
         """The passages `rows` of the sample."""

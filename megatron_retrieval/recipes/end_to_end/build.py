@@ -12,6 +12,7 @@ import numpy as np
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.writer import ModelPart
+from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -50,7 +51,8 @@ class EndToEndRun:
     def __init__(self, config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
         self.config, self.topology = config, topology
         self.start_retriever = config.start_retriever
-        lengths = config.text_format
+        # its prefixes are the retriever's own
+        self.text_format = lengths = overlaid(self.start_retriever.layout, config.text_format)
         require_positions(
             self.start_retriever.shape.encoder.max_positions,
             query_seq_length=lengths.query_seq_length,
@@ -65,7 +67,7 @@ class EndToEndRun:
             config.search,
             self.model.retriever,
             self.evidence,
-            config.text_format,
+            self.text_format,
             topology,
             encode_batch_size=config.step.passage_batch_size,
         )
@@ -130,8 +132,8 @@ class EndToEndRun:
         on_first_rank(partial(write_question_store, folder, source), self.topology.world_group)
         return AskedQuestions(
             QuestionStore(folder),
-            self.config.text_format,
-            self.tokenizer.special,
+            self.text_format,
+            self.tokenizer,
             seed=self.config.training.seed,
             excluded_from=self.evidence if data.exclude_gold_passages else None,
         )
@@ -169,7 +171,7 @@ class EndToEndRun:
         return BaseCheckpoint(start) if self.config.share_frozen_weights else None
 
     def _retriever_config(self) -> dict[str, Any]:
-        return DUAL_ENCODER.config(self.model.retriever.config, self.tokenizer, self.config.text_format)
+        return DUAL_ENCODER.config(self.model.retriever.config, self.tokenizer, self.text_format)
 
     def _reader_config(self) -> dict[str, Any]:
         return self.reader.checkpoint_config(self.passage_scores())
@@ -179,7 +181,7 @@ class EndToEndRun:
         job = EmbeddingJob(
             evidence=self.evidence,
             encode=self.model.retriever.encode_passages,
-            text_format=config.text_format,
+            text_format=self.text_format,
             embedding_dtype=config.index.embedding_dtype,
             micro_batch_size=config.index.index_micro_batch_size,
         )

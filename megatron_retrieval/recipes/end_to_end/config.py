@@ -13,7 +13,7 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextSizesConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
@@ -104,7 +104,7 @@ class EndToEndFinetuneConfig:
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     rates: ModuleRatesConfig = field(default_factory=ModuleRatesConfig)
     model: ModelOverridesConfig = field(default_factory=ModelOverridesConfig)
-    text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
+    text_format: TextSizesConfig = field(default_factory=TextSizesConfig)
     layout: ReaderLayoutConfig = field(default_factory=ReaderLayoutConfig)
     answers: ReaderAnswersConfig = field(default_factory=ReaderAnswersConfig)
     encode: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
@@ -161,5 +161,5 @@ class EndToEndFinetuneConfig:
         saved_layout = within_positions(reader.layout or kind.layout(), reader.shape.max_positions)
         if reader.passage_scores.passage_score_use == "bias":
             step = dataclasses.replace(step, score_weight=reader.passage_scores.passage_score_weight)
-        text_format = self.start_retriever.layout
+        text_format = overlaid(self.text_format, self.start_retriever.layout)
         return dataclasses.replace(self, layout=overlaid(self.layout, saved_layout), text_format=text_format, step=step)

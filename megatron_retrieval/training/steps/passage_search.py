@@ -114,5 +114,4 @@ class PassageSearch:
     def tokens(self, rows: Tensor) -> TokenBatch:
         """Passages by row, as the retriever reads them, on this rank's device."""
         numbers = rows.cpu().numpy().astype(np.int64)
-        tokens = self._evidence.tokens(numbers, self._format.retriever_seq_length, self._format.passage_format)
-        return tokens.to(self._topology.device)
+        return self._evidence.tokens(numbers, self._format).to(self._topology.device)
