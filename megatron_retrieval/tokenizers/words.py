@@ -1,4 +1,5 @@
-"""Texts to the stems that lexical search counts, as Lucene's analyser for English makes them."""
+"""Texts to the stems that lexical search counts, as Lucene's analyser for English makes them; of scripts without
+spaces, characters and pairs of them."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ import regex  # type: ignore[import-untyped]
 import Stemmer
 
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.utils.scripts import characters_and_pairs, is_unspaced
 
 NO_STEMMER = "none"
-#: letters, digits and marks; "3.5" and "o'brien" stay whole, as Unicode's rules for word boundaries (UAX 29) have it
+#: letters, digits and marks; "3.5" and "o'brien" stay whole, as in Unicode's rules for word boundaries (UAX 29)
 _WORD = regex.compile(r"[\p{L}\p{N}\p{M}_]+(?:[.'’](?=[\p{L}\p{N}])[\p{L}\p{N}\p{M}_]+)*")
 _POSSESSIVE = ("'s", "’s")
 #: the 33 words that Lucene leaves out of English text
@@ -49,6 +51,8 @@ class WordAnalyzer:
     def stems(self, text: str) -> list[str]:
         """The stems of `text` in their order, as often as they occur."""
         words: list[str] = _WORD.findall(text.lower())
+        if is_unspaced(text):
+            words = [part for word in words for part in characters_and_pairs(word)]
         if self._stop_words:
             bare = (word[:-2] if word.endswith(_POSSESSIVE) else word for word in words)
             words = [word for word in bare if word not in _STOP_WORDS]

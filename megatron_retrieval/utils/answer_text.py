@@ -6,8 +6,12 @@ import unicodedata
 
 import regex  # type: ignore[import-untyped]
 
+from megatron_retrieval.utils.scripts import UNSPACED, is_unspaced
+
 #: a run of letters, digits and marks, or one other visible character
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+#: the same in texts of scripts without spaces, whose characters are tokens
+_UNSPACED_TOKEN = regex.compile(rf"(?V1){UNSPACED}\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--{UNSPACED}]+|[^\p{{Z}}\p{{C}}]")
 
 
 def answer_tokens(text: str) -> tuple[str, ...]:
@@ -22,6 +26,6 @@ def normalized(text: str) -> str:
     a contiguous subsequence of the passage's. An answer without tokens gives two spaces, which no passage contains
     unless it has no tokens either.
     """
-    tokens = _TOKEN.findall(unicodedata.normalize("NFD", text))
+    tokens = (_UNSPACED_TOKEN if is_unspaced(text) else _TOKEN).findall(unicodedata.normalize("NFD", text))
     # Lowered only now: a final sigma depends on its neighbours, and those end with the token.
     return f" {' '.join(tokens)} ".lower()

@@ -18,6 +18,7 @@ from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.scripts import join_words, split_words
 from megatron_retrieval.utils.seeds import generator
 
 
@@ -58,7 +59,7 @@ class PassageFile:
 
     def add(self, title: str, text: str) -> tuple[Passage, ...]:
         """Write a text in passages of `words` words; returns them."""
-        passages = cut_passages(title, text.split(), self.words, self.num_passages + 1)
+        passages = cut_passages(title, split_words(text), self.words, self.num_passages + 1)
         for passage in passages:
             self.write(passage.title, passage.text)
         return passages
@@ -80,10 +81,11 @@ def passage_file(folder: Path, config: DatasetConverterConfig) -> Iterator[Passa
 
 
 def cut_passages(title: str, words: Sequence[str], size: int, first_id: int) -> tuple[Passage, ...]:
-    """Cut the words into passages of `size` words, numbered from `first_id`; the last may be shorter."""
+    """Cut the words (see `split_words`) into passages of `size` words, numbered from `first_id`; the last may be
+    shorter."""
     starts = range(0, len(words), size)
     return tuple(
-        Passage(str(first_id + number), title, " ".join(words[start : start + size]))
+        Passage(str(first_id + number), title, join_words(words[start : start + size]))
         for number, start in enumerate(starts)
     )
 

@@ -15,6 +15,7 @@ from megatron_retrieval.errors import DataError
 from megatron_retrieval.utils.files import read_lines
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.progress import progress_bar
+from megatron_retrieval.utils.scripts import join_words, split_words
 
 MARKDOWN = ".md"
 SUFFIXES = (".txt", MARKDOWN)
@@ -82,22 +83,22 @@ def _first_heading(path: Path) -> tuple[int, str]:
 def _cut(lines: Iterable[str], config: DatasetConverterConfig) -> Iterator[str]:
     """Yield the texts of the passages; a document may be larger than memory."""
     if config.cut == "words":
-        words = (word for line in lines for word in line.split())
+        words = (word for line in lines for word in split_words(line))
         while passage := list(islice(words, config.passage_words)):
-            yield " ".join(passage)
+            yield join_words(passage)
         return
     held: list[str] = []
     for sentence in _sentences(lines, config.language):
-        words_of_sentence = sentence.split()
+        words_of_sentence = split_words(sentence)
         if held and len(held) + len(words_of_sentence) > config.passage_words:
-            yield " ".join(held)
+            yield join_words(held)
             held = []
         held += words_of_sentence
         while len(held) > config.passage_words:  # a sentence longer than a passage
-            yield " ".join(held[: config.passage_words])
+            yield join_words(held[: config.passage_words])
             held = held[config.passage_words :]
     if held:
-        yield " ".join(held)
+        yield join_words(held)
 
 
 def _sentences(lines: Iterable[str], language: str) -> Iterator[str]:

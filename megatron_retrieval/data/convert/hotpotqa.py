@@ -23,6 +23,7 @@ from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.answer_text import normalized
+from megatron_retrieval.utils.scripts import split_words
 
 #: answers that any text may contain by chance, so that finding them means nothing
 _NO_STRINGS = frozenset({"yes", "no"})
@@ -122,10 +123,10 @@ def _paragraph(title: str, sentences: Sequence[str], passages: PassageFile, know
     name = hashlib.blake2b(f"{title}\n{text}".encode(), digest_size=16).digest()
     ends, num_words = [], 0
     for sentence in sentences:
-        num_words += len(sentence.split())
+        num_words += len(split_words(sentence))
         ends.append(num_words)
     if name in known:
-        return Paragraph(title, cut_passages(title, text.split(), passages.words, known[name]), tuple(ends))
+        return Paragraph(title, cut_passages(title, split_words(text), passages.words, known[name]), tuple(ends))
     known[name] = passages.num_passages + 1
     return Paragraph(title, passages.add(title, text), tuple(ends))
 

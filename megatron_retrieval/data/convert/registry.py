@@ -49,7 +49,8 @@ class DatasetConverterConfig(Checked):
     question_stride: PositiveInt = 1
     """Keep every n-th question of each input, beginning with the first."""
     passage_words: PositiveInt = 100
-    """Maximum length of a passage in words (separated by white space)."""
+    """Maximum length of a passage in words, divided by white space; in Chinese, Japanese, Thai, ... each character is
+    one."""
     cut: Literal["words", "sentences"] = "words"
     """Where documents of the format text are cut. words: after --passage-words words; sentences: at the last sentence
     end before that."""
