@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
-from megatron_retrieval.config.parser import formerly, write_config
+from megatron_retrieval.config.marks import formerly
+from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.parallel.launch import run_distributed

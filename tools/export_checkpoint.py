@@ -8,7 +8,7 @@ from typing import Annotated
 
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, export_model
 from megatron_retrieval.config.choices import OneOf
-from megatron_retrieval.config.parser import formerly
+from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.utils.logging import get_logger
 

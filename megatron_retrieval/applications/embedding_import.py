@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
 from megatron_retrieval.config.checks import Checked, NonNegativeInt
-from megatron_retrieval.config.parser import formerly
+from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity, torch_dtype

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.config.parser import formerly
+from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.evaluation.retrieval_results import recorded

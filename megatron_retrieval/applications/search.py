@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
-from megatron_retrieval.config.parser import formerly
+from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatcher

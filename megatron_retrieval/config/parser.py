@@ -21,11 +21,11 @@ import yaml
 from megatron_retrieval.config.choices import describe_choices
 from megatron_retrieval.config.config_files import expand_config_files
 from megatron_retrieval.config.extensions import loaded_extensions, take_extensions
+from megatron_retrieval.config.marks import former_name
 from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
 
 Config = TypeVar("Config")
-_FORMERLY = "formerly"
 _log = get_logger("config")
 
 _COMMON_FLAGS = """--config FILE.yaml reads the same keys from YAML; flags given after it win.
@@ -117,18 +117,9 @@ def field_flags(config_class: type) -> Iterator[tuple[str, type, dataclasses.Fie
             yield field.name.replace("_", "-"), config_class, field
 
 
-def formerly(name: str) -> dict[str, str]:
-    """Metadata of a field that had another name: its flag and its key in YAML are accepted, with a warning, until the
-    next version.
-
-        retriever: Path = field(metadata=formerly("load"))
-    """
-    return {_FORMERLY: name}
-
-
 def former_names(config_class: type) -> dict[str, str]:
     """Former names of flags and the flags that they stand for, without dashes."""
-    fields = ((flag, field.metadata.get(_FORMERLY)) for flag, _, field in field_flags(config_class))
+    fields = ((flag, former_name(field)) for flag, _, field in field_flags(config_class))
     return {former: flag for flag, former in fields if former is not None}
 
 
@@ -197,16 +188,19 @@ def _annotations(config_class: type) -> Iterator[tuple[str, Any]]:
         yield flag, typing.get_type_hints(owner, include_extras=True)[field.name]
 
 
-def to_flat_dict(config: Any) -> dict[str, Any]:
-    """The resolved settings as `flag name -> value`, the keys that YAML uses."""
-    flat: dict[str, Any] = {}
+def flat_fields(config: Any) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield (flag without dashes, field, value in the types of YAML and JSON) for every leaf of a configuration."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            flat.update(to_flat_dict(value))
+            yield from flat_fields(value)
         else:
-            flat[field.name.replace("_", "-")] = _plain(value)
-    return flat
+            yield field.name.replace("_", "-"), field, _plain(value)
+
+
+def to_flat_dict(config: Any) -> dict[str, Any]:
+    """The resolved settings as `flag name -> value`, the keys that YAML uses."""
+    return {flag: value for flag, _, value in flat_fields(config)}
 
 
 def _plain(value: Any) -> Any:

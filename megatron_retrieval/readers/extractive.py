@@ -8,6 +8,7 @@ import torch
 
 from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.extractive import ExtractiveDataset
 from megatron_retrieval.data.examples.extractive_examples import ExtractiveDataConfig
 from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
@@ -72,7 +73,7 @@ class OpenExtractiveReader(OpenReader):
 class ExtractiveFinetuneConfig(ReaderFinetuneConfig[OpenExtractiveReader]):
     """Fine-tune an extractive reader: BERT that points to the answer in one of the passages (DPR)."""
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose encoder, vocabulary and, if it is a reader, heads and layout training starts from: of a masked
     language model, a dual encoder (its passage tower) or a reader of this kind."""
     layout: ExtractiveFormatConfig = field(default_factory=ExtractiveFormatConfig)

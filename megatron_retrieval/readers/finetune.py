@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.batches import BatchSource
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
@@ -31,7 +32,7 @@ class ReaderDataConfig(Checked):
     """Questions to learn from, and questions held out."""
 
     train: ReaderTrainingDataConfig
-    valid_data: tuple[str, ...] = ()
+    valid_data: tuple[str, ...] = field(default=(), metadata=HELD_OUT)
     """Held-out files of the same kinds: loss, exact match and F1 during training."""
     max_valid_questions: PositiveInt | None = None
     """Use only the first questions of the held-out files; default: all."""
@@ -50,7 +51,7 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
     A kind's own class narrows the types of `layout` and `answers`, and may have further settings.
     """
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose weights, shape, vocabulary and, if it is a reader of this kind, layout training starts from."""
     data: ReaderDataConfig
     training: TrainingConfig

@@ -9,6 +9,7 @@ import torch
 
 from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.fusion import FusionDataset
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
@@ -96,7 +97,7 @@ class FusionModelConfig(ModelOverridesConfig):
 class FusionFinetuneConfig(ReaderFinetuneConfig[OpenFusionReader]):
     """Fine-tune an encoder-decoder to write answers from all passages of a question (fusion in the decoder)."""
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose weights, shape, vocabulary and, if it is a fusion reader, layout training starts from: of a T5,
     of a fusion reader, or of a BERT (a dual encoder's passage tower, a masked LM, an extractive reader), which becomes
     encoder and decoder."""

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.masked_lm import MaskedLMDataConfig, MaskedLMDataset
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.models.bert import BertConfig
@@ -25,7 +26,7 @@ from megatron_retrieval.training.trainer import Trainer
 class BertPretrainingConfig:
     """Pretrain BERT by masked language modelling."""
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose weights, shape and vocabulary training starts from: of a masked language model, or of a dual
     encoder, which gives its encoder; default: random weights."""
     data: MaskedLMDataConfig
@@ -76,9 +77,9 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
         MASKED_LM.name,
         MASKED_LM.config(shape, corpus.vocabulary),
         corpus.vocabulary.assets(),
-        {"number of sequences": len(examples), "corpus": corpus.fingerprint},
+        {"number of sequences": len(examples)},
     )
-    run = TrainingRun(training, topology, model, saved)
+    run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out)
     run.resume()
     return run.trainer(MaskedLMStep(model, config.masked_lm, topology, seed), examples)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.batches import BatchSource, Bundles
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -28,7 +29,7 @@ from megatron_retrieval.types.contrastive import ContrastiveBatch
 class DualEncoderTrainingConfig:
     """A dual encoder, where it starts, and how it is trained."""
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose weights, shape, text layout and vocabulary training starts from: of a dual encoder, or of a
     masked language model, whose encoder goes into both towers; default: random weights."""
     training: TrainingConfig
@@ -77,7 +78,7 @@ def build_contrastive_trainer(
         tokenizer: its vocabulary travels with the checkpoints.
         examples: to train on.
         held_out: examples for evaluation, in their order.
-        identity: names the examples; beside seed and batch size, a resumed run must have the same.
+        identity: see `SavedModel`.
         bundles: see `EpochSampler`.
 
     Raises:
@@ -104,7 +105,7 @@ def build_contrastive_trainer(
         tokenizer.assets(),
         identity,
     )
-    run = TrainingRun(training, topology, model, saved)
+    run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
     return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed), examples, bundles)

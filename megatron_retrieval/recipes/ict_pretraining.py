@@ -36,5 +36,5 @@ def build(config: IctPretrainingConfig, topology: ProcessTopology) -> Trainer:
         tokenizer=corpus.vocabulary,
         examples=examples,
         held_out=held_out if len(held_out) else None,
-        identity={"number of blocks": len(examples), "corpus": corpus.fingerprint},
+        identity={"number of blocks": len(examples)},
     )

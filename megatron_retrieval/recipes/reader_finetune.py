@@ -32,7 +32,7 @@ def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Train
         tasks.append(GivenPassagesTask(questions, reader.answerer(), reader.model, config.scoring))
     identity = {"number of training questions": len(examples)}
     saved = SavedModel(kind.checkpoints.name, reader.checkpoint_config(), reader.vocabulary.assets(), identity)
-    run = TrainingRun(training, topology, reader.model, saved)
+    run = TrainingRun(config, topology, reader.model, saved)
     run.evaluate(held_out, tasks)
     run.resume()
     return run.trainer(config.step_module(reader), examples)

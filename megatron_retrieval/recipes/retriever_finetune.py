@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -20,11 +21,11 @@ from megatron_retrieval.training.trainer import Trainer
 class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
     """Fine-tune a dual encoder on questions with positive and hard negative passages (DPR)."""
 
-    vocab_file: str | None = None
+    vocab_file: str | None = field(default=None, metadata=INPUT)
     """WordPiece vocabulary; needed where training starts from random weights."""
     lower_case: bool = True
     """Lower-case all text, as uncased vocabularies need."""
-    valid_data: tuple[str, ...] = ()
+    valid_data: tuple[str, ...] = field(default=(), metadata=HELD_OUT)
     """Held-out DPR biencoder JSON files, for evaluation during training."""
     data: DprDataConfig
 

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.span_corruption import SpanCorruptionDataConfig, SpanCorruptionDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.t5 import T5
@@ -25,7 +26,7 @@ from megatron_retrieval.training.trainer import Trainer
 class T5PretrainingConfig:
     """Pretrain a T5 by span corruption."""
 
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint of a T5 whose weights, shape and vocabulary training starts from; default: random weights, and as many
     word embeddings as the corpus's vocabulary has entries."""
     data: SpanCorruptionDataConfig
@@ -77,9 +78,9 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
         T5_KIND.name,
         T5_KIND.config(shape, tokenizer),
         tokenizer.assets(),
-        {"number of sequences": len(examples), "corpus": corpus.fingerprint},
+        {"number of sequences": len(examples)},
     )
-    run = TrainingRun(training, topology, model, saved)
+    run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out)
     run.resume()
     return run.trainer(SpanCorruptionStep(model, config.span_corruption, topology, seed), examples)

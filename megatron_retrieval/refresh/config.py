@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveFloat, PositiveInt
+from megatron_retrieval.config.marks import FREE, INPUT
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 
 
@@ -14,7 +15,7 @@ from megatron_retrieval.index.store.embedding_store import StorageDtype
 class IndexRefreshConfig(Checked):
     """The index that is searched, and its refresh."""
 
-    embeddings: Path | None = None
+    embeddings: Path | None = field(default=None, metadata=INPUT)
     """Embeddings of the evidence by the initial retriever (tools/embed_evidence.py); default: the evidence is embedded
     before the first step."""
     index_refresh_interval: PositiveInt | None = None
@@ -22,7 +23,7 @@ class IndexRefreshConfig(Checked):
     index_refresh_mode: Literal["in-place", "background"] = "in-place"
     """in-place: training waits while all ranks embed; background: a process beside rank 0 embeds while training
     continues with the old index. On GPUs it shares that of rank 0; prefer --num-embedding-ranks there."""
-    index_dir: Path | None = None
+    index_dir: Path | None = field(default=None, metadata=FREE)
     """Folder of the index versions; default: the folder index in --output-dir."""
     keep_index_versions: Annotated[int, Bounds(least=2)] = 2
     """Finished index versions kept on disk, including the one in use and the one before. When a checkpoint is resumed

@@ -151,7 +151,7 @@ def build(
         "has_embedding_ranks": config.parallel.num_embedding_ranks > 0,
         **settings,
     }
-    run = TrainingRun(training, topology, model, saved)
+    run = TrainingRun(config, topology, model, saved)
     job = EmbeddingJob(
         evidence=evidence,
         encode=model.encode_passages,

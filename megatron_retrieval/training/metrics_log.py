@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 from megatron_retrieval.utils.files import atomic_file, write_json
 from megatron_retrieval.utils.logging import get_logger
@@ -25,7 +26,7 @@ log = get_logger("train")
 class LogConfig(Checked):
     """What is logged, and where."""
 
-    output_dir: str
+    output_dir: str = field(metadata=FREE)
     """Folder for metrics.jsonl, metrics.json, the resolved configuration and the run record."""
     log_interval: PositiveInt = 10
     """Iterations between two logged steps."""

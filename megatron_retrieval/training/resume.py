@@ -21,10 +21,12 @@ from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.config.marks import FREE
+from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.sharding import layout_of
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("checkpoint")
@@ -37,15 +39,18 @@ STATES_KEY = "states"
 class SaveConfig(Checked):
     """Checkpoints of a training run."""
 
-    load: str | None = None
+    load: str | None = field(default=None, metadata=FREE)
     """Folder of checkpoints to resume from: weights, optimizer, position in the data. May equal --save, and then be
     empty at the first start."""
-    save: str | None = None
+    save: str | None = field(default=None, metadata=FREE)
     """Folder to write checkpoints to."""
     save_interval: PositiveInt = 500
     """Iterations between two checkpoints; one more is written at the end and at a stop signal."""
     keep_last: PositiveInt | None = None
     """Keep only this many newest checkpoints; default: all."""
+    accept_changes: bool = field(default=False, metadata=FREE)
+    """Resume although what training learns from has changed, which is refused otherwise: contents of data, evidence or
+    vocabulary, weights to start from, seed, global batch size, objective. The log names the changes."""
 
     @cached_property
     def resume_folder(self) -> Path | None:
@@ -71,8 +76,7 @@ class SavedModel:
     """What a checkpoint of this run holds beside tensors.
 
     Attributes:
-        identity: settings that name the sequence of batches (seed, global batch size, number of examples); a run
-            can only be resumed with the same.
+        identity: see `MadeWith`; seed and global batch size are added.
         parts: models that this one is made of and that are of use without it, see `save_checkpoint`.
         base: what the model started from, if checkpoints are to leave out what they have in common with it.
     """
@@ -113,12 +117,13 @@ class RunCheckpoints:
         model: nn.Module,
         optimizer: Optimizer,
         saved: SavedModel,
+        made_with: MadeWith,
         config: SaveConfig,
         topology: ProcessTopology,
         resumables: Sequence[Resumable] = (),
     ) -> None:
         self._model, self._optimizer, self._saved, self._config = model, optimizer, saved, config
-        self._topology, self._resumables = topology, resumables
+        self._made_with, self._topology, self._resumables = made_with, topology, resumables
 
     def save(self, iteration: int) -> None:
         """Write the state after `iteration` steps; all ranks together. Training goes on from what was written."""
@@ -136,7 +141,7 @@ class RunCheckpoints:
             weight_of=self._optimizer.main_weight,
             optimizer_tensors=self._optimizer.state_tensors(),
             training={
-                "identity": self._saved.identity,
+                **self._made_with.to_json(),
                 "optimizer": self._optimizer.state_scalars(),
                 "consumed_batches": iteration,
                 STATES_KEY: {resumable.resume_name: resumable.state() for resumable in self._resumables},
@@ -155,7 +160,7 @@ class RunCheckpoints:
 
         Raises:
             CheckpointError: it does not fit the model.
-            ConfigError: it comes from a run over other batches.
+            ConfigError: see `MadeWith.require_unchanged`.
         """
         manifest = read_manifest(folder)
         training = manifest.training
@@ -164,12 +169,7 @@ class RunCheckpoints:
                 f"{folder}: has no optimizer state, so no run can be resumed from it; start one with "
                 "--pretrained-checkpoint instead of --load."
             )
-        for name, value in self._saved.identity.items():
-            if training["identity"].get(name) != value:
-                raise ConfigError(
-                    f"{folder}: was saved with {name} {training['identity'].get(name)}, this run has {value}; the "
-                    "batches would differ. Resume with the same setting, or start anew with --pretrained-checkpoint."
-                )
+        self._made_with.require_unchanged(training, folder, accept_changes=self._config.accept_changes)
         load_weights(folder, manifest, self._model, self._topology, take=self._optimizer.load_main_weight)
         self._optimizer.load_state(SavedMoments(folder, manifest, self._model, self._topology), training["optimizer"])
         states = training.get(STATES_KEY, {})

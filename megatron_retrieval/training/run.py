@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from megatron_retrieval.training.callbacks import (
     SaveCheckpoints,
 )
 from megatron_retrieval.training.learning_rate import ScheduleConfig
+from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
 from megatron_retrieval.training.resume import Resumable, RunCheckpoints, SaveConfig, SavedModel
 from megatron_retrieval.training.steps.step import StepModule
@@ -55,11 +56,18 @@ class TrainingConfig(Checked):
         return self.train_iters or self.epochs * math.ceil(num_examples / self.global_batch_size)
 
 
+class TrainingJob(Protocol):
+    """What the configuration of a training job has, whatever is trained."""
+
+    @property
+    def training(self) -> TrainingConfig: ...
+
+
 class TrainingRun:
     """Puts a run together: first model and optimizer, then callbacks, then what a checkpoint to resume says, then the
     trainer.
 
-        run = TrainingRun(config, topology, model, saved)
+        run = TrainingRun(job, topology, model, saved)
         run.add(callback)
         run.evaluate(held_out)
         run.resume()
@@ -71,26 +79,28 @@ class TrainingRun:
         iteration: steps taken so far; None before `resume`.
 
     Args:
+        job: its configuration, which checkpoints keep.
         model: with the weights that training starts from; `resume` replaces them.
-        saved: what checkpoints hold beside tensors; seed and global batch size are added to its identity.
+        saved: what checkpoints hold beside tensors.
         rate_multipliers: of the learning rate, by the beginning of the parameters' names.
     """
 
     def __init__(
         self,
-        config: TrainingConfig,
+        job: TrainingJob,
         topology: ProcessTopology,
         model: nn.Module,
         saved: SavedModel,
         rate_multipliers: Mapping[str, float] | None = None,
     ) -> None:
+        config = job.training
         self._config, self._topology, self._model = config, topology, model
         self._data_parallel = DataParallelModel(model, topology)
         self.optimizer = Optimizer(self._data_parallel, config.optimizer, config.precision, topology, rate_multipliers)
         self.metrics_log = MetricsLog(config.log, config.global_batch_size, topology.is_main)
         self.iteration: int | None = None
         identity = {"--seed": config.seed, "--global-batch-size": config.global_batch_size, **saved.identity}
-        self._saved = replace(saved, identity=identity)
+        self._saved, self._made_with = saved, MadeWith.of(job, identity, saved.config)
         self._callbacks: list[Callback] = [self.metrics_log]
 
     def add(self, callback: Callback) -> None:
@@ -119,7 +129,7 @@ class TrainingRun:
 
         Raises:
             CheckpointError: it does not fit the model.
-            ConfigError: it comes from a run over other batches.
+            ConfigError: it comes from a run that learns from something else.
         """
         group = self._topology.world_group
         folder = gather_objects(on_first_rank(self._config.save.whole_resume_folder, group), group)[0]
@@ -153,4 +163,6 @@ class TrainingRun:
 
     def _checkpoints(self) -> RunCheckpoints:
         resumables = [callback for callback in self._callbacks if isinstance(callback, Resumable)]
-        return RunCheckpoints(self._model, self.optimizer, self._saved, self._config.save, self._topology, resumables)
+        return RunCheckpoints(
+            self._model, self.optimizer, self._saved, self._made_with, self._config.save, self._topology, resumables
+        )

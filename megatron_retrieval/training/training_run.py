@@ -6,23 +6,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.run import TrainingJob
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.utils.signals import SIGNAL_STATUS
-
-
-class TrainingJob(Protocol):
-    """What the configuration of a training job has, whatever is trained."""
-
-    @property
-    def training(self) -> TrainingConfig: ...
-
 
 Job = TypeVar("Job", bound=TrainingJob)
 

@@ -235,6 +235,18 @@ def open_binary(path: str | Path) -> IO[bytes]:
         raise DataError(path, f"cannot be read ({error.strerror})") from error
 
 
+def sampled_fingerprint(path: str | Path) -> str:
+    """SHA-256 (first 16 hex digits) over a file's size and 64 samples of 64 KiB at equal distances; of up to 4 MiB
+    over all of it. Costs the same for a file of any size, and misses a change between samples that keeps the size."""
+    size, sample, num_samples = os.path.getsize(path), 1 << 16, 64
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for number in range(num_samples):
+            file.seek(number * max(sample, (size - sample) // (num_samples - 1)))
+            digest.update(file.read(sample))
+    return digest.hexdigest()[:16]
+
+
 def file_fingerprint(*paths: str | Path) -> str:
     """SHA-256 (first 16 hex digits) over the contents of the files, in order."""
     digest = hashlib.sha256()

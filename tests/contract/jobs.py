@@ -17,6 +17,7 @@ from typing import get_type_hints
 from megatron_retrieval.applications.commands import SearchCommandConfig
 from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.config.choices import registry_of
+from megatron_retrieval.config.marks import resuming
 from megatron_retrieval.config.parser import field_flags, former_names
 
 ROOT = Path(__file__).parents[2]
@@ -39,15 +40,18 @@ class Job:
         return [flag for flag, _, _ in field_flags(self.config)]
 
     def surface(self) -> str:
-        """One line per flag: name, type, default and former name, in alphabetical order."""
+        """One line per flag: name, type, default and marks, in alphabetical order."""
         lines, former = [], {flag: name for name, flag in former_names(self.config).items()}
         for flag, owner, field in field_flags(self.config):
             factory = field.default_factory
             default = field.default if factory is MISSING else factory()
             registry = registry_of(get_type_hints(owner, include_extras=True)[field.name])
             kind = field.type if registry is None else f"{{{', '.join(registry)}}}"
+            resumed = f", resuming: {mark}" if (mark := resuming(field)) else ""
             value = " (required)" if default is MISSING else f" = {default!r}"
-            lines.append(f"--{flag}: {kind}{value}" + (f", formerly --{former[flag]}" if flag in former else ""))
+            lines.append(
+                f"--{flag}: {kind}{value}" + (f", formerly --{former[flag]}" if flag in former else "") + resumed
+            )
         return "".join(f"{line}\n" for line in [" ".join(self.command), *sorted(lines)])
 
 

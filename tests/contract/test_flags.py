@@ -13,6 +13,7 @@ import pytest
 from jobs import ROOT, SURFACE, Job, all_jobs, config_name, program_files
 
 from megatron_retrieval.config.checks import Checked, field_bounds
+from megatron_retrieval.config.marks import resuming
 from megatron_retrieval.config.parser import field_flags, former_names, parse_config
 
 every_job = pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.name)
@@ -81,6 +82,16 @@ def test_help_shows_every_flag_with_its_default(job: Job, capsys: pytest.Capture
     for flag, _, field in field_flags(job.config):
         if "Positional" not in str(field.type):
             assert re.search(r"\((default|required)\b", entries.get(flag, "")), f"--{flag}: {entries.get(flag)!r}"
+
+
+@every_job
+def test_a_resumed_run_compares_files_by_contents_or_not_at_all(job: Job) -> None:
+    """A path says nothing of what is read, and where a run writes to does not matter."""
+    if "load" in job.flags:
+        unmarked = [
+            flag for flag, _, field in field_flags(job.config) if "Path" in str(field.type) and not resuming(field)
+        ]
+        assert not unmarked, f"--{', --'.join(unmarked)}: mark the field as INPUT, HELD_OUT or FREE"
 
 
 @every_job

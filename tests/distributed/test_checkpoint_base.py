@@ -27,6 +27,7 @@ from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_dpr
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 
 SHAPE = tiny_dual_encoder_config()
@@ -196,7 +197,9 @@ def _run(topology: ProcessTopology, root: Path) -> tuple[_Whole, Optimizer, Call
         base, assets = BaseCheckpoint(root / "base") if with_base else None, (root / "vocab.txt").read_bytes()
         parts = {"retriever": ModelPart(KIND, lambda: CONFIG, {"vocab.txt": assets}, base)}
         config = SaveConfig(save=str(root / ("shared" if with_base else "whole")), keep_last=1)
-        return RunCheckpoints(whole, optimizer, SavedModel("whole", {}, {}, {}, parts), config, topology)
+        return RunCheckpoints(
+            whole, optimizer, SavedModel("whole", {}, {}, {}, parts), MadeWith({}, {}, {}, {}), config, topology
+        )
 
     return whole, optimizer, checkpoints
 

@@ -63,6 +63,7 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(folder: Path, tmp_path: Path)
     taken = re.search(r"(\d+) steps taken", log)
     assert taken is not None
     assert 4 <= int(taken[1]) < STEPS
+    assert "other settings" not in log
     assert dict(losses(tmp_path)) == dict(losses(folder / "run-extractive"))
 
 

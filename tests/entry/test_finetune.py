@@ -33,10 +33,15 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> 
     killed = command(tmp_path, "--train-iters", "150", *flags)
     kill_at(12, killed, tmp_path / "killed")
     assert not (tmp_path / "b" / "iter_0000150").exists()
-    assert "resumed" in succeed(killed)
+    log = succeed(killed)
+    assert "resumed" in log
+    assert "other settings" not in log
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     first, second = (saved_weights(tmp_path / name / "iter_0000150") for name in "ab")
     assert all(first[name].equal(second[name]) for name in first | second)
+    log = succeed([*killed, "--train-iters", "151", "--lr", "0.01", "--lr-warmup-iters", "6"])
+    changes = "--train-iters 151 (was 150), --lr 0.01 (was 0.001), --lr-warmup-iters 6 (was none)\n"
+    assert f"made with other settings: {changes}" in log
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])

@@ -52,7 +52,10 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(corpus: Path, tmp_p
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     first, second = (saved_weights(tmp_path / name / "iter_0000150") for name in "ab")
     assert all(first[name].equal(second[name]) for name in first | second)
-    refuse([*words, "--query-in-block-prob", "0.5", "--valid-fraction", "0.5"], "was saved with number of blocks")
+    refuse(
+        [*words, "--query-in-block-prob", "0.5", "--valid-fraction", "0.5"],
+        "learned from something else: number of blocks",
+    )
 
 
 def _without_second_sentence(folder: Path, corpus: Path) -> list[str]:

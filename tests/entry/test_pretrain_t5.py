@@ -51,7 +51,9 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(corpus: Path, tmp_p
     words = _words(corpus, tmp_path / "killed", *flags, "--save", tmp_path / "b", "--load", tmp_path / "b")
     kill_at(12, words, tmp_path / "killed")
     assert not (tmp_path / "b" / "iter_0000100").exists()
-    assert "resumed" in succeed(words)
+    log = succeed(words)
+    assert "resumed" in log
+    assert "other settings" not in log
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     first, second = (saved_weights(tmp_path / name / "iter_0000100") for name in "ab")
     assert all(first[name].equal(second[name]) for name in first | second)

@@ -96,7 +96,7 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(folder: Path) -> None:
     succeed(_finetune(folder, "whole", *words))
     killed = folder / "killed"
     kill_at(8, _finetune(folder, "killed", *words), killed)
-    succeed(_finetune(folder, "killed", *words, "--load", killed / "checkpoints"))
+    assert "other settings" not in succeed(_finetune(folder, "killed", *words, "--load", killed / "checkpoints"))
     assert dict(losses(killed)) == dict(losses(folder / "whole"))
 
 

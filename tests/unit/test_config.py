@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.config.parser import formerly, from_flat_dict, parse_config, to_flat_dict, write_config
+from megatron_retrieval.config.marks import formerly
+from megatron_retrieval.config.parser import from_flat_dict, parse_config, to_flat_dict, write_config
 from megatron_retrieval.errors import ConfigError, MegatronRetrievalError
 
 

@@ -12,7 +12,8 @@ import psutil  # type: ignore[import-untyped]
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
-from megatron_retrieval.config.parser import formerly, overlaid
+from megatron_retrieval.config.marks import formerly
+from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.layouts.sequences import TextSizesConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype

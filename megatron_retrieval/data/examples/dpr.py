@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.batches import Bundles, Share
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.files.training_files import read_biencoder
@@ -31,7 +32,7 @@ Mask = NDArray[np.bool_]
 class DprDataConfig(Checked):
     """Labelled training data."""
 
-    train_data: tuple[str, ...]
+    train_data: tuple[str, ...] = field(metadata=INPUT)
     """Questions with positives and hard negatives: DPR's JSON, lines of Tevatron, FlagEmbedding or
     sentence-transformers, MS MARCO's triples, tables, Parquet, Arrow; plain or gzip."""
     num_hard_negatives: NonNegativeInt = 1

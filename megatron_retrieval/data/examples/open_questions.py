@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.answer_draw import draw_answers
 from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
@@ -24,7 +25,7 @@ from megatron_retrieval.types.tokens import TokenBatch
 class AskedDataConfig:
     """Questions to learn from, and which passages may not be found for them."""
 
-    train_data: tuple[str, ...]
+    train_data: tuple[str, ...] = field(metadata=INPUT)
     """Questions with answers: DPR .qa.csv, JSON lines, or DPR biencoder JSON, plain or gzip; passages in the files are
     not read."""
     asked: AskedQuestionsConfig

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.files.json_records import Record
 from megatron_retrieval.data.files.names import ANSWERS, CONTEXTS
 from megatron_retrieval.data.files.passage_files import passage_of
@@ -66,7 +67,7 @@ class PassagesToReadConfig(Checked):
 class ReaderTrainingDataConfig(Checked):
     """What a reader learns from."""
 
-    train_data: tuple[str, ...]
+    train_data: tuple[str, ...] = field(metadata=INPUT)
     """Questions with passages: results.json of retriever-evaluate, DPR's or FiD's JSON, plain or gzip."""
     max_train_questions: PositiveInt | None = None
     """Maximum number of questions, from the beginning of the files; default: all."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Bounds, Checked
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
@@ -25,7 +26,7 @@ SHORTEST_SEQUENCE = 8
 class BlockConfig(Checked):
     """The text that is trained on, cut into blocks of consecutive sentences."""
 
-    data_path: str
+    data_path: str = field(metadata=INPUT)
     """Corpus folder (tools/build_corpus.py)."""
     use_titles: bool = True
     """Put the document's title in front of each of its blocks."""

@@ -82,7 +82,7 @@ class EndToEndRun:
             tasks.append(self._task(held_out))
         readings = self.reader.side(self.evidence)
         rates = config.rates.multipliers(training.optimizer.lr)
-        run = TrainingRun(training, self.topology, self.model, self._saved(len(examples)), rates)
+        run = TrainingRun(config, self.topology, self.model, self._saved(len(examples)), rates)
         run.add(self._refresher(run))
         run.evaluate(held_out, tasks)
         run.resume()

@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, DualEncoderDescription
 from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
@@ -38,7 +39,7 @@ class AskedTrainingDataConfig(Checked):
     """Questions to learn from, and questions held out."""
 
     train: AskedDataConfig
-    valid_data: tuple[str, ...] = ()
+    valid_data: tuple[str, ...] = field(default=(), metadata=HELD_OUT)
     """Held-out files of the same kinds: loss, recall, exact match and F1 during training."""
     max_valid_questions: PositiveInt | None = None
     """Use only the first questions of the held-out files; default: all."""
@@ -84,12 +85,12 @@ class EndToEndTrainingConfig(TrainingConfig):
 class EndToEndFinetuneConfig:
     """Train a retriever and a reader together, from questions and answers alone."""
 
-    retriever: Path
+    retriever: Path = field(metadata=INPUT)
     """Checkpoint of the dual encoder that training starts from."""
-    reader: Path
+    reader: Path = field(metadata=INPUT)
     """Checkpoint of the reader that training starts from: a fusion reader, a T5, or an extractive reader, which learns
     by --objective individual-topk."""
-    evidence: Path
+    evidence: Path = field(metadata=INPUT)
     """Folder of the evidence (tools/build_evidence.py), with the retriever's vocabulary."""
     separate_encoders: bool = False
     """Where the retriever has one encoder for questions and passages, train two that begin as copies of it."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.choices import OneOf
+from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -31,7 +32,7 @@ class EndToEndStepConfig(Checked):
 
     objective: Annotated[str, OneOf(OBJECTIVES)] = "individual-topk"
     """What reader and retriever learn from."""
-    score_weight: float = 1.0
+    score_weight: float = field(default=1.0, metadata=FREE)
     """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned."""
     scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
     micro_batch_size: PositiveInt = 1

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.marks import HELD_OUT
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -32,9 +33,9 @@ from megatron_retrieval.types.questions import Question
 class RecallConfig(Checked):
     """Recall on a question file before, during and after training, every --eval-interval."""
 
-    eval_questions: str | None = None
+    eval_questions: str | None = field(default=None, metadata=HELD_OUT)
     """Questions: DPR .qa.csv, JSON lines, or DPR biencoder JSON, plain or gzip; default: no recall is measured."""
-    eval_evidence: str | None = None
+    eval_evidence: str | None = field(default=None, metadata=HELD_OUT)
     """Folder of the evidence that is searched (tools/build_evidence.py), with the model's vocabulary."""
     eval_max_questions: PositiveInt | None = None
     """Ask only so many questions, at equal distances in the file; default: all."""
