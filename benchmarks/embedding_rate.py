@@ -57,13 +57,13 @@ class EmbeddingRateConfig(Checked):
 def main(config: EmbeddingRateConfig) -> None:
     with process_topology(ParallelConfig(device=config.device)) as topology:
         tokens = _tokens(config)
-        model = _model(config, config.encode.dtype, topology)
+        model = _model(config, config.encode.on(topology.device), topology)
         cosine = _least_cosine(model, _model(config, torch.float32, topology), tokens.rows(torch.arange(4)), topology)
         batches = list(torch.arange(len(tokens)).split(config.encode.micro_batch_size))
         embed = partial(encode_batches, tokens, batches, model.encode_passages, topology.device)
         seconds = _median_seconds(embed, config.num_rounds)
         sizes = config.matrix_sizes or MATRIX_SIZES[topology.device.type]
-        rate = max(_matrix_rate(size, config.encode.dtype, topology.device) for size in sizes)
+        rate = max(_matrix_rate(size, config.encode.on(topology.device), topology.device) for size in sizes)
     used = config.num_passages * operations(config.shape, config.num_tokens) / seconds
     rows = [
         ["passages a second", f"{config.num_passages / seconds:,.0f}"],

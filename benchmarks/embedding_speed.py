@@ -50,7 +50,7 @@ class EmbeddingSpeedConfig(Checked):
     """Rounds that are timed."""
     num_threads: PositiveInt = 2
     """Threads of each, on CPU."""
-    encode: EncodeConfig = field(default_factory=lambda: EncodeConfig(bf16=True))
+    encode: EncodeConfig = field(default_factory=lambda: EncodeConfig(dtype="auto"))
     """How the project's encoder is run."""
 
 
@@ -60,7 +60,7 @@ def main(config: EmbeddingSpeedConfig) -> None:
         evidence = EvidenceStore(config.evidence)
         rows = np.linspace(0, len(evidence) - 1, config.num_passages).astype(np.int64)
         texts = [f"{passage.title} {passage.text}" for passage in evidence.passages(rows)]
-        encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.dtype)
+        encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
         device = topology.device
         reference = SentenceTransformer(str(config.model), device=device.type)
         half = SentenceTransformer(str(config.model), device=device.type).bfloat16()

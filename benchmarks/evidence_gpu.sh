@@ -6,4 +6,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python benchmarks/search_gpu.py
-python benchmarks/embedding_rate.py --bf16 --device cuda --micro-batch-size 256 --num-passages 32768
+python benchmarks/embedding_rate.py --dtype auto --device cuda --micro-batch-size 256 --num-passages 32768

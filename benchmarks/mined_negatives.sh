@@ -27,8 +27,8 @@ mine() { # SET TRAIN_DATA: $out/SET-bm25.json with a BM25 negative, $out/SET-den
   once "$out/$1-bm25" python tools/build_bm25.py --evidence "$evidence" --output "$out/$1-bm25"
   once "$out/$1-bm25.json" python tools/mine_negatives.py --train-data "$2" --evidence "$evidence" \
     --bm25-index "$out/$1-bm25" --num-mined 1 --output "$out/$1-bm25.json"
-  python tools/embed_evidence.py --evidence "$evidence" --retriever "$out/minilm" --output "$out/$1-embeddings" --bf16
-  once "$out/$1-found" python tasks/main.py --task retriever-evaluate --evidence "$evidence" --retriever "$out/minilm" --bf16 \
+  python tools/embed_evidence.py --evidence "$evidence" --retriever "$out/minilm" --output "$out/$1-embeddings" --dtype auto
+  once "$out/$1-found" python tasks/main.py --task retriever-evaluate --evidence "$evidence" --retriever "$out/minilm" --dtype auto \
     --embeddings "$out/$1-embeddings" --questions "$2" --topk 50 --output-dir "$out/$1-found"
   once "$out/$1-dense.json" python tools/mine_negatives.py --train-data "$out/$1-bm25.json" --keep-hard-negatives \
     --results "$out/$1-found/results.json" --num-mined 1 --output "$out/$1-dense.json"
@@ -37,15 +37,15 @@ mine() { # SET TRAIN_DATA: $out/SET-bm25.json with a BM25 negative, $out/SET-den
 measure() { # SET NAME SEED TRAIN_DATA NUM_HARD_NEGATIVES EVIDENCE QUESTIONS FLAGS...
   local result=$out/$1/$2-$3 run=$out/$1/runs/$2-$3 seed=$3 train=$4 negatives=$5 evidence=$6 questions=$7
   shift 7
-  once "$run/run_record.json" python tasks/main.py --task retriever-finetune --pretrained-checkpoint "$out/minilm" --bf16 \
+  once "$run/run_record.json" python tasks/main.py --task retriever-finetune --pretrained-checkpoint "$out/minilm" --dtype auto \
     --train-data "$train" --num-hard-negatives "$negatives" --seed "$seed" --train-iters "${STEPS:-24}" \
     --global-batch-size 64 --micro-batch-size 16 --no-gradient-caching --no-retriever-score-scaling --temperature 0.05 \
     --hidden-dropout 0 --attention-dropout 0 --lr 1e-4 --lr-warmup-fraction 0.05 --no-tensorboard \
     --output-dir "$run" --save "$run/checkpoints"
   once "$result" python tools/embed_evidence.py --evidence "$evidence" --retriever "$run/checkpoints" \
-    --output "$run/embeddings" --bf16
+    --output "$run/embeddings" --dtype auto
   once "$result" python tasks/main.py --task retriever-evaluate --evidence "$evidence" --retriever "$run/checkpoints" \
-    --embeddings "$run/embeddings" --bf16 --questions "$questions" --topk 1 5 20 --no-write-results --output-dir "$result" "$@"
+    --embeddings "$run/embeddings" --dtype auto --questions "$questions" --topk 1 5 20 --no-write-results --output-dir "$result" "$@"
 }
 
 compare() { # SET TRAIN_DATA EVIDENCE QUESTIONS FLAGS...

@@ -173,7 +173,7 @@ def _search(config: PlanCheckConfig, folder: Path, num_queries: int, topk: int) 
 
 def _embed(settings: PlanConfig, evidence: Path, output: Path) -> None:
     with process_topology(ParallelConfig(device="cpu")) as topology:
-        encoder = DualEncoder(settings.encoder, topology, settings.encode.dtype_on(topology.device)).eval()
+        encoder = DualEncoder(settings.encoder, topology, settings.encode.on(topology.device)).eval()
         job = EmbeddingJob(
             evidence=EvidenceStore(evidence),
             encode=encoder.encode_passages,

@@ -104,8 +104,8 @@ def main(config: ReadingSpeedConfig) -> None:
     theirs, texts = _random_t5(config), _random_texts(config)
     with process_topology(ParallelConfig(device="cpu")) as topology:
         read_ours = partial(_read, FusionReader(_same_t5(theirs, config, topology)), texts, config, topology)
-        read_theirs = _fastest(theirs.to(config.encode.dtype), texts, config)
-        _compare(read_ours(), read_theirs(), must_be_equal=config.encode.dtype == torch.float32)
+        read_theirs = _fastest(theirs.to(config.encode.on(topology.device)), texts, config)
+        _compare(read_ours(), read_theirs(), must_be_equal=config.encode.on(topology.device) == torch.float32)
         rounds = []
         for number in range(1, config.num_rounds + 1):
             own, other = _timed(read_ours), _timed(read_theirs)
@@ -145,7 +145,7 @@ def _same_t5(
 ) -> T5:
     shape = t5_config_from_hf(theirs.config.to_dict(), "the random T5")
     full = import_t5(theirs.state_dict(), shape, "the random T5")
-    ours = T5(shape, topology, config.encode.dtype).eval()
+    ours = T5(shape, topology, config.encode.on(topology.device)).eval()
     fill_model(ours, full.keys(), full.__getitem__, topology, source="the random T5")
     return ours
 

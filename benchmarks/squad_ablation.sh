@@ -16,10 +16,10 @@ if [[ ! -e $dev ]]; then
 fi
 
 measure() { # NAME CHECKPOINT
-  python tools/embed_evidence.py --evidence "$dev/evidence" --retriever "$2" --output "$out/ablation/$1/embeddings" --bf16 \
+  python tools/embed_evidence.py --evidence "$dev/evidence" --retriever "$2" --output "$out/ablation/$1/embeddings" --dtype auto \
     --micro-batch-size 32
   python tasks/main.py --task retriever-evaluate --evidence "$dev/evidence" --embeddings "$out/ablation/$1/embeddings" \
-    --retriever "$2" --bf16 --questions "$dev/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100 \
+    --retriever "$2" --dtype auto --questions "$dev/dev-v1.1.qa.csv" --question-stride 5 --topk 1 5 20 100 \
     --output-dir "$out/ablation/$1/evaluation" --no-write-results
 }
 
@@ -28,7 +28,7 @@ run() { # NAME FLAGS...
   shift
   python tasks/main.py --task retriever-finetune --pretrained-checkpoint "$out/minilm" \
     --train-data "$out/squad/biencoder-train-v1.1.json" --num-hard-negatives 0 --global-batch-size 256 \
-    --micro-batch-size 32 --no-gradient-caching --bf16 --hidden-dropout 0 --attention-dropout 0 --lr 1e-4 \
+    --micro-batch-size 32 --no-gradient-caching --dtype auto --hidden-dropout 0 --attention-dropout 0 --lr 1e-4 \
     --lr-warmup-fraction 0.05 --train-iters 30 --output-dir "$folder" --save "$folder/checkpoints" "$@"
   measure "$name" "$folder/checkpoints"
 }

@@ -20,12 +20,12 @@ if [[ ! -e $out/evidence ]]; then
     --vocab-file "$out/bert/iter_0000000/vocab.txt" --workers "$(nproc)"
 fi
 
-"${parallel[@]}" tasks/main.py --task retriever-finetune --config "${SETTINGS:-examples/dpr.yaml}" --bf16 \
+"${parallel[@]}" tasks/main.py --task retriever-finetune --config "${SETTINGS:-examples/dpr.yaml}" --dtype auto \
   --pretrained-checkpoint "$out/bert" --train-data "$data/biencoder-$name-train.json.gz" \
   --valid-data "$data/biencoder-$name-dev.json.gz" --eval-interval 1000 --output-dir "$out/$name" \
   --save "$out/$name/checkpoints" --load "$out/$name/checkpoints" --keep-last 2
 
 "${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/$name/checkpoints" \
-  --output "$out/$name/embeddings" --bf16 --micro-batch-size 512
+  --output "$out/$name/embeddings" --dtype auto --micro-batch-size 512
 "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" --embeddings "$out/$name/embeddings" \
-  --retriever "$out/$name/checkpoints" --bf16 --questions "$data/$name-test.qa.csv" --topk 1 5 20 100 --output-dir "$out/$name/test"
+  --retriever "$out/$name/checkpoints" --dtype auto --questions "$data/$name-test.qa.csv" --topk 1 5 20 100 --output-dir "$out/$name/test"

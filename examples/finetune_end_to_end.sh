@@ -15,15 +15,15 @@ processes=${PROCESSES:-16}
 parallel=(torchrun --standalone --nproc-per-node "$processes")
 run=$out/$name-$objective
 
-"${parallel[@]}" tasks/main.py --task end-to-end-finetune --config examples/end_to_end.yaml --objective "$objective" --bf16 \
+"${parallel[@]}" tasks/main.py --task end-to-end-finetune --config examples/end_to_end.yaml --objective "$objective" --dtype auto \
   --num-embedding-ranks "${EMBEDDING_RANKS:-8}" --evidence "$retriever/evidence" \
   --retriever "$retriever/$name/checkpoints" --embeddings "$retriever/$name/embeddings" --reader "$reader" \
   --train-data "$data/$name-train.qa.csv" --valid-data "$data/$name-dev.qa.csv" --max-valid-questions 2000 \
   --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" --keep-last 2
 
 # both parts of a checkpoint are checkpoints by themselves
-"${parallel[@]}" tools/embed_evidence.py --evidence "$retriever/evidence" --retriever "$run/checkpoints/retriever" --bf16 \
+"${parallel[@]}" tools/embed_evidence.py --evidence "$retriever/evidence" --retriever "$run/checkpoints/retriever" --dtype auto \
   --output "$run/embeddings"
-"${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$run/checkpoints/reader" --bf16 --num-passages 50 \
+"${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$run/checkpoints/reader" --dtype auto --num-passages 50 \
   --retriever "$run/checkpoints/retriever" --evidence "$retriever/evidence" --embeddings "$run/embeddings" \
   --questions "$data/$name-test.qa.csv" --output-dir "$run/test"

@@ -32,12 +32,12 @@ once() { # FOLDER COMMAND...: run the command unless the folder is there
 once "$out/$format" python tools/import_checkpoint.py --format "$format" --input "$model" --output "$out/$format"
 for part in train dev test; do
   once "$out/$name-$part" "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$retriever/evidence" \
-    --embeddings "$retriever/$name/embeddings" --retriever "$retriever/$name/checkpoints" --bf16 \
+    --embeddings "$retriever/$name/embeddings" --retriever "$retriever/$name/checkpoints" --dtype auto \
     --questions "$data/$name-$part.qa.csv" --topk 1 5 20 100 --output-dir "$out/$name-$part"
 done
 
-"${parallel[@]}" "${training[@]}" --bf16 --pretrained-checkpoint "$out/$format" \
+"${parallel[@]}" "${training[@]}" --dtype auto --pretrained-checkpoint "$out/$format" \
   --train-data "$out/$name-train/results.json" --valid-data "$out/$name-dev/results.json" --max-valid-questions 2000 \
   --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" --keep-last 2
-"${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$run/checkpoints" --bf16 --num-passages 100 \
+"${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$run/checkpoints" --dtype auto --num-passages 100 \
   --questions "$out/$name-test/results.json" --output-dir "$run/test"

@@ -22,6 +22,6 @@ if [[ ! -e $out/corpus ]]; then
     --vocab-file "$out/bert/iter_0000000/vocab.txt" --workers "$(nproc)"
 fi
 
-"${parallel[@]}" pretrain_ict.py --config examples/ict.yaml --bf16 --data-path "$out/corpus" \
+"${parallel[@]}" pretrain_ict.py --config examples/ict.yaml --dtype auto --data-path "$out/corpus" \
   --pretrained-checkpoint "$out/bert" --output-dir "$out/ict" \
   --save "$out/ict/checkpoints" --load "$out/ict/checkpoints" --keep-last 2 "$@"

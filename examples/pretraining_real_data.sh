@@ -28,7 +28,7 @@ once() { # FOLDER COMMAND...: run the command unless the folder is there
 train() { # NAME PROGRAM FLAGS...: continues an interrupted run, and does nothing for a finished one
   local name=$1
   shift
-  "${parallel[@]}" "$@" --bf16 --save-interval 100 --keep-last 1 \
+  "${parallel[@]}" "$@" --dtype auto --save-interval 100 --keep-last 1 \
     --output-dir "$out/$name" --save "$out/$name/checkpoints" --load "$out/$name/checkpoints"
 }
 
@@ -49,9 +49,9 @@ measure() { # NAME...
   local name
   for name in "$@"; do
     "${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/$name/checkpoints" \
-      --output "$out/$name/embeddings" --bf16 --micro-batch-size 64
+      --output "$out/$name/embeddings" --dtype auto --micro-batch-size 64
     once "$out/$name/evaluation" "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" \
-      --embeddings "$out/$name/embeddings" --retriever "$out/$name/checkpoints" --bf16 \
+      --embeddings "$out/$name/embeddings" --retriever "$out/$name/checkpoints" --dtype auto \
       --questions "$nq/biencoder-nq-qed-dev.json.gz" --topk 1 5 20 100 --output-dir "$out/$name/evaluation"
   done
 }

@@ -37,9 +37,9 @@ measure() { # NAME CHECKPOINT EVIDENCE QUESTIONS FLAGS...
   local name=$1 checkpoint=$2 evidence=$3 questions=$4
   shift 4
   "${parallel[@]}" tools/embed_evidence.py --evidence "$evidence" --retriever "$checkpoint" \
-    --output "$out/embeddings/$name" --bf16 --micro-batch-size 32
+    --output "$out/embeddings/$name" --dtype auto --micro-batch-size 32
   once "$out/results/$name" "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$evidence" \
-    --embeddings "$out/embeddings/$name" --retriever "$checkpoint" --bf16 --questions "$questions" \
+    --embeddings "$out/embeddings/$name" --retriever "$checkpoint" --dtype auto --questions "$questions" \
     --topk 1 5 20 100 --output-dir "$out/results/$name" "$@"
 }
 
@@ -82,5 +82,5 @@ python tools/compare_runs.py --baseline "$out/results/squad-zero" --candidate "$
 # SQuAD by words, and by words and vectors together
 measure_words squad-bm25 "$out/squad-evidence" "${dev[@]}"
 measure_words squad-hybrid "$out/squad-evidence" "${dev[@]}" --embeddings "$out/embeddings/squad-tuned" \
-  --retriever "$out/squad-run/checkpoints" --bf16
+  --retriever "$out/squad-run/checkpoints" --dtype auto
 python tools/compare_runs.py --baseline "$out/results/squad-tuned" --candidate "$out/results/squad-hybrid"

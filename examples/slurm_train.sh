@@ -27,7 +27,7 @@ status=0
 srun --kill-on-bad-exit=1 bash -c \
   'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID \
      LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec python "$@"' bash \
-  "$@" --bf16 --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" || status=$?
+  "$@" --dtype auto --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" || status=$?
 
 if [[ $status -ne 0 && ${SLURM_RESTART_COUNT:-0} -ge 3 ]]; then
   echo "error: the job has failed and was restarted ${SLURM_RESTART_COUNT} times; see the log of this job." >&2

@@ -44,7 +44,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
     was_complete = (config.output / MANIFEST).exists()
     evidence = EvidenceStore(config.evidence)
-    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.dtype_on(topology.device))
+    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
     job = EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
+from megatron_retrieval.applications.info import machine_rows
 from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.applications.plan.plan import PLAN, make_plan
 from megatron_retrieval.applications.search import SearchConfig, open_search
@@ -41,6 +42,11 @@ class SearchCommandConfig(Checked):
     """Processes."""
 
 
+@dataclass(kw_only=True, frozen=True)
+class InfoConfig:
+    """Say what this machine is, what it is fast in (measured), and which defaults follow."""
+
+
 def search(config: SearchCommandConfig, topology: ProcessTopology) -> None:
     """Print the best passages, each with rank, score, id and title."""
     session = open_search(config.search, config.encode, topology)
@@ -65,9 +71,18 @@ def plan(config: PlanConfig) -> None:
     sys.stdout.write(f"{config.passages:,} passages\n\n{table}\n\n{faults}\n\n{basis}\n")
 
 
+def info(config: InfoConfig) -> None:
+    """Print what this machine is and what follows."""
+    rows = machine_rows()
+    width = max(len(name) for name, _ in rows)
+    sys.stdout.write("".join(f"{name:{width}}  {value}\n" for name, value in rows))
+
+
 def run_command(name: str, args: list[str], prog: str) -> None:
-    """Run "search" or "plan" with its flags."""
+    """Run "search", "plan" or "info" with its flags."""
     if name == "search":
         run_distributed(SearchCommandConfig, search, args, prog=prog)
-    else:
+    elif name == "plan":
         run_program(PlanConfig, plan, args, prog=prog)
+    else:
+        run_program(InfoConfig, info, args, prog=prog)

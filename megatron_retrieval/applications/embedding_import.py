@@ -111,7 +111,7 @@ def import_embeddings(config: ImportEmbeddingsConfig, topology: ProcessTopology)
     if topology.world_size > 1:
         raise ConfigError("Embeddings are imported by one process; start the program without torchrun.")
     evidence = EvidenceStore(config.evidence)
-    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.dtype)
+    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
     identity = StoreIdentity(
         evidence.fingerprint, encoder.description.fingerprint, len(evidence), config.embedding_dtype
     )

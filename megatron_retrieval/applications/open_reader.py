@@ -55,7 +55,7 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
         reading.require_passages()
     layout = saved.layout or kind.layout()
     settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
-    reader = kind.open(saved, settings, topology, config.encode.dtype)
+    reader = kind.open(saved, settings, topology, config.encode.on(topology.device))
     reader.load(saved)
     reader.model.eval()
     protocol = {

@@ -169,7 +169,7 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
     if config.embeddings is not None and config.retriever is not None:
         embeddings = EmbeddingStore(config.embeddings)
         embeddings.require(evidence_fingerprint=evidence.fingerprint)
-        encoder = load_encoder_for(evidence, config.retriever, topology, encode.dtype)
+        encoder = load_encoder_for(evidence, config.retriever, topology, encode.on(topology.device))
         embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
         if options.verify_embeddings and topology.is_main:
             embeddings.verify()

@@ -71,7 +71,7 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     shape = config.model
     if start is None:
         shape = dataclasses.replace(shape, vocab_size=corpus.vocabulary.vocab_size)
-    model = MaskedLanguageModel(shape, topology, training.precision.dtype, seed=seed)
+    model = MaskedLanguageModel(shape, topology, training.precision.on(topology.device), seed=seed)
     load_start(MASKED_LM, start, model, training.save, topology)
     saved = SavedModel(
         MASKED_LM.name,

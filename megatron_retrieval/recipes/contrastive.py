@@ -96,7 +96,7 @@ def build_contrastive_trainer(
     if start is None:
         encoder = dataclasses.replace(shape.encoder, vocab_size=tokenizer.vocab_size)
         shape = dataclasses.replace(shape, encoder=encoder)
-    model = DualEncoder(shape, topology, training.precision.dtype, seed=seed)
+    model = DualEncoder(shape, topology, training.precision.on(topology.device), seed=seed)
     load_start(DUAL_ENCODER, start, model, training.save, topology)
     recall = config.recall.open(model, config.text_format, tokenizer)
     saved = SavedModel(

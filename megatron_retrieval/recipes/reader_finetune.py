@@ -21,7 +21,9 @@ def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Train
         DataError, CheckpointError: an input cannot be used.
     """
     training, start, kind = config.training, config.starting_point, config.kind
-    reader = kind.open(start, config.settings(start), topology, training.precision.dtype, seed=training.seed)
+    reader = kind.open(
+        start, config.settings(start), topology, training.precision.on(topology.device), seed=training.seed
+    )
     examples = config.examples(reader, config.data.train)
     if training.save.resume_folder is None:
         reader.load(start)

@@ -72,7 +72,7 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
         )
     dataset = partial(SpanCorruptionDataset, config.data, corpus, seed=seed)
     examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
-    model = T5(shape, topology, training.precision.dtype, seed=seed)
+    model = T5(shape, topology, training.precision.on(topology.device), seed=seed)
     load_start(T5_KIND, start, model, training.save, topology)
     saved = SavedModel(
         T5_KIND.name,

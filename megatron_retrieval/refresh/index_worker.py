@@ -77,7 +77,7 @@ def worker_command(
         "micro-batch-size": config.index_micro_batch_size,
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    words += [f"--{name}" for name in ("bf16", "fp16") if getattr(precision, name)]
+    words += ["--dtype", precision.named, *["--allow-slow-dtype"] * precision.allow_slow_dtype]
     return [sys.executable, "-m", "megatron_retrieval.refresh.index_worker", *words, *extension_words()]
 
 
@@ -115,7 +115,7 @@ def fulfil(
         MismatchError: it is not the encoder that was asked for, or of another vocabulary than the evidence.
     """
     started, folder = time.monotonic(), versions.snapshot(request.iteration)
-    encoder = load_encoder_for(evidence, folder, topology, config.encode.dtype)
+    encoder = load_encoder_for(evidence, folder, topology, config.encode.on(topology.device))
     found = encoder.description.fingerprint
     if found != request.encoder_fingerprint:
         raise MismatchError(f"{folder} holds encoder {found}, but {request.encoder_fingerprint} is asked for.")

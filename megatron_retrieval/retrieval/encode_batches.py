@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel.precision import PrecisionConfig, bf16_is_fast
+from megatron_retrieval.config.checks import PositiveInt
+from megatron_retrieval.parallel.precision import DtypeConfig, DtypeName
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 #: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and 128 passages of a
@@ -21,39 +20,20 @@ Encode = Callable[[TokenBatch], Tensor]
 
 
 @dataclass(kw_only=True, frozen=True)
-class EncodeConfig(Checked):
+class EncodeConfig(DtypeConfig):
     """How an encoder is run without training."""
 
     micro_batch_size: PositiveInt = 128
     """Texts encoded at once by each copy of the model; a CPU splits them into parts that fit its caches."""
-    bf16: bool = False
-    """Encode in bfloat16."""
-    fp16: bool = False
-    """Encode in float16."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of weights and activations."""
-        return PrecisionConfig(bf16=self.bf16, fp16=self.fp16).dtype
 
 
 @dataclass(kw_only=True, frozen=True)
 class EncodePassagesConfig(EncodeConfig):
     """How an encoder is run over the whole evidence."""
 
-    fp32: bool = False
-    """Encode in float32. Without --bf16, --fp16 and --fp32 it is bfloat16 where the device is fast in it (GPUs since
-    Ampere, CPUs with AVX-512 BF16), and float32 elsewhere."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fp32 and (self.bf16 or self.fp16):
-            raise ConfigError("--fp32 excludes --bf16 and --fp16.")
-
-    def dtype_on(self, device: torch.device) -> torch.dtype:
-        """The dtype of weights and activations on this device."""
-        is_open = not (self.bf16 or self.fp16 or self.fp32)
-        return torch.bfloat16 if is_open and bf16_is_fast(device) else self.dtype
+    dtype: DtypeName = "auto"
+    """Number format of weights and activations; auto: bf16 where the device is fast in it (GPUs since Ampere, CPUs with
+    instructions for it), fp32 elsewhere."""
 
 
 def encode_sequences(tokens: TokenBatch, encode: Encode, micro_batch_size: int, device: torch.device) -> Tensor:

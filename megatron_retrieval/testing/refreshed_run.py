@@ -141,7 +141,7 @@ def build(
     """
     training = config.training
     evidence = EvidenceStore(config.evidence)
-    model = DualEncoder(tiny_dual_encoder_config(dropout=0.1), topology, training.precision.dtype)
+    model = DualEncoder(tiny_dual_encoder_config(dropout=0.1), topology, training.precision.on(topology.device))
     step = ShrinkingStep(model, topology, config.step_seconds)
     vocabulary = evidence.vocabulary
     config_of_model = DUAL_ENCODER.config(model.config, vocabulary, TEXT_FORMAT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shlex
 import subprocess
@@ -20,6 +19,7 @@ import torch
 
 import megatron_retrieval
 from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.parallel import machine
 from megatron_retrieval.utils.files import write_json
 
 RUN_RECORD = "run_record.json"
@@ -52,7 +52,7 @@ class RunRecord:
             "seconds": round(time.monotonic() - self._start, 3),
             "world_size": self._world_size,
             "versions": versions(),
-            "accelerators": {name: importlib.util.find_spec(name) is not None for name in ACCELERATORS},
+            "accelerators": accelerators(),
             "hardware": hardware(),
             "git": self._git,
         }
@@ -79,16 +79,18 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def accelerators() -> dict[str, bool]:
+    """Which of the optional parts are installed."""
+    return {name: importlib.util.find_spec(name) is not None for name in ACCELERATORS}
+
+
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory and GPUs."""
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    """Processor, memory, GPUs, and what the device is fast in."""
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": gpus,
         "platform": platform.platform(),
-        "torch_threads": torch.get_num_threads(),
+        **machine.compute(),
     }
 
 

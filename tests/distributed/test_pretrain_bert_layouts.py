@@ -16,6 +16,9 @@ TINY = (
 ).split()
 
 
+BF16 = ["--bf16", "--allow-slow-dtype"]
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_corpus(tmp_path_factory.mktemp("corpus"))
@@ -68,10 +71,10 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(corpus: Path, tmp_
 
 
 def test_bf16_learns_and_resumes(corpus: Path, tmp_path: Path) -> None:
-    flags = ["--bf16", "--save", str(tmp_path / "a"), "--save-interval", "10"]
+    flags = [*BF16, "--save", str(tmp_path / "a"), "--save-interval", "10"]
     train(BERT, _words(corpus, tmp_path / "whole", *flags), *LAYOUTS["TP 2"])
     losses = curve(tmp_path / "whole")
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     rewind(tmp_path / "a", 10)
-    train(BERT, _words(corpus, tmp_path / "resumed", "--bf16", "--load", str(tmp_path / "a")), *LAYOUTS["TP 2"])
+    train(BERT, _words(corpus, tmp_path / "resumed", *BF16, "--load", str(tmp_path / "a")), *LAYOUTS["TP 2"])
     assert curve(tmp_path / "resumed") == losses[10:]

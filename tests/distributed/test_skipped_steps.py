@@ -24,8 +24,8 @@ UNUSED_ID = 1
 PRECISIONS = {
     "fp32": ("--clip-grad", "1"),
     "fp32 without clipping": ("--clip-grad", "0"),
-    "bf16": ("--bf16", "--clip-grad", "1"),
-    "fp16": ("--fp16", "--initial-loss-scale", "256", "--min-loss-scale", "256"),
+    "bf16": ("--bf16", "--allow-slow-dtype", "--clip-grad", "1"),
+    "fp16": ("--fp16", "--allow-slow-dtype", "--initial-loss-scale", "256", "--min-loss-scale", "256"),
 }
 
 
@@ -100,6 +100,7 @@ def test_all_ranks_leave_the_same_step_out(tmp_path: Path, tensor_parallel: int)
 
 def test_a_loss_scale_that_is_being_found_ends_no_run(tmp_path: Path) -> None:
     words = _words(tmp_path, "fp32", 9)
-    words += ["--fp16", "--initial-loss-scale", str(2.0**40), "--hysteresis", "1", "--min-loss-scale", "1"]
+    words += ["--fp16", "--allow-slow-dtype", "--hysteresis", "1"]
+    words += ["--initial-loss-scale", str(2.0**40), "--min-loss-scale", "1"]
     (end,) = run_on_ranks(_train, 1, words, range(MAX_SKIPPED_IN_A_ROW + 2), "gradient")
     assert end == "finished"

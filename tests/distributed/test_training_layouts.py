@@ -106,12 +106,13 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) ->
 
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
 def test_half_precision_learns_and_resumes(tmp_path: Path, precision: str) -> None:
-    flags = [precision, "--train-iters", "20", "--save-interval", "10", "--save", str(tmp_path / "a")]
-    train(FINETUNE, tiny_run(tmp_path, "whole", *flags), *LAYOUTS["TP 2"])
+    flags = [precision, "--allow-slow-dtype", "--train-iters", "20"]
+    saved = ["--save-interval", "10", "--save", str(tmp_path / "a")]
+    train(FINETUNE, tiny_run(tmp_path, "whole", *flags, *saved), *LAYOUTS["TP 2"])
     losses = curve(tmp_path / "whole")
     assert losses[-1] < 0.6 * losses[0]
     rewind(tmp_path / "a", 10)
-    words = tiny_run(tmp_path, "resumed", precision, "--train-iters", "20", "--load", str(tmp_path / "a"))
+    words = tiny_run(tmp_path, "resumed", *flags, "--load", str(tmp_path / "a"))
     train(FINETUNE, words, *LAYOUTS["TP 2"])
     assert curve(tmp_path / "resumed") == losses[10:]
 

@@ -127,10 +127,10 @@ def test_codes_that_tell_too_few_rows_apart_are_given_up(monkeypatch: pytest.Mon
 def test_codes_are_not_used_where_their_product_is_wrong_or_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.uint8 not in CODES:
         pytest.skip("this build of torch has no product of uint8 and int8")
-    monkeypatch.setattr(codes, "_seconds", lambda dtype, dimension: 0.7 if dtype == torch.uint8 else 1.0)
-    assert codes.fastest_codes.__wrapped__(16) == torch.uint8
-    monkeypatch.setattr(codes, "_WORTHWHILE", 0.6)
-    assert codes.fastest_codes.__wrapped__(16) is None
+    for seconds, expected in ((0.7, torch.uint8), (1.3, None)):
+        taken = {torch.float32: 1.0, torch.uint8: seconds}
+        monkeypatch.setattr(codes, "_seconds", lambda dtypes, dimension, taken=taken: taken)
+        assert codes.fastest_codes.__wrapped__(16) == expected
     product = rough.product
     monkeypatch.setattr(codes, "product", lambda rows, queries: product(rows, queries) + 1)
     assert not any(codes.is_exact(dtype, 16) for dtype in rough.LARGEST_CODE)

@@ -171,7 +171,7 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
     if training.reader == "none":
         return 0, 0
     reader = replace(READERS[training.reader], recompute_granularity=costs.bert_of(encoder).recompute_granularity)
-    half = encode.bf16 or encode.fp16
+    half = encode.is_half
     num_parameters = costs.dual_encoder_parameters(encoder) + costs.t5_parameters(reader)
     shape = costs.TrainingShape(
         retriever=encoder,

@@ -82,7 +82,7 @@ def _device(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
 
 def _lighter_training(config: PlanConfig, rates: Rates, there: int) -> Iterator[str]:
     """Settings of training that take less memory, the mildest first."""
-    half = config.encode.bf16 or config.encode.fp16
+    half = config.encode.is_half
     if not half:
         config = replace(config, encode=replace(config.encode, bf16=True))
         needed = estimate(config, rates).device_bytes

@@ -141,7 +141,7 @@ class Calibration:
 
     def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> float:
         """Passages a second, by random weights, which take as long as others."""
-        model = DualEncoder(self.encoder, topology, self.encode.dtype_on(topology.device)).eval()
+        model = DualEncoder(self.encoder, topology, self.encode.on(topology.device)).eval()
         few = min(_FEW_ENCODED, len(evidence))
         self._encode_some(evidence, few, folder / "warm-up", model, topology)
         seconds = self._encode_some(evidence, few, folder / "few-vectors", model, topology)

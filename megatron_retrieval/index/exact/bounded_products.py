@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_retrieval.parallel.precision import bf16_is_fast
+from megatron_retrieval.parallel.machine import bf16_is_fast
 
 #: rows per group; a group has one maximum and one bound
 GROUP_ROWS = 16

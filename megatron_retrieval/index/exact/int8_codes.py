@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -25,8 +25,6 @@ _SAMPLE_ROWS = 32_768
 _WIDTH_DEVIATIONS = 4.5
 #: rows of a product that is timed
 _ROWS_TIMED = 4096
-#: share of the time of a float32 product below which codes are worth their memory
-_WORTHWHILE = 0.8
 
 
 @cache
@@ -35,11 +33,10 @@ def fastest_codes(dimension: int) -> torch.dtype | None:
 
     Measured: libraries choose their code by instruction sets (AVX-512 VNNI, AVX2, ...) that they know best themselves.
     """
-    seconds = {dtype: _seconds(dtype, dimension) for dtype in LARGEST_CODE if is_exact(dtype, dimension)}
-    fastest = min(seconds, key=seconds.__getitem__, default=None)
-    if fastest is None or seconds[fastest] > _WORTHWHILE * _seconds(torch.float32, dimension):
-        return None
-    return fastest
+    kinds = [dtype for dtype in LARGEST_CODE if is_exact(dtype, dimension)]
+    seconds = _seconds([torch.float32, *kinds], dimension)
+    fastest = min(seconds, key=seconds.__getitem__)
+    return fastest if fastest in kinds else None
 
 
 def is_exact(dtype: torch.dtype, dimension: int) -> bool:
@@ -63,16 +60,17 @@ def _operands(dtype: torch.dtype, rows: Tensor, queries: Tensor) -> tuple[Tensor
     return rows.to(dtype), queries.to(dtype).t()
 
 
-def _seconds(dtype: torch.dtype, dimension: int) -> float:
-    """The best of a few products of the size that a search makes for 16 queries."""
+def _seconds(dtypes: Sequence[torch.dtype], dimension: int) -> dict[torch.dtype, float]:
+    """The best of a few products with 16 queries, taken in turns: other programs disturb each type alike."""
     ones = torch.ones(_ROWS_TIMED, dimension, dtype=torch.int64)
-    operands = _operands(dtype, ones, ones[:16])
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        product(*operands)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    operands = {dtype: _operands(dtype, ones, ones[:16]) for dtype in dtypes}
+    taken: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}
+    for _ in range(5):
+        for dtype in dtypes:
+            start = time.perf_counter()
+            product(*operands[dtype])
+            taken[dtype].append(time.perf_counter() - start)
+    return {dtype: min(times) for dtype, times in taken.items()}
 
 
 def encode(read: Callable[[int, int], Tensor], num_rows: int, dtype: torch.dtype) -> RoughVectors | None:

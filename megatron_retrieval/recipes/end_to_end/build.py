@@ -104,15 +104,15 @@ class EndToEndRun:
         kind, start = config.start_reader
         require_passes(config.step.objective, kind.passes, f"the {start.manifest.kind} {start.folder}")
         settings = config.reader_settings(kind, start)
-        reader = kind.open(start, settings, self.topology, config.training.precision.dtype)
+        reader = kind.open(start, settings, self.topology, config.training.precision.on(self.topology.device))
         if config.training.save.resume_folder is None:
             reader.load(start)
         return kind, reader
 
     def _new_model(self) -> EndToEndModel:
         """With the weights of the start, unless the run is resumed, which loads them."""
-        config, topology, dtype = self.config, self.topology, self.config.training.precision.dtype
-        retriever = DualEncoder(self._retriever_shape(), topology, dtype)
+        config, topology = self.config, self.topology
+        retriever = DualEncoder(self._retriever_shape(), topology, config.training.precision.on(topology.device))
         if config.training.save.resume_folder is None:
             DUAL_ENCODER.start(retriever, self.start_retriever, topology)
         return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)

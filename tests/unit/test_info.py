@@ -1,0 +1,22 @@
+"""`megatron-retrieval info` says what the defaults of this machine are."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_retrieval.applications.commands import run_command
+from megatron_retrieval.parallel import machine
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_defaults_follow_from_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_fast: bool
+) -> None:
+    monkeypatch.setattr(machine, "_seconds", lambda dtype: 1e-3)
+    monkeypatch.setattr(machine, "bf16_is_fast", lambda device: is_fast)
+    run_command("info", [], "megatron-retrieval info")
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    found = {name.strip(): value.strip() for name, value in lines.items()}
+    assert found["--dtype auto means"] == ("bf16" if is_fast else "fp32")
+    assert found["megatron-core"] == "0.16.1"
+    assert "GFLOP/s" in found["fp32 on the CPU"]
