@@ -24,14 +24,14 @@ from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 
 SHAPE = tiny_dual_encoder_config()
-PRECISIONS = {"bf16": PrecisionConfig(bf16=True), "fp16": PrecisionConfig(fp16=True), "fp32": PrecisionConfig()}
+PRECISIONS = {name: PrecisionConfig(dtype=name, allow_slow_dtype=True) for name in ("bf16", "fp16", "fp32")}
 
 
 class _Run:
     """A dual encoder whose passage tower is frozen, with optimizer and checkpoints in `root / name`."""
 
     def __init__(self, topology: ProcessTopology, root: Path, name: str, precision: str) -> None:
-        self.model = DualEncoder(SHAPE, topology, PRECISIONS[precision].dtype, seed=9)
+        self.model = DualEncoder(SHAPE, topology, PRECISIONS[precision].on(topology.device), seed=9)
         self.model.towers["passage"].requires_grad_(False)
         self.topology, self.folder, self._precision = topology, root / name, PRECISIONS[precision]
         vocabulary = WordPieceTokenizer(root / "vocab.txt")
