@@ -97,6 +97,7 @@ class IndexRefresher(Callback):
         self._lock: IO[str] | None = None
         self._index: ShardedIndex | None = None
         self._current: VersionInUse | None = None
+        self._last_state: dict[str, Any] = {}  # of a checkpoint that may still be on its way to the disk
 
     # -- the callback
 
@@ -153,7 +154,8 @@ class IndexRefresher(Callback):
     def state(self) -> dict[str, Any]:
         """See `Resumable`: the version in use and the one that is being made."""
         now, versions = self._clock(), {"current": self._current, "pending": self._cycle.pending}
-        return {name: version and version.to_json(now) for name, version in versions.items()}
+        self._last_state = {name: version and version.to_json(now) for name, version in versions.items()}
+        return self._last_state
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Resumable`."""
@@ -212,12 +214,12 @@ class IndexRefresher(Callback):
     def _prune(self, *iterations: int) -> None:
         """Keep the newest versions up to the bound, this run's and these among them, and the encoders of all that a
         checkpoint names: from these a version is embedded again where its checkpoint is resumed."""
-        own = [self.state()]
+        own = [version.request.iteration for version in (self._current, self._cycle.pending) if version is not None]
         saved = saved_states(self._save_dir, self.resume_name) if self._save_dir else []
-        needed = {*_named(own), *iterations}
+        needed = {*own, *iterations}
         others = sorted(_named(saved) - needed, reverse=True)
         kept = {*needed, *others[: max(0, self._config.keep_index_versions - len(needed))]}
-        self._versions.prune(kept, snapshots={*kept, *others})
+        self._versions.prune(kept, snapshots={*kept, *others, *_named([self._last_state])})
 
 
 def _named(states: Iterable[Mapping[str, Any]]) -> set[int]:

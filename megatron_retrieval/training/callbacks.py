@@ -13,6 +13,7 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.evaluation.intervals import mean_interval
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.metrics_log import MetricsLog
+from megatron_retrieval.training.resume import RunCheckpoints
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
 from megatron_retrieval.types.metrics import Count, Mean, Metric, Rate
 from megatron_retrieval.utils.logging import get_logger
@@ -21,16 +22,17 @@ log = get_logger("train")
 
 
 class SaveCheckpoints(Callback):
-    """Calls `save(iteration)` every `interval` steps and at the end; after a skipped step it waits for the next."""
+    """Saves every `interval` steps and at the end; after a skipped step it waits for the next."""
 
-    def __init__(self, save: Callable[[int], None], interval: int) -> None:
-        self._save, self._interval, self._saved_iteration = save, interval, -1
+    def __init__(self, checkpoints: RunCheckpoints, interval: int) -> None:
+        self._checkpoints, self._interval, self._saved_iteration = checkpoints, interval, -1
         self._is_due = False
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved_iteration = trainer.iteration if trainer.iteration else -1
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        self._checkpoints.look()
         self._is_due |= report.iteration % self._interval == 0
         if self._is_due and report.succeeded:
             self._is_due = False
@@ -38,10 +40,11 @@ class SaveCheckpoints(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         self._save_once(trainer.iteration)
+        self._checkpoints.finish()
 
     def _save_once(self, iteration: int) -> None:
         if iteration != self._saved_iteration:
-            self._save(iteration)
+            self._checkpoints.save(iteration)
             self._saved_iteration = iteration
 
 

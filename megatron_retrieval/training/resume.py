@@ -19,7 +19,7 @@ from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.folders import holds_checkpoints, resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weights
-from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
+from megatron_retrieval.checkpoint.store.writer import ModelPart, UnfinishedCheckpoint, begin_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.errors import CheckpointError
@@ -51,6 +51,9 @@ class SaveConfig(Checked):
     accept_changes: bool = field(default=False, metadata=FREE)
     """Resume although what training learns from has changed, which is refused otherwise: contents of data, evidence or
     vocabulary, weights to start from, seed, global batch size, objective. The log names the changes."""
+    async_save: bool = field(default=False, metadata=FREE)
+    """Write checkpoints from a copy in CPU memory while training goes on. One appears after the first step at which all
+    ranks have written their part of it."""
 
     @cached_property
     def resume_folder(self) -> Path | None:
@@ -77,7 +80,7 @@ class SavedModel:
 
     Attributes:
         identity: see `MadeWith`; seed and global batch size are added.
-        parts: models that this one is made of and that are of use without it, see `save_checkpoint`.
+        parts: models that this one is made of and that are of use without it, see `begin_checkpoint`.
         base: what the model started from, if checkpoints are to leave out what they have in common with it.
     """
 
@@ -124,13 +127,20 @@ class RunCheckpoints:
     ) -> None:
         self._model, self._optimizer, self._saved, self._config = model, optimizer, saved, config
         self._made_with, self._topology, self._resumables = made_with, topology, resumables
+        self._unfinished: UnfinishedCheckpoint | None = None
 
     def save(self, iteration: int) -> None:
-        """Write the state after `iteration` steps; all ranks together. Training goes on from what was written."""
+        """Write the state after `iteration` steps, or begin to; all ranks together. Training goes on from what was
+        written.
+
+        Raises:
+            CheckpointError, DataError: on all ranks, where this one or the one before cannot be written.
+        """
+        self.finish()
         assert self._config.save is not None
         whole = [name for name, parameter in self._model.named_parameters() if layout_of(parameter).dim is None]
         self._optimizer.equalise(whole, self._topology.groups.tp)
-        folder = save_checkpoint(
+        self._unfinished = begin_checkpoint(
             self._config.save,
             self._model,
             self._topology,
@@ -149,8 +159,28 @@ class RunCheckpoints:
             keep_last=self._config.keep_last,
             parts=self._saved.parts,
             base=self._saved.base,
+            from_copies=self._config.async_save,
         )
-        log.info("saved %s", folder)
+        if self._config.async_save:
+            self._unfinished.begin_writing()
+        else:
+            self._unfinished.write()
+            self.finish()
+
+    def look(self) -> None:
+        """Let the checkpoint that is being written appear, once it is; all ranks together, after every step.
+
+        Raises:
+            CheckpointError, DataError: on all ranks, where it cannot be written.
+        """
+        if self._unfinished is not None and self._unfinished.is_written():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one; otherwise as `look`."""
+        if self._unfinished is not None:
+            unfinished, self._unfinished = self._unfinished, None
+            log.info("saved %s", unfinished.finish())
 
     def resume(self, folder: Path) -> int:
         """Continue from a checkpoint saved at any layout of ranks.

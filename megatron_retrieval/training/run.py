@@ -148,7 +148,7 @@ class TrainingRun:
         train_iters = config.num_steps(len(examples))
         callbacks = list(self._callbacks)
         if config.save.save is not None:
-            callbacks.append(SaveCheckpoints(self._checkpoints().save, config.save.save_interval))
+            callbacks.append(SaveCheckpoints(self._checkpoints(), config.save.save_interval))
         return Trainer(
             model=self._data_parallel,
             step=step,

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.store import model_writer
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -242,6 +245,30 @@ def test_old_versions_go_and_the_encoders_that_checkpoints_name_stay(
     assert versions.complete() == kept
     # at the last change of the index, before the last checkpoint, four others were named
     assert sorted(path.name for path in versions.snapshots.glob("iter_*")) == [f"iter_000000{n}" for n in range(2, 7)]
+
+
+def _write_late(topology: ProcessTopology, words: list[str], snapshot: str) -> None:
+    """What a thread writes is held up until an encoder has been saved."""
+    write = model_writer.write_shard_file
+
+    def wait_and_write(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+        while threading.current_thread() is not threading.main_thread() and not Path(snapshot).exists():
+            time.sleep(0.01)
+        return write(path, tensors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_writer, "write_shard_file", wait_and_write)
+        _run(topology, words)
+
+
+def test_the_encoder_of_a_checkpoint_that_is_being_written_stays(tmp_path: Path, evidence: Path) -> None:
+    flags = ("--save", tmp_path / "saved", "--save-interval", 3, "--async-save", "--index-refresh-interval", 1)
+    versions = IndexVersions(tmp_path / "index")
+    words = _words(evidence, tmp_path, *flags, "--train-iters", 5)
+    run_on_ranks(_write_late, 1, words, str(versions.snapshot(5)))
+    assert read_manifest(tmp_path / "saved" / "iter_0000003").training["states"]["index"]["current"]["iteration"] == 3
+    assert versions.complete() == [4, 5]
+    assert sorted(path.name for path in versions.snapshots.glob("iter_*")) == [f"iter_000000{n}" for n in (3, 4, 5)]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off"])

@@ -21,6 +21,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_dpr
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 
 SHAPE = tiny_dual_encoder_config()
@@ -42,8 +43,8 @@ class _Run:
         """Make the optimizer, as training does once the model has its first weights."""
         data_parallel = DataParallelModel(self.model, self.topology)
         self.optimizer = Optimizer(data_parallel, OptimizerConfig(lr=0.01), self._precision, self.topology)
-        settings = SaveConfig(save=str(self.folder))
-        self.checkpoints = RunCheckpoints(self.model, self.optimizer, self.saved, settings, self.topology)
+        settings, made_with = SaveConfig(save=str(self.folder)), MadeWith({}, {}, {}, {})
+        self.checkpoints = RunCheckpoints(self.model, self.optimizer, self.saved, made_with, settings, self.topology)
 
     def step(self, iteration: int) -> None:
         """Gradients out of the air, the same on every rank."""

@@ -98,7 +98,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) ->
     resumed = tiny_run(
         tmp_path, "resumed", *flags, "--load", str(tmp_path / "a"), "--save", str(tmp_path / "b"), dropout=0.2
     )
-    train(FINETUNE, resumed)
+    train(FINETUNE, [*resumed, "--async-save"])
     assert curve(tmp_path / "resumed") == curve(tmp_path / "whole")[5:]
     first, second = (saved_weights(tmp_path / name / "iter_0000009") for name in "ab")
     assert all(first[name].equal(second[name]) for name in first | second)
@@ -129,7 +129,7 @@ def test_divergence_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
 
 def test_resumed_run_may_prune_the_checkpoint_that_it_came_from(tmp_path: Path) -> None:
     folder = str(tmp_path / "a")
-    flags = ["--save", folder, "--load", folder, "--save-interval", "2", "--keep-last", "1"]
+    flags = ["--save", folder, "--load", folder, "--save-interval", "2", "--keep-last", "1", "--async-save"]
     train(FINETUNE, tiny_run(tmp_path, "run", *flags, "--train-iters", "2"))
     words = tiny_run(tmp_path, "run", *flags, "--train-iters", "7")
     place = words.index("--vocab-file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -15,7 +16,7 @@ from megatron_retrieval.checkpoint.store import folders
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.model_writer import Described, ModelWriter, Written
 from megatron_retrieval.errors import CheckpointError, MegatronRetrievalError
-from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
+from megatron_retrieval.parallel.collectives import any_rank, gather_objects, on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.files import writing
 
@@ -104,6 +105,7 @@ class UnfinishedCheckpoint:
         self._final, self._iteration, self._keep_last = final, iteration, keep_last
         self._writers, self._parts, self._topology = writers, parts, topology
         self._error: Exception | None = None
+        self._written: Future[None] | None = None
 
     def write(self) -> None:
         """Write this rank's shards; without exchange between ranks, so that a thread may do it. `finish` says on all
@@ -114,8 +116,19 @@ class UnfinishedCheckpoint:
         except (OSError, MegatronRetrievalError) as error:
             self._error = error
 
+    def begin_writing(self) -> None:
+        """`write` in a thread, for which `finish` waits, as does the end of the process."""
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._written = thread.submit(self.write)
+        thread.shutdown(wait=False)
+
+    def is_written(self) -> bool:
+        """Whether all ranks have done what they began; all ranks call this together."""
+        is_busy = self._written is not None and not self._written.done()
+        return not any_rank(is_busy, self._topology.world_group, self._topology.device)
+
     def finish(self) -> Path:
-        """Let the checkpoint appear; all ranks call this together, after `write`.
+        """Let the checkpoint appear; all ranks call this together, after `write` or `begin_writing`.
 
         Returns:
             The folder of this checkpoint.
@@ -124,6 +137,8 @@ class UnfinishedCheckpoint:
             CheckpointError, DataError: on all ranks, where one of them could not write; nothing of the checkpoint is
                 left, and older ones are as they were.
         """
+        if self._written is not None:
+            self._written.result()
         group = self._topology.world_group
         problems = [problem for problem in gather_objects(str(self._error or ""), group) if problem]
         written = gather_objects([writer.written for writer in self._writers], group)
