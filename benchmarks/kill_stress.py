@@ -1,172 +1,215 @@
-"""Building and embedding evidence, killed at random moments and started again until the result is there.
+"""Work of every kind, killed at random moments and started again until its result is there.
 
-It must be, byte for byte, that of work which nobody interrupted. Every start takes another number of processes by
-chance; a kill is SIGKILL to all of them.
+The result must be that of work which nobody interrupted: equal bytes of what is built, equal losses and weights of what
+is trained; where other numbers of ranks resume, equal losses up to rounding. Nothing may be left behind: no process, no
+half-written file. Models and data are tiny, and programs are forked from a warm process, so that most kills meet work.
 """
 
 from __future__ import annotations
 
 import contextlib
 import filecmp
-import os
+import math
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
 from megatron_retrieval.reports.tables import text_table
+from megatron_retrieval.testing.kinds_of_work import (
+    PATIENCE_SECONDS,
+    Kind,
+    ends_within,
+    kinds_of_work,
+    losses,
+    require_success,
+    said,
+)
+from megatron_retrieval.testing.warm_start import WarmProgram
 from megatron_retrieval.utils.files import read_json
 from megatron_retrieval.utils.manifest import MANIFEST
 from megatron_retrieval.utils.progress import progress_bar
 
-ROOT = Path(__file__).parents[1]
-#: a start is let alone after so many kills of one folder: most of a short run is its start, which a kill wastes
-MAX_KILLS_OF_ONE = 8
 #: what tells of the work, not of its result
 RECORDS = {"config.yaml", "run_record.json"}
-#: on one thread each: a product of matrices is rounded otherwise on more
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+#: of losses, where the number of ranks changed
+TOLERANCE = 1e-3
+#: numbers of processes: any, with each start
+MIXED = "mixed"
+#: ranks draw dropout of their own, so that their number may change only without it
+NO_DROPOUT = ("--hidden-dropout", "0", "--attention-dropout", "0")
+#: what is killed: the launcher, with which all must end; the launcher, by the signal that asks; a rank or an embedder
+WAYS = ("all", "SIGTERM", "one process")
 
 
 @dataclass(kw_only=True, frozen=True)
 class KillStressConfig(Checked):
-    """Kill the building and the embedding of evidence at random moments, and compare what they resume to."""
+    """Kill every kind of work at random moments, and compare what it resumes to."""
 
-    input: Path
-    """Passage file (psgs_w100.tsv or JSON lines)."""
-    retriever: Path
-    """Checkpoint of the dual encoder."""
-    vocab_file: Path
-    """Its vocabulary."""
-    num_kills: PositiveInt = 100
-    """Kills in all, over both jobs."""
-    max_processes: PositiveInt = 2
-    """Processes of a start are between one and so many."""
-    micro_batch_size: int = 32
-    """Passages embedded at once."""
-    rows_per_shard: int = 512
-    """Passages per file of the embeddings."""
+    kills: PositiveInt = 200
+    """Kills in all."""
+    kills_of_one: PositiveInt = 5
+    """A result is let alone after so many: where most of a short run is its start, a kill wastes it."""
+    kinds: tuple[str, ...] = ()
+    """Only kinds of work whose names begin with one of these words."""
     seed: int = 0
-    """Of the moments and the numbers of processes."""
+    """Of the moments, the ways and the numbers of processes."""
 
 
-class Job:
-    """A program that makes a folder.
+class Stress:
+    """Makes results under kills.
 
-    Args:
-        words: the program and its flags, but for --output.
-        parallel: the flag that takes a number of processes, of a program that does not touch a finished folder; None:
-            torchrun starts them, and a finished folder is left as it is.
+    Attributes:
+        kills, results: of each kind of work, by way and by how results were compared.
     """
 
-    def __init__(self, name: str, words: list[object], output: Path, parallel: str | None) -> None:
-        self.name, self.output = name, output
-        self._words, self._parallel = [str(word) for word in words], parallel
-        self._is_built = parallel is not None
-        self.num_kills = self.num_results = 0
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder, self._random, self._made = folder, random.Random(seed), 0
+        self.kills: dict[str, Counter[str]] = defaultdict(Counter)
+        self.results: dict[str, Counter[str]] = defaultdict(Counter)
+        #: folder and seconds of work that nobody interrupted
+        self._whole: dict[tuple[str, int | str], tuple[Path, float]] = {}
 
-    def make_reference(self) -> None:
-        """Let it run to its end, and keep how long that takes."""
-        started = time.monotonic()
-        _require_success(self._start(self.output, 1), self.output)
-        self.seconds = time.monotonic() - started
-
-    def make_again(self, folder: Path, random_: random.Random, max_processes: int, kills_left: int) -> int:
-        """Make the folder anew under kills, and compare; returns how often it was killed."""
-        kills = 0
-        while not (self._is_built and (folder / MANIFEST).exists()):  # killed when all was done
-            process = self._start(folder, random_.randint(1, max_processes))
-            if kills == min(kills_left, MAX_KILLS_OF_ONE) or _ends_within(process, random_.uniform(0, self.seconds)):
-                _require_success(process, folder)
+    def make(self, kind: Kind, max_kills: int) -> int:
+        """Make a result of a kind under kills, and compare it; returns how often it was killed."""
+        number: int | str = 1 if kind.is_single else self._random.choice((1, 2, MIXED))
+        whole, seconds = self._whole_of(kind, number)
+        self._made += 1
+        folder, kills = self._folder / f"result-{self._made}", 0
+        while kind.trains or not (folder / MANIFEST).exists():  # else it was killed when all was done
+            ranks = self._random.randint(1, 2) if number == MIXED else int(number)
+            program: WarmProgram | None = kind.start(folder, ranks, _flags(kind, number))
+            while kills < max_kills:
+                if ends_within(program, self._random.uniform(0, seconds)):
+                    break
+                kills += self._kill(program, self._random.choice(WAYS), kind, folder)
+                if program.poll() is not None:
+                    program = None
+                    break
+            if program is not None:
+                require_success(program, folder)
                 break
-            _kill(process)
-            kills += 1
-        _require_equal(self.output, folder)
-        self.num_kills, self.num_results = self.num_kills + kills, self.num_results + 1
+        is_rounded = kind.trains and number == MIXED
+        _require_equal(kind, whole, folder, tolerance=TOLERANCE if is_rounded else 0.0)
+        self.results[kind.name]["rounded" if is_rounded else "equal"] += 1
         return kills
 
-    def _start(self, folder: Path, num_processes: int) -> subprocess.Popen[bytes]:
-        words = [*self._words, "--output", str(folder)]
-        launcher = [sys.executable]
-        if self._parallel is not None:
-            words += [self._parallel, str(num_processes)]
-        elif num_processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-        with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
-            return subprocess.Popen([*launcher, *words], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
+    def _kill(self, program: WarmProgram, way: str, kind: Kind, folder: Path) -> int:
+        """Kill a program, or a process of it; 0 where it has ended before."""
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            family = psutil.Process(program.pid).children(recursive=True)
+            ranks = [] if kind.is_own_launcher else psutil.Process(program.pid).children()
+            single = [member for member in family if member in ranks or _is_embedder(member)]
+            if way == "one process" and single:
+                victim = self._random.choice(single)
+                goes_on = _is_embedder(victim)  # it is started again
+                victim.kill()
+            else:
+                way, goes_on = "all" if way == "one process" else way, False
+                program.send_signal(signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
+            if not goes_on and (left := _left(program, family)):
+                program.kill()
+                raise MegatronRetrievalError(f"{kind.name}, {way}: {left} is left behind.\n{said(folder)[-3000:]}")
+            self.kills[kind.name][way] += 1
+            return 1
+        return 0
+
+    def _whole_of(self, kind: Kind, number: int | str) -> tuple[Path, float]:
+        if (kind.name, number) not in self._whole:
+            folder, started = self._folder / f"whole-{len(self._whole)}", time.monotonic()
+            require_success(kind.start(folder, 1 if number == MIXED else int(number), _flags(kind, number)), folder)
+            self._whole[kind.name, number] = folder, time.monotonic() - started
+        return self._whole[kind.name, number]
 
 
 def main(config: KillStressConfig) -> None:
-    random_ = random.Random(config.seed)
-    with tempfile.TemporaryDirectory() as name, progress_bar("kills", "kills", config.num_kills) as progress:
-        folder = Path(name)
-        jobs = _jobs(config, folder)
-        for job in jobs:
-            job.make_reference()
-        number = 0
-        while progress.n < config.num_kills:
-            job, number = jobs[number % len(jobs)], number + 1
-            again = folder / f"{job.name}-{number}"
-            progress.update(job.make_again(again, random_, config.max_processes, config.num_kills - int(progress.n)))
-    rows = [[job.name, str(job.num_results), str(job.num_kills)] for job in jobs]
-    sys.stdout.write(text_table(["", "results, all equal", "kills"], rows) + "\n")
+    with tempfile.TemporaryDirectory() as name, progress_bar("kills", "kills", config.kills) as progress:
+        kinds = [kind for kind in kinds_of_work(Path(name)) if not config.kinds or kind.name.startswith(config.kinds)]
+        stress, number = Stress(Path(name), config.seed), 0
+        while progress.n < config.kills:
+            left = config.kills - int(progress.n)
+            progress.update(stress.make(kinds[number % len(kinds)], min(config.kills_of_one, left)))
+            number += 1
+    rows = [_row(kind.name, stress.kills[kind.name], stress.results[kind.name]) for kind in kinds]
+    sys.stdout.write(text_table(["", "kills", *WAYS, "equal results", "equal up to rounding"], rows) + "\n")
 
 
-def _jobs(config: KillStressConfig, folder: Path) -> tuple[Job, Job]:
-    evidence = folder / "evidence"
-    build = ["tools/build_evidence.py", "--input", config.input, "--vocab-file", config.vocab_file]
-    embed = ["tools/embed_evidence.py", "--evidence", evidence, "--retriever", config.retriever]
-    embed += ["--micro-batch-size", config.micro_batch_size, "--rows-per-shard", config.rows_per_shard]
-    return Job("build", build, evidence, "--workers"), Job("embed", embed, folder / "embeddings", None)
+def _row(name: str, kills: Counter[str], results: Counter[str]) -> list[str]:
+    numbers = [kills.total(), *(kills[way] for way in WAYS), results["equal"], results["rounded"]]
+    return [name, *map(str, numbers)]
 
 
-def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+def _flags(kind: Kind, number: int | str) -> tuple[str, ...]:
+    return NO_DROPOUT if kind.trains and number == MIXED else ()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The program and all that it started, at once."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(family)
-    process.wait()
+def _is_embedder(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("index_worker" in word for word in process.cmdline())
+    return False
 
 
-def _require_success(process: subprocess.Popen[bytes], folder: Path) -> None:
-    if process.wait():
-        said = folder.with_name(f"{folder.name}.log").read_text(encoding="utf-8")[-2000:]
-        raise MegatronRetrievalError(f"The program for {folder} ended with status {process.returncode}:\n{said}")
+def _left(program: WarmProgram, family: list[psutil.Process]) -> str:
+    """What does not end by itself; a process that only waits to be counted as dead has ended."""
+    if not ends_within(program, PATIENCE_SECONDS):
+        return f"the program, process {program.pid},"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while alive := [process for process in family if _is_alive(process)]:
+        if time.monotonic() > deadline:
+            return str(alive[0])
+        time.sleep(0.05)
+    return ""
 
 
-def _require_equal(whole: Path, resumed: Path) -> None:
-    """Raises MismatchError: a file of the two folders differs, beyond when it was made."""
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _require_equal(kind: Kind, whole: Path, resumed: Path, *, tolerance: float) -> None:
+    """Raises MismatchError: the results differ, or something half-written is left."""
+    left = [path for path in resumed.rglob(".*") if not any(part.startswith("version-") for part in path.parts)]
+    left += [*resumed.parent.glob(f".{resumed.name}.*"), *resumed.parent.glob(f"{resumed.name}.partial")]
+    if left:
+        raise MismatchError(f"{kind.name}: {left[0]} is left behind.")
+    if not kind.trains:
+        _require_equal_files(whole, resumed)
+        return
+    expected, found = losses(whole), losses(resumed)
+    pairs = zip(expected, found, strict=False)
+    are_close = all(math.isclose(*pair, rel_tol=tolerance, abs_tol=tolerance) for pair in pairs)
+    if len(expected) != len(found) or not are_close:
+        raise MismatchError(f"{kind.name}: {resumed} has losses {found}, {whole} has {expected}.")
+    if not tolerance:
+        last = Path("checkpoints") / f"iter_{int((whole / 'checkpoints' / LATEST_NAME).read_text()):07d}"
+        for shard in (whole / last).rglob("*.safetensors"):
+            _require_same(shard, resumed / last / shard.relative_to(whole / last))
+
+
+def _require_equal_files(whole: Path, resumed: Path) -> None:
     names, others = ({file.name for file in folder.iterdir()} - RECORDS for folder in (whole, resumed))
     if names != others:
         raise MismatchError(f"{resumed} does not hold the files of {whole}: {sorted(names ^ others)}.")
     for name in names:
-        if not _is_same(whole / name, resumed / name):
-            raise MismatchError(f"{resumed / name} differs from {whole / name}.")
+        _require_same(whole / name, resumed / name)
 
 
-def _is_same(path: Path, other: Path) -> bool:
-    if path.name == MANIFEST:
-        return _timeless(path) == _timeless(other)
-    return filecmp.cmp(path, other, shallow=False)
+def _require_same(path: Path, other: Path) -> None:
+    is_manifest = path.name == MANIFEST
+    if not (_timeless(path) == _timeless(other) if is_manifest else filecmp.cmp(path, other, shallow=False)):
+        raise MismatchError(f"{other} differs from {path}.")
 
 
 def _timeless(manifest: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from megatron_retrieval.errors import LostRankError, MegatronRetrievalError
 Value = TypeVar("Value")
 
 #: the others notice within this time at most, each by its own collective
-ROLL_CALL_SECONDS = 30.0
+ROLL_CALL_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
 #: what a rank leaves whose collective failed
 _WAITED = "waited"

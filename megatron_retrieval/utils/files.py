@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import fcntl
+import glob
 import gzip
 import hashlib
 import json
@@ -111,16 +112,33 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(path, "exists already", hint="Remove it or choose another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     os.chmod(temporary, 0o755)
+    held = os.open(temporary, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield temporary
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
+        os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary neighbours of `path` whose processes were killed: nobody holds them."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError):
+            held = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def lock_file(path: Path, refusal: str) -> IO[str]:

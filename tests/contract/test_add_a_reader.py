@@ -18,16 +18,6 @@ SETTINGS = (
 ).split()
 
 
-def _write_questions(folder: Path) -> None:
-    """The questions of `write_starts`, each with passages that hold its answer or do not."""
-    records = [
-        {"question": record["question"], "answers": record["answers"], "ctxs": contexts}
-        for record in json.loads((folder / "biencoder.json").read_text())
-        for contexts in [record["positive_ctxs"] + record["hard_negative_ctxs"]]
-    ]
-    (folder / "reading.json").write_text(json.dumps(records))
-
-
 def _finetune(folder: Path, run: str, num_processes: int = 1) -> list[str]:
     output, data = folder / run, folder / "reading.json"
     places = ["--pretrained-checkpoint", folder / "retriever", "--train-data", data, "--valid-data", data]
@@ -45,7 +35,6 @@ def _exact_match(folder: Path, reader: Path, run: str, num_processes: int = 1) -
 
 def test_a_reader_from_outside_does_all_that_readers_do(tmp_path: Path) -> None:
     folder = write_starts(tmp_path)
-    _write_questions(folder)
     log = succeed(_finetune(folder, "one"))
     assert "22 questions to learn from" in log
     succeed(_finetune(folder, "two", num_processes=2))

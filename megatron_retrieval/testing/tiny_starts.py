@@ -1,0 +1,58 @@
+"""What end-to-end training starts from, in miniature: evidence, questions, a random retriever and random readers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+
+TINY = tiny_dual_encoder_config()
+READER = {**dataclasses.asdict(TINY.encoder), "max_position_embeddings": 32}
+LENGTHS: dict[str, Any] = {"question_seq_length": 6, "reader_seq_length": 32}
+
+
+def _save_starts(topology: ProcessTopology, folder: str) -> None:
+    """A random retriever, and a random reader of each kind."""
+    root = Path(folder)
+    text_format, extractive, fusion = (
+        text_format_within(TextFormatConfig(), TINY.encoder),
+        ExtractiveFormatConfig(**LENGTHS),
+        FusionFormatConfig(**LENGTHS, question_prefix="where", title_prefix="title", passage_prefix="of"),
+    )
+    bert, seq2seq = BertConfig(**READER), BertSeq2SeqConfig(**READER, decoder_num_layers=1)
+    vocabulary = WordPieceTokenizer(root / "vocab.txt")
+    retriever, pointing = DualEncoder(TINY, topology, seed=1), ExtractiveReader(bert, topology, seed=2)
+    writing = BertSeq2Seq(seq2seq, topology, start_id=2, end_id=3, seed=2)
+    DUAL_ENCODER.save(root / "retriever", retriever, topology, TINY, vocabulary, text_format)
+    EXTRACTIVE_READER.save(root / "extractive", pointing, topology, bert, vocabulary, extractive)
+    FUSION_READER.save(root / "fusion", writing, topology, seq2seq, vocabulary, fusion)
+
+
+def write_starts(folder: Path) -> Path:
+    """Write evidence, questions (biencoder.json, reading.json with passages), a random retriever and a random reader of
+    each kind into an empty folder."""
+    write_tiny_evidence(folder, num_distractors=0)
+    records = [
+        {"question": record["question"], "answers": record["answers"], "ctxs": contexts}
+        for record in json.loads((folder / "biencoder.json").read_text())
+        for contexts in [record["positive_ctxs"] + record["hard_negative_ctxs"]]
+    ]
+    (folder / "reading.json").write_text(json.dumps(records))
+    run_on_ranks(_save_starts, 1, str(folder))
+    return folder
