@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
-from megatron_retrieval.utils.files import atomic_file, write_json
+from megatron_retrieval.utils.files import atomic_file, write_json, writing
 from megatron_retrieval.utils.logging import get_logger
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ class MetricsLog(Callback):
         if self._file is not None:
             # JSON has no NaN
             plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            self._file.write(json.dumps({"iteration": iteration, **plain}) + "\n")
-            self._file.flush()
+            with writing(self._file.name):
+                self._file.write(json.dumps({"iteration": iteration, **plain}) + "\n")
+                self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, iteration)

@@ -7,12 +7,14 @@ seed are the whole of the data position and of the random state.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
@@ -22,8 +24,9 @@ from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weight
 from megatron_retrieval.checkpoint.store.writer import ModelPart, UnfinishedCheckpoint, begin_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
-from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.errors import CheckpointError, DivergenceError
 from megatron_retrieval.models.sharding import layout_of
+from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.optimizer import Optimizer
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.made_with import MadeWith
@@ -135,11 +138,13 @@ class RunCheckpoints:
 
         Raises:
             CheckpointError, DataError: on all ranks, where this one or the one before cannot be written.
+            DivergenceError: a weight is not finite; nothing is written.
         """
         self.finish()
         assert self._config.save is not None
         whole = [name for name, parameter in self._model.named_parameters() if layout_of(parameter).dim is None]
         self._optimizer.equalise(whole, self._topology.groups.tp)
+        self._require_finite(iteration)
         self._unfinished = begin_checkpoint(
             self._config.save,
             self._model,
@@ -181,6 +186,17 @@ class RunCheckpoints:
         if self._unfinished is not None:
             unfinished, self._unfinished = self._unfinished, None
             log.info("saved %s", unfinished.finish())
+
+    def _require_finite(self, iteration: int) -> None:
+        """Weights that no loss shows to be ruined would replace good checkpoints."""
+        weights = {name: self._optimizer.main_weight(name) for name, _ in self._model.named_parameters()}
+        sums = torch.stack([weight.float().sum() for weight in weights.values()]).tolist()  # one wait for all
+        ruined = [name for name, total in zip(weights, sums, strict=True) if not math.isfinite(total)]
+        if found := [name for names in gather_objects(ruined, self._topology.world_group) for name in names]:
+            raise DivergenceError(
+                f"iteration {iteration}: the weights of {found[0]} are not finite, and are not saved. Lower --lr and "
+                "resume an earlier checkpoint."
+            )
 
     def resume(self, folder: Path) -> int:
         """Continue from a checkpoint saved at any layout of ranks.

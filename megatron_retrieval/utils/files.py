@@ -63,6 +63,14 @@ def writing(path: str | Path) -> Iterator[None]:
         raise DataError(path, f"cannot be written, {problem}", hint=hint) from error
 
 
+def sentence_of_disk(error: OSError) -> str | None:
+    """What an error of the disk says that names no file, or one that it names itself; None for other errors."""
+    if error.errno not in _DISK_ERRORS:
+        return None
+    problem, hint = _DISK_ERRORS[error.errno]
+    return f"{os.fsdecode(error.filename or 'a file')}: {problem}." + (f" {hint}" if hint else "")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of `path` for writing; it replaces `path` only if the block succeeds, and is on the
@@ -106,27 +114,28 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A temporary neighbour of the folder `path`; it becomes `path` only if the block succeeds.
 
     Raises:
-        DataError: `path` exists already and is not an empty folder.
+        DataError: `path` exists already and is not an empty folder; or the disk is full, read-only or failing.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(path, "exists already", hint="Remove it or choose another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.chmod(temporary, 0o755)
-    held = os.open(temporary, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        os.close(held)
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        os.chmod(temporary, 0o755)
+        held = os.open(temporary, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield temporary
+            if path.exists():
+                path.rmdir()
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            os.close(held)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sweep(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.utils.files import read_json, write_json
+from megatron_retrieval.utils.files import read_json, write_json, writing
 
 _SUFFIX = ".partial"
 _JOURNAL, _LOCK, _CONTENTS = "journal.json", "lock", "contents"
@@ -98,14 +98,17 @@ def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterat
         settings: names and values (of JSON's types) on which the contents depend; a change is refused.
 
     Raises:
-        DataError: `output` exists, another process is writing it, or it was begun with other settings.
+        DataError: `output` exists, another process is writing it, it was begun with other settings, or the disk is
+            full, read-only or failing.
     """
     output = Path(output)
     folder = _partial(output)
     if _is_taken(output) and not folder.exists():
         raise _exists(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "ab") as lock:
+    with contextlib.ExitStack() as held:
+        held.enter_context(writing(output))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = held.enter_context(open(folder / _LOCK, "ab"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_retrieval.utils.files import writing
+
 #: checksum of the vectors' bytes, rows, width
 _HEADER = struct.Struct("<III")
 
@@ -43,7 +45,7 @@ class PartialShard:
         """Add the next batch: [n, D] on the CPU, in the type of the others."""
         if self._path is not None:
             content = vectors.contiguous().view(torch.uint8).numpy().tobytes()
-            with open(self._path, "ab") as file:
+            with writing(self._path), open(self._path, "ab") as file:
                 file.write(_HEADER.pack(zlib.crc32(content), *vectors.shape) + content)
         self._batches.append(vectors)
 
