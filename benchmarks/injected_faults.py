@@ -64,12 +64,12 @@ def stop(rank: str, iteration: str) -> None:
 
 
 def vectors(value: str, call: str) -> None:
-    """NaN or inf in a passage's vector."""
+    """NaN or inf in a passage's vector when evidence is embedded for so-and-so-manieth time."""
     encode, calls = DualEncoder.encode_passages, iter(range(1 << 30))
 
     def harmed(self: DualEncoder, *args: Any, **kwargs: Any) -> Any:
         encoded = encode(self, *args, **kwargs)
-        if next(calls) == int(call):
+        if not torch.is_grad_enabled() and next(calls) == int(call):
             encoded[0, 0] = float(value)
         return encoded
 

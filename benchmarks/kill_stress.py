@@ -22,12 +22,13 @@ from typing import Any
 
 import psutil
 
-from megatron_retrieval.checkpoint.store.manifest import LATEST_NAME
+from megatron_retrieval.checkpoint.store.folders import LATEST_NAME
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MegatronRetrievalError, MismatchError
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.testing.kinds_of_work import (
+    NO_DROPOUT,
     PATIENCE_SECONDS,
     Kind,
     ends_within,
@@ -47,8 +48,6 @@ RECORDS = {"config.yaml", "run_record.json"}
 TOLERANCE = 1e-3
 #: numbers of processes: any, with each start
 MIXED = "mixed"
-#: ranks draw dropout of their own, so that their number may change only without it
-NO_DROPOUT = ("--hidden-dropout", "0", "--attention-dropout", "0")
 #: what is killed: the launcher, with which all must end; the launcher, by the signal that asks; a rank or an embedder
 WAYS = ("all", "SIGTERM", "one process")
 

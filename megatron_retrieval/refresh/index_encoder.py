@@ -19,6 +19,7 @@ from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.training.steps.step import evaluation_mode
+from megatron_retrieval.utils.late_files import seen_late
 
 #: snapshots hold weights in this many bytes each
 FP32_BYTES = 4
@@ -68,7 +69,7 @@ class IndexEncoder:
             iteration=iteration,
             weight_of=self._main_weight,
         )
-        fingerprint = read_manifest(folder).fingerprint
+        fingerprint = seen_late(lambda: read_manifest(folder).fingerprint)
         self._make_room(versions, iteration, fingerprint)
         return fingerprint
 

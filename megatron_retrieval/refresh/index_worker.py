@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.checkpoint.store.manifest import is_complete
 from megatron_retrieval.config.extensions import extension_words
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -94,7 +95,8 @@ def serve(config: IndexWorkerConfig, topology: ProcessTopology) -> None:
     done: IndexRequest | None = None
     while True:
         request = versions.requested()
-        if request is None or request == done:
+        # a network file system may show the request before the encoder
+        if request is None or request == done or not is_complete(versions.snapshot(request.iteration)):
             time.sleep(POLL_SECONDS)
             continue
         fulfil(request, versions, evidence, config, topology)

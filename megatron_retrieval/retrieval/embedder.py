@@ -15,6 +15,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.encode_batches import require_evaluation_mode
 from megatron_retrieval.retrieval.shard_encoding import EmbeddingProgress, ShardEncoder
+from megatron_retrieval.utils.late_files import seen_late
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("embed")
@@ -62,9 +63,9 @@ def embed_evidence(
         if any_rank(not is_done, topology.world_group, topology.device):
             raise StoppedError(f"{output_dir}: stopped while the evidence was embedded; the same command continues.")
     if topology.is_main:
-        writer.finish()
+        seen_late(writer.finish)
     topology.barrier()
-    return EmbeddingStore(output_dir)
+    return seen_late(lambda: EmbeddingStore(output_dir))
 
 
 def embed_part(

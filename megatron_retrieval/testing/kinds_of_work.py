@@ -30,6 +30,8 @@ JOINTLY = (
     "--objective individual-topk --global-batch-size 4 --num-passages 8 --max-answer-length 4 "
     "--index-refresh-interval 3 --embedding-dtype float32"
 ).split()
+#: ranks draw dropout of their own, so that their number may change only without it
+NO_DROPOUT = ("--hidden-dropout", "0", "--attention-dropout", "0")
 #: which version a step searches depends on the clock where others embed; vectors that stay the same make it not matter
 FIXED_RETRIEVER = ("--retriever-lr", "0")
 
@@ -94,9 +96,16 @@ def kinds_of_work(folder: Path) -> list[Kind]:
     evidence, starts = write_tiny_evidence(large, 4000), write_starts(small)
     vocab, questions, reading = starts / "vocab.txt", starts / "biencoder.json", starts / "reading.json"
     task = ("tasks/main.py", "--task")
-    reader = ("--train-data", reading, "--global-batch-size", 8, "--micro-batch-size", 8, *STEPS)
+    reader: tuple[object, ...] = ("--train-data", reading, "--global-batch-size", 8, "--micro-batch-size", 8, *STEPS)
     reader += ("--pretrained-checkpoint",)
-    jointly = (*task, "end-to-end-finetune", "--retriever", starts / "retriever", "--train-data", questions)
+    jointly: tuple[object, ...] = (
+        *task,
+        "end-to-end-finetune",
+        "--retriever",
+        starts / "retriever",
+        "--train-data",
+        questions,
+    )
     jointly += ("--evidence", starts / "evidence", *JOINTLY, *STEPS, "--reader")
     fixed = (*jointly, starts / "extractive", *FIXED_RETRIEVER)
     build = ("tools/build_evidence.py", "--input", large / "passages.jsonl", "--vocab-file", vocab)

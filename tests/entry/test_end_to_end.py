@@ -84,6 +84,7 @@ def test_an_extractive_reader_learns_with_its_retriever(folder: Path) -> None:
 
 def test_the_parts_serve_other_programs(folder: Path, tmp_path: Path) -> None:
     parts = folder / "run-extractive" / "checkpoints"
+    assert not any(read_manifest(resolve_checkpoint(parts / name)).parts for name in ("retriever", "reader"))
     evidence = ["--evidence", folder / "evidence"]
     succeed(
         command(

@@ -156,8 +156,10 @@ class UnfinishedCheckpoint:
         try:
             with writing(self._final):
                 fingerprints: dict[str, str] = {}
-                for number, writer in enumerate(self._writers):  # the whole comes last, and names its parts
-                    fingerprint = writer.seal([of_rank[number] for of_rank in written], fingerprints)
+                for number, writer in enumerate(self._writers):
+                    # the whole comes last, and it alone has parts
+                    parts = fingerprints if number == len(self._parts) else {}
+                    fingerprint = writer.seal([of_rank[number] for of_rank in written], parts)
                     fingerprints |= dict(zip(self._parts[number : number + 1], [fingerprint], strict=False))
                 folders.publish(hidden, self._final, self._iteration, self._keep_last)
         except MegatronRetrievalError:

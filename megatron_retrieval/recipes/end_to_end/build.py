@@ -37,6 +37,7 @@ from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.utils.late_files import seen_late
 
 
 class EndToEndRun:
@@ -131,7 +132,7 @@ class EndToEndRun:
         )
         on_first_rank(partial(write_question_store, folder, source), self.topology.world_group)
         return AskedQuestions(
-            QuestionStore(folder),
+            seen_late(lambda: QuestionStore(folder)),
             self.text_format,
             self.tokenizer,
             seed=self.config.training.seed,
