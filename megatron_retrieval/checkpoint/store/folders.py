@@ -59,6 +59,7 @@ def resolve_checkpoint(path: str | Path, *, compare_contents: bool = False) -> P
     if not path.exists() and not path.name.startswith(_PREFIX) and holds_checkpoints(path.parent):
         return _existing_part(resolve_checkpoint(path.parent, compare_contents=compare_contents), path.name)
     damaged: list[str] = []
+    without_optimizer: list[Path] = []
     for folder, problem in _candidates(path):
         problem = problem or _damage(folder, compare_contents=compare_contents)
         if not problem:
@@ -66,15 +67,20 @@ def resolve_checkpoint(path: str | Path, *, compare_contents: bool = False) -> P
                 _warn(f"{' '.join(damaged)} The newest whole checkpoint is taken instead: {folder}")
             return folder
         damaged.append(problem)
+        if is_complete(folder) and not compare_contents and not _damage(folder, needs_optimizer=False):
+            without_optimizer.append(folder)
+    if without_optimizer:  # removed everywhere, as only a run that resumes needs it
+        return without_optimizer[0]
     if damaged:
         raise CheckpointError(f"{' '.join(damaged)} {path} holds no whole checkpoint.")
     raise CheckpointError(f"{path}: no checkpoint here (neither {MANIFEST} nor {LATEST_NAME}).")
 
 
-def require_whole(folder: Path, *, compare_contents: bool) -> None:
+def require_whole(folder: Path, *, compare_contents: bool = False, needs_optimizer: bool = True) -> None:
     """Refuse a checkpoint of which a file is missing or cut off.
 
     Args:
+        needs_optimizer: the optimizer's files count.
         compare_contents: or has other contents than were saved.
 
     Raises:
@@ -83,13 +89,15 @@ def require_whole(folder: Path, *, compare_contents: bool) -> None:
     manifest = read_manifest(folder)
     for name in manifest.checksums:
         path = folder / name
+        if name.startswith("optimizer.") and not needs_optimizer:
+            continue
         is_quick = path.suffix == ".safetensors" and path.is_file()
         if is_quick:
             open_shards(path)  # compares the file's length with its header
         if compare_contents or not is_quick:
             check_file(path, manifest)
     for part in manifest.parts:
-        require_whole(folder / part, compare_contents=compare_contents)
+        require_whole(folder / part, compare_contents=compare_contents, needs_optimizer=needs_optimizer)
 
 
 def partial_of(folder: Path) -> Path:
@@ -180,10 +188,10 @@ def _complete(directory: Path) -> dict[int, Path]:
     return found
 
 
-def _damage(folder: Path, *, compare_contents: bool) -> str:
+def _damage(folder: Path, *, compare_contents: bool = False, needs_optimizer: bool = True) -> str:
     """What is wrong with a checkpoint; empty: nothing."""
     try:
-        require_whole(folder, compare_contents=compare_contents)
+        require_whole(folder, compare_contents=compare_contents, needs_optimizer=needs_optimizer)
     except CheckpointError as error:
         return str(error)
     return ""
