@@ -70,14 +70,21 @@ class Setting:
     """Retriever, reader, search and questions, the same at any layout.
 
     Args:
-        reader: of `SHAPE`.
+        reader: of this shape.
         k: passages read for a question.
+        shape: of the retriever.
     """
 
     def __init__(
-        self, topology: ProcessTopology, folder: Path, reader: Any, k: int, freeze: FreezeConfig | None = None
+        self,
+        topology: ProcessTopology,
+        folder: Path,
+        reader: Any,
+        k: int,
+        freeze: FreezeConfig | None = None,
+        shape: dict[str, Any] = SHAPE,
     ) -> None:
-        retriever = DualEncoder(DualEncoderConfig(encoder=BertConfig(**SHAPE)), topology, seed=1)
+        retriever = DualEncoder(DualEncoderConfig(encoder=BertConfig(**shape)), topology, seed=1)
         self.topology = topology
         self.model = EndToEndModel(retriever, reader, freeze or FreezeConfig(), first_score_weight=0.7)
         self.evidence = EvidenceStore(folder / "evidence")

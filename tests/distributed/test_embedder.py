@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
-from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.errors import MismatchError, StoppedError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -138,6 +138,21 @@ def test_killed_embedding_repeats_no_finished_batch(tmp_path: Path, batches: int
     vectors, rows = EmbeddingStore(tmp_path).vectors(0, NUM_ROWS), torch.arange(NUM_ROWS)
     assert torch.equal(vectors[:, 0], rows * 2.0)
     assert vectors[:, 2].long().bincount().tolist() == [0, 0, 0, 0, 8, 0, 15]
+
+
+def _embed_until_one_rank_has_enough(topology: ProcessTopology, directory: str) -> str:
+    job = EmbeddingJob(evidence=_Evidence(), encode=_Encoder().eval().encode_passages, text_format=FORMAT)
+    try:
+        embed_evidence(job, directory, topology, rows_per_shard=5, is_wanted=lambda: topology.rank == 0)
+    except StoppedError as error:
+        return str(error)
+    return ""
+
+
+def test_a_stop_of_one_rank_stops_its_neighbours_after_the_same_shard(tmp_path: Path) -> None:
+    ranks = run_on_ranks(_embed_until_one_rank_has_enough, 2, str(tmp_path), tensor_model_parallel_size=2)
+    assert all("the same command continues" in said for said in ranks)
+    assert [path.name for path in tmp_path.glob("shard-*.bin")] == ["shard-00000.bin"]
 
 
 def _embed_in_training_mode(topology: ProcessTopology, directory: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.reader import load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
+from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
+from megatron_retrieval.training.steps.readings import FusionReadings
 
 QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}"] for n in range(5)}
 
@@ -32,9 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("parts"), QUESTIONS)
 
 
-def _setting(topology: ProcessTopology, folder: str, freeze: FreezeConfig | None = None) -> Setting:
-    reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
-    return Setting(topology, Path(folder), reader, 3, freeze)
+def _setting(
+    topology: ProcessTopology, folder: str, freeze: FreezeConfig | None = None, dropout: float = 0.0
+) -> Setting:
+    shape = {**SHAPE, "hidden_dropout": dropout, "attention_dropout": dropout}
+    reader = BertSeq2Seq(BertSeq2SeqConfig(**shape), topology, start_id=2, end_id=3, seed=2)
+    return Setting(topology, Path(folder), reader, 3, freeze, shape)
 
 
 def _save(topology: ProcessTopology, folder: str, output: str) -> dict[str, str]:
@@ -78,7 +87,7 @@ def test_a_part_is_a_checkpoint_by_itself(folder: Path, tmp_path: Path) -> None:
 
 
 def _what_moves(topology: ProcessTopology, folder: str, freeze: dict[str, bool], rates: dict[str, float]) -> set[str]:
-    """The parts that a step changes; a parameter of each part is looked at."""
+    """The parts that a step changes; a parameter of each part is looked at. Those that are frozen have no dropout."""
     setting = _setting(topology, folder, FreezeConfig(**freeze))
     model = DataParallelModel(setting.model, topology)
     settings = OptimizerConfig(lr=0.1, weight_decay=0.1)
@@ -91,6 +100,9 @@ def _what_moves(topology: ProcessTopology, folder: str, freeze: dict[str, bool],
     model.reduce_gradients()
     optimizer.step(0.1)
     moved = {name for name, p in setting.model.named_parameters() if not torch.equal(p, before[name])}
+    setting.model.train()
+    for part, flag in ((QUERY, "query_encoder"), (PASSAGE, "passage_encoder"), ("reader", "reader")):
+        assert setting.model.get_submodule(part).training != freeze.get(f"freeze_{flag}", False)
     return {"score_weight" if name == "score_weight" else ".".join(name.split(".")[:3]) for name in moved}
 
 
@@ -138,30 +150,70 @@ def test_half_of_a_shared_encoder_cannot_be_frozen(folder: Path) -> None:
     assert "questions and passages share one encoder" in message
 
 
-def _found(topology: ProcessTopology, folder: str, num_candidates: int | None) -> dict[str, Any]:
+def _found(
+    topology: ProcessTopology, folder: str, num_passages: int, num_candidates: int | None, dropout: float = 0.0
+) -> dict[str, Any]:
     """What is read where the index is stale: made with the passage encoder's first weights."""
-    setting = _setting(topology, folder)
-    model = setting.model.retriever
+    setting = _setting(topology, folder, dropout=dropout)
+    model = setting.model.retriever.train()
     with torch.no_grad():
         for parameter in model.towers["passage"].parameters():
             parameter.mul_(1.5)
         batch = setting.batch()
-        settings = TopkConfig(num_passages=2, num_candidates=num_candidates)
+        settings = TopkConfig(num_passages=num_passages, num_candidates=num_candidates)
         search = PassageSearch(settings, model, setting.evidence, TEXT_FORMAT, topology, encode_batch_size=3)
         search.index = setting.search.index
         found = search.find(batch)
+        assert model.training
+        others = search.find(dataclasses.replace(batch, excluded_rows=found.rows[:, :1]))
+        model.eval()
         fresh = model.encode_queries(batch.retriever_queries) @ model.encode_passages(search.tokens(all_rows())).T
         order = fresh.sort(dim=1, descending=True, stable=True)
-    return {"rows": found.rows, "scores": found.scores, "best": order.indices[:, :2], "fresh": order.values[:, :2]}
+    best, scores = order.indices[:, :num_passages], order.values[:, :num_passages]
+    return {"rows": found.rows, "scores": found.scores, "best": best, "fresh": scores, "others": others.rows}
 
 
 def test_candidates_are_ranked_by_the_encoder_of_the_moment(folder: Path) -> None:
     """All of the evidence as candidates: the best by fresh scores, whatever the index says."""
-    (found,) = run_on_ranks(_found, 1, str(folder), 6)
+    (found,) = run_on_ranks(_found, 1, str(folder), 2, 6)
     assert torch.equal(found["rows"], found["best"])
     torch.testing.assert_close(found["scores"], found["fresh"])
-    (stale,) = run_on_ranks(_found, 1, str(folder), None)
+    assert torch.equal(found["others"][:, 0], found["best"][:, 1]), "without the first, which is excluded"
+    (stale,) = run_on_ranks(_found, 1, str(folder), 2, None, 0.5)
     assert not torch.equal(stale["rows"], stale["best"])
+
+
+def test_fillers_come_last_and_nothing_is_dropped(folder: Path) -> None:
+    """More candidates than passages, and a model in training."""
+    (found,) = run_on_ranks(_found, 1, str(folder), 7, 8, 0.5)
+    assert torch.equal(found["rows"][:, :6], found["best"])
+    torch.testing.assert_close(found["scores"][:, :6], found["fresh"])
+    assert (found["rows"][:, 6] == -1).all()
+
+
+def _evaluated(topology: ProcessTopology, folder: str) -> list[dict[str, Any]]:
+    """The numbers of an evaluation, with dropout twice and without, then the gradients of two loss scales."""
+    found: list[dict[str, Any]] = []
+    for dropout in (0.5, 0.0):
+        setting = _setting(topology, folder, dropout=dropout)
+        layout = FusionLayout(FusionFormatConfig(question_seq_length=8, reader_seq_length=30), setting.tokenizer)
+        texts = RetrievedTexts(setting.evidence, layout, setting.tokenizer, max_answer_length=6)
+        readings = FusionReadings(FusionReader(setting.model.reader, FusionEncodeConfig()), texts, topology)
+        step = EndToEndStep(setting.model, readings, setting.search, EndToEndStepConfig(), topology, seed=3)
+        for _ in range(2 if dropout else 1):
+            found.append({name: float(metric.part) for name, metric in step.evaluate(setting.batch()).items()})
+    for scale in (1.0, 1024.0):
+        setting.model.zero_grad()
+        step.forward_backward(setting.batch(), 0, scale)
+        found.append({n: p.grad.clone() for n, p in setting.model.named_parameters() if p.grad is not None})
+    return found
+
+
+def test_evaluation_has_no_dropout_and_training_scales_its_gradients(folder: Path) -> None:
+    ((first, second, still, gradients, scaled),) = run_on_ranks(_evaluated, 1, str(folder))
+    assert first == second == pytest.approx(still, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(scaled[name], gradient * 1024, rtol=1e-4, atol=1e-4)
 
 
 def _ranks_find(topology: ProcessTopology, folder: str) -> list[list[int]]:

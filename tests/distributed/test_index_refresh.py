@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,23 @@ class _Worker(Callback):
             manifest.write_text(manifest.read_text().replace(request.encoder_fingerprint, "0123456789abcdef"))
 
 
+class _Clock:
+    """Seconds that pass only while something slow is done: half a minute each time."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def slowed(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            self.now += 30
+            return work(*args)
+
+        return slow
+
+
 def _run(
     topology: ProcessTopology, words: list[str], deeds: list[tuple[int, str]] | None = None, **settings: Any
 ) -> list[Any]:
@@ -106,8 +123,19 @@ def _run(
     folder = config.refresh.folder(config.training.log.output_dir)
     if deeds is not None:
         more.append(_Worker(folder, config.evidence, deeds))
+    clock = _Clock(1000.0 * config.training.train_iters)  # that of another process
+    settings = {"clock": clock, **settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("snapshot", "embed"):
+            patch.setattr(IndexEncoder, name, clock.slowed(getattr(IndexEncoder, name)))
+        return _fit(config, topology, watch, more, has_embedding_ranks=deeds is not None, **settings)
+
+
+def _fit(
+    config: RefreshedRunConfig, topology: ProcessTopology, watch: _Watch, more: list[Callback], **settings: Any
+) -> list[Any]:
     try:
-        run = build(config, topology, more=more, has_embedding_ranks=deeds is not None, **settings)
+        run = build(config, topology, more=more, **settings)
         watch.refresher = run.refresher  # type: ignore[attr-defined]
         run.trainer.fit()
     except MegatronRetrievalError as error:
@@ -135,6 +163,8 @@ def test_in_place_all_ranks_change_at_once(
     assert [(line["iteration"], line["index_version"], line["index_staleness_steps"]) for line in lines] == [
         (2, 2, 0), (4, 4, 0), (6, 6, 0)
     ]  # fmt: skip
+    # as old as the encoder's weights: half a minute to write them, and half a minute to embed the evidence
+    assert curve(tmp_path, "index_staleness_minutes") == [1.0] * 9
     overlaps = [line[f"index_overlap@{NUM_COMPARED}"] for line in lines]
     assert 0 < min(overlaps) <= max(overlaps) < 1
     assert IndexVersions(tmp_path / "index").complete() == [4, 6]
@@ -172,18 +202,19 @@ def test_training_does_not_notice(tmp_path: Path, evidence: Path) -> None:
     assert _lines(tmp_path / "never") == []
 
 
-DEEDS = {
-    "a version that comes later": ([(4, "make")], [0, 0, 0, 0, 2, 2]),
-    "truncated": ([(3, "truncate"), (5, "make")], [0, 0, 0, 0, 0, 2]),
-    "of another encoder": ([(3, "foreign"), (5, "make")], [0, 0, 0, 0, 0, 2]),
-    "given up": ([(3, "give up"), (5, "make")], [0, 0, 0, 0, 0, 4]),
-    "request and encoder removed": ([(3, "remove"), (5, "make")], [0, 0, 0, 0, 0, 3]),
-    "useless again and again": ([(2 + n, "truncate") for n in (1, 2, 3)], [0, 0, 0, 0, 0, 0]),
+#: what is done, the versions that the steps search, and the one that is being made at the end
+DEEDS: dict[str, tuple[list[tuple[int, str]], list[int], int | None]] = {
+    "a version that comes later": ([(4, "make")], [0, 0, 0, 0, 2, 2], 4),
+    "truncated": ([(3, "truncate"), (5, "make")], [0, 0, 0, 0, 0, 2], None),
+    "of another encoder": ([(3, "foreign"), (5, "make")], [0, 0, 0, 0, 0, 2], None),
+    "given up": ([(3, "give up"), (5, "make")], [0, 0, 0, 0, 0, 4], None),
+    "request and encoder removed": ([(3, "remove"), (5, "make")], [0, 0, 0, 0, 0, 3], None),
+    "useless again and again": ([(2 + n, "truncate") for n in (1, 2, 3)], [0, 0, 0, 0, 0, 0], None),
 }
 
 
 def _run_cases(topology: ProcessTopology, words: dict[str, list[str]]) -> dict[str, list[Any]]:
-    return {case: _run(topology, words[case], deeds) for case, (deeds, _) in DEEDS.items()}
+    return {case: _run(topology, words[case], deeds) for case, (deeds, _, _) in DEEDS.items()}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -192,11 +223,12 @@ def test_all_ranks_change_to_what_others_made_after_the_same_step(
 ) -> None:
     words = {case: _words(evidence, tmp_path / case, "--index-refresh-interval", 2) for case in DEEDS}
     for rank in run_on_ranks(_run_cases, num_ranks, words):
-        for case, (_, expected) in DEEDS.items():
+        for case, (_, expected, pending) in DEEDS.items():
             versions, state, _ = rank[case]
             assert versions == expected, case
             assert state["current"]["iteration"] == expected[-1], case
-    for case, (_, expected) in DEEDS.items():
+            assert (state["pending"] and state["pending"]["iteration"]) == pending, case
+    for case, (_, expected, _) in DEEDS.items():
         lines = _lines(tmp_path / case)
         assert [line["index_version"] for line in lines] == sorted(set(expected) - {0}), case
         for line in lines:
@@ -217,6 +249,7 @@ def test_a_resumed_run_opens_the_version_that_it_had(tmp_path: Path, evidence: P
     assert [rank[0] for rank in ranks] == [[3, 6, 6]] * 2
     assert (tmp_path / "index" / "version-0000003" / "manifest.json").stat().st_mtime_ns == manifest.st_mtime_ns
     assert [record["iteration"] for record in _lines(tmp_path / "second")] == [6]
+    assert curve(tmp_path / "second", "index_staleness_minutes") == [1.0] * 4, "as if no time had passed"
 
 
 def test_a_pending_request_is_taken_up_again(tmp_path: Path, evidence: Path) -> None:

@@ -16,7 +16,7 @@ from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.refresh.index_worker import IndexWorkerConfig, fulfil
-from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedder import embed_evidence, embed_part
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 from megatron_retrieval.testing.refreshed_run import TEXT_FORMAT
@@ -83,6 +83,7 @@ def _work(topology: ProcessTopology, folder: str, evidence_folder: str) -> list[
         encoder_fingerprint=fingerprint,
     )
     embed_evidence(job, versions.folder / "expected", topology)
+    said.append(embed_part(job, versions.folder / "first half", topology, worker=0, num_workers=2))
     return said
 
 
@@ -96,6 +97,7 @@ def test_workers_share_a_version_by_files_alone(tmp_path: Path, evidence: Path) 
     assert "but another encoder is asked for" in said[5]
     assert "iter_0000008" in said[7]
     assert said[8] == [[], False]
+    assert said[9] is False, "the first worker finishes nothing without the second"
     made, expected = EmbeddingStore(IndexVersions(tmp_path).path(7)), EmbeddingStore(tmp_path / "expected")
     assert made.manifest.identity == expected.manifest.identity
     assert torch.equal(made.vectors(0, len(made)), expected.vectors(0, len(expected)))

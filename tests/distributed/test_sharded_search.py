@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.retriever import search_overlap
 from megatron_retrieval.testing.spawn import run_on_ranks
 
 NUM_ROWS, K = 1003, 9
@@ -61,10 +64,14 @@ def test_same_bits_at_any_number_of_ranks() -> None:
         assert torch.equal(restricted_scores, restricted.scores)
 
 
-def _search_tiny_evidence(topology: ProcessTopology) -> torch.Tensor:
-    return ShardedIndex(torch.eye(2), topology).search(torch.tensor([[1.0, 2.0]]), 3).rows
+def _search_tiny_evidence(topology: ProcessTopology) -> list[Any]:
+    """What is found, and how much of it in another index: by the queries of two ranks, of which one has none."""
+    index, query = ShardedIndex(torch.eye(2), topology), torch.tensor([[1.0, 2.0]])
+    other = ShardedIndex(torch.tensor([[0.0, 3.0], [1.0, 0.0], [0.0, 2.0]]), topology)
+    queries = {1: query, 3: query.flip(1)}.get(topology.rank)
+    return [index.search(query, 3).rows.tolist(), search_overlap(index, other, queries, 2, topology)]
 
 
 def test_more_ranks_than_rows() -> None:
-    for rows in run_on_ranks(_search_tiny_evidence, 4):
-        assert rows.tolist() == [[1, 0, -1]]
+    # one question finds rows 1, 0 and, in the other index, 0, 2; the other one 0, 1 in both
+    assert run_on_ranks(_search_tiny_evidence, 4) == [[[[1, 0, -1]], {"index_overlap@2": 0.75}]] * 4

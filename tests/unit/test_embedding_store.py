@@ -42,6 +42,8 @@ def test_vectors_come_back_in_their_type(tmp_path: Path, dtype: StorageDtype) ->
         assert torch.equal(store.vectors(start, stop), stored[start:stop])
     with pytest.raises(IndexError):
         store.vectors(5, 11)
+    chosen = torch.tensor([9, 2, 6, 0, 5])
+    assert torch.equal(store.vectors_of(chosen), stored[chosen])
     store.verify()
     found, expected = (FlatIndex(source).search(_vectors()[:3], 4) for source in (store, stored))
     assert torch.equal(found.rows, expected.rows)

@@ -9,8 +9,9 @@ from megatron_retrieval.index.exact import bounded_products as rough
 from megatron_retrieval.index.exact import flat
 from megatron_retrieval.index.exact import int8_codes as codes
 from megatron_retrieval.index.exact import score_tiles as tiles
+from megatron_retrieval.index.exact.candidate_filter import CandidateFilter, Piece
 from megatron_retrieval.index.exact.flat import FlatIndex
-from megatron_retrieval.index.exact.pair_scores import best_of_pairs, pair_scores
+from megatron_retrieval.index.exact.pair_scores import best_of_pairs, empty_result, pair_scores
 from megatron_retrieval.types.search import SearchResult
 
 NUM_ROWS, DIMENSION, K = 3000, 96, 20
@@ -101,6 +102,14 @@ def test_products_are_within_their_bounds(make: object, form: str | torch.dtype)
         bound.repeat_interleave(rough.GROUP_ROWS)[:NUM_ROWS, None] if len(bound) > 1 else bound
         for bound in (rows.longest, rows.residuals)
     )
+    piece = Piece(rows, lambda some: vectors[some], 0)
+    nothing = empty_result(len(queries), K, queries.device)
+    query = torch.arange(len(queries)).repeat(NUM_ROWS)
+    low, high = CandidateFilter(piece, queries, nothing, None, tiles.ScoreBuffer())._bounds(
+        scores.flatten(), residuals.expand(NUM_ROWS, len(queries)).flatten(), query
+    )
+    exact = (vectors.double() @ queries.double().t()).flatten()
+    assert ((low.double() <= exact) & (exact <= high.double())).all()
     values = scores.double() * taken.unit
     bounds = longest * taken.residuals + residuals * taken.lengths + taken.slack + values.abs() * rough.rounding(scores)
     errors = (values + taken.offset - vectors.double() @ queries.double().t()).abs()

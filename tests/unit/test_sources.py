@@ -73,6 +73,11 @@ def test_malformed_passages(tmp_path: Path, content: bytes, line: int | None, pr
     assert caught.value.path == path
 
 
+def test_an_empty_file_is_said_before_its_format_is_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the file is empty"):
+        list(files.read_lines(_write(tmp_path / "passages.tsv", "")))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
