@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from megatron_retrieval.applications.mining.mining import MineNegativesConfig, MiningCensus, mine_negatives
 from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.types.questions import Passage
 
@@ -139,6 +141,44 @@ def test_distant_supervision_from_questions_alone(tmp_path: Path) -> None:
     assert (second["positive_ctxs"][0]["text"], second["hard_negative_ctxs"][0]["text"]) == ("an Ada", "no one")
     assert _mine(tmp_path, questions, distant_supervision=1, **settings).without_positive == 1
     assert [record["question"] for record in _records(tmp_path)] == ["where"]
+
+
+@pytest.mark.parametrize("output_format", ["dpr", "tevatron", "flagembedding", "sentence-transformers"])
+def test_training_data_for_other_tools_comes_back(tmp_path: Path, output_format: str) -> None:
+    _mine(tmp_path, TRAIN, output_format=output_format)
+    (tmp_path / "mined.json").rename(tmp_path / "there")
+    there = list(read_biencoder(tmp_path / "there"))
+    _mine(tmp_path, TRAIN)
+    here = list(read_biencoder(tmp_path / "mined.json"))
+    if output_format == "sentence-transformers":  # a triplet for each negative
+        triplets = [(example.question, *example.positives, *example.hard_negatives) for example in there]
+        assert triplets == [
+            (example.question, *map(_untitled, (example.positives[0], negative)))
+            for example in here
+            for negative in example.hard_negatives
+        ]
+        return
+    keep = _untitled if output_format == "flagembedding" else replace
+    assert [(e.question, *e.positives, *e.hard_negatives) for e in there] == [
+        (e.question, *map(keep, e.positives), *map(keep, e.hard_negatives)) for e in here
+    ]
+
+
+def _untitled(passage: Passage) -> Passage:
+    return Passage("", "", f"{passage.title} {passage.text}")
+
+
+def test_results_with_gaps(tmp_path: Path) -> None:
+    """Pyserini's results leave out questions; so do TREC runs, which need the evidence for the texts."""
+    contexts = [{"docid": "7", "score": 3.5, "text": '"A title"\nsomething'}]
+    run = {"1": {"question": TRAIN[1]["question"], "answers": [], "contexts": contexts}}
+    census = _mine(tmp_path, TRAIN, run)
+    assert (census.written, census.without_hard_negative) == (2, 1)
+    assert _records(tmp_path)[1]["hard_negative_ctxs"] == [
+        {"title": "A title", "text": "something", "score": 3.5, "title_score": 0, "passage_id": "7"}
+    ]
+    with pytest.raises(ConfigError, match="stands elsewhere there"):
+        _mine(tmp_path, TRAIN[:1], run)
 
 
 def test_bad_input_leaves_no_file(tmp_path: Path) -> None:

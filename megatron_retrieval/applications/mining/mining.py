@@ -7,22 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from megatron_retrieval.applications.mining.found import FoundPassages
 from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
 from megatron_retrieval.applications.search import open_lexical
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.data.files.dpr_json import biencoder_context, write_json_list
-from megatron_retrieval.data.files.json_records import Record
-from megatron_retrieval.data.files.names import ANSWERS, CONTEXTS
+from megatron_retrieval.data.files.dpr_json import biencoder_context
+from megatron_retrieval.data.files.names import ANSWERS, QUESTION_IDS
 from megatron_retrieval.data.files.passage_files import passage_of
-from megatron_retrieval.data.files.question_files import question_columns, read_questions
-from megatron_retrieval.data.files.records import read_records
+from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.files.sniff import FileKind, sniff
 from megatron_retrieval.data.files.training_files import read_training_records
-from megatron_retrieval.data.files.trec import read_run
+from megatron_retrieval.data.files.training_formats import write_training_data
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import ConfigError, DataError, MismatchError
+from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.progress import progress_bar
@@ -47,7 +46,10 @@ class MineNegativesConfig(Checked):
     evidence: Path | None = None
     """Folder of the evidence of --bm25-index, or of a TREC run."""
     output: Path
-    """The biencoder JSON to write."""
+    """The file of training data to write."""
+    output_format: Literal["dpr", "tevatron", "flagembedding", "sentence-transformers"] = "dpr"
+    """dpr: biencoder JSON. tevatron, flagembedding: a line a question. sentence-transformers: a triplet for each hard
+    negative. Titles stand before the texts where a format has none."""
     rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
     """Which of the passages found become hard negatives."""
     distant_supervision: PositiveInt | None = None
@@ -93,11 +95,13 @@ class _Example:
     """A question with its passages so far.
 
     Attributes:
+        id: the record's, or else its number in the file, from 1.
         values: the record to write, without mined passages.
         kept: its hard negatives so far.
         hits: retrieved passages, best first; None: not searched yet.
     """
 
+    id: str
     values: dict[str, Any]
     question: str
     answers: tuple[str, ...]
@@ -139,83 +143,39 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
         if not census.written:
             raise DataError(config.train_data, "no question of the file has an answer in the passages found for it")
 
-    write_json_list(config.output, records())
+    write_training_data(config.output, records(), config.output_format)
     return census
 
 
 def _examples(config: MineNegativesConfig) -> Iterator[_Example]:
     examples = _read_questions(config) if config.distant_supervision is not None else _read_training_data(config)
     if config.results is None:
-        return examples
-    if config.evidence is not None:
-        return _with_run(examples, config)
-    return _with_results(examples, config.results, config.train_data)
+        yield from examples
+        return
+    found = FoundPassages(config.results, config.train_data, config.evidence)
+    for example in examples:
+        yield replace(example, hits=tuple(found.of(example.id, example.question)))
+    found.require_end()
 
 
 def _read_questions(config: MineNegativesConfig) -> Iterator[_Example]:
     for question in read_questions(config.train_data):
         values = {"question": question.text, "answers": list(question.answers), "negative_ctxs": []}
-        yield _Example(values, question.text, question.answers, (), ())
+        yield _Example(question.id, values, question.text, question.answers, (), ())
 
 
 def _read_training_data(config: MineNegativesConfig) -> Iterator[_Example]:
-    for record in read_training_records(config.train_data):
+    for number, record in enumerate(read_training_records(config.train_data), 1):
         positives, negatives = record.records("positive_ctxs"), record.records("hard_negative_ctxs", required=False)
+        answers = record.strings(*ANSWERS, required=False)
         yield _Example(
-            record.values,
+            record.identifier(*QUESTION_IDS) or str(number),
+            {**record.values, "answers": list(answers)},
             record.text("question"),
-            record.strings(*ANSWERS, required=False),
+            answers,
             tuple(map(passage_of, positives)),
             tuple(map(passage_of, negatives)),
         )
-
-
-def _with_results(examples: Iterator[_Example], path: Path, asked: Path) -> Iterator[_Example]:
-    """Yield the examples with their retrieved passages; the results must be in the order of the questions."""
-    results = read_records(path, question_columns)
-    for example in examples:
-        found = next(results, None)
-        if found is None or found.text("question") != example.question:
-            raise ConfigError(
-                f"{path} does not hold the questions of {asked} in their order; it parts from them at "
-                f"{example.question!r}. Evaluate that file, without stride or limit."
-            )
-        yield replace(example, hits=tuple(map(_hit, found.records(*CONTEXTS))))
-
-
-def _with_run(examples: Iterator[_Example], config: MineNegativesConfig) -> Iterator[_Example]:
-    """The same from a TREC run, whose passages the evidence holds; it leaves out questions that found nothing."""
-    assert config.results is not None
-    assert config.evidence is not None
-    evidence, run = EvidenceStore(config.evidence), read_run(config.results)
-    topic = next(run, None)
-    for number, example in enumerate(examples, 1):
-        if topic is None or topic[0] != str(example.values.get("id", number)):
-            yield replace(example, hits=())
-            continue
-        ids, scores = zip(*topic[1], strict=True)
-        rows = evidence.rows_of(ids)
-        if (rows < 0).any():
-            lacking = ids[int((rows < 0).argmax())]
-            raise MismatchError(
-                f"The evidence in {config.evidence} has no passage {lacking!r}, which {config.results} found."
-            )
-        passages = evidence.passages(rows)
-        yield replace(example, hits=tuple(map(Hit, passages, scores)))
-        topic = next(run, None)
-    if topic is not None:
-        raise ConfigError(
-            f"{config.results} does not hold the questions of {config.train_data} in their order: {topic[0]!r} stands "
-            "elsewhere there, or not at all."
-        )
-
-
-def _hit(context: Record) -> Hit:
-    score = context.values.get("score", 0)
-    try:
-        return Hit(passage_of(context), float(score), bool(context.values.get("has_answer")))
-    except (TypeError, ValueError) as error:
-        raise context.error(f"{score!r} is no score") from error
 
 
 class _Miner:

@@ -123,7 +123,7 @@ def write_examples(folder: Path, name: str, examples: Iterable[Example], config:
                 num_questions += 1
                 table.writerow((example.question, list(example.answers)))
                 if example.positives:
-                    yield _biencoder_record(name, example, config)
+                    yield biencoder_record(name, example, config)
 
         written = write_json_list(folder / f"biencoder-{name}.json", records())
     get_logger("data").info(
@@ -132,7 +132,8 @@ def write_examples(folder: Path, name: str, examples: Iterable[Example], config:
     )
 
 
-def _biencoder_record(dataset: str, example: Example, config: DatasetConverterConfig) -> dict[str, Any]:
+def biencoder_record(dataset: str, example: Example, config: DatasetConverterConfig) -> dict[str, Any]:
+    """An example as DPR's biencoder files hold it, with the hard negatives that the seed draws."""
     order = generator(config.seed, "hard-negatives", dataset, example.id).permutation(len(example.negatives))
     negatives = [example.negatives[place] for place in order[: config.num_hard_negatives]]
     return {

@@ -56,6 +56,10 @@ class DatasetConverterConfig(Checked):
     end before that."""
     language: str = "en"
     """Language whose rules find sentence ends for --cut sentences (ISO 639 code)."""
+    queries: str | None = None
+    """Questions with ids, for --format passage-ids."""
+    corpus: tuple[str, ...] = ()
+    """Passages with ids, for --format passage-ids."""
     seed: int = 1234
     """Seed for the choice of hard negatives."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # each registers its format; modules of --extensions add others
-from megatron_retrieval.data.convert import documents, hotpotqa, nq_open, popqa, squad  # noqa: F401
+from megatron_retrieval.data.convert import documents, hotpotqa, nq_open, passage_ids, popqa, squad  # noqa: F401
 from megatron_retrieval.data.convert.registry import CONVERTERS, DatasetConverterConfig
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import ConfigError

@@ -117,7 +117,8 @@ def as_biencoder(record: Record) -> Record:
 
 
 def _contexts(record: Record, key: str) -> list[dict[str, Any]]:
-    return [context.values for context in record.records(key, required=key == _TEVATRON)]
+    passages = map(passage_of, record.records(key, required=key == _TEVATRON))
+    return [{"title": passage.title, "text": passage.text, "passage_id": passage.id} for passage in passages]
 
 
 def _texts(record: Record, key: str) -> list[dict[str, Any]]:

@@ -1,0 +1,78 @@
+"""Training data written for other tools: DPR's records as lines of Tevatron, FlagEmbedding or sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_retrieval.data.files.dpr_json import write_json_list
+from megatron_retrieval.data.files.json_records import Record
+from megatron_retrieval.data.files.names import ANSWERS, QUESTION_IDS
+from megatron_retrieval.data.files.passage_files import passage_of
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.files import atomic_file
+
+Fields = Mapping[str, Any]
+
+
+def _tevatron(record: Record, number: int) -> Iterator[Fields]:
+    """One line a question, whose passages keep ids and titles."""
+    positives, negatives = (
+        [{"docid": passage.id, "title": passage.title, "text": passage.text} for passage in passages]
+        for passages in _passages(record)
+    )
+    yield {
+        "query_id": record.identifier(*QUESTION_IDS) or str(number),
+        "query": record.text("question"),
+        "answers": record.strings(*ANSWERS, required=False),
+        "positive_passages": positives,
+        "negative_passages": negatives,
+    }
+
+
+def _flag_embedding(record: Record, number: int) -> Iterator[Fields]:
+    """One line a question; a passage is its title, a space and its text."""
+    positives, negatives = _passages(record)
+    yield {"query": record.text("question"), "pos": list(map(_text, positives)), "neg": list(map(_text, negatives))}
+
+
+def _sentence_transformers(record: Record, number: int) -> Iterator[Fields]:
+    """A triplet for each hard negative, whose columns are the same in all lines; passages as for FlagEmbedding."""
+    positives, negatives = _passages(record)
+    for negative in negatives:
+        yield {"anchor": record.text("question"), "positive": _text(positives[0]), "negative": _text(negative)}
+
+
+def _passages(record: Record) -> tuple[list[Passage], list[Passage]]:
+    """Positives and hard negatives."""
+    positives = record.records("positive_ctxs")
+    return list(map(passage_of, positives)), list(map(passage_of, record.records("hard_negative_ctxs", required=False)))
+
+
+def _text(passage: Passage) -> str:
+    return f"{passage.title} {passage.text}".strip()
+
+
+#: format -> the lines of a record
+_LINES: dict[str, Callable[[Record, int], Iterator[Fields]]] = {
+    "tevatron": _tevatron,
+    "flagembedding": _flag_embedding,
+    "sentence-transformers": _sentence_transformers,
+}
+
+
+def write_training_data(path: Path, records: Iterable[dict[str, Any]], format: str) -> None:
+    """Write DPR's records.
+
+    Args:
+        format: dpr (a JSON list), or a key of `_LINES`.
+    """
+    if format == "dpr":
+        write_json_list(path, records)
+        return
+    with atomic_file(path) as file:
+        for number, record in enumerate(records, 1):
+            for line in _LINES[format](Record(path, number, record), number):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
