@@ -36,7 +36,7 @@ class SentencePieceTokenizer:
 
     kind = "SentencePiece"
     is_reversible = True
-    special = SpecialIds(begin=None, end=SPECIAL_IDS["eos"], pad=SPECIAL_IDS["pad"])
+    special = SpecialIds(begin=None, end=SPECIAL_IDS["eos"], pad=SPECIAL_IDS["pad"], unknown=SPECIAL_IDS["unk"])
 
     def __init__(self, model_file: str | Path) -> None:
         self.path = Path(model_file)

@@ -20,12 +20,14 @@ class SpecialIds:
         end: what a sequence ends with, and what stands between two texts in one sequence.
         pad: fills the rows of a batch behind their ends.
         mask: hides a token that a masked language model is to predict; None: the vocabulary has no such token.
+        unknown: stands for characters that the vocabulary cannot write; None: it writes all.
     """
 
     begin: int | None
     end: int
     pad: int
     mask: int | None = None
+    unknown: int | None = None
 
     @property
     def frame(self) -> list[int]:

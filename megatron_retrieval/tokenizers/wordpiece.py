@@ -49,7 +49,7 @@ class WordPieceTokenizer:
         self.tokens = tuple(vocabulary)
         self.vocab_size = max(vocabulary.values()) + 1
         begin, end, pad, mask = (vocabulary[f"[{name}]"] for name in ("CLS", "SEP", "PAD", "MASK"))
-        self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask)
+        self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask, unknown=vocabulary[UNKNOWN_TOKEN])
         listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
         self._vocabulary = vocabulary

@@ -56,6 +56,13 @@ class PickledArray:
     def __init__(self) -> None:
         self.values: NDArray[Any] = np.empty(0)
 
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> PickledArray:
+        """An array that is a part of another."""
+        array = cls()
+        array.values = values
+        return array
+
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, content = state
         content = content.encode("latin1") if isinstance(content, str) else content

@@ -112,6 +112,9 @@ def test_vectors_come_back_by_their_ids(folder: Path, entries: Entries, tmp_path
         {"embed_data": dict(entries[:half])},
         format="megatron",
     )
+    names, matrix = [name for name, _ in entries], np.stack([vector for _, vector in entries])
+    jobs.add("contriever", (names[half:], matrix[half:]), (names[:half], matrix[:half]), format="pair")
+    jobs.add("tevatron", (matrix, names), format="pair")
     jobs.add("gaps", entries[3:], max_missing=3)
     assert set(jobs.run().values()) == {""}
 
@@ -155,6 +158,13 @@ def test_what_does_not_fit_is_refused(folder: Path, entries: Entries, tmp_path: 
             {"embedding_dtype": "float16"},
             f"of '{name}' does not fit float16",
         ),
+        "pair": (((["1"], np.ones((1, 32), np.float32)),), {}, "Contriever and Tevatron write"),
+        "uneven": (
+            ((["1", "2"], np.ones((1, 32), np.float32)),),
+            {"format": "pair"},
+            "2 ids, but 1 vectors",
+        ),
+        "no-pair": ((entries,), {"format": "pair"}, "expected a pair of ids and one matrix"),
         "words": ((with_sixth((name, "vector")),), {}, f"what stands at the id '{name}' is no vector of floats"),
         "pairs": (([(name, vector, 1)],), {}, "expected a list of (id, vector)"),
         "key": (([((1, 2), vector)],), {}, "is no id"),

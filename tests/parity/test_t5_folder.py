@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,22 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"1 of its 2 files are missing.*model-00002-of-00002\.safetensors"):
         FORMATS["hf-t5"].read([folder])
+
+
+def test_a_reader_of_fid_is_the_t5_that_it_wraps(tmp_path: Path) -> None:
+    folder = _save(tmp_path / "hf", tied=True)
+    expected = FORMATS["hf-t5"].read([folder])
+    state = load_file(folder / "model.safetensors")
+    wrapped = {
+        re.sub(r"^encoder\.(block\.\d+\.)?", lambda m: f"encoder.{m[0]}{'module.' if m[1] else ''}", name): tensor
+        for name, tensor in state.items()
+    }
+    assert "encoder.encoder.block.0.module.layer.0.SelfAttention.q.weight" in wrapped
+    (folder / "model.safetensors").unlink()
+    torch.save(wrapped, folder / "pytorch_model.bin")
+    imported = FORMATS["hf-t5"].read([folder])
+    assert imported.weights.keys() == expected.weights.keys()
+    assert all(torch.equal(imported.weights[name], tensor) for name, tensor in expected.weights.items())
 
 
 def test_mismatched_input_is_refused(tmp_path: Path) -> None:

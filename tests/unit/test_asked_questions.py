@@ -55,6 +55,11 @@ def test_questions_without_an_answer_are_left_out_and_said(folder: Path, caplog:
         asked = _questions(folder)
     assert [asked.store.question(row).answers for row in range(len(asked))] == [("key1", "key2"), ("room",)]
     assert "1 questions without answers are left out" in caplog.text
+    assert "characters that the reader cannot write" not in caplog.text
+    (folder / "braces.qa.csv").write_text("where is key0\t['{n}', 'key1', 'a{n}']\nwhere is key3\t['room']\n")
+    with caplog.at_level("INFO"):
+        _questions(folder, "braces.qa.csv")
+    assert "2 answers with characters that the reader cannot write" in caplog.text
     (folder / "none.qa.csv").write_text("where is key3\t['']\n")
     with pytest.raises(DataError, match="no question has an answer to learn"):
         _questions(folder, "none.qa.csv")

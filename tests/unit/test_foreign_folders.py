@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS
 from megatron_retrieval.checkpoint.huggingface.weight_files import load_plain_pickle, read_weights
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.errors import CheckpointError, DataError, MegatronRetrievalError
 from megatron_retrieval.testing.tiny_hf import VOCABULARY
 from megatron_retrieval.tokenizers.huggingface import read_sentencepiece, read_wordpiece
@@ -160,3 +161,15 @@ def test_no_pickle_is_run_and_no_advice_given_to(tmp_path: Path) -> None:
     with pytest.raises(MegatronRetrievalError, match=r"cut\.bin: cannot be read: ") as caught:
         load_plain_pickle(tmp_path / "cut.bin")
     assert "weights_only" not in str(caught.value)
+
+
+def test_checkpoints_of_megatron_lm_are_named(tmp_path: Path) -> None:
+    weights = tmp_path / "release" / "mp_rank_00"
+    weights.mkdir(parents=True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
+    torch.save({"model": {"language_model": {}}}, weights / "model_optim_rng.pt")
+    message = "a checkpoint of Megatron-LM, which cannot be read.*tools/import_checkpoint.py"
+    with pytest.raises(CheckpointError, match=message):
+        resolve_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        FORMATS["hf-bert"].read([tmp_path])

@@ -41,7 +41,7 @@ def _compare(model_file: Path, texts: list[str]) -> SentencePieceTokenizer:
     assert ours.vocab_size == len(theirs)
     names = [f"<extra_id_{number}>" for number in (0, 1, 99)]
     assert [ours.sentinel_ids[number] for number in (0, 1, 99)] == theirs.convert_tokens_to_ids(names)
-    assert ours.special == SpecialIds(begin=None, end=theirs.eos_token_id, pad=theirs.pad_token_id)
+    assert ours.special == SpecialIds(begin=None, end=theirs.eos_token_id, pad=theirs.pad_token_id, unknown=2)
     assert (SPECIAL_IDS["unk"], len(ours.sentinel_ids)) == (theirs.unk_token_id, 100)
     return ours
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.checkpoint.huggingface.weight_table import some
+from megatron_retrieval.checkpoint.store.folders import MEGATRON_LM, is_megatron_lm
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import read_json
 
@@ -24,7 +25,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, or holds something else.
         DataError: it is cut off or not JSON.
     """
+    if path.parent.is_file():
+        raise CheckpointError(
+            f"{path.parent}: a file, where the folder of a model is expected; a checkpoint of DPR (.cp) comes in with "
+            "--format dpr-checkpoint --input FILE FOLDER, FOLDER being that of the BERT which it started from."
+        )
     if not path.is_file():
+        if is_megatron_lm(path.parent):
+            raise CheckpointError(f"{path.parent}: {MEGATRON_LM}")
         raise CheckpointError(f"{path.parent}: no {path.name} here; is it the folder of a model in this format?")
     settings = read_json(path)
     if not isinstance(settings, dict):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
+from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
 from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
@@ -20,7 +21,7 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-for _format in (HF_BERT, HF_BERT_MLM, HF_DPR, SENTENCE_TRANSFORMERS, HF_T5):
+for _format in (HF_BERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS, HF_T5):
     FORMATS.add(_format)
 
 

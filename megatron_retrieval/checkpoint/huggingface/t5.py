@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ OPTIONAL_CONFIG_KEYS = {
     "relative_attention_max_distance": "relative_attention_max_distance",
     "decoder_num_layers": "num_decoder_layers",
 }
+_FID_ENCODER, _FID_MODULE = re.compile(r"^encoder\.encoder\."), re.compile(r"^(encoder\.block\.\d+)\.module\.")
 FEED_FORWARD_KEY, PLAIN, GATED = "feed_forward_proj", "relu", "gated-gelu"
 # settings with which T5 computes something else than ours does
 REQUIRED_SETTINGS = {
@@ -79,7 +81,7 @@ def import_t5(state: Mapping[str, Tensor], config: T5Config, source: str | Path)
     Raises:
         CheckpointError: weights are missing, unknown, or not of the configured shape.
     """
-    state = {name: tensor for name, tensor in state.items() if name not in IGNORED}
+    state = {name: tensor for name, tensor in _unwrapped(state).items() if name not in IGNORED}
     (shared,), (lm_head,) = EMBEDDING.theirs, OUTPUT.theirs
     if shared not in state:
         raise CheckpointError(f"{source}: 1 weights are missing, among them {shared}.")
@@ -89,6 +91,12 @@ def import_t5(state: Mapping[str, Tensor], config: T5Config, source: str | Path)
     elif not torch.equal(state.pop(lm_head, state[shared]), state[shared]):
         raise CheckpointError(f"{source}: {lm_head} is not {shared}, though the configuration says that they are one.")
     return import_weights(state, _table(config), source, "T5")
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of a T5 whose encoder FiD has wrapped, and each of its blocks (Izacard & Grave's `FiDT5`)."""
+    names = {name: _FID_ENCODER.sub("encoder.", name) for name in state}
+    return {_FID_MODULE.sub(r"\1.", names[name]): tensor for name, tensor in state.items()}
 
 
 def export_t5(full: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:

@@ -71,20 +71,7 @@ class TowerFormat:
             towers = dict.fromkeys(TOWER_FOLDERS, towers["shared"])
         if self.is_pair:
             _check_roles(towers, paths)
-        question, passage = (towers.get(tower) or towers["shared"] for tower in TOWER_FOLDERS)
-        _check_same(question, passage)
-        shape = dataclasses.replace(passage.config, biencoder_shared_query_context_model="shared" in towers)
-        layout = dataclasses.replace(
-            passage.text_format,
-            query_seq_length=question.text_format.query_seq_length,
-            query_prefix=question.text_format.query_prefix,
-        )
-        weights = {
-            f"towers.{tower}.{weight}": tensor
-            for tower, folder in towers.items()
-            for weight, tensor in folder.weights.items()
-        }
-        return ForeignModel(DUAL_ENCODER, shape, weights, passage.vocabulary, layout, passage.assumed)
+        return join_towers(towers)
 
     def write(self, model: ForeignModel, folder: Path) -> None:
         """See Format."""
@@ -97,6 +84,28 @@ class TowerFormat:
             source = _tower_of(encoder, "shared" if is_shared else tower)
             (folder / subfolder).mkdir()
             self.write_tower(folder / subfolder, source, subfolder)
+
+
+def join_towers(towers: Mapping[str, TowerFolder]) -> ForeignModel:
+    """The dual encoder of two towers by the names in `TOWER_FOLDERS`, or of one named shared.
+
+    Raises:
+        CheckpointError: the two do not belong together.
+    """
+    question, passage = (towers.get(tower) or towers["shared"] for tower in TOWER_FOLDERS)
+    _check_same(question, passage)
+    shape = dataclasses.replace(passage.config, biencoder_shared_query_context_model="shared" in towers)
+    layout = dataclasses.replace(
+        passage.text_format,
+        query_seq_length=question.text_format.query_seq_length,
+        query_prefix=question.text_format.query_prefix,
+    )
+    weights = {
+        f"towers.{tower}.{weight}": tensor
+        for tower, folder in towers.items()
+        for weight, tensor in folder.weights.items()
+    }
+    return ForeignModel(DUAL_ENCODER, shape, weights, passage.vocabulary, layout, passage.assumed)
 
 
 def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, ...]) -> TowerFormat:

@@ -24,6 +24,10 @@ from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.manifest import MANIFEST
 
 LATEST_NAME = "latest_checkpointed_iteration.txt"
+MEGATRON_LM = (
+    "a checkpoint of Megatron-LM, which cannot be read: its pickles may run programs, and its BERT has other layers. "
+    "Import the Hugging Face model that comes nearest (tools/import_checkpoint.py), and start from that."
+)
 _PREFIX, _PARTIAL, _REPLACED = "iter_", ".partial", ".replaced"
 
 log = get_logger("checkpoint")
@@ -32,6 +36,11 @@ log = get_logger("checkpoint")
 def folder_of(directory: Path, iteration: int) -> Path:
     """The folder of one checkpoint."""
     return directory / f"{_PREFIX}{iteration:07d}"
+
+
+def is_megatron_lm(folder: Path) -> bool:
+    """Whether Megatron-LM saved this."""
+    return any(next(folder.glob(name), None) for name in ("mp_rank_*", "*/mp_rank_*", "*/common.pt"))
 
 
 def holds_checkpoints(directory: str | Path) -> bool:
@@ -58,6 +67,8 @@ def resolve_checkpoint(path: str | Path, *, compare_contents: bool = False) -> P
         return path
     if not path.exists() and not path.name.startswith(_PREFIX) and holds_checkpoints(path.parent):
         return _existing_part(resolve_checkpoint(path.parent, compare_contents=compare_contents), path.name)
+    if is_megatron_lm(path):
+        raise CheckpointError(f"{path}: {MEGATRON_LM}")
     damaged: list[str] = []
     without_optimizer: list[Path] = []
     for folder, problem in _candidates(path):

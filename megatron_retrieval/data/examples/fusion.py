@@ -100,6 +100,7 @@ class FusionDataset:
                 num_answers.append(len(_answers(question)))
                 for _ in range(num_answers[-1]):
                     answer = next(own_answers)
+                    census.num_answers_with_unknown_characters += tokenizer.special.unknown in answer
                     # the end token needs a place as well
                     census.num_long_answers += len(answer) >= self._max_answer_length
                     answers.append(answer[: self._max_answer_length - 1])

@@ -86,6 +86,8 @@ class QuestionCensus:
     num_blank_answers: int = 0
     #: answers over a reader's length limit; counted by the reader that has one
     num_long_answers: int = 0
+    #: answers that a reader's vocabulary cannot write, and that its own can therefore never equal
+    num_answers_with_unknown_characters: int = 0
 
     def count(self, question: ReaderQuestion, num_blank: int, *, closed_book: bool) -> None:
         self.num_questions += 1

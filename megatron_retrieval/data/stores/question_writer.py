@@ -26,7 +26,7 @@ from megatron_retrieval.data.stores.column_folder import (
     write_manifest,
 )
 from megatron_retrieval.data.stores.questions import QuestionStore
-from megatron_retrieval.data.stores.ragged import Rows, tokenize
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, tokenize
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -108,6 +108,8 @@ def _write_columns(folder: Path, source: QuestionSource) -> dict[str, object]:
     if not writer.num_questions:
         raise DataError(source.files[0], "no question has an answer to learn")
     log.info("%s: %s questions with answers", names, f"{writer.num_questions:,}")
+    if writer.num_unknown:
+        log.info("%s: %s answers with characters that the reader cannot write", names, f"{writer.num_unknown:,}")
     return writer.entries()
 
 
@@ -126,6 +128,8 @@ class _Writer:
         groups = (layout.ANSWERS_OF, layout.GOLD_OF)
         self._groups = {name: OffsetsWriter(folder / offsets_file(name), files) for name in groups}
         self.num_questions = 0
+        #: answers that the reader's vocabulary cannot write
+        self.num_unknown = 0
 
     def write(self, questions: Sequence[Question]) -> None:
         texts = [question.text for question in questions]
@@ -135,7 +139,9 @@ class _Writer:
         self._write_texts(layout.TEXTS, texts)
         self._write_texts(layout.ANSWERS, answers)
         self._write_texts(layout.GOLD_IDS, gold)
-        self._write_tokens(layout.ANSWER_TOKENS, self._reader, answers)
+        tokens = self._write_tokens(layout.ANSWER_TOKENS, self._reader, answers)
+        is_unknown = np.flatnonzero(tokens.values == self._reader.special.unknown)
+        self.num_unknown += len(np.unique(np.searchsorted(tokens.offsets, is_unknown, side="right")))
         for name, vocabulary in self._vocabularies.items():
             self._write_tokens(name, vocabulary, texts)
         self._groups[layout.ANSWERS_OF].write(_lengths([question.answers for question in questions]))
@@ -161,9 +167,10 @@ class _Writer:
         encoded = [text.encode() for text in texts]
         self._columns[name].write(EncodedColumn(np.frombuffer(b"".join(encoded), np.uint8), _lengths(encoded)))
 
-    def _write_tokens(self, name: str, vocabulary: Vocabulary, texts: Sequence[str]) -> None:
+    def _write_tokens(self, name: str, vocabulary: Vocabulary, texts: Sequence[str]) -> Ragged:
         tokens = tokenize(vocabulary, texts)
         self._columns[name].write(EncodedColumn(tokens.values, tokens.lengths))
+        return tokens
 
 
 def _lengths(items: Sequence[Sized]) -> Rows:
