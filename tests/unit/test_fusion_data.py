@@ -125,6 +125,10 @@ def test_limits(tokenizer: SentencePieceTokenizer, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO):
         examples = dataset(tokenizer, [long], max_answer_length=5, layout=short)
     assert "1 long answers" in caplog.text
+    assert "unknown characters" not in caplog.text
+    with caplog.at_level(logging.INFO):
+        dataset(tokenizer, [{"question": "the", "answers": ["{n}", "a"], "ctxs": []}])
+    assert "1 answers with unknown characters" in caplog.text
     batch = examples.batch([0], 0, 0)
     assert batch.texts.lengths.tolist() == [60, 1]
     (read,) = texts(batch, tokenizer)[0]
