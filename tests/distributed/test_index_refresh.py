@@ -9,12 +9,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_retrieval.applications.plan.config import HardwareConfig, PlanConfig
+from megatron_retrieval.applications.plan.fit import disk_bytes
+from megatron_retrieval.applications.plan.plan import make_plan
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store import model_writer
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
@@ -31,7 +35,7 @@ from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersi
 from megatron_retrieval.testing.refreshed_run import NUM_COMPARED, TEXT_FORMAT, RefreshedRunConfig, build
 from megatron_retrieval.testing.runs import curve
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny import write_tiny_evidence
+from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 
 DIMENSION = 32
@@ -278,6 +282,36 @@ def test_old_versions_go_and_the_encoders_that_checkpoints_name_stay(
     assert versions.complete() == kept
     # at the last change of the index, before the last checkpoint, four others were named
     assert sorted(path.name for path in versions.snapshots.glob("iter_*")) == [f"iter_000000{n}" for n in range(2, 7)]
+
+
+def _peak_bytes(topology: ProcessTopology, words: list[str], folder: str) -> int:
+    """The most that the data files of a run take at once: measured before each folder is removed."""
+    peak, removed = 0, shutil.rmtree
+
+    def remove(path: str | Path, ignore_errors: bool = False) -> None:
+        nonlocal peak
+        files = [path for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".bin", ".part")]
+        peak = max(peak, sum(path.stat().st_size for path in files))
+        removed(path, ignore_errors=ignore_errors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove)
+        _run(topology, words)
+    return peak
+
+
+def test_the_disk_of_25_refreshes_is_planned(tmp_path: Path, evidence: Path) -> None:
+    """Of data files, beside which the small ones of so tiny a model count; all of a plan but the reader's share."""
+    flags = ("--save", tmp_path / "saved", "--save-interval", 1, "--keep-last", 2, "--index-refresh-interval", 1)
+    words = _words(evidence, tmp_path, *flags, "--train-iters", 25)
+    (peak,) = run_on_ranks(_peak_bytes, 1, words, str(tmp_path))
+    num_passages = len(EvidenceStore(evidence))
+    settings = PlanConfig(passages=num_passages, encoder=tiny_dual_encoder_config(), hardware=HardwareConfig(gpus=0))
+    settings = replace(settings, training=replace(settings.training, keep_last=2))
+    found = make_plan(settings).estimate
+    found = replace(found, evidence_bytes=0, checkpoint_bytes=3 * found.encoder_bytes)
+    planned = disk_bytes(settings, found)
+    assert 0.6 * planned < peak < planned, f"{peak:,} of {planned:,} planned bytes"
 
 
 def _write_late(topology: ProcessTopology, words: list[str], snapshot: str) -> None:

@@ -45,7 +45,14 @@ def test_wikipedia_by_hand() -> None:
     assert found.evidence_bytes == 21_015_324 * (660 + 280 + 40 + 16)
     # 33,554,432 scores (of 1,313,458 rows for 64 questions there are more), with their maxima
     assert found.search_buffer_bytes == 33_554_432 * 5
-    assert found.disk_bytes(3) == found.evidence_bytes + 3 * found.version_bytes
+    retriever = 2 * (108_891_648 + 70 * 768)
+    assert (found.encoder_bytes, found.checkpoint_bytes) == (4 * retriever, 12 * (retriever + 222_903_552))
+    # encoders of three versions, and of two for each of four checkpoints
+    with_training = 4 * found.checkpoint_bytes + (3 + 2 * 4) * found.encoder_bytes
+    assert found.disk_bytes(3, 4) == found.evidence_bytes + 3 * found.version_bytes + with_training
+    kept = _plan("--gpus", 16, "--nodes", 2, "--keep-last", 3, "--keep-index-versions", 4)
+    assert kept.to_json()["estimate"]["disk_bytes"] == found.disk_bytes(5, 4)
+    assert "checkpoints: 3 kept, one being written" in {name for name, _, _ in kept.rows()}
     single = _plan("--embedding-dtype", "float32").estimate
     assert single.version_bytes == single.rank_index_bytes == 2 * found.version_bytes
 
@@ -151,11 +158,11 @@ def test_an_evidence_folder_is_as_long_as_foretold(tmp_path: Path) -> None:
     [
         (
             ("--disk-gb", 100, "--bf16", "--gpus", 4),
-            r"Disk: 117\.8 GB are needed, 100\.0 GB are free; without refreshing .* 53\.2 GB",
+            r"Disk: 134\.4 GB are needed, 100\.0 GB are free; without refreshing .* 63\.8 GB",
         ),
         (
             ("--disk-gb", 150, "--embedding-dtype", "float32", "--bf16", "--gpus", 4),
-            r"Disk: 214\.6 GB .*--embedding-dtype float16 needs 117\.8 GB, which fits",
+            r"Disk: 231\.3 GB .*--embedding-dtype float16 needs 134\.4 GB, which fits",
         ),
         (("--gpu-memory-gb", 40, "--bf16"), r"GPU memory: .* of 40\.0 GB; --gpus 4 spread the vectors thinly enough;"),
         (

@@ -6,12 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil  # type: ignore[import-untyped]
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
-from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
+from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.layouts.sequences import TextSizesConfig
@@ -109,6 +109,15 @@ class PlannedTrainingConfig(Checked):
     """Tokens of an answer."""
     num_embedding_ranks: NonNegativeInt = 0
     """GPUs that embed for the next index while the others train; 0: all GPUs embed, and training waits."""
+    keep_index_versions: Annotated[int, Bounds(least=2)] = 2
+    """Finished index versions kept on disk; another one is being made."""
+    keep_last: PositiveInt | None = None
+    """Checkpoints kept on disk; another one is being written. Default: all, of which the plan counts one."""
+
+    @property
+    def num_checkpoints(self) -> int:
+        """Checkpoints on the disk at the same time."""
+        return 0 if self.reader == "none" else (self.keep_last or 1) + 1
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -25,6 +25,8 @@ _LAYER_BYTES_16_BIT, _MASK_BYTES = 34, 2
 _INFERENCE_UNITS = 6
 #: of a process on a GPU, before it does anything
 _CUDA_CONTEXT_BYTES = 500 * 10**6
+#: of a weight or a moment on disk, and weights with both moments
+FP32_BYTES, _SAVED_BYTES = 4, 12
 #: of each score that exact search keeps: four bytes, and a fourth of that for maxima
 _SCORE_BYTES = 5
 #: rows of which the 8-bit copy is made at once, in three blocks of float32
@@ -45,6 +47,11 @@ def evidence_bytes(num_passages: int, text_bytes: float, text_tokens: float, voc
 def vectors_bytes(num_rows: int, dimension: int, value_bytes: int) -> int:
     """Vectors as they are stored, on disk or in memory."""
     return num_rows * dimension * value_bytes
+
+
+def checkpoint_bytes(num_parameters: int) -> int:
+    """A checkpoint of a training run: weights and Adam's two moments in float32."""
+    return _SAVED_BYTES * num_parameters
 
 
 def bert_parameters(bert: BertConfig) -> int:

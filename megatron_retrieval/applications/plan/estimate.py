@@ -12,8 +12,8 @@ from megatron_retrieval.applications.plan.rates import MeasuredRates
 from megatron_retrieval.index.approximate.faiss import FaissIndex
 from megatron_retrieval.index.store.embedding_store import torch_dtype
 
-#: versions of the embeddings at the worst moment of a refresh: the one searched, the one before, the one being made
-VERSIONS = 3
+#: versions of the index that a checkpoint names: the one searched and the one being made
+_NAMED_VERSIONS = 2
 _ASSUMED_BUILD_RATE, _ASSUMED_DISK_RATE, _ASSUMED_CPU_OPERATIONS = 2500.0, 1e9, 1e11
 #: of one socket of a server
 _ASSUMED_CPU_MEMORY_RATE = 5e10
@@ -52,6 +52,8 @@ class Estimate:
 
     Attributes:
         version_bytes: embeddings of all passages, once.
+        checkpoint_bytes: of retriever and reader with their moments; 0 without training.
+        encoder_bytes: the retriever, saved to make an index version again.
         index_bytes: the approximate index; None: search is exact.
         rank_index_bytes: a process's part of the vectors that exact search compares with; on CPU they are in 8 bits.
         rank_mapped_bytes: on CPU, its part of the vectors on disk, where candidates are looked up; memory that the
@@ -63,6 +65,8 @@ class Estimate:
 
     evidence_bytes: int
     version_bytes: int
+    checkpoint_bytes: int
+    encoder_bytes: int
     index_bytes: int | None
     rank_index_bytes: int
     rank_mapped_bytes: int
@@ -76,14 +80,22 @@ class Estimate:
     search_seconds: float
     streamed_seconds: float
 
-    def disk_bytes(self, num_versions: int) -> int:
-        """Evidence, so many versions of the embeddings, and the approximate index."""
-        return self.evidence_bytes + num_versions * self.version_bytes + (self.index_bytes or 0)
+    def disk_bytes(self, num_versions: int, num_checkpoints: int = 0) -> int:
+        """Evidence, so many versions of the embeddings, the approximate index, and of training at most so many
+        checkpoints with the encoders of all versions."""
+        encoders = num_encoders(num_versions, num_checkpoints) * self.encoder_bytes
+        vectors = num_versions * self.version_bytes + (self.index_bytes or 0)
+        return self.evidence_bytes + vectors + num_checkpoints * self.checkpoint_bytes + encoders
 
     @property
     def device_bytes(self) -> int:
         """Memory of a process that trains, at the moment when it changes from one index to the next."""
         return 2 * self.rank_index_bytes + self.search_buffer_bytes + self.state_bytes + self.activation_bytes
+
+
+def num_encoders(num_versions: int, num_checkpoints: int) -> int:
+    """Encoders on the disk at most: of versions that are there, and of those that are gone but checkpoints name."""
+    return num_versions + _NAMED_VERSIONS * num_checkpoints if num_versions > 1 else 0
 
 
 def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
@@ -122,11 +134,14 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
     rank_rows = math.ceil(config.passages / config.num_training_ranks)
     version_bytes = costs.vectors_bytes(config.passages, dimension, value_bytes)
     state, activations = _training_bytes(config)
+    retriever, reader = costs.dual_encoder_parameters(config.encoder), _reader_parameters(config)
     return Estimate(
         evidence_bytes=costs.evidence_bytes(
             config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens, config.encoder.encoder.vocab_size
         ),
         version_bytes=version_bytes,
+        checkpoint_bytes=costs.checkpoint_bytes(retriever + reader) if reader else 0,
+        encoder_bytes=costs.FP32_BYTES * retriever,
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
         rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, _searched_bytes(config)),
         rank_mapped_bytes=0 if hardware.gpus else costs.vectors_bytes(rank_rows, dimension, value_bytes),
@@ -165,6 +180,12 @@ def with_recompute(config: PlanConfig) -> PlanConfig:
     return replace(config, encoder=replace(config.encoder, encoder=bert))
 
 
+def _reader_parameters(config: PlanConfig) -> int:
+    """0 without training."""
+    name = config.training.reader
+    return 0 if name == "none" else costs.t5_parameters(READERS[name])
+
+
 def _training_bytes(config: PlanConfig) -> tuple[int, int]:
     """(state, activations) of a process that trains retriever and reader."""
     training, encode, encoder = config.training, config.encode, config.encoder
@@ -172,7 +193,7 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
         return 0, 0
     reader = replace(READERS[training.reader], recompute_granularity=costs.bert_of(encoder).recompute_granularity)
     half = encode.is_half
-    num_parameters = costs.dual_encoder_parameters(encoder) + costs.t5_parameters(reader)
+    num_parameters = costs.dual_encoder_parameters(encoder) + _reader_parameters(config)
     shape = costs.TrainingShape(
         retriever=encoder,
         reader=reader,

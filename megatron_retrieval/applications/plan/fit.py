@@ -8,7 +8,6 @@ from dataclasses import replace
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import GB, PlanConfig
 from megatron_retrieval.applications.plan.estimate import (
-    VERSIONS,
     Estimate,
     Rates,
     estimate,
@@ -31,8 +30,14 @@ def problems(config: PlanConfig, rates: Rates, found: Estimate) -> list[str]:
 
 
 def num_versions(config: PlanConfig) -> int:
-    """Versions of the embeddings that stand on the disk at the same time."""
-    return 1 if config.training.reader == "none" else VERSIONS
+    """Versions of the embeddings that stand on the disk at the same time: those that are kept, the one searched and the
+    one before among them, and the one being made."""
+    return 1 if config.training.reader == "none" else config.training.keep_index_versions + 1
+
+
+def disk_bytes(config: PlanConfig, found: Estimate) -> int:
+    """All that stands on the disk at the same time."""
+    return found.disk_bytes(num_versions(config), config.training.num_checkpoints)
 
 
 def host_index_bytes(config: PlanConfig, found: Estimate) -> int:
@@ -44,15 +49,15 @@ def host_index_bytes(config: PlanConfig, found: Estimate) -> int:
 
 
 def _disk(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
-    there, needed = config.hardware.disk_bytes, found.disk_bytes(num_versions(config))
+    there, needed = config.hardware.disk_bytes, disk_bytes(config, found)
     if needed <= there:
         return
     ways = []
     if config.embedding_dtype == "float32":
-        halved = estimate(replace(config, embedding_dtype="float16"), rates).disk_bytes(num_versions(config))
+        halved = disk_bytes(config, estimate(replace(config, embedding_dtype="float16"), rates))
         ways.append(f"--embedding-dtype float16 needs {_gb(halved)}{_judged(halved, there)}")
     if num_versions(config) > 1:
-        once = found.disk_bytes(1)
+        once = found.disk_bytes(1, config.training.num_checkpoints)
         ways.append(f"without refreshing (no --index-refresh-interval) {_gb(once)} are needed{_judged(once, there)}")
     ways.append(f"a disk with {_gb(needed)} free holds it")
     yield f"Disk: {_gb(needed)} are needed, {_gb(there)} are free; {'; '.join(ways)}."

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_retrieval.applications.plan.config import GB, PlanConfig
-from megatron_retrieval.applications.plan.estimate import VERSIONS, Estimate, Rates, estimate, known_rates
-from megatron_retrieval.applications.plan.fit import host_index_bytes, num_versions, problems
+from megatron_retrieval.applications.plan.estimate import Estimate, Rates, estimate, known_rates, num_encoders
+from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, num_versions, problems
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
 from megatron_retrieval.config.parser import overlaid, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -55,7 +55,7 @@ class Plan:
             "estimate": {
                 **vars(self.estimate),
                 "num_versions": num_versions(self.config),
-                "disk_bytes": self.estimate.disk_bytes(num_versions(self.config)),
+                "disk_bytes": disk_bytes(self.config, self.estimate),
                 "device_bytes": self.estimate.device_bytes,
                 "host_index_bytes": host_index_bytes(self.config, self.estimate),
             },
@@ -103,15 +103,24 @@ def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
 
 
 def _disk(plan: Plan) -> list[tuple[str, str, str]]:
-    found, rows = plan.estimate, []
+    found, rows, versions = plan.estimate, [], num_versions(plan.config)
     rows.append(("evidence", size(found.evidence_bytes), "disk"))
     rows.append(("embeddings", size(found.version_bytes), "disk"))
-    if num_versions(plan.config) > 1:
-        rows.append((f"embeddings while refreshing: {VERSIONS} versions", size(VERSIONS * found.version_bytes), "disk"))
+    if checkpoints := plan.config.training.num_checkpoints:
+        encoders = num_encoders(versions, checkpoints)
+        rows.append((f"embeddings while refreshing: {versions} versions", size(versions * found.version_bytes), "disk"))
+        rows.append((f"their encoders: at most {encoders}", size(encoders * found.encoder_bytes), "disk"))
+        rows.append((_checkpoints(plan), size(checkpoints * found.checkpoint_bytes), "disk"))
     if found.index_bytes is not None:
         rows.append((f"index {plan.config.index_factory}", size(found.index_bytes), "disk"))
-    rows.append(("all of it", size(found.disk_bytes(num_versions(plan.config))), "disk"))
+    rows.append(("all of it", size(disk_bytes(plan.config, found)), "disk"))
     return rows
+
+
+def _checkpoints(plan: Plan) -> str:
+    if kept := plan.config.training.keep_last:
+        return f"checkpoints: {kept} kept, one being written"
+    return f"checkpoints: two of {size(plan.estimate.checkpoint_bytes)}; without --keep-last all are kept"
 
 
 def _memory(plan: Plan) -> list[tuple[str, str, str]]:
