@@ -1,8 +1,9 @@
-"""Time of exact search on CPU against faiss's, on the same vectors, with rows compared.
+"""Time of exact search on CPU against other libraries' search, on the same vectors, with rows compared.
 
-The vectors have random directions, alone or in clusters; faiss holds them in float32, this project as they are stored.
-The two take turns, and a ratio is that of neighbours. Rows count as the same where they are equal, or where the scores
-in float64 at that place differ by less than float32 can tell: faiss orders such rows by its own rounding.
+The vectors have random directions, alone or in clusters; the others hold them in float32, this project as they are
+stored. The two take turns, and a ratio is that of neighbours. faiss's flat index and usearch must find the same rows,
+except where the scores in float64 at that place differ by less than float32 can tell; faiss's 8-bit quantizer, whose
+best rows are scored again, may miss some.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import faiss
 import torch
@@ -25,10 +27,18 @@ from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.index.store.embedding_store import StorageDtype, torch_dtype
 from megatron_retrieval.reports.tables import text_table
 
+Rival = Literal["faiss-flat", "faiss-8-bit", "usearch"]
+#: rows that the quantizer's index scores again, in units of k
+_RESCORED = 4
+
 
 @dataclass(kw_only=True, frozen=True)
 class SearchSpeedConfig(Checked):
-    """Compare the speed of exact search with faiss's IndexFlatIP, round by round."""
+    """Compare the speed of exact search with another library's, round by round."""
+
+    rival: Rival = "faiss-flat"
+    """What is compared: IndexFlatIP, IndexScalarQuantizer with the best rows scored again, or usearch's exact search
+    (`pip install usearch`)."""
 
     num_rows: PositiveInt = 400_000
     """Vectors searched."""
@@ -59,18 +69,20 @@ def main(config: SearchSpeedConfig) -> None:
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(max(1, config.num_clusters), config.dimension, generator=random) * (config.num_clusters > 0)
     vectors = _directions(centres, config.num_rows, random).to(torch_dtype(config.embedding_dtype))
-    ours, theirs = FlatIndex(vectors), faiss.IndexFlatIP(config.dimension)
-    theirs.add(vectors.float().numpy())
+    ours, theirs = FlatIndex(vectors), _rival(config, vectors.float())
     rows = []
     for count in config.num_queries:
         queries = _directions(centres, count, random)
         searches: list[Callable[[], Tensor]] = [
             partial(_found, ours, queries, config.k),
-            partial(_found_by_faiss, theirs, queries, config.k),
+            partial(theirs, queries, config.k),
         ]
-        num_equal = _require_same(vectors, queries, *(search() for search in searches))
+        found = [search() for search in searches]
+        num_equal = int((found[0] == found[1]).sum())
+        if config.rival != "faiss-8-bit":
+            _require_same(vectors, queries, *found)
         rows.append(_row(count, _seconds(searches, config.num_rounds), num_equal / (count * config.k)))
-    header = ["queries", "ms, median", "faiss", "ratio", "rounds", "equal rows"]
+    header = ["queries", "ms, median", config.rival, "ratio", "rounds", "equal rows"]
     sys.stdout.write(f"{text_table(header, rows)}\n")
 
 
@@ -78,8 +90,27 @@ def _found(index: FlatIndex, queries: Tensor, k: int) -> Tensor:
     return index.search(queries, k).rows
 
 
-def _found_by_faiss(index: faiss.IndexFlatIP, queries: Tensor, k: int) -> Tensor:
-    return torch.from_numpy(index.search(queries.numpy(), k)[1])
+def _rival(config: SearchSpeedConfig, vectors: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """Searches the other library's index: queries [B, D], k -> rows [B, k]."""
+    matrix = vectors.numpy()
+    if config.rival == "usearch":
+        from usearch.index import MetricKind
+        from usearch.index import search as exact_search
+
+        def found(queries: Tensor, k: int) -> Tensor:
+            matches = exact_search(matrix, queries.numpy(), k, MetricKind.IP, exact=True, threads=config.num_threads)
+            return torch.from_numpy(matches.keys.astype("int64")).view(len(queries), k)
+
+        return found
+    if config.rival == "faiss-8-bit":
+        kind, metric = faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        index = faiss.IndexRefineFlat(faiss.IndexScalarQuantizer(config.dimension, kind, metric))
+        index.k_factor = _RESCORED
+        index.train(matrix)
+    else:
+        index = faiss.IndexFlatIP(config.dimension)
+    index.add(matrix)
+    return lambda queries, k: torch.from_numpy(index.search(queries.numpy(), k)[1])
 
 
 def _directions(centres: Tensor, count: int, random: torch.Generator) -> Tensor:
@@ -89,18 +120,13 @@ def _directions(centres: Tensor, count: int, random: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1)
 
 
-def _require_same(vectors: Tensor, queries: Tensor, ours: Tensor, theirs: Tensor) -> int:
-    """Number of equal rows.
-
-    Raises:
-        MismatchError: rows differ whose scores float32 tells apart.
-    """
+def _require_same(vectors: Tensor, queries: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    """Raises MismatchError where rows differ whose scores float32 tells apart."""
     query, place = (ours != theirs).nonzero(as_tuple=True)
     scores = [(vectors[rows[query, place]].double() * queries[query].double()).sum(1) for rows in (ours, theirs)]
     # vectors have length 1, so that this bounds what a sum in float32 may be off by, in any order
     if len(query) and float((scores[0] - scores[1]).abs().max()) > 2 * vectors.size(1) * 2.0**-24:
-        raise MismatchError("faiss finds other rows; speeds mean nothing.")
-    return ours.numel() - len(query)
+        raise MismatchError("the other library finds other rows; speeds mean nothing.")
 
 
 def _seconds(searches: list[Callable[[], Tensor]], num_rounds: int) -> list[list[float]]:

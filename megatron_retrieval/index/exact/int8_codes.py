@@ -65,11 +65,16 @@ def _seconds(dtypes: Sequence[torch.dtype], dimension: int) -> dict[torch.dtype,
     ones = torch.ones(_ROWS_TIMED, dimension, dtype=torch.int64)
     operands = {dtype: _operands(dtype, ones, ones[:16]) for dtype in dtypes}
     taken: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}
-    for _ in range(5):
-        for dtype in dtypes:
-            start = time.perf_counter()
-            product(*operands[dtype])
-            taken[dtype].append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other, which says nothing about products
+    try:
+        for _ in range(5):
+            for dtype in dtypes:
+                start = time.perf_counter()
+                product(*operands[dtype])
+                taken[dtype].append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     return {dtype: min(times) for dtype, times in taken.items()}
 
 
