@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytrec_eval
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import dot_score, semantic_search
 
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.question_files import read_questions
@@ -55,6 +53,9 @@ def _figures(run: Run, qrels: Qrels) -> list[str]:
 
 
 def _found_by_sentence_transformers(config: JudgedSampleConfig) -> Run:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import dot_score, semantic_search
+
     evidence, vectors = EvidenceStore(config.folder / "evidence"), EmbeddingStore(config.folder / "embeddings")
     questions = list(read_questions(config.questions))
     encoder = SentenceTransformer(str(config.model), device="cpu")
