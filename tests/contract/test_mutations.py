@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mutations.mutate import NOTICED, PACKAGE, ROOT, SURVIVED, Mutation, Outcome, read_tables, report
+from mutations.tables import NOTICED, PACKAGE, ROOT, SURVIVED, Mutation, Outcome, read_tables, report
 
 
 def _problem(mutation: Mutation) -> str | None:

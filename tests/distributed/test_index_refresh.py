@@ -120,7 +120,8 @@ class _Clock:
 def _run(
     topology: ProcessTopology, words: list[str], deeds: list[tuple[int, str]] | None = None, **settings: Any
 ) -> list[Any]:
-    """The versions that the steps searched, and the state at the end; or what went wrong."""
+    """The versions that the steps searched, the state at the end, and how often the step was given another index; or
+    what went wrong."""
     config = parse_config(RefreshedRunConfig, words)
     watch = _Watch()
     more: list[Callback] = [watch]
@@ -145,7 +146,8 @@ def _fit(
     except MegatronRetrievalError as error:
         return [type(error).__name__, str(error)]
     assert run.step.index is not None
-    return [watch.versions, run.refresher.state(), run.step.index.num_rows]
+    assert run.step.index.num_rows == len(EvidenceStore(config.evidence))
+    return [watch.versions, run.refresher.state(), run.step.num_changes]
 
 
 def _lines(output: Path) -> list[dict[str, float]]:
@@ -160,9 +162,9 @@ def test_in_place_all_ranks_change_at_once(
 ) -> None:
     words = _words(evidence, tmp_path, "--index-refresh-interval", 2)
     ranks = run_on_ranks(_run, num_ranks, words, tensor_model_parallel_size=tensor_parallel)
-    for versions, state, num_rows in ranks:
+    for versions, state, num_changes in ranks:
         assert versions == [0, 0, 2, 2, 4, 4]
-        assert (state["current"]["iteration"], state["pending"], num_rows) == (6, None, 1122)
+        assert (state["current"]["iteration"], state["pending"], num_changes) == (6, None, 3)
     lines = _lines(tmp_path)
     assert [(line["iteration"], line["index_version"], line["index_staleness_steps"]) for line in lines] == [
         (2, 2, 0), (4, 4, 0), (6, 6, 0)
@@ -232,7 +234,9 @@ def test_all_ranks_change_to_what_others_made_after_the_same_step(
             assert versions == expected, case
             assert state["current"]["iteration"] == expected[-1], case
             assert (state["pending"] and state["pending"]["iteration"]) == pending, case
-    for case, (_, expected, _) in DEEDS.items():
+    for case, (_, expected, pending) in DEEDS.items():
+        request = IndexVersions(tmp_path / case / "index").requested()
+        assert (request and request.iteration) == pending, case
         lines = _lines(tmp_path / case)
         assert [line["index_version"] for line in lines] == sorted(set(expected) - {0}), case
         for line in lines:
@@ -479,6 +483,9 @@ def test_no_version_is_begun_that_the_disk_cannot_hold(tmp_path: Path, evidence:
 def test_a_new_run_keeps_no_version_of_an_earlier_one(tmp_path: Path, evidence: Path) -> None:
     words = _words(evidence, tmp_path, "--index-refresh-interval", 3)
     run_on_ranks(_run, 1, words)
-    IndexVersions(tmp_path / "index").path(5).mkdir()
+    versions = IndexVersions(tmp_path / "index")
+    versions.path(5).mkdir()
+    versions.request(IndexRequest(5, "encoder"))
     run_on_ranks(_run, 1, [*words, "--seed", "5", "--train-iters", "2"])
     assert [path.name for path in (tmp_path / "index").glob("version-*")] == ["version-0000000"]
+    assert versions.requested() is None

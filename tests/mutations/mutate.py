@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import importlib
 import json
 import os
 import py_compile
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -24,79 +24,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tables import (
+    ALWAYS_FAILS,
+    BROKEN,
+    NOTICED,
+    PACKAGE,
+    ROOT,
+    SURVIVED,
+    TIMED_OUT,
+    Mutation,
+    Outcome,
+    read_tables,
+    report,
+)
 
-ROOT = Path(__file__).parents[2]
-PACKAGE, PRELOAD = "megatron_retrieval", "megatron_retrieval.testing.preload"
+PRELOAD = f"{PACKAGE}.testing.preload"
 #: of pytest, which would compile their modules anew for each mutation
 PLUGINS = ("hypothesis", "_hypothesis_pytestplugin", "hypothesis.extra.pytestplugin")
-#: share that must be noticed: of all, and in these areas, where nothing else would tell of a mistake
-ALL, WHOLE_AREAS = 0.95, ("training", "refresh", "index", "retrieval")
-NOTICED, SURVIVED, TIMED_OUT = "noticed", "survived", "timed out"
 #: for all tests that noticed, together
 CONFIRM_SECONDS = 3600.0
-BROKEN, ALWAYS_FAILS = "tests did not run", "the test fails without the change"
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A change that a test should notice.
-
-    Attributes:
-        area: the table's name.
-        file: of the package.
-        what: the code does wrong then.
-        old, new: text within one line, before and after.
-        tests: words for pytest, files seen from tests/: the smallest set that notices.
-    """
-
-    area: str
-    file: str
-    what: str
-    old: str
-    new: str
-    tests: str
-
-    def words(self) -> list[str]:
-        """The tests, as pytest takes them from the root."""
-        return [f"tests/{word}" if ".py" in word else word for word in shlex.split(self.tests)]
-
-    def apply(self, text: str) -> str:
-        """The file's text with the change.
-
-        Raises:
-            ValueError: the old text does not stand there exactly once.
-        """
-        if (count := text.count(self.old)) != 1:
-            raise ValueError(f"{self.area}.yaml: {self.old!r} stands {count} times in {self.file}, not once")
-        return text.replace(self.old, self.new)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a mutation; `by`: the test that noticed."""
-
-    mutation: Mutation
-    result: str
-    seconds: float
-    by: str = ""
-
-
-def read_tables(areas: Sequence[str] = ()) -> list[Mutation]:
-    """The mutations of the tables of these names, or of all."""
-    names = areas or sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
-    return [
-        Mutation(area, file, **entry)
-        for area in names
-        for file, entries in yaml.safe_load(Path(__file__).with_name(f"{area}.yaml").read_text()).items()
-        for entry in entries
-    ]
 
 
 def copy_tree(folder: Path) -> None:
@@ -118,7 +70,7 @@ def import_libraries(folder: Path) -> None:
     os.chdir(folder)
     sys.path[0] = str(folder)
     for name in (*PLUGINS, PRELOAD):
-        __import__(name)
+        importlib.import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
 
@@ -152,11 +104,12 @@ def _be_pytest(tests: Iterable[str], log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    sys.modules["__main__"] = importlib.import_module("pytest.__main__")  # processes that it starts import that
     util.spawnv_passfds = _fork_for_fork_server(util.spawnv_passfds)
     words = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", f"{log}.d"]
     status = 70
     try:
-        __import__(PRELOAD)  # the fork server has it then
+        importlib.import_module(PRELOAD)  # the fork server has it then
         forkserver.ensure_running()
         status = int(pytest.main([*words, *tests]))
     finally:
@@ -214,22 +167,6 @@ def _failed(log: Path) -> list[str]:
     return re.findall(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", text, re.MULTILINE)
 
 
-def report(outcomes: Sequence[Outcome]) -> tuple[str, bool]:
-    """A table by area with what was not noticed below it, and whether enough was."""
-    lines = ["| area | noticed | not noticed | rate |", "|---|---|---|---|"]
-    groups = {area: [o for o in outcomes if o.mutation.area == area] for area in {o.mutation.area for o in outcomes}}
-    is_enough = True
-    for area, group in [*sorted(groups.items()), ("all", list(outcomes))]:
-        rate = sum(o.result == NOTICED for o in group) / len(group)
-        bar = 1.0 if area in WHOLE_AREAS else ALL if area == "all" else 0.0
-        is_enough &= rate >= bar
-        num_noticed, below = round(rate * len(group)), "" if rate >= bar else f", below {bar:.0%}"
-        lines.append(f"| {area} | {num_noticed} | {len(group) - num_noticed} | {rate:.0%}{below} |")
-    missed = [o for o in outcomes if o.result != NOTICED]
-    lines += [f"{o.result}: {o.mutation.file}, {o.mutation.what} ({o.mutation.tests})" for o in missed]
-    return "\n".join(lines), is_enough
-
-
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,8 +177,9 @@ def main() -> int:
     settings = parser.parse_args()
     chosen = [m for m in read_tables(settings.areas) if settings.containing in f"{m.file} {m.what}"]
     known = _known(settings.results, chosen)
-    with tempfile.TemporaryDirectory(prefix="mutations-") as name:
-        folder = Path(name)
+    # no TemporaryDirectory: programs that tests fork run what is to be done at exit, and would remove it
+    folder = Path(tempfile.mkdtemp(prefix="mutations-"))
+    try:
         copy_tree(folder)
         import_libraries(folder)
         for mutation in chosen:
@@ -254,6 +192,8 @@ def main() -> int:
                     file.write(json.dumps(asdict(outcome)) + "\n")
         # a test that fails in any case notices nothing
         outcomes = confirm([known[mutation] for mutation in chosen], folder, CONFIRM_SECONDS)
+    finally:
+        shutil.rmtree(folder)
     if not outcomes:
         sys.exit("no mutation is chosen")
     table, is_enough = report(outcomes)

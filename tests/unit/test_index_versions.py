@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_retrieval.errors import DataError, MismatchError
+from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
+from megatron_retrieval.refresh.starting_index import open_given
 from megatron_retrieval.retrieval.index_versions import IndexRequest, IndexVersions
 
 NUM_ROWS = 10
@@ -57,6 +60,18 @@ def test_what_was_not_asked_for_is_refused(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(DataError, match="missing"):
         versions.open_for(IndexRequest(40, "encoder-a"), "evidence-a")
+
+
+def test_given_embeddings_are_those_of_the_evidence_and_the_starting_encoder(tmp_path: Path) -> None:
+    path = _write(IndexVersions(tmp_path), 0)
+    evidence: Any = SimpleNamespace(fingerprint="evidence-a")
+    assert len(open_given(path, evidence, "encoder-a")) == NUM_ROWS
+    with pytest.raises(MismatchError, match="made by encoder encoder-a"):
+        open_given(path, evidence, "encoder-b")
+    with pytest.raises(MismatchError, match="of evidence evidence-a"):
+        open_given(path, SimpleNamespace(fingerprint="evidence-b"), "encoder-a")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no embeddings can be its own"):
+        open_given(path, evidence, None)
 
 
 def test_only_the_versions_named_are_kept(tmp_path: Path) -> None:

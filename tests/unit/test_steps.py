@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megatron_retrieval.training.steps.step import distinct_texts
+from megatron_retrieval.retrieval.encode_batches import encode_sequences
+from megatron_retrieval.training.steps.step import distinct_texts, evaluation_mode
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 
@@ -28,3 +29,18 @@ def test_batches_cover_all_rows_in_order_of_length_and_lead_back() -> None:
         found = torch.cat([lengths[batch, None] for batch in batches])
         assert in_given_order(found, batches)[:, 0].tolist() == lengths.tolist()
     assert [batch.tolist() for batch in by_length(lengths[:0], 2)] == [[]]
+
+
+def test_vectors_come_in_the_order_of_the_sequences() -> None:
+    tokens = TokenBatch(torch.arange(15).view(5, 3), torch.tensor([2, 3, 1, 3, 2]))
+    vectors = encode_sequences(tokens, lambda batch: batch.ids[:, :1].float(), 2, torch.device("cpu"))
+    assert vectors[:, 0].tolist() == tokens.ids[:, 0].tolist()
+
+
+def test_a_model_comes_out_of_evaluation_in_the_mode_in_which_it_was() -> None:
+    model = torch.nn.Dropout()
+    for mode in (True, False):
+        model.train(mode)
+        with evaluation_mode(model):
+            assert not model.training
+        assert model.training == mode
