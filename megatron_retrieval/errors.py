@@ -35,6 +35,10 @@ class DataError(MegatronRetrievalError):
         super().__init__(f"{where}: {problem}." + (f" {hint}" if hint else ""))
 
 
+class DiskError(MegatronRetrievalError):
+    """A file cannot be written: the disk is full, read-only or failing. What can be continued is kept."""
+
+
 class CheckpointError(MegatronRetrievalError):
     """A checkpoint is missing, damaged, or does not fit the model that asks for it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.store.pickled_embeddings import PickledBlock, PickleFormat, read_pickled_embeddings
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig, encode_sequences
-from megatron_retrieval.utils.files import atomic_directory, atomic_file
+from megatron_retrieval.utils.files import allocate, atomic_directory, atomic_file
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.progress import progress_bar
 
@@ -71,7 +72,8 @@ class _Rows:
     """Vectors of all rows in a file, put in any order, and the number of the file that each came from."""
 
     def __init__(self, path: Path, num_rows: int, dimension: int, dtype: torch.dtype) -> None:
-        mapped = np.memmap(path, np.uint8, "w+", shape=(num_rows, dimension * dtype.itemsize))
+        shape = (num_rows, dimension * dtype.itemsize)
+        mapped = np.memmap(allocate(path, math.prod(shape)), np.uint8, "r+", shape=shape)
         self.vectors = torch.from_numpy(mapped).view(dtype)
         self._source = np.full(num_rows, -1, np.int32)
 

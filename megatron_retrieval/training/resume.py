@@ -137,7 +137,7 @@ class RunCheckpoints:
         written.
 
         Raises:
-            CheckpointError, DataError: on all ranks, where this one or the one before cannot be written.
+            CheckpointError, DiskError: on all ranks, where this one or the one before cannot be written.
             DivergenceError: a weight is not finite; nothing is written.
         """
         self.finish()
@@ -176,7 +176,7 @@ class RunCheckpoints:
         """Let the checkpoint that is being written appear, once it is; all ranks together, after every step.
 
         Raises:
-            CheckpointError, DataError: on all ranks, where it cannot be written.
+            CheckpointError, DiskError: on all ranks, where it cannot be written.
         """
         if self._unfinished is not None and self._unfinished.is_written():
             self.finish()

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import ConfigError, DataError, DiskError
 from megatron_retrieval.utils.logging import get_logger
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -49,7 +49,7 @@ def writing(path: str | Path) -> Iterator[None]:
     """Have an error of the disk in this block name what could not be written: the system's does not.
 
     Raises:
-        DataError: the disk is full, read-only or failing.
+        DiskError: the disk is full, read-only or failing.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def writing(path: str | Path) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS or not is_here:
             raise
         problem, hint = _DISK_ERRORS[error.errno]
-        raise DataError(path, f"cannot be written, {problem}", hint=hint) from error
+        raise DiskError(f"{path}: cannot be written, {problem}." + (f" {hint}" if hint else "")) from error
 
 
 def sentence_of_disk(error: OSError) -> str | None:
@@ -77,7 +77,7 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     disk then.
 
     Raises:
-        DataError: the disk is full, read-only or failing.
+        DiskError: the disk is full, read-only or failing.
     """
     path = Path(path)
     with writing(path):
@@ -97,6 +97,16 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
                 os.unlink(name)
 
 
+def allocate(path: Path, num_bytes: int) -> Path:
+    """Make a file whose bytes have their places on the disk, to be mapped: where a file has holes and the disk is full,
+    writing to its map kills the process (SIGBUS)."""
+    with open(path, "wb") as file:
+        if num_bytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        file.truncate(num_bytes)
+    return path
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk: what was renamed, made or removed there stays so after a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -114,7 +124,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A temporary neighbour of the folder `path`; it becomes `path` only if the block succeeds.
 
     Raises:
-        DataError: `path` exists already and is not an empty folder; or the disk is full, read-only or failing.
+        DataError: `path` exists already and is not an empty folder.
+        DiskError: the disk is full, read-only or failing.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

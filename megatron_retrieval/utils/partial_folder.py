@@ -98,8 +98,8 @@ def partial_folder(output: str | Path, settings: Mapping[str, object]) -> Iterat
         settings: names and values (of JSON's types) on which the contents depend; a change is refused.
 
     Raises:
-        DataError: `output` exists, another process is writing it, it was begun with other settings, or the disk is
-            full, read-only or failing.
+        DataError: `output` exists, another process is writing it, or it was begun with other settings.
+        DiskError: the disk is full, read-only or failing.
     """
     output = Path(output)
     folder = _partial(output)

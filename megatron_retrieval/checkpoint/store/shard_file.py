@@ -38,7 +38,7 @@ def write_shard_file(path: Path, tensors: Mapping[str, Tensor]) -> str:
         The file's checksum, as `file_fingerprint` gives it.
 
     Raises:
-        DataError: the disk is full, read-only or failing.
+        DiskError: the disk is full, read-only or failing.
     """
     # wide numbers first: every tensor then begins at a multiple of its numbers' width
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))

@@ -72,7 +72,7 @@ def begin_checkpoint(
         What writes it; `latest_checkpointed_iteration.txt` names it only once it is whole and on the disk.
 
     Raises:
-        DataError: on all ranks, where the folder cannot be made.
+        DiskError: on all ranks, where the folder cannot be made.
     """
     final, parts = folders.folder_of(Path(directory), iteration), parts or {}
     on_first_rank(partial(_begin, final, list(parts)), topology.world_group)
@@ -134,7 +134,7 @@ class UnfinishedCheckpoint:
             The folder of this checkpoint.
 
         Raises:
-            CheckpointError, DataError: on all ranks, where one of them could not write; nothing of the checkpoint is
+            CheckpointError, DiskError: on all ranks, where one of them could not write; nothing of the checkpoint is
                 left, and older ones are as they were.
         """
         if self._written is not None:

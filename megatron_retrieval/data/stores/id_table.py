@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.utils.files import allocate
 
 Hashes = NDArray[np.uint64]
 
@@ -67,8 +68,8 @@ def sort_id_table(hashes: Hashes, ids: Ragged, hashes_path: Path, rows_path: Pat
     blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(hashes), BLOCK_ROWS)]
     counts = sum(np.bincount((hashes[block] >> shift).astype(np.int64), minlength=1 << bits) for block in blocks)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    table_hashes = np.memmap(hashes_path, np.uint64, "w+", shape=(len(hashes),))
-    table_rows = np.memmap(rows_path, np.int64, "w+", shape=(len(hashes),))
+    table_hashes = np.memmap(allocate(hashes_path, hashes.nbytes), np.uint64, "r+")
+    table_rows = np.memmap(allocate(rows_path, hashes.nbytes), np.int64, "r+")  # as wide as hashes
     filled = starts[:-1].copy()
     for block in blocks:
         buckets = (hashes[block] >> shift).astype(np.int64)
