@@ -96,8 +96,9 @@ class MadeWith:
         settings = saved.get("settings", {})
         said = _differences(settings, {flag: value for flag, value in self.settings.items() if flag in settings})
         said += _changed_inputs(saved.get("held_out"), self.held_out)
-        left_out = saved.get("inputs", {}).keys() - self.inputs.keys()
-        said += [f"{flag} none (was {saved['inputs'][flag]['paths']})" for flag in sorted(left_out)]
+        before = {**saved.get("inputs", {}), **saved.get("held_out", {})}
+        left_out = sorted(before.keys() - self.inputs.keys() - self.held_out.keys())
+        said += [f"{flag} none (was {before[flag]['paths']})" for flag in left_out]
         if refused and not accept_changes:
             raise ConfigError(
                 f"{folder}: the run that saved it learned from something else: {', '.join(refused)}. Resume with the "

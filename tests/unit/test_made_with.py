@@ -75,6 +75,7 @@ def test_what_does_not_falsify_is_said_with_both_values(job: _Job, caplog: pytes
     assert _said(caplog, saved, _made_with(changed)) == f"{expected}--start none (was {job.start})"
     without = _made_with(dataclasses.replace(job, valid=()))
     assert _said(caplog, without, _made_with(job)) == f"--valid {job.valid[0]} (was none)"
+    assert _said(caplog, _made_with(job), without) == f"--valid none (was {job.valid[0]})"
 
 
 def test_what_falsifies_is_refused_unless_accepted(job: _Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

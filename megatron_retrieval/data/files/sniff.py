@@ -36,11 +36,6 @@ class FileKind(enum.Enum):
     OTHER_JSON = "nothing that looks like JSON, in a file named .json"
     TEXT = "anything else, tables without a header included"
 
-    @property
-    def is_json_object(self) -> bool:
-        """Whether the file begins with a JSON object that is a record."""
-        return self in (FileKind.JSON_LINES, FileKind.SQUAD)
-
 
 _BY_CONTENT = (
     (_JSON_LIST, FileKind.JSON_LIST),
