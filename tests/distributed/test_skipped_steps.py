@@ -40,6 +40,9 @@ class _Poisoned:
         if iteration in self.ill and self.what == "gradient":
             (embedding,) = [p for name, p in self.step.model.named_parameters() if "word_embeddings" in name]
             embedding.main_grad[UNUSED_ID, 0] = torch.inf
+        elif iteration in self.ill and self.what == "weight":
+            (embedding,) = [p for name, p in self.step.model.named_parameters() if "word_embeddings" in name]
+            embedding.data[UNUSED_ID, 0] = torch.nan
         elif iteration in self.ill:
             metrics["loss"] = metrics["loss"] * torch.nan
         return metrics
@@ -86,6 +89,13 @@ def test_several_in_a_row_end_the_run_and_the_last_good_checkpoint_stays(tmp_pat
     assert f"iteration {4 + MAX_SKIPPED_IN_A_ROW}: " in end
     remedy = "train with --bf16" if precision == "fp16" else "Lower --lr and resume an earlier checkpoint"
     assert remedy in end
+    assert _saved(tmp_path) == ["iter_0000003"]
+
+
+def test_a_ruined_weight_that_no_loss_shows_is_not_saved(tmp_path: Path) -> None:
+    (end,) = run_on_ranks(_train, 1, _words(tmp_path, "fp32", 9), range(4, 5), "weight")
+    assert end.startswith("iteration 6: the weights of ")
+    assert end.endswith("are not finite, and are not saved. Lower --lr and resume an earlier checkpoint.")
     assert _saved(tmp_path) == ["iter_0000003"]
 
 
