@@ -182,6 +182,7 @@ class Flipped:
 
 
 _EMBED = tuple("tools/embed_evidence.py --evidence {made} --load {small}/retriever --output {out}".split())
+_VERIFY = ("-m", "megatron_retrieval", "verify", "{made}")
 _SEARCH = ("tasks/main.py", "--task", "retriever-evaluate", "--evidence", "{large}/evidence", "--output-dir", "{out}")
 _SEARCH += ("--questions", "{small}/biencoder.json")
 _BY_VECTORS = (*_SEARCH, "--embeddings", "{made}", "--retriever", "{small}/retriever", "--verify-embeddings")
@@ -210,12 +211,12 @@ FAULTS: dict[str, Disturbed | Disk | Flipped] = {
     "bit flipped: weights": Flipped("DPR", "checkpoints/iter_*/model*.safetensors"),
     "bit flipped: optimizer": Flipped("DPR", "checkpoints/iter_*/optimizer*.safetensors"),
     "bit flipped: checkpoint's manifest": Flipped("DPR", "checkpoints/iter_*/manifest.json"),
-    "bit flipped: evidence": Flipped("build evidence", "*.values", _EMBED),
-    "bit flipped: offsets of evidence": Flipped("build evidence", "*.offsets", _EMBED),
+    "bit flipped: evidence": Flipped("build evidence", "*.values", _VERIFY),
+    "bit flipped: offsets of evidence": Flipped("build evidence", "*.offsets", _VERIFY),
     "bit flipped: evidence's manifest": Flipped("build evidence", "manifest.json", _EMBED),
     "bit flipped: vectors": Flipped("embed", "shard-*.bin", _BY_VECTORS),
     "bit flipped: embeddings' manifest": Flipped("embed", "manifest.json", _BY_VECTORS),
-    "bit flipped: BM25": Flipped("build BM25", "data*.npy", (*_SEARCH, "--bm25-index", "{made}")),
+    "bit flipped: BM25": Flipped("build BM25", "data*.npy", _VERIFY),
     "bit flipped: questions": Flipped("end to end, in place", "questions/train/*.values"),
     "bit flipped: index version": Flipped("end to end, in place", "index/version-*/shard-*.bin"),
     "read-only folder: build evidence": Disk("build evidence", (0,)),
@@ -272,7 +273,7 @@ def _end(program: WarmProgram, folder: Path) -> str:
 def last_words(folder: Path) -> str:
     """What the program said of a fault: its error, or its last warning; a traceback's last line."""
     lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in said(folder).splitlines()]
-    for mark in ("Traceback", "error: ", "skipped", "warning"):
+    for mark in ("Traceback", "error: ", "skipped", "instead", "makes it again", "warning"):
         if found := [number for number, line in enumerate(lines) if mark in line]:
             return f"Traceback: {lines[-1]}" if mark == "Traceback" else lines[found[-1]]
     return lines[-1] if lines else ""

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 
 PROGRAM = "megatron-retrieval"
-COMMANDS = ("search", "plan", "info")
+COMMANDS = ("search", "plan", "info", "verify")
 USAGE = f"""usage: {PROGRAM} COMMAND [flags]
 
 commands:
   search "QUESTION"   print the passages nearest to a question
   plan                say what a run takes on disk, in memory and in hours, and what does not fit
   info                say what this machine is fast in, and which defaults follow
+  verify FOLDER ...   read whole folders and compare every file with its checksum
 
 {PROGRAM} COMMAND --help lists the flags of a command.
 """

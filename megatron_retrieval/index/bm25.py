@@ -139,9 +139,8 @@ def build_lexical_index(
             "evidence_fingerprint": evidence_fingerprint,
             "num_passages": num_passages,
             "settings": asdict(config),
-            "file_bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         }
-        FORMAT.write(folder, manifest)
+        FORMAT.seal(folder, manifest)
 
 
 class _Words(Sequence[list[int]]):

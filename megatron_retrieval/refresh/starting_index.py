@@ -90,7 +90,12 @@ def open_resumed(
     # what rank 0 sees decides: another node's view of a network file system may be older
     problem, has_encoder = gather_objects((problem, has_encoder), topology.world_group)[0]
     if not problem:
-        return versions.open_for(request, encoder.evidence.fingerprint)
+        store = versions.open_for(request, encoder.evidence.fingerprint)
+        problem = _damage(store, topology)
+        if not problem:
+            return store
+        if has_encoder and topology.is_main:
+            versions.remove(request.iteration)  # its size is right, so that it would count as whole
     if not has_encoder:
         raise CheckpointError(
             f"the checkpoint was saved with index version {request.iteration}, which cannot be opened: {problem} Its "
@@ -98,6 +103,16 @@ def open_resumed(
         )
     log.warning("index version %d cannot be opened, its encoder makes it again: %s", request.iteration, problem)
     return encoder.embed_again(versions, request)
+
+
+def _damage(store: EmbeddingStore, topology: ProcessTopology) -> str:
+    """What is wrong with the contents, read by all ranks together; a collective."""
+    problem = ""
+    try:
+        store.verify(topology.rank, topology.world_size)
+    except DataError as error:
+        problem = str(error)
+    return next((found for found in gather_objects(problem, topology.world_group) if found), "")
 
 
 def _remedy(iteration: int) -> str:

@@ -57,9 +57,11 @@ def writing(path: str | Path) -> Iterator[None]:
         # an error that names a file elsewhere is not of writing this one
         named, folder = Path(os.fsdecode(error.filename or path)), Path(path).parent
         is_here = named.is_relative_to(folder) or folder.is_relative_to(named)
-        if error.errno not in _DISK_ERRORS or not is_here:
+        # numpy's says how much was written, and not why no more
+        number = errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno
+        if number not in _DISK_ERRORS or not is_here:
             raise
-        problem, hint = _DISK_ERRORS[error.errno]
+        problem, hint = _DISK_ERRORS[number]
         raise DiskError(f"{path}: cannot be written, {problem}." + (f" {hint}" if hint else "")) from error
 
 

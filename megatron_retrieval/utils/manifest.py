@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.utils.files import read_json, write_json
+from megatron_retrieval.utils.files import file_fingerprint, read_json, write_json
 
 MANIFEST = "manifest.json"
-VERSION_KEY = "format_version"
+VERSION_KEY, FILE_BYTES, CHECKSUMS = "format_version", "file_bytes", "checksums"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,26 @@ class ManifestFormat:
     def write(self, folder: Path, entries: Mapping[str, object]) -> None:
         """Write the manifest; readers take the folder for complete from then on."""
         write_json(folder / MANIFEST, {VERSION_KEY: self.version, **entries})
+
+    def seal(self, folder: Path, entries: Mapping[str, object]) -> None:
+        """As `write`, with the size and the checksum of every file of the folder; these must be complete."""
+        files = sorted(folder.iterdir())
+        sizes = {file.name: file.stat().st_size for file in files}
+        checksums = {file.name: file_fingerprint(file) for file in files}
+        self.write(folder, {**entries, FILE_BYTES: sizes, CHECKSUMS: checksums})
+
+    def compare(self, folder: Path) -> None:
+        """Read every file of a sealed folder and compare its checksum.
+
+        Raises:
+            DataError: a file is not as it was written, or the folder was sealed before there were checksums.
+        """
+        checksums = self.read(folder).get(CHECKSUMS)
+        if checksums is None:
+            raise DataError(folder / MANIFEST, "holds no checksums, as an earlier version made it", hint=self.hint)
+        for name, checksum in checksums.items():
+            if file_fingerprint(folder / name) != checksum:
+                raise DataError(folder / name, "the checksum differs from the manifest's", hint=self.hint)
 
     def read(self, folder: Path) -> dict[str, Any]:
         """The entries of a folder's manifest, without the version.

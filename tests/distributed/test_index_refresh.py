@@ -342,8 +342,7 @@ def test_the_encoder_of_a_checkpoint_that_is_being_written_stays(tmp_path: Path,
     assert sorted(path.name for path in versions.snapshots.glob("iter_*")) == [f"iter_000000{n}" for n in (3, 4, 5)]
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut off"])
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize(("num_ranks", "damage"), [(1, "gone"), (2, "cut off"), (1, "flipped"), (2, "flipped")])
 def test_a_version_that_cannot_be_opened_is_made_again_by_its_encoder(
     tmp_path: Path, evidence: Path, num_ranks: int, damage: str
 ) -> None:
@@ -354,6 +353,11 @@ def test_a_version_that_cannot_be_opened_is_made_again_by_its_encoder(
     expected = store.vectors(0, len(store)).clone()
     if damage == "gone":
         versions.remove(6)
+    elif damage == "flipped":
+        last = max(versions.path(6).glob("shard-*.bin"))
+        content = bytearray(last.read_bytes())
+        content[-1] ^= 1
+        last.write_bytes(content)
     else:
         (versions.path(6) / "shard-00000.bin").write_bytes(b"cut off")
     assert run_on_ranks(_run, num_ranks, [*words, "--train-iters", "8"])[0][0] == [6, 6]

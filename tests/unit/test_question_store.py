@@ -93,6 +93,9 @@ def test_a_store_is_used_again_as_long_as_nothing_changed(source: QuestionSource
     Path(source.files[0]).write_text(json.dumps(QUESTIONS[:1]))
     assert is_written(source)
     assert len(QuestionStore(folder)) == 1
+    content = (folder / "texts.values").read_bytes()
+    (folder / "texts.values").write_bytes(content[:-1] + b"?")
+    assert is_written(source), "a file that was changed is noticed by its checksum"
     (folder / "texts.values").write_bytes(b"")
     with pytest.raises(DataError, match=r"texts\.values"):
         QuestionStore(folder)

@@ -78,8 +78,7 @@ class ColumnFolder:
 
 def write_manifest(folder: Path, store: type[ColumnFolder], fingerprint: str, entries: Mapping[str, object]) -> None:
     """Write the manifest that makes `folder` one of `store`'s; the other files must be complete."""
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    store.format.write(folder, {"fingerprint": fingerprint, **entries, "file_bytes": sizes})
+    store.format.seal(folder, {"fingerprint": fingerprint, **entries})
 
 
 def stored_dtype(vocabulary: Vocabulary) -> str:

@@ -74,7 +74,7 @@ class QuestionSource:
 
 def write_question_store(folder: Path, source: QuestionSource) -> None:
     """Write the questions that have an answer; the folder appears whole. A store that holds them already is left as it
-    is, one with other contents is replaced.
+    is, a damaged one or one with other contents is replaced.
 
     Raises:
         DataError: a file is malformed, no question has an answer, or `folder` holds anything but such a store.
@@ -84,6 +84,7 @@ def write_question_store(folder: Path, source: QuestionSource) -> None:
         QuestionStore.format.read(folder)  # what is something else is no store to replace
         with contextlib.suppress(DataError):
             if QuestionStore(folder).fingerprint == fingerprint:
+                QuestionStore.format.compare(folder)
                 return
         shutil.rmtree(folder)
     with atomic_directory(folder) as partial:
