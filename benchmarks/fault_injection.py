@@ -1,6 +1,6 @@
 """What a user sees of each fault, and that nothing good is lost by it: one line a fault, over tiny models and data.
 
-A fault meets work as it runs (`injected_faults.py`, or a disk that is full or read-only) or a file that work reads. The
+A fault meets work as it runs (`extensions/injected_faults.py`, or a disk that is full or read-only) or a file that work reads. The
 same command without the fault must then end in the result of undisturbed work.
 """
 
@@ -34,7 +34,7 @@ from megatron_retrieval.testing.kinds_of_work import (
 from megatron_retrieval.testing.warm_start import WarmProgram
 from megatron_retrieval.utils.files import file_fingerprint
 
-SHIM = ("--extensions", Path(__file__).with_name("injected_faults.py"))
+SHIM = ("--extensions", Path(__file__).parent / "extensions" / "injected_faults.py")
 SHORT = ("--distributed-timeout-minutes", "0.1")
 #: what tells of the work, not of its result
 RECORDS = {"config.yaml", "run_record.json", "manifest.json"}
@@ -102,7 +102,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Disturbed:
-    """Work is disturbed by a shim, see `injected_faults.py`.
+    """Work is disturbed by a shim, see `extensions/injected_faults.py`.
 
     Attributes:
         goes_on: it is not compared with undisturbed work, since it ends by itself, with a step left out.

@@ -31,6 +31,8 @@ MAX_LINE_BYTES = 1 << 26
 #: what reading a gzip file raises that is cut off or damaged
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
+#: at the end of the names of temporary folders
+_UNFINISHED = ".unfinished"
 _FREE_SPACE = "Free some space, then give the same command again."
 #: what keeps a file from being written, and what helps
 _DISK_ERRORS = {
@@ -135,7 +137,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(_UNFINISHED, f".{path.name}.", path.parent))
         os.chmod(temporary, 0o755)
         held = os.open(temporary, os.O_RDONLY)
         try:
@@ -153,7 +155,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 def _sweep(path: Path) -> None:
     """Remove temporary neighbours of `path` whose processes were killed: nobody holds them."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_UNFINISHED}"):
         with contextlib.suppress(OSError):
             held = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
             try:
