@@ -1,7 +1,7 @@
 """What a user sees of each fault, and that nothing good is lost by it: one line a fault, over tiny models and data.
 
-A fault meets work as it runs (`extensions/injected_faults.py`, or a disk that is full or read-only) or a file that work reads. The
-same command without the fault must then end in the result of undisturbed work.
+A fault meets work as it runs (`extensions/injected_faults.py`, or a disk that is full or read-only) or a file that work
+reads. The same command without the fault must then end in the result of undisturbed work.
 """
 
 from __future__ import annotations
