@@ -108,7 +108,8 @@ def _dense_gradients(topology: ProcessTopology, folder: str, k: int) -> Found:
     for objective in OBJECTIVES:
         setting = FusionSetting(topology, folder, k)
         setting.model.train()
-        found[objective] = setting.dense_step(_dense_loss(setting, objective, k))
+        alone = setting.readings.without_passages(setting.whole_batch())["log_likelihood_alone"].item()
+        found[objective] = {**setting.dense_step(_dense_loss(setting, objective, k)), "alone": alone / NUM_QUESTIONS}
     return found
 
 
@@ -127,6 +128,7 @@ def test_gradients_are_those_of_a_dense_computation(folder: Path, dense: Found, 
         assert found["metrics"]["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
         assert found["evaluated"]["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
         assert found["evaluated"]["num_examples"] == NUM_QUESTIONS
+        assert found["evaluated"]["log_likelihood_alone"] == pytest.approx(wanted["alone"], rel=1e-5)
         for name, gradient in wanted["gradients"].items():
             torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 

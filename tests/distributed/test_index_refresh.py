@@ -369,6 +369,12 @@ def test_a_version_that_is_gone_with_its_encoder_is_said(tmp_path: Path, evidenc
     words = _words(evidence, tmp_path, *_saving(tmp_path / "saved"))
     run_on_ranks(_run, 1, words)
     versions = IndexVersions(tmp_path / "index")
+    versions.remove(6)
+    shutil.rmtree(versions.snapshot(6))
+    shutil.copytree(versions.snapshot(3), versions.snapshot(6))
+    ((kind, message),) = run_on_ranks(_run, 1, [*words, "--train-iters", "8"])
+    assert kind == "MismatchError"
+    assert "but the checkpoint was saved with the index of" in message
     versions.prune([])
     ((kind, message),) = run_on_ranks(_run, 1, [*words, "--train-iters", "8"])
     assert kind == "CheckpointError"
@@ -431,6 +437,7 @@ def test_what_one_rank_never_sees_is_left_alone_and_on_disk(tmp_path: Path, evid
     for versions, state, _ in run_on_ranks(_blind, 2, words, 99, 6.0):
         assert versions == [0, 0, 0, 0, 0, 0]
         assert state["current"]["iteration"] == 0
+        assert (state["pending"] or {}).get("iteration") != 2, "it is not waited for any more"
     assert IndexVersions(tmp_path / "index").complete() == [0, 2]
 
 
