@@ -10,13 +10,13 @@ FAST_FIRST := unit contract parity distributed golden entry
 
 AVX2_ONLY := DNNL_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 FAISS_OPT_LEVEL=avx2
 
-.PHONY: quickstart test lint pytest pytest-avx2 venv
+.PHONY: quickstart test lint pytest pytest-avx2 triton venv
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
 	PYTHON=$(BIN)/python examples/quickstart.sh runs/quickstart
 
-test: lint pytest $(if $(CI),pytest-avx2)
+test: lint pytest triton $(if $(CI),pytest-avx2)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -31,6 +31,13 @@ pytest: $(VENV)/.installed-dev
 pytest-avx2: pytest
 	@if grep -q avx512 /proc/cpuinfo; then $(AVX2_ONLY) $(MAKE) --no-print-directory pytest; \
 	else echo "this CPU has no AVX-512: the tests ran with AVX2 already"; fi
+
+# the kernel of exact search on GPUs is compiled and interpreted where Triton can be had; beside the environment, since
+# nothing else needs it without a GPU
+triton: $(VENV)/.installed-dev
+	@if $(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) --upgrade --no-deps --target $(VENV)/triton triton; then \
+	PYTHONPATH=$(CURDIR):$(VENV)/triton $(BIN)/pytest -q tests/unit/test_triton_maxima.py; \
+	else echo "Triton cannot be installed here: its kernel was neither compiled nor interpreted"; fi
 
 venv: $(VENV)/.installed-dev
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -56,23 +56,43 @@ class EmbeddingRateConfig(Checked):
 
 def main(config: EmbeddingRateConfig) -> None:
     with process_topology(ParallelConfig(device=config.device)) as topology:
-        tokens = _tokens(config)
-        model = _model(config, config.encode.on(topology.device), topology)
-        cosine = _least_cosine(model, _model(config, torch.float32, topology), tokens.rows(torch.arange(4)), topology)
-        batches = list(torch.arange(len(tokens)).split(config.encode.micro_batch_size))
-        embed = partial(encode_batches, tokens, batches, model.encode_passages, topology.device)
-        seconds = _median_seconds(embed, config.num_rounds)
-        sizes = config.matrix_sizes or MATRIX_SIZES[topology.device.type]
-        rate = max(_matrix_rate(size, config.encode.on(topology.device), topology.device) for size in sizes)
-    used = config.num_passages * operations(config.shape, config.num_tokens) / seconds
+        found = measure(config, topology)
     rows = [
-        ["passages a second", f"{config.num_passages / seconds:,.0f}"],
-        ["operations a second", f"{used:.3g}"],
-        ["best matrix product", f"{rate:.3g}"],
-        ["share", f"{used / rate:.2f}"],
-        ["least cosine with float32", f"{cosine:.6f}"],
+        ["passages a second", f"{found['passages_per_second']:,.0f}"],
+        ["operations a second", f"{found['operations_per_second']:.3g}"],
+        ["best matrix product", f"{found['matrix_operations_per_second']:.3g}"],
+        ["share", f"{found['share']:.2f}"],
+        ["least cosine with float32", f"{found['least_cosine']:.6f}"],
     ]
     sys.stdout.write(text_table(["", str(topology.device)], rows) + "\n")
+
+
+def measure(config: EmbeddingRateConfig, topology: ProcessTopology) -> dict[str, float]:
+    """The rates, in seconds.
+
+    Raises:
+        MismatchError: the vectors are not those of float32.
+    """
+    tokens, dtype = _tokens(config), config.encode.on(topology.device)
+    model = _model(config, dtype, topology)
+    cosine = _least_cosine(model, _model(config, torch.float32, topology), tokens.rows(torch.arange(4)), topology)
+    batches = list(torch.arange(len(tokens)).split(config.encode.micro_batch_size))
+    embed = partial(encode_batches, tokens, batches, model.encode_passages, topology.device)
+    seconds = _median_seconds(embed, config.num_rounds)
+    used = config.num_passages * operations(config.shape, config.num_tokens) / seconds
+    rate = matrix_rate(config.matrix_sizes, dtype, topology.device)
+    return {
+        "passages_per_second": config.num_passages / seconds,
+        "operations_per_second": used,
+        "matrix_operations_per_second": rate,
+        "share": used / rate,
+        "least_cosine": cosine,
+    }
+
+
+def matrix_rate(sizes: Sequence[int] | None, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of the best of some square products."""
+    return max(_matrix_rate(size, dtype, device) for size in sizes or MATRIX_SIZES[device.type])
 
 
 def operations(shape: BertConfig, num_tokens: int) -> int:

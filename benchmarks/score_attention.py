@@ -114,16 +114,27 @@ def main(config: ScoreAttentionBenchmarkConfig) -> None:
     rows = []
     with process_topology(ParallelConfig(device=config.device)) as topology:
         for num_passages in config.num_passages:
-            step = _step(config, num_passages, topology)
-            _require_equal(step)
-            seconds = _seconds(step, config.num_rounds, topology.device)
-            peaks = {form: _peak_bytes(step, form, topology.device) for form in FORMS}
+            seconds, peaks = measure(config, num_passages, topology)
             rows += [_row(num_passages, form, seconds, peaks) for form in FORMS]
         shape = config.shape
         width = shape.hidden_size // shape.num_attention_heads
         form = choose_form("auto", topology.device, shape.dtype, width)
     header = ["passages, form", "ms, median", "ratio", "rounds", "peak MiB", "ratio"]
     sys.stdout.write(f"{text_table(header, rows)}\n--score-attention auto takes {form} here\n")
+
+
+def measure(
+    config: ScoreAttentionBenchmarkConfig, num_passages: int, topology: ProcessTopology
+) -> tuple[dict[ScoreForm, list[float]], dict[ScoreForm, int]]:
+    """Seconds of each round and the peak of memory in bytes, by form.
+
+    Raises:
+        MismatchError: a form gives other gradients than the plain steps.
+    """
+    step = _step(config, num_passages, topology)
+    _require_equal(step)
+    seconds = _seconds(step, config.num_rounds, topology.device)
+    return seconds, {form: _peak_bytes(step, form, topology.device) for form in FORMS}
 
 
 def _step(config: ScoreAttentionBenchmarkConfig, num_passages: int, topology: ProcessTopology) -> Step:

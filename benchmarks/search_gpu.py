@@ -47,26 +47,46 @@ class SearchGpuConfig:
 def main(config: SearchGpuConfig) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("This benchmark needs a GPU, and torch finds none here.")
+    found = measure(config, torch.device("cuda"))
+    sys.stdout.write(
+        f"{found['rows_that_tie']:,} of {config.num_queries * config.k:,} rows tie in float32, the others are equal\n"
+        f"{torch.cuda.get_device_name()}, {'Triton' if maxima_kernel() else 'torch'}: {found['milliseconds']:.2f} ms, "
+        f"{found['times_the_floor']:.2f} times the floor of {found['floor_milliseconds']:.2f} ms\n"
+    )
+
+
+def measure(config: SearchGpuConfig, device: torch.device) -> dict[str, float]:
+    """Time of a search, and the floor.
+
+    Raises:
+        MismatchError: a row differs from a float32 search's.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
-    random = torch.Generator("cuda").manual_seed(0)
-    vectors = torch.empty(config.num_rows, config.dimension, dtype=torch.bfloat16, device="cuda")
+    random = torch.Generator(device).manual_seed(0)
+    vectors = torch.empty(config.num_rows, config.dimension, dtype=torch.bfloat16, device=device)
     for part in vectors.split(_ROWS_AT_ONCE):
-        part.copy_(torch.nn.functional.normalize(torch.randn(part.shape, generator=random, device="cuda"), dim=1))
-    queries = torch.randn(config.num_queries, config.dimension, generator=random, device="cuda")
+        part.copy_(torch.nn.functional.normalize(torch.randn(part.shape, generator=random, device=device), dim=1))
+    queries = torch.randn(config.num_queries, config.dimension, generator=random, device=device)
     queries = torch.nn.functional.normalize(queries, dim=1)
-    _require_same_rows(vectors[: config.num_rows_compared], queries, config.k)
+    num_ties = _require_same_rows(vectors[: config.num_rows_compared], queries, config.k)
     index = FlatIndex(vectors)
     index.search(queries, config.k)  # measures the vectors' lengths and compiles
     seconds = _median_seconds(lambda: index.search(queries, config.k), config.num_rounds)
     floor = _floor_seconds(vectors, config.num_rounds)
-    sys.stdout.write(
-        f"{torch.cuda.get_device_name()}, {'Triton' if maxima_kernel() else 'torch'}: {1000 * seconds:.2f} ms, "
-        f"{seconds / floor:.2f} times the floor of {1000 * floor:.2f} ms\n"
-    )
+    return {
+        "milliseconds": 1000 * seconds,
+        "floor_milliseconds": 1000 * floor,
+        "times_the_floor": seconds / floor,
+        "rows_that_tie": num_ties,
+    }
 
 
-def _require_same_rows(vectors: Tensor, queries: Tensor, k: int) -> None:
-    """Raises MismatchError: a row differs from a float32 search's whose score float32 tells apart."""
+def _require_same_rows(vectors: Tensor, queries: Tensor, k: int) -> int:
+    """The number of rows that differ from a float32 search's, with scores that float32 cannot tell apart.
+
+    Raises:
+        MismatchError: it can.
+    """
     parts = [queries @ part.float().t() for part in vectors.split(_ROWS_AT_ONCE)]
     expected = torch.cat(parts, 1).topk(k).indices
     found = FlatIndex(vectors).search(queries, k).rows
@@ -74,7 +94,7 @@ def _require_same_rows(vectors: Tensor, queries: Tensor, k: int) -> None:
     scores = [(vectors[rows[query, place]].double() * queries[query].double()).sum(1) for rows in (found, expected)]
     if len(query) and float((scores[0] - scores[1]).abs().max()) > 2 * vectors.size(1) * 2.0**-24:
         raise MismatchError("a search in float32 finds other rows; speeds mean nothing.")
-    sys.stdout.write(f"{found.numel() - len(query):,} of {found.numel():,} rows equal, the others tie in float32\n")
+    return len(query)
 
 
 def _floor_seconds(vectors: Tensor, num_rounds: int) -> float:
@@ -87,11 +107,12 @@ def _floor_seconds(vectors: Tensor, num_rounds: int) -> float:
 
 def _median_seconds(work: Callable[[], object], num_rounds: int) -> float:
     taken = []
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(num_rounds):
-        torch.cuda.synchronize()
+        wait()
         started = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        wait()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
 
