@@ -15,7 +15,7 @@ from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.objectives.end_to_end import log_priors
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class AnswerSearch:
         """One answer per question.
 
         Args:
-            texts: B * K rows, the K texts of a question in consecutive rows.
-            is_real: [B, K] bool, False for fillers; every question has a text.
-            scores: [B, K] float, the retriever's scores of the passages.
+            texts: B * K rows on the CPU, the K texts of a question in consecutive rows.
+            is_real: [B, K] bool on the CPU, False for fillers; every question has a text.
+            scores: [B, K] float on the reader's device, the retriever's scores of the passages.
         """
-        priors = log_priors(scores / self._scores.passage_score_divisor, is_real)
+        priors = log_priors(scores / self._scores.passage_score_divisor, to_device(is_real, scores.device))
         if self._scores.passage_score_use == "marginal":
             return self._each(texts, is_real, priors)
         return self._together(texts, is_real, priors)
@@ -78,7 +78,7 @@ class AnswerSearch:
     def _together(self, texts: TokenBatch, is_real: Tensor, priors: Tensor) -> list[Written]:
         bias = None
         if self._scores.passage_score_use == "bias":
-            bias = self._scores.passage_score_weight * priors.masked_fill(~is_real, 0)
+            bias = self._scores.passage_score_weight * priors.masked_fill(~to_device(is_real, priors.device), 0)
         found = self._write(texts, is_real, bias)
         return [Written(ids, score) for ids, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)]
 
@@ -89,7 +89,9 @@ class AnswerSearch:
         """
         rows = is_real.flatten().nonzero()[:, 0]
         found = self._write(texts.rows(rows), is_real.new_ones(len(rows), 1))
-        likelihoods = priors.flatten()[rows] + found.scores * found.lengths**self._config.length_penalty
+        likelihoods = (
+            priors.flatten()[to_device(rows, priors.device)] + found.scores * found.lengths**self._config.length_penalty
+        )
         answers = zip(found.ids.tolist(), found.lengths.tolist(), likelihoods.tolist(), rows.tolist(), strict=True)
         candidates: list[list[Candidate]] = [[] for _ in is_real]
         for ids, length, likelihood, row in answers:

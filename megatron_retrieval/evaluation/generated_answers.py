@@ -21,7 +21,7 @@ from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.types.tokens import TokenBatch, by_length, real_lengths, rows_of_groups
+from megatron_retrieval.types.tokens import TokenBatch, by_length, real_lengths, rows_of_groups, to_device
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class FusionAnswerer:
         batch_size = max(1, self._micro_batch_size // is_real.size(1))
         predictions = [Prediction("")] * len(questions)
         for index in by_length(num_tokens, batch_size, longest_first=True):
-            own = texts.rows(rows_of_groups(index, is_real.size(1))).to(self._device)
-            found = self._search.find(own, is_real[index].to(self._device), scores[index].to(self._device))
+            own = texts.rows(rows_of_groups(index, is_real.size(1)))
+            found = self._search.find(own, is_real[index], to_device(scores[index], self._device))
             for place, written in zip(index.tolist(), found, strict=True):
                 predictions[place] = self._prediction(written, questions[place], read, place)
         return predictions

@@ -17,6 +17,7 @@ from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.layers import Layer, LayerStack, transformer_layer
+from megatron_retrieval.parallel.determinism import is_deterministic
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch
 
@@ -91,7 +92,7 @@ class BertEncoder(MegatronModule):
         Args:
             segments: [B, T] int64, index of the segment embedding of every token; default: 0.
         """
-        bias = padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype)
+        bias = padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype, batch.ids.device)
         states: Tensor = self.encoder(self.embedding(batch.ids, segments), LayerInputs(bias))
         return states.transpose(0, 1)
 
@@ -127,7 +128,8 @@ class BertEmbedding(nn.Module):
         if segments is None:
             positions = positions + self.tokentype_embeddings.weight[0]
         else:
-            positions = positions + self.tokentype_embeddings(segments.t())
+            segments, table = segments.t(), self.tokentype_embeddings
+            positions = positions + (table.weight[segments] if is_deterministic() else table(segments))
         normalised: Tensor = self.dropout(self.norm(words + positions))
         return normalised
 

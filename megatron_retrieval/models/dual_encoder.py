@@ -13,7 +13,7 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -105,14 +105,13 @@ class Tower(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         states = self.bert(batch)
         # a copy of [CLS]: a view would keep the states of all tokens in memory
-        vectors = states[:, 0].float().clone() if self.config.pooling == "cls" else _mean(states, batch.lengths)
+        vectors = states[:, 0].float().clone() if self.config.pooling == "cls" else _mean(states, batch)
         if self.projection is not None:
             vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
         return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors
 
 
-def _mean(states: Tensor, lengths: Tensor) -> Tensor:
+def _mean(states: Tensor, batch: TokenBatch) -> Tensor:
     """[B, T, D] -> [B, D], over each row's real tokens, in float32."""
-    is_real = torch.arange(states.size(1), device=states.device) < lengths[:, None]
-    weights = is_real.float() / lengths[:, None]
+    weights = batch.is_real().float() / to_device(batch.lengths, states.device)[:, None]
     return torch.einsum("btd,bt->bd", states.float(), weights)

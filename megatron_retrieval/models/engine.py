@@ -15,6 +15,7 @@ from torch import Tensor
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.linear import linear
 from megatron_retrieval.models.sharding import mark_padded
+from megatron_retrieval.parallel.determinism import is_deterministic
 
 VOCAB_MULTIPLE = 128  # the same padded vocabulary at every usual tensor-parallel size
 
@@ -47,6 +48,7 @@ def engine_config(
         init_method=leave_uninitialised,
         output_layer_init_method=leave_uninitialised,
         embedding_init_method=leave_uninitialised,
+        deterministic_mode=is_deterministic(),
         cuda_graph_scope=[],  # the whole layer, as by default, but without a warning
         **settings,
     )

@@ -15,7 +15,7 @@ from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, by_length, real_lengths
+from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, by_length, real_lengths, to_device
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -38,7 +38,7 @@ class _PackedTexts:
 
     Attributes:
         states: [B, S, D], zero at padding; S is the most real tokens of a question, rounded up.
-        lengths: [B] int64.
+        lengths: [B] int64 on the CPU.
         text_of: [B, S] int64, index of the text of every token among its question's; K at padding.
     """
 
@@ -83,7 +83,8 @@ class FusionReader(nn.Module):
         """The logits of next tokens.
 
         Args:
-            texts: B * K rows, the K texts of a question in consecutive rows.
+            texts: B * K rows, the K texts of a question in consecutive rows; like `is_real` best on the CPU, from where
+                they are taken batch by batch: on a GPU they make the host wait.
             is_real: [B, K] bool; fillers are neither encoded nor read.
             decoder_ids: [B * n, L] int64, n sequences per question in consecutive rows.
             passage_scores: [B, K] added to the cross-attention logits of every head, layer and token; the gradient is
@@ -111,21 +112,22 @@ class FusionReader(nn.Module):
 
     def _pack(self, texts: TokenBatch, is_real: Tensor) -> _PackedTexts:
         num_questions, num_texts = is_real.shape
-        lengths = real_lengths(texts, is_real)
+        lengths = real_lengths(texts, is_real.cpu())
         totals = lengths.sum(1)
         width = -(-int(totals.max()) // WIDTH_STEP) * WIDTH_STEP
-        questions = torch.arange(num_questions, device=lengths.device)
-        starts = (questions[:, None] * width + lengths.cumsum(1) - lengths).flatten()
-        states, places, text_of = [], [], []
+        starts = (torch.arange(num_questions)[:, None] * width + lengths.cumsum(1) - lengths).flatten()
+        owner = torch.full((num_questions * width,), num_texts)
+        states, places = [], []
         for rows, batch in self._encoder_batches(texts, is_real):
-            columns = torch.arange(batch.ids.size(1), device=rows.device)
+            columns = torch.arange(batch.ids.size(1))
             is_token = columns < batch.lengths[:, None]
-            states.append(self.model.encoder(batch)[is_token])
+            encoded = self.model.encoder(batch).flatten(0, 1)
+            states.append(encoded[to_device(is_token.flatten().nonzero()[:, 0], encoded.device)])
             places.append((starts[rows, None] + columns)[is_token])
-            text_of.append((rows % num_texts).repeat_interleave(batch.lengths))
-        found, place = torch.cat(states), torch.cat(places)
+            owner[places[-1]] = (rows % num_texts).repeat_interleave(batch.lengths)
+        found = torch.cat(states)
+        place, owner = (to_device(part, found.device) for part in (torch.cat(places), owner))
         packed = found.new_zeros(num_questions * width, found.size(1)).index_copy(0, place, found)
-        owner = place.new_full((num_questions * width,), num_texts).index_copy(0, place, torch.cat(text_of))
         return _PackedTexts(packed.view(num_questions, width, -1), totals, owner.view(num_questions, width))
 
     def score_each(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
@@ -134,34 +136,45 @@ class FusionReader(nn.Module):
         Returns:
             [B, K] float32; -inf for fillers.
         """
-        return self.score_tokens(texts, is_real, labels).sum(2).masked_fill(~is_real, -torch.inf)
+        scores = self.score_tokens(texts, is_real, labels).sum(2)
+        return scores.masked_fill(~to_device(is_real, scores.device), -torch.inf)
 
     def score_tokens(self, texts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
         """log p(token | previous tokens, question, passage) of every passage separately.
 
         Args:
-            texts: B * K rows, the K texts of a question in consecutive rows.
-            is_real: [B, K] bool; fillers are not read.
-            labels: [B, L] int64, each question's answer with its end token, padded with -1.
+            texts, is_real: see `forward`; fillers are not read.
+            labels: [B, L] int64 on the CPU, each question's answer with its end token, padded with -1.
 
         Returns:
             [B, K, L] float32, equal on all tensor-parallel ranks; 0 at padding and for fillers.
         """
-        decoder_ids = shift_right(labels, self.model.start_id)
-        num_labels = labels.size(1)
-        scores = torch.zeros(is_real.numel() * num_labels, device=labels.device)
+        device, num_labels = self._device, labels.size(1)
+        scores = torch.zeros(is_real.numel() * num_labels, device=device)
         for rows, batch in self._encoder_batches(texts, is_real):
-            questions = rows // is_real.size(1)
+            own_labels = labels[rows // is_real.size(1)]
+            owners, columns = (own_labels >= 0).nonzero(as_tuple=True)
+            places, targets, slots = (
+                to_device(part, device)
+                for part in (
+                    owners * num_labels + columns,
+                    own_labels[owners, columns],
+                    rows[owners] * num_labels + columns,
+                )
+            )
             memory = EncodedMemory.of_texts(self.model.encoder(batch), batch.lengths, self.score_form)
-            decoded, own_labels = self.model.decoder(decoder_ids[questions], memory), labels[questions]
-            is_label = own_labels >= 0
-            losses = vocab_parallel_cross_entropy(self.model.logits(decoded[is_label]), own_labels[is_label])
-            owners, columns = is_label.nonzero(as_tuple=True)
-            scores = scores.index_copy(0, rows[owners] * num_labels + columns, -losses)
+            decoded = self.model.decoder(to_device(shift_right(own_labels, self.model.start_id), device), memory)
+            losses = vocab_parallel_cross_entropy(self.model.logits(decoded.flatten(0, 1)[places]), targets)
+            scores = scores.index_copy(0, slots, -losses)
         return scores.view(*is_real.shape, num_labels)
 
     def _encoder_batches(self, texts: TokenBatch, is_real: Tensor) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """The rows of real texts in batches of similar length, each as wide as its longest text."""
-        rows = is_real.flatten().nonzero()[:, 0]
+        """The rows of real texts, on the CPU, in batches of similar length, each as wide as its longest text and on the
+        reader's device."""
+        rows = is_real.cpu().flatten().nonzero()[:, 0]
         for index in by_length(texts.lengths[rows], self.config.encode_batch_size):
-            yield rows[index], texts.rows(rows[index])
+            yield rows[index], texts.rows(rows[index]).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device

@@ -107,8 +107,8 @@ class EncodedMemory:
 
     @classmethod
     def of_texts(cls, states: Tensor, lengths: Tensor, form: ScoreForm = "mask") -> EncodedMemory:
-        """[B, T, D] states of texts, of which the first `lengths` [B] are read."""
-        return cls(states, padding_bias(lengths, states.size(1), states.dtype), form)
+        """[B, T, D] states of texts, of which the first `lengths` [B], on the CPU, are read."""
+        return cls(states, padding_bias(lengths, states.size(1), states.dtype, states.device), form)
 
     @property
     def num_sources(self) -> int:

@@ -139,7 +139,7 @@ class T5Encoder(_Stack):
         """[B, T] ids -> [B, T, D] hidden states in the model's dtype; they are undefined at padding."""
         num_tokens = batch.ids.size(1)
         bias = self.relative_bias(num_tokens, num_tokens)
-        padding = padding_bias(batch.lengths, num_tokens, bias.dtype)
+        padding = padding_bias(batch.lengths, num_tokens, bias.dtype, bias.device)
         return self._run(batch.ids, LayerInputs(bias if padding is None else bias + padding))
 
 

@@ -99,15 +99,18 @@ def emdr2(
     return LossOutput(reader.loss + retriever.loss, {**retriever.metrics, **marginal, **reader.metrics})
 
 
-def distillation(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
+def distillation(
+    scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float, temperature: float = 1.0
+) -> LossOutput:
     """Perplexity distillation: the prior is trained towards the reader's distribution over passages; the reader is not.
 
-        loss = 1/B * sum_i sum_z r(z) log( r(z) / p(z | q_i) ),   r = softmax over z of sg(log p(a_i | q_i, z))
+        loss = 1/B * sum_i sum_z r(z) log( r(z) / p(z | q_i) ),   r = softmax over z of sg(log p(a_i | q_i, z)) / t
 
-    sg: no gradient. (Atlas, arXiv 2208.03299, section 2.2.)
+    sg: no gradient. (Atlas, arXiv 2208.03299, section 2.2, where t is 1.)
 
     Args:
         log_likelihoods: [n, K] as in `individual_topk`; they get no gradient.
+        temperature: t; above 1 passages share the target more evenly.
 
     Returns:
         See the module; `log_likelihood` is that of `individual_topk`.
@@ -115,7 +118,7 @@ def distillation(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_q
     held_fixed = log_likelihoods.detach()
     marginal = individual_topk(scores.detach(), is_real, held_fixed, num_questions)
     is_possible = is_real & (held_fixed != -torch.inf)
-    reader = log_priors(held_fixed, is_possible)
+    reader = log_priors(held_fixed / temperature, is_possible)
     share = reader.exp()
     # passages of likelihood 0 do not constrain the prior: 0 * log(0 / p) = 0
     distance = reader.masked_fill(~is_possible, 0) - log_priors(scores, is_real).masked_fill(~is_possible, 0)

@@ -105,4 +105,6 @@ def broadcast_first(value: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def any_rank(flag: bool, group: dist.ProcessGroup, device: torch.device) -> bool:
     """Whether `flag` is True on any rank; the same on every rank."""
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device), group).item())
+    if group.size() == 1:
+        return flag
+    return bool(all_reduce_sum(torch.full((), float(flag), device=device), group).item())

@@ -114,8 +114,8 @@ class Optimizer:
 
     @property
     def loss_scale(self) -> float:
-        """Factor of the loss before backward."""
-        return float(self._inner.get_loss_scale().item())
+        """Factor of the loss before backward; only with fp16 does it stand on the device, and reading it waits."""
+        return float(self._inner.get_loss_scale().item()) if self._has_scaler else 1.0
 
     def step(self, lr: float, *, is_loss_finite: bool = True) -> StepResult:
         """Clip, then update all weights with learning rate `lr`, unless the loss or the gradient is not finite."""
@@ -125,7 +125,7 @@ class Optimizer:
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
         with optimizer_context(self._device):
             # the steps of megatron-core's step(), which checks the norm of fp16 gradients only
-            scale = self.loss_scale if self._has_scaler else 1.0  # reading it makes a GPU wait
+            scale = self.loss_scale
             if self._inner.prepare_grads():
                 return StepResult(False, None, is_searching_scale=scale > self._min_loss_scale)
             clip = self._clip_grad

@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import HashStore, Store
 from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel import megatron_compat
+from megatron_retrieval.parallel.determinism import deterministic_algorithms
 from megatron_retrieval.parallel.job import Job
 from megatron_retrieval.parallel.lost_ranks import naming_lost_ranks
 
@@ -31,6 +32,9 @@ class ParallelConfig:
     """Minutes that a collective waits for all ranks before it fails."""
     device: str | None = None
     """cpu or cuda; default: cuda where it is available."""
+    deterministic_mode: bool = False
+    """Add in a fixed order on GPUs, which takes more time: on one kind of machine, with the same ranks and versions, a
+    run then repeats to the bit. On CPU it does so in any case."""
 
     @property
     def num_side_ranks(self) -> int:
@@ -128,7 +132,8 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
     )
     megatron_compat.seed_dropout(0, topology.tp_rank)
     training = contextlib.nullcontext() if job is None or side_rank is not None else job.training(rank)
-    with training, naming_lost_ranks(rank, world_size, config.distributed_timeout_minutes):
+    naming = naming_lost_ranks(rank, world_size, config.distributed_timeout_minutes)
+    with training, naming, deterministic_algorithms(config.deterministic_mode):
         yield topology
         # Reached on success only: after an error the other ranks may never come to a barrier.
         topology.barrier()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,17 +43,46 @@ def encode_sequences(tokens: TokenBatch, encode: Encode, micro_batch_size: int, 
     return in_given_order(encode_batches(tokens, batches, encode, device), batches)
 
 
-@torch.no_grad()
 def encode_batches(tokens: TokenBatch, batches: list[Tensor], encode: Encode, device: torch.device) -> Tensor:
-    """Vectors [n, D] float32 on the CPU of the sequences that `batches` name, in the order in which they do.
+    """Vectors [n, D] float32 on the CPU of the sequences that `batches` name, in the order in which they do; see
+    `encoded_batches`."""
+    return torch.cat(list(encoded_batches(tokens, batches, encode, device)))
+
+
+@torch.no_grad()
+def encoded_batches(
+    tokens: TokenBatch, batches: Sequence[Tensor], encode: Encode, device: torch.device
+) -> Iterator[Tensor]:
+    """Vectors [b, D] float32 on the CPU, batch by batch; a GPU has the next one to encode while the caller works.
 
     Args:
         batches: positions of sequences, the longest of a batch first.
     """
-    if device.type == "cpu":
-        batches = [part for batch in batches for part in _parts(tokens.lengths[batch], batch)]
-    vectors = [encode(tokens.rows(batch).to(device)).float().cpu() for batch in batches]
-    return torch.cat(vectors)
+    num_ahead = 1 if device.type == "cuda" else 0  # what a CPU has computed is there
+    coming: deque[_Coming] = deque()
+    for batch in batches:
+        parts = _parts(tokens.lengths[batch], batch) if device.type == "cpu" else [batch]
+        vectors = torch.cat([encode(tokens.rows(part).to(device)).float() for part in parts])
+        coming.append(_Coming(vectors))
+        if len(coming) > num_ahead:
+            yield coming.popleft().arrived()
+    yield from (each.arrived() for each in coming)
+
+
+class _Coming:
+    """Vectors on their way to the CPU, into pinned memory."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        self._vectors = vectors.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if vectors.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def arrived(self) -> Tensor:
+        """Wait for them alone, not for what the device was given after them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._vectors
 
 
 def _parts(lengths: Tensor, batch: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from megatron_retrieval.index.store.partial_shard import PartialShard
 from megatron_retrieval.parallel.collectives import any_rank, gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
-from megatron_retrieval.retrieval.encode_batches import encode_batches
+from megatron_retrieval.retrieval.encode_batches import encoded_batches
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.read_ahead import read_ahead
@@ -122,8 +122,9 @@ class ShardEncoder:
         num_done = gather_objects(part.num_batches if part else 0, self.topology.groups.tp)[0]
         progress.advance(sum(len(batch) for batch in batches[:num_done]))
         first_row = self.writer.rows(shard).start
-        for batch in batches[num_done:]:
-            vectors = encode_batches(tokens, [batch], self.job.encode, self.topology.device)
+        to_do = batches[num_done:]
+        encoded = encoded_batches(tokens, to_do, self.job.encode, self.topology.device)
+        for batch, vectors in zip(to_do, encoded, strict=True):
             if part is not None:
                 rows = [first_row + place for place in batch.tolist()]
                 part.append(stored_vectors(vectors, rows, self.job.embedding_dtype))

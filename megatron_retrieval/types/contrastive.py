@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class SameGroup:
         excluded = (self.questions[rows, None] == self.passages) | (self.passages == self.FILLER)
         return excluded.scatter_(1, self.positives[rows, None], False)
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> SameGroup:
-        columns = (self.questions, self.passages, self.positives)
-        return SameGroup(*(column.to(device, non_blocking=non_blocking) for column in columns))
+    def to(self, device: torch.device) -> SameGroup:
+        return SameGroup(*(to_device(column, device) for column in (self.questions, self.passages, self.positives)))
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,12 @@ class ContrastiveBatch:
     num_false_negatives: int = 0
 
     def to(self, device: torch.device) -> ContrastiveBatch:
+        """With what the loss reads on the device; texts stay on the CPU, from where they are encoded part by part."""
         return ContrastiveBatch(
-            self.questions.to(device),
-            self.passages.to(device),
-            self.question_is_real.to(device, non_blocking=True),
-            self.excluded.to(device, non_blocking=True),
+            self.questions,
+            self.passages,
+            to_device(self.question_is_real, device),
+            self.excluded.to(device) if isinstance(self.excluded, SameGroup) else to_device(self.excluded, device),
             self.num_questions,
             self.num_false_negatives,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_retrieval.types.tokens import TokenBatch, rows_of_groups
+from megatron_retrieval.types.tokens import TokenBatch, rows_of_groups, to_device
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ExtractivePassages:
     def is_text(self) -> Tensor:
         """[P, T] bool, the columns of the text."""
         columns = torch.arange(self.tokens.ids.size(1), device=self.tokens.ids.device)
-        return (columns >= self.text_starts[:, None]) & (columns < self.tokens.lengths[:, None] - 1)
+        ends = to_device(self.tokens.lengths, columns.device)[:, None] - 1
+        return (columns >= self.text_starts[:, None]) & (columns < ends)
 
     @property
     def segments(self) -> Tensor | None:
@@ -43,13 +44,13 @@ class ExtractivePassages:
         return (columns >= self.passage_starts[:, None]).long()
 
     def rows(self, index: Tensor) -> ExtractivePassages:
-        """The rows `index` [n], cut like their tokens."""
+        """The rows `index` [n], cut like their tokens; all of it on the CPU."""
         starts = None if self.passage_starts is None else self.passage_starts[index]
         return ExtractivePassages(self.tokens.rows(index), starts, self.text_starts[index])
 
     def to(self, device: torch.device) -> ExtractivePassages:
-        starts = None if self.passage_starts is None else self.passage_starts.to(device, non_blocking=True)
-        return ExtractivePassages(self.tokens.to(device), starts, self.text_starts.to(device, non_blocking=True))
+        starts = None if self.passage_starts is None else to_device(self.passage_starts, device)
+        return ExtractivePassages(self.tokens.to(device), starts, to_device(self.text_starts, device))
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class ExtractiveBatch:
     num_questions: int
 
     def questions(self, index: Tensor) -> ExtractiveBatch:
-        """The questions `index` [n] with their passages."""
+        """The questions `index` [n] with their passages; all of it on the CPU."""
         passages = self.passages.rows(rows_of_groups(index, self.is_real.size(1)))
         return ExtractiveBatch(passages, self.is_real[index], self.spans[index], self.num_questions)
 
     def to(self, device: torch.device) -> ExtractiveBatch:
-        is_real, spans = (column.to(device, non_blocking=True) for column in (self.is_real, self.spans))
+        is_real, spans = (to_device(column, device) for column in (self.is_real, self.spans))
         return ExtractiveBatch(self.passages.to(device), is_real, spans, self.num_questions)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_retrieval.types.tokens import TokenBatch, cut_labels, rows_of_groups
+from megatron_retrieval.types.tokens import TokenBatch, cut_labels, rows_of_groups, to_device
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class FusionBatch:
     labels: Tensor
 
     def questions(self, index: Tensor) -> FusionBatch:
-        """The questions `index` [n] with their texts, labels cut to the longest."""
+        """The questions `index` [n] with their texts, labels cut to the longest; all of it on the CPU."""
         texts = self.texts.rows(rows_of_groups(index, self.is_real.size(1)))
         return FusionBatch(texts, self.is_real[index], cut_labels(self.labels[index]))
 
     def to(self, device: torch.device) -> FusionBatch:
-        is_real, labels = (column.to(device, non_blocking=True) for column in (self.is_real, self.labels))
+        is_real, labels = (to_device(column, device) for column in (self.is_real, self.labels))
         return FusionBatch(self.texts.to(device), is_real, labels)

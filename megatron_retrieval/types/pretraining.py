@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_retrieval.types.tokens import TokenBatch, cut_labels
+from megatron_retrieval.types.tokens import TokenBatch, cut_labels, to_device
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class MaskedBatch:
         return len(self.tokens)
 
     def rows(self, index: Tensor) -> MaskedBatch:
-        """The rows `index` [n], cut like their tokens."""
+        """The rows `index` [n], cut like their tokens; all of it on the CPU."""
         tokens = self.tokens.rows(index)
         return MaskedBatch(tokens, self.labels[index, : tokens.ids.size(1)])
 
     def to(self, device: torch.device) -> MaskedBatch:
-        return MaskedBatch(self.tokens.to(device), self.labels.to(device, non_blocking=True))
+        return MaskedBatch(self.tokens.to(device), to_device(self.labels, device))
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class CorruptedBatch:
         return len(self.tokens)
 
     def rows(self, index: Tensor) -> CorruptedBatch:
-        """The rows `index` [n], labels cut to the longest."""
+        """The rows `index` [n], labels cut to the longest; all of it on the CPU."""
         return CorruptedBatch(self.tokens.rows(index), cut_labels(self.labels[index]))
 
     def to(self, device: torch.device) -> CorruptedBatch:
-        return CorruptedBatch(self.tokens.to(device), self.labels.to(device, non_blocking=True))
+        return CorruptedBatch(self.tokens.to(device), to_device(self.labels, device))

@@ -18,8 +18,9 @@ class TokenBatch:
     """Token sequences padded on the right.
 
     Attributes:
-        ids: [B, T] int64, padding value irrelevant.
-        lengths: [B] int64, number of real tokens in each row (at least 1).
+        ids: [B, T] int64 on any device, padding value irrelevant.
+        lengths: [B] int64, number of real tokens in each row (at least 1); always on the CPU: how a batch is cut
+            depends on it, and a GPU would make the host wait for it.
     """
 
     ids: Tensor
@@ -29,13 +30,26 @@ class TokenBatch:
         return self.ids.size(0)
 
     def rows(self, index: Tensor) -> TokenBatch:
-        """The rows `index` [n], cut to the longest of them, in steps of `WIDTH_STEP` tokens."""
+        """The rows `index` [n], on the CPU, cut to the longest of them, in steps of `WIDTH_STEP` tokens."""
         lengths = self.lengths[index]
         longest = int(lengths.max()) if len(lengths) else 0
+        index = to_device(index, self.ids.device)
         return TokenBatch(self.ids[index, : -(-longest // WIDTH_STEP) * WIDTH_STEP], lengths)
 
+    def is_real(self) -> Tensor:
+        """[B, T] bool on the device of the ids, False at padding."""
+        columns = torch.arange(self.ids.size(1), device=self.ids.device)
+        return columns < to_device(self.lengths, self.ids.device)[:, None]
+
     def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+        return TokenBatch(to_device(self.ids, device), self.lengths)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU without making the host wait, through pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def by_length(lengths: Tensor, batch_size: int, *, longest_first: bool = False) -> list[Tensor]:
@@ -48,12 +62,12 @@ def by_length(lengths: Tensor, batch_size: int, *, longest_first: bool = False) 
 
 def in_given_order(values: Tensor, batches: Sequence[Tensor]) -> Tensor:
     """The inverse of `by_length`: rows [n, ...] that came batch by batch -> row i is that of position i."""
-    return values[torch.cat(list(batches)).argsort()]
+    return values[to_device(torch.cat(list(batches)).argsort(), values.device)]
 
 
 def rows_of_groups(groups: Tensor, size: int) -> Tensor:
     """[n] numbers of groups of `size` rows each -> [n * size] numbers of their rows."""
-    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+    return (groups[:, None] * size + torch.arange(size)).flatten()
 
 
 def real_lengths(texts: TokenBatch, is_real: Tensor) -> Tensor:

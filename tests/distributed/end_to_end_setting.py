@@ -93,7 +93,8 @@ class Setting:
             TopkConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
         )
         with torch.no_grad():
-            self.search.index = ShardedIndex(retriever.eval().encode_passages(self.search.tokens(all_rows())), topology)
+            passages = self.search.tokens(all_rows()).to(topology.device)
+            self.search.index = ShardedIndex(retriever.eval().encode_passages(passages), topology)
         store = QuestionStore(folder / "questions")
         self.questions = AskedQuestions(store, TEXT_FORMAT, self.tokenizer, seed=4)
 

@@ -42,6 +42,7 @@ def test_without_scores_in_the_reader_the_retriever_stays() -> None:
 def test_rates_of_parts_follow_the_schedule_of_the_whole() -> None:
     rates = ModuleRatesConfig(retriever_lr=1e-5)
     assert rates.multipliers(2e-5) == {"retriever.": 0.5}
+    assert ModuleRatesConfig(score_weight_lr=1e-2).multipliers(2e-5) == {"score_weight": pytest.approx(500)}
     assert ModuleRatesConfig().multipliers(0.0) == {}
     with pytest.raises(ConfigError, match="--lr, which must be above 0"):
         rates.multipliers(0.0)

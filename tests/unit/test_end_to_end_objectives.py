@@ -18,6 +18,7 @@ from megatron_retrieval.objectives.end_to_end import (
     prior_entropy,
     rag_token,
 )
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
 from megatron_retrieval.types.losses import LossOutput
 
 LN = math.log
@@ -115,6 +116,54 @@ def test_distillation_by_hand() -> None:
     assert result["loss"] == pytest.approx((FIRST_DISTANCE + SECOND_DISTANCE) / 2, abs=1e-12)
     assert result["log_likelihood"] == pytest.approx((LN(FIRST_SUM) + LN(SECOND_SUM)) / 2, abs=1e-12)
     assert distillation(ANSWERS, IS_REAL, ANSWERS, 2).loss.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_temperature_of_distillation_divides_what_the_reader_says() -> None:
+    tempered = distillation(SCORES, IS_REAL, ANSWERS, 2, temperature=2.0)
+    assert tempered.loss.item() == distillation(SCORES, IS_REAL, ANSWERS / 2, 2).loss.item()
+    assert plain(tempered)["log_likelihood"] == pytest.approx((LN(FIRST_SUM) + LN(SECOND_SUM)) / 2, abs=1e-12)
+
+
+class _Reading:
+    """Notes how each passage was read."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Dropout(0.5)
+        self.is_real, self.drops = IS_REAL, []
+
+    def each(self) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.drops.append(self.module.training)
+        return ANSWERS
+
+    def together(self, passage_scores: Tensor | None = None) -> Tensor:
+        assert self.module.training
+        return JOINT_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "drops"),
+    [
+        ("distillation", ObjectiveConfig(), False),
+        ("emdr2", ObjectiveConfig(), True),
+        ("emdr2", ObjectiveConfig(emdr2_dropout=False), False),
+    ],
+)
+def test_the_reader_as_a_teacher_drops_nothing_unless_asked_to(
+    name: str, settings: ObjectiveConfig, drops: bool
+) -> None:
+    """As a pupil, right afterwards, it does."""
+    reading = _Reading()
+    OBJECTIVES[name].loss(reading, SCORES, torch.ones(1), 2, settings)
+    assert reading.drops == [drops]
+
+
+def test_distillation_has_a_temperature() -> None:
+    settings = ObjectiveConfig(distillation_temperature=3.0)
+    loss = OBJECTIVES["distillation"].loss
+    losses = [loss(_Reading(), SCORES, torch.ones(1), 2, own).loss for own in (settings, ObjectiveConfig())]
+    retriever = [distillation(SCORES, IS_REAL, ANSWERS, 2, temperature).loss for temperature in (3.0, 1.0)]
+    torch.testing.assert_close(losses[0] - losses[1], retriever[0] - retriever[1])
 
 
 @pytest.mark.parametrize("name", ["individual-topk", "rag-token"])

@@ -16,6 +16,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages
+from megatron_retrieval.types.tokens import to_device
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class AnswerPassages:
     spans: Tensor
 
     def rows(self, index: Tensor) -> AnswerPassages:
-        """The rows `index`, cut like their tokens."""
+        """The rows `index`, cut like their tokens; all of it on the CPU."""
         return AnswerPassages(self.slots[index], self.passages.rows(index), self.spans[index])
 
     def to(self, device: torch.device) -> AnswerPassages:
-        slots, spans = (column.to(device, non_blocking=True) for column in (self.slots, self.spans))
+        slots, spans = (to_device(column, device) for column in (self.slots, self.spans))
         return AnswerPassages(slots, self.passages.to(device), spans)
 
 

@@ -60,6 +60,9 @@ class ModuleRatesConfig:
     """Peak learning rate of the retriever; default: --lr."""
     reader_lr: float | None = None
     """Peak learning rate of the reader; default: --lr."""
+    score_weight_lr: float | None = None
+    """Peak learning rate of the weight of scores in the reader's attention (joint-topk), which moves by up to as much
+    at each step; default: --lr, which leaves it about where it starts."""
 
     def multipliers(self, lr: float) -> dict[str, float]:
         """Factors of `lr`, by prefix of the parameters' names.
@@ -67,10 +70,12 @@ class ModuleRatesConfig:
         Raises:
             ConfigError: there is no rate to multiply.
         """
-        given = {RETRIEVER: self.retriever_lr, READER: self.reader_lr}
-        chosen = {f"{part}.": rate for part, rate in given.items() if rate is not None}
+        given = {f"{RETRIEVER}.": self.retriever_lr, f"{READER}.": self.reader_lr, "score_weight": self.score_weight_lr}
+        chosen = {prefix: rate for prefix, rate in given.items() if rate is not None}
         if chosen and lr <= 0:
-            raise ConfigError("--retriever-lr and --reader-lr follow the schedule of --lr, which must be above 0.")
+            raise ConfigError(
+                "--retriever-lr, --reader-lr and --score-weight-lr follow the schedule of --lr, which must be above 0."
+            )
         return {prefix: rate / lr for prefix, rate in chosen.items()}
 
 

@@ -27,7 +27,7 @@ from megatron_retrieval.training.steps.step import distinct_texts
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metrics
-from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
+from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order, to_device
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
 MOST_SCORES = 1 << 19
@@ -59,8 +59,8 @@ class ContrastiveStep:
         batch = batch.to(self.topology.device)
         query_seed, passage_seed = (self._chunk_seed(iteration, tower) for tower in ("query", "passage"))
         encodings = [
-            _RepeatableEncoding(self.model.encode_queries, batch.questions, query_seed, self.config),
-            _RepeatableEncoding(self.model.encode_passages, batch.passages, passage_seed, self.config),
+            self._encoding(self.model.encode_queries, batch.questions, query_seed),
+            self._encoding(self.model.encode_passages, batch.passages, passage_seed),
         ]
         cached = self.config.gradient_caching and any(len(encoding.chunks) > 1 for encoding in encodings)
         with torch.set_grad_enabled(not cached):
@@ -71,7 +71,7 @@ class ContrastiveStep:
                 encoding.backward(gradient)
         else:
             torch.autograd.backward(vectors, gradients)
-        excluded = torch.tensor(float(batch.num_false_negatives), device=self.topology.device)
+        excluded = torch.full((), float(batch.num_false_negatives), device=self.topology.device)
         return {**metrics, "num_false_negatives": Count(excluded)}
 
     @torch.no_grad()
@@ -79,8 +79,8 @@ class ContrastiveStep:
         """See StepModule."""
         self.model.eval()
         batch = batch.to(self.topology.device)
-        queries = _RepeatableEncoding(self.model.encode_queries, batch.questions, None, self.config).vectors()
-        passages = _RepeatableEncoding(self.model.encode_passages, batch.passages, None, self.config).vectors()
+        queries = self._encoding(self.model.encode_queries, batch.questions, None).vectors()
+        passages = self._encoding(self.model.encode_passages, batch.passages, None).vectors()
         candidates = gather_rows_with_grad(passages, self.topology.groups.dp)
         outputs = list(self._block_losses(queries, candidates, batch))
         return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
@@ -124,6 +124,11 @@ class ContrastiveStep:
                 self._question_losses,
             )
 
+    def _encoding(
+        self, encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, start_chunk: Callable[[int], None] | None
+    ) -> _RepeatableEncoding:
+        return _RepeatableEncoding(encode, texts, start_chunk, self.config.micro_batch_size, self.topology.device)
+
     def _chunk_seed(self, iteration: int, tower: str) -> Callable[[int], None]:
         """A function that starts the dropout streams of a tower's chunk, the same in both passes."""
 
@@ -153,7 +158,9 @@ class _RepeatableEncoding:
     dropout.
 
     Args:
+        texts: on the CPU.
         start_chunk: starts the dropout of a chunk, given its number; None: there is no dropout.
+        device: where texts are encoded.
     """
 
     def __init__(
@@ -161,16 +168,18 @@ class _RepeatableEncoding:
         encode: Callable[[TokenBatch], Tensor],
         texts: TokenBatch,
         start_chunk: Callable[[int], None] | None,
-        config: ContrastiveConfig,
+        micro_batch_size: int,
+        device: torch.device,
     ) -> None:
-        self._encode, self._start_chunk = encode, start_chunk
-        self._texts, self._place_of = distinct_texts(texts)
-        self.chunks = by_length(self._texts.lengths, config.micro_batch_size)
+        self._encode, self._start_chunk, self._device = encode, start_chunk, device
+        self._texts, place_of = distinct_texts(texts)
+        self._place_of = to_device(place_of, device)
+        self.chunks = by_length(self._texts.lengths, micro_batch_size)
 
     def _encode_chunk(self, number: int) -> Tensor:
         if self._start_chunk is not None:
             self._start_chunk(number)
-        return self._encode(self._texts.rows(self.chunks[number]))
+        return self._encode(self._texts.rows(self.chunks[number]).to(self._device))
 
     def vectors(self) -> Tensor:
         """[n, D] vectors in the order of the texts."""
@@ -181,4 +190,4 @@ class _RepeatableEncoding:
         """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time."""
         total = gradient.new_zeros(len(self._texts), gradient.size(1)).index_add_(0, self._place_of, gradient)
         for number, chunk in enumerate(self.chunks):
-            self._encode_chunk(number).backward(total[chunk])
+            self._encode_chunk(number).backward(total[to_device(chunk, self._device)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_retrieval.config.checks import Checked, PositiveFloat
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.passage_scores import PassageScoreUse
 from megatron_retrieval.objectives.end_to_end import (
@@ -21,12 +23,25 @@ from megatron_retrieval.objectives.end_to_end import (
     rag_token,
 )
 from megatron_retrieval.training.steps.readings import Pass, Reading, WritingReading
+from megatron_retrieval.training.steps.step import evaluation_mode
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.utils.registry import Registry
 
-#: `(reading, scores [n, K], score weight [1], questions of the global batch)` to this rank's part of the loss. The
-#: reading has the passes that the objective needs; scores are s(q, z) / tau.
-Loss = Callable[[Any, Tensor, Tensor, int], LossOutput]
+
+@dataclass(kw_only=True, frozen=True)
+class ObjectiveConfig(Checked):
+    """Settings that only some objectives have."""
+
+    distillation_temperature: PositiveFloat = 1.0
+    """distillation: what the reader's log-likelihoods are divided by before their softmax is the retriever's target."""
+    emdr2_dropout: bool = True
+    """emdr2: the reader that the retriever learns from drops activations, as in its authors' code; off: it does not, as
+    in distillation."""
+
+
+#: `(reading, scores [n, K], score weight [1], questions of the global batch, settings)` to this rank's part of it.
+#: The reading has the passes that the objective needs; scores are s(q, z) / tau.
+Loss = Callable[[Any, Tensor, Tensor, int, ObjectiveConfig], LossOutput]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +86,9 @@ def require_passes(objective: str, passes: frozenset[Pass], reader: str) -> None
         )
 
 
-def _individual(reading: Reading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+def _individual(
+    reading: Reading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
     return individual_topk(scores, reading.is_real, reading.each(), num_questions)
 
 
@@ -86,7 +103,9 @@ OBJECTIVES.add(
 )
 
 
-def _rag_token(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+def _rag_token(
+    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
     return rag_token(scores, reading.is_real, reading.each_token(), reading.is_token, num_questions)
 
 
@@ -101,7 +120,9 @@ OBJECTIVES.add(
 )
 
 
-def _joint(reading: WritingReading, scores: Tensor, score_weight: Tensor, num_questions: int) -> LossOutput:
+def _joint(
+    reading: WritingReading, scores: Tensor, score_weight: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
     priors = log_priors(scores, reading.is_real)
     bias = score_weight * priors.masked_fill(~reading.is_real, 0)
     return _with_entropy(joint_topk(reading.together(bias), num_questions), priors, num_questions)
@@ -118,7 +139,9 @@ OBJECTIVES.add(
 )
 
 
-def _fid(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+def _fid(
+    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
     priors = log_priors(scores, reading.is_real)
     return _with_entropy(joint_topk(reading.together(), num_questions), priors, num_questions)
 
@@ -135,9 +158,17 @@ OBJECTIVES.add(
 )
 
 
-def _emdr2(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
-    with torch.no_grad():
-        each = reading.each()
+@torch.no_grad()
+def _held_fixed(reading: Reading, *, drops: bool) -> Tensor:
+    """[n, K] log p(a | q, z) by the reader as a teacher: without gradient, in evaluation mode unless it `drops`."""
+    with contextlib.nullcontext() if drops else evaluation_mode(reading.module):
+        return reading.each()
+
+
+def _emdr2(
+    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
+    each = _held_fixed(reading, drops=settings.emdr2_dropout)
     return emdr2(scores, reading.is_real, each, reading.together(), num_questions)
 
 
@@ -152,10 +183,11 @@ OBJECTIVES.add(
 )
 
 
-def _distillation(reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
-    with torch.no_grad():
-        each = reading.each()
-    retriever = distillation(scores, reading.is_real, each, num_questions)
+def _distillation(
+    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
+    each = _held_fixed(reading, drops=False)
+    retriever = distillation(scores, reading.is_real, each, num_questions, settings.distillation_temperature)
     reader = joint_topk(reading.together(), num_questions)
     return LossOutput(reader.loss + retriever.loss, {**retriever.metrics, **reader.metrics})
 

@@ -17,12 +17,13 @@ from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.dropout import start_dropout
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metric, Metrics, add_metrics
+from megatron_retrieval.types.tokens import to_device
 from megatron_retrieval.utils.stopwatch import Stopwatch
 
 
@@ -33,7 +34,9 @@ class EndToEndStepConfig(Checked):
     objective: Annotated[str, OneOf(OBJECTIVES)] = "individual-topk"
     """What reader and retriever learn from."""
     score_weight: float = field(default=1.0, metadata=FREE)
-    """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned."""
+    """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned, see
+    --score-weight-lr."""
+    of_objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
     micro_batch_size: PositiveInt = 1
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
@@ -47,7 +50,7 @@ class _Chunk:
 
     Attributes:
         asked: m questions.
-        rows: [m, K] of the evidence, -1 for none, best first by the index.
+        rows: [m, K] of the evidence on the CPU, -1 for none, best first by the index.
     """
 
     asked: AskedBatch
@@ -95,7 +98,7 @@ class EndToEndStep:
                     (output.loss * (0 if batch.is_filler else loss_scale)).backward()
             self._add(sums, chunk, output, scores)
         num_copies = self._topology.dp_size
-        for name, seconds in watch.seconds.items():
+        for name, seconds in watch.seconds().items():
             sums[f"seconds_{name}"] = Mean(self._zero() + seconds / num_copies, num_copies)
         sums["score_weight"] = Mean(self.model.score_weight.detach()[0] / num_copies, num_copies)
         return sums
@@ -116,9 +119,9 @@ class EndToEndStep:
 
     def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
         """The questions with what the index holds for them."""
-        rows = self.search.find(batch).rows
+        rows = self.search.find(batch).rows.cpu()
         for places in torch.arange(len(batch)).split(self.config.micro_batch_size):
-            yield _Chunk(batch.questions(places), rows[places.to(rows.device)])
+            yield _Chunk(batch.questions(places), rows[places])
 
     def _fresh_scores(self, chunk: _Chunk) -> Tensor:
         """[m, K] s(q, z) / tau of what was found, by the encoders as they are now."""
@@ -128,12 +131,14 @@ class EndToEndStep:
 
     def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
         reading = self._readings.reading(chunk.asked, chunk.rows)
-        return self._objective.loss(reading, scores, self.model.score_weight, chunk.asked.num_questions)
+        weight, num_questions = self.model.score_weight, chunk.asked.num_questions
+        return self._objective.loss(reading, scores, weight, num_questions, self.config.of_objective)
 
     def _add(self, sums: dict[str, Metric], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
         """Add a chunk's numbers; those of fillers are nothing, but have the same names."""
         num_questions = chunk.asked.num_questions
-        best = scores.detach().masked_fill(chunk.rows < 0, float("-inf")).argmax(1)
+        is_none = to_device(chunk.rows < 0, scores.device)
+        best = scores.detach().masked_fill(is_none, float("-inf")).argmax(1)
         means = {"loss": output.loss.detach(), "best_passage_changed": (best > 0).sum() / num_questions}
         metrics = {**output.metrics, **{name: Mean(part, num_questions) for name, part in means.items()}}
         add_metrics(sums, {name: metric * (not chunk.asked.is_filler) for name, metric in metrics.items()})

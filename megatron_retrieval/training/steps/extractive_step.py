@@ -15,7 +15,7 @@ from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.types.extractive import ExtractiveBatch, SpanLogits
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Mean, Metric, Metrics, add_metrics
-from megatron_retrieval.types.tokens import by_length
+from megatron_retrieval.types.tokens import by_length, to_device
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -51,7 +51,6 @@ class ExtractiveStep:
         return self._sum_over_chunks(batch, None, 1.0)
 
     def _sum_over_chunks(self, batch: ExtractiveBatch, iteration: int | None, loss_scale: float) -> Metrics:
-        batch = batch.to(self.topology.device)
         zero = torch.zeros((), device=self.topology.device)  # what a rank without a real question reports
         kinds: dict[str, type[Mean]] = {"loss": Mean, **METRICS}
         sums: dict[str, Metric] = {name: kind(zero, batch.num_questions) for name, kind in kinds.items()}
@@ -71,8 +70,11 @@ class ExtractiveStep:
         return [questions[index] for index in by_length(longest[questions], self.config.micro_batch_size)]
 
     def _loss(self, batch: ExtractiveBatch) -> LossOutput:
+        """Of some questions, on the CPU."""
+        logits = self._logits(batch)
+        batch = batch.to(self.topology.device)
         return extractive_loss(
-            self._logits(batch),
+            logits,
             batch.passages.is_text,
             batch.is_real,
             batch.spans,
@@ -82,13 +84,13 @@ class ExtractiveStep:
 
     def _logits(self, batch: ExtractiveBatch) -> SpanLogits:
         """Of all passages; fillers are not computed but zero."""
-        is_real = batch.is_real.flatten()
+        device, is_real = self.topology.device, batch.is_real.flatten()
         if bool(is_real.all()):
-            logits: SpanLogits = self.model(batch.passages)
+            logits: SpanLogits = self.model(batch.passages.to(device))
             return logits
         rows = is_real.nonzero()[:, 0]
-        real = self.model(batch.passages.rows(rows))
-        shape = batch.passages.tokens.ids.shape
+        real = self.model(batch.passages.rows(rows).to(device))
+        rows, shape = to_device(rows, device), batch.passages.tokens.ids.shape
         starts, ends = (
             part.new_zeros(shape).index_put((rows,), _widened(part, shape[1])) for part in (real.starts, real.ends)
         )

@@ -13,7 +13,7 @@ from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.token_step import TokenStep
 from megatron_retrieval.types.fusion import FusionBatch
-from megatron_retrieval.types.tokens import by_length, real_lengths
+from megatron_retrieval.types.tokens import by_length, real_lengths, to_device
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,9 +40,8 @@ class FusionStep(TokenStep[FusionBatch]):
         for index in by_length(num_tokens[asked], self.config.micro_batch_size):
             yield batch.questions(asked[index])
 
-    def logits(self, batch: FusionBatch) -> Tensor:
+    def logits(self, batch: FusionBatch, places: Tensor) -> Tensor:
         """See TokenStep."""
-        decoder_ids = shift_right(batch.labels, self.reader.model.start_id)
-        places = (batch.labels.flatten() >= 0).nonzero()[:, 0]
+        decoder_ids = to_device(shift_right(batch.labels, self.reader.model.start_id), places.device)
         logits: Tensor = self.reader(batch.texts, batch.is_real, decoder_ids, places=places)
         return logits

@@ -39,8 +39,7 @@ class MaskedLMStep(TokenStep[MaskedBatch]):
         for rows in by_length(batch.tokens.lengths, self.config.micro_batch_size):
             yield batch.rows(rows)
 
-    def logits(self, batch: MaskedBatch) -> Tensor:
+    def logits(self, batch: MaskedBatch, places: Tensor) -> Tensor:
         """See TokenStep."""
-        places = (batch.labels.flatten() >= 0).nonzero()[:, 0]
-        logits: Tensor = self.model(batch.tokens, places)
+        logits: Tensor = self.model(batch.tokens.to(places.device), places)
         return logits

@@ -20,7 +20,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.training.steps.step import encode_texts, evaluation_mode
 from megatron_retrieval.types.search import SearchResult
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -77,7 +77,7 @@ class PassageSearch:
         device = self._topology.device
         with evaluation_mode(self._model):
             self.last_queries = vectors = self._model.encode_queries(batch.retriever_queries.to(device))
-            found = self._ask(vectors, batch.excluded_rows.to(device))
+            found = self._ask(vectors, to_device(batch.excluded_rows, device))
             return found if self.config.num_candidates is None else self._rerank(vectors, found)
 
     def _ask(self, vectors: Tensor, excluded: Tensor) -> SearchResult:
@@ -107,11 +107,11 @@ class PassageSearch:
     def fresh_scores(self, vectors: Tensor, rows: Tensor) -> Tensor:
         """s(q, z) of [n, D] query vectors with [n, K] rows by the passage encoder as it is: [n, K], differentiable;
         those of fillers mean nothing. Each passage is encoded once, however many questions found it."""
-        distinct, place_of = torch.unique(rows.clamp(min=0), return_inverse=True)
-        passages = encode_texts(self._model.encode_passages, self.tokens(distinct), self._encode_batch_size)
-        return torch.einsum("nd,nkd->nk", vectors, passages[place_of])
+        distinct, place_of = torch.unique(rows.cpu().clamp(min=0), return_inverse=True)
+        device = self._topology.device
+        passages = encode_texts(self._model.encode_passages, self.tokens(distinct), self._encode_batch_size, device)
+        return torch.einsum("nd,nkd->nk", vectors, passages[to_device(place_of, device)])
 
     def tokens(self, rows: Tensor) -> TokenBatch:
-        """Passages by row, as the retriever reads them, on this rank's device."""
-        numbers = rows.cpu().numpy().astype(np.int64)
-        return self._evidence.tokens(numbers, self._format).to(self._topology.device)
+        """Passages by row, as the retriever reads them, on the CPU."""
+        return self._evidence.tokens(rows.numpy().astype(np.int64), self._format)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.examples.retrieved_extractive import AnswerPassages, RetrievedAnswers
@@ -18,7 +18,7 @@ from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.objectives.extractive import answer_log_likelihoods
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
-from megatron_retrieval.types.tokens import TokenBatch, by_length
+from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
 
 #: what an objective may ask a reader for: methods of a reading
 Pass = Literal["each", "each_token", "together"]
@@ -30,6 +30,11 @@ class Reading(Protocol):
     A pass runs the model and is differentiable where gradients are on. Log-likelihoods are float32, on the model's
     device, the same on tensor-parallel neighbours, all of which must ask for the same passes in the same order.
     """
+
+    @property
+    def module(self) -> nn.Module:
+        """The reader, whose mode decides whether its passes drop activations."""
+        ...
 
     @property
     def is_real(self) -> Tensor:
@@ -77,7 +82,7 @@ class ReaderSide(Protocol):
 
         Args:
             batch: the questions of one forward pass.
-            rows: [n, K] int64 rows of the evidence, best first, -1 behind a question's own; on any device.
+            rows: [n, K] int64 rows of the evidence on the CPU, best first, -1 behind a question's own.
         """
         ...
 
@@ -92,35 +97,48 @@ class FusionReading:
     """See WritingReading.
 
     Attributes:
-        texts: n * K rows; those of a question stand together.
-        is_real: [n, K] bool.
-        labels: [n, L] int64, the answers with their end tokens, -1 behind them.
+        texts: n * K rows on the CPU; those of a question stand together.
+        has_text: [n, K] bool on the CPU, see `is_real`.
+        labels: [n, L] int64 on the CPU, the answers with their end tokens, -1 behind them.
+        device: of the model.
     """
 
     reader: FusionReader
     texts: TokenBatch
-    is_real: Tensor
+    has_text: Tensor
     labels: Tensor
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        """See Reading."""
+        return self.reader
+
+    @property
+    def is_real(self) -> Tensor:
+        """See Reading."""
+        return to_device(self.has_text, self.device)
 
     @property
     def is_token(self) -> Tensor:
         """See WritingReading."""
-        return self.labels >= 0
+        return to_device(self.labels >= 0, self.device)
 
     def each(self) -> Tensor:
         """See Reading."""
-        return self.reader.score_each(self.texts, self.is_real, self.labels)
+        return self.reader.score_each(self.texts, self.has_text, self.labels)
 
     def each_token(self) -> Tensor:
         """See WritingReading."""
-        return self.reader.score_tokens(self.texts, self.is_real, self.labels)
+        return self.reader.score_tokens(self.texts, self.has_text, self.labels)
 
     def together(self, passage_scores: Tensor | None = None) -> Tensor:
         """See WritingReading."""
-        decoder_ids = shift_right(self.labels, self.reader.model.start_id)
-        places = self.is_token.flatten().nonzero()[:, 0]
-        logits = self.reader(self.texts, self.is_real, decoder_ids, passage_scores, places)
-        return -vocab_parallel_cross_entropy(logits, self.labels[self.is_token])
+        decoder_ids = to_device(shift_right(self.labels, self.reader.model.start_id), self.device)
+        labels = self.labels.flatten()
+        places = (labels >= 0).nonzero()[:, 0]
+        logits = self.reader(self.texts, self.has_text, decoder_ids, passage_scores, to_device(places, self.device))
+        return -vocab_parallel_cross_entropy(logits, to_device(labels[places], self.device))
 
 
 @dataclass(frozen=True)
@@ -128,8 +146,8 @@ class ExtractiveReading:
     """See Reading; passages without an answer have no chance, and are not read.
 
     Attributes:
-        found: the others.
-        is_real: [n, K] bool.
+        found: the others, on the CPU.
+        is_real: [n, K] bool on the model's device.
         batch_size: passages read at once.
     """
 
@@ -138,12 +156,17 @@ class ExtractiveReading:
     is_real: Tensor
     batch_size: int
 
+    @property
+    def module(self) -> nn.Module:
+        """See Reading."""
+        return self.model
+
     def each(self) -> Tensor:
         """See Reading."""
         likelihoods = torch.full((self.is_real.numel(),), -torch.inf, device=self.is_real.device)
         lengths = self.found.passages.tokens.lengths
         for rows in by_length(lengths, self.batch_size) if len(lengths) else ():
-            found = self.found.rows(rows)
+            found = self.found.rows(rows).to(self.is_real.device)
             own = answer_log_likelihoods(self.model(found.passages), found.passages.is_text, found.spans)
             likelihoods = likelihoods.index_copy(0, found.slots, own)
         return likelihoods.view_as(self.is_real)
@@ -163,9 +186,8 @@ class FusionReadings:
 
     def reading(self, batch: AskedBatch, rows: Tensor) -> FusionReading:
         """See ReaderSide."""
-        texts, is_real = self._texts.texts(batch.reader_questions, rows.cpu().numpy())
-        labels = self._texts.labels(batch.targets)
-        return FusionReading(self._reader, texts.to(self._device), is_real.to(self._device), labels.to(self._device))
+        texts, has_text = self._texts.texts(batch.reader_questions, rows.numpy())
+        return FusionReading(self._reader, texts, has_text, self._texts.labels(batch.targets), self._device)
 
     def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """`log_likelihood_alone`: of the answers' tokens."""
@@ -189,8 +211,8 @@ class ExtractiveReadings:
 
     def reading(self, batch: AskedBatch, rows: Tensor) -> ExtractiveReading:
         """See ReaderSide."""
-        found = self._answers.find(batch.reader_questions, batch.answers, rows.cpu().numpy())
-        return ExtractiveReading(self._model, found.to(self._device), rows.to(self._device) >= 0, self._batch_size)
+        found = self._answers.find(batch.reader_questions, batch.answers, rows.numpy())
+        return ExtractiveReading(self._model, found, to_device(rows >= 0, self._device), self._batch_size)
 
     def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """See ReaderSide."""

@@ -37,8 +37,8 @@ class SpanCorruptionStep(TokenStep[CorruptedBatch]):
         for rows in by_length(batch.tokens.lengths, self.config.micro_batch_size):
             yield batch.rows(rows)
 
-    def logits(self, batch: CorruptedBatch) -> Tensor:
+    def logits(self, batch: CorruptedBatch, places: Tensor) -> Tensor:
         """See TokenStep."""
-        places = (batch.labels.flatten() >= 0).nonzero()[:, 0]
+        batch = batch.to(places.device)
         logits: Tensor = self.model(batch.tokens, shift_right(batch.labels), places)
         return logits

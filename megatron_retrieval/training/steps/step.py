@@ -49,20 +49,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def encode_texts(encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, micro_batch_size: int) -> Tensor:
-    """[n, D] vectors of the texts, in their order, encoded a length-sorted chunk at a time."""
+def encode_texts(
+    encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, micro_batch_size: int, device: torch.device
+) -> Tensor:
+    """[n, D] vectors of the texts, in their order, encoded a length-sorted chunk at a time on the device."""
     chunks = by_length(texts.lengths, micro_batch_size)
-    return in_given_order(torch.cat([encode(texts.rows(chunk)) for chunk in chunks]), chunks)
+    return in_given_order(torch.cat([encode(texts.rows(chunk).to(device)) for chunk in chunks]), chunks)
 
 
 def distinct_texts(texts: TokenBatch) -> tuple[TokenBatch, Tensor]:
-    """Each different text once, and for every row of `texts` its place among them.
+    """Each different text once, and for every row of `texts` its place among them; all of it on the CPU.
 
     Questions of one article share passages and hard negatives; encoding a text once gives all of them its vector,
     and its gradient is the sum of theirs.
     """
-    is_padding = torch.arange(texts.ids.size(1), device=texts.ids.device) >= texts.lengths[:, None]
-    keys = torch.cat([texts.lengths[:, None], texts.ids.masked_fill(is_padding, 0)], dim=1)
+    keys = torch.cat([texts.lengths[:, None], texts.ids.masked_fill(~texts.is_real(), 0)], dim=1)
     _, place_of = torch.unique(keys, dim=0, return_inverse=True)
     rows = torch.arange(len(texts), device=place_of.device)
     first = rows.new_full((int(place_of.max()) + 1,), len(texts)).scatter_reduce_(0, place_of, rows, "amin")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_accuracy, vocab_parallel_cross_entropy
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.types.metrics import Count, Mean, Metrics, Rate
+from megatron_retrieval.types.tokens import to_device
 
 
 class LabelledBatch(Protocol):
@@ -21,8 +22,6 @@ class LabelledBatch(Protocol):
 
     @property
     def labels(self) -> Tensor: ...
-
-    def to(self, device: torch.device) -> Any: ...
 
 
 Batch = TypeVar("Batch", bound=LabelledBatch)
@@ -45,8 +44,13 @@ class TokenStep(ABC, Generic[Batch]):
         """The batch in parts for one forward pass each; fillers may be left out."""
 
     @abstractmethod
-    def logits(self, batch: Batch) -> Tensor:
-        """[M, V / tensor-parallel size] float32 logits of the tokens to predict, in the order of the labels."""
+    def logits(self, batch: Batch, places: Tensor) -> Tensor:
+        """[M, V / tensor-parallel size] float32 logits of the tokens to predict.
+
+        Args:
+            batch: one chunk, on the CPU.
+            places: [M] int64 on the model's device, row * L + column of their labels.
+        """
 
     def forward_backward(self, batch: Batch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule."""
@@ -60,18 +64,20 @@ class TokenStep(ABC, Generic[Batch]):
         return self._sum_over_chunks(batch, None, 1.0)
 
     def _sum_over_chunks(self, batch: Batch, iteration: int | None, loss_scale: float) -> Metrics:
-        batch = batch.to(self.topology.device)
-        num_labels = (batch.labels >= 0).sum().float()
+        device = self.topology.device
+        # batches are cut on the CPU, where the host need not wait for sizes
+        num_labels = to_device((batch.labels >= 0).sum().float(), device)
         # no rank knows how many the others have
         total = all_reduce_sum(num_labels, self.topology.groups.dp)
         loss_part, accuracy_part = torch.zeros_like(total), torch.zeros_like(total)
         for number, chunk in enumerate(self.chunks(batch)):
-            labels = chunk.labels[chunk.labels >= 0]
-            if not len(labels):  # fillers only; tensor-parallel ranks hold the same rows, hence agree
+            places = (chunk.labels.flatten() >= 0).nonzero()[:, 0]
+            if not len(places):  # fillers only; tensor-parallel ranks hold the same rows, hence agree
                 continue
+            labels = to_device(chunk.labels.flatten()[places], device)
             if iteration is not None:
                 start_dropout(self.seed, self.topology, iteration, number)
-            logits = self.logits(chunk)
+            logits = self.logits(chunk, to_device(places, device))
             is_best = vocab_parallel_accuracy(logits, labels, self.topology.groups.tp)
             loss = vocab_parallel_cross_entropy(logits, labels).sum() / total
             if iteration is not None:

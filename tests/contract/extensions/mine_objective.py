@@ -5,12 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from megatron_retrieval.objectives.end_to_end import individual_topk
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, Objective
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, Objective, ObjectiveConfig
 from megatron_retrieval.training.steps.readings import Reading
 from megatron_retrieval.types.losses import LossOutput
 
 
-def _sharpened(reading: Reading, scores: Tensor, _: Tensor, num_questions: int) -> LossOutput:
+def _sharpened(
+    reading: Reading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
     return individual_topk(2 * scores, reading.is_real, reading.each(), num_questions)
 
 
