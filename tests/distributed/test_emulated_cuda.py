@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import test_end_to_end_extractive as extractive_setting
 import test_end_to_end_step as fusion_setting
-import test_extractive_step as extractive
 import test_fusion_reader as fusion
-import test_masked_lm_step as masked
 import torch
 import torch.distributed as dist
 from emulated_cuda import emulated_cuda
 from end_to_end_setting import write_inputs
-from torch import nn
+from paradigms import Paradigm, paradigms
 
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
-from megatron_retrieval.models.masked_lm import MaskedLanguageModel
-from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.determinism import deterministic_algorithms
@@ -39,24 +34,13 @@ from megatron_retrieval.testing.refreshed_run import RefreshedRunConfig
 from megatron_retrieval.testing.runs import curve, rewind
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import (
-    contrastive_share,
     random_texts,
     tiny_dual_encoder_config,
     write_tiny_evidence,
 )
-from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
-from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
-from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
-from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
-from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
-from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
-from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
-from megatron_retrieval.types.pretraining import CorruptedBatch
 
-#: a model, its step, and this rank's share of a batch
-Paradigm = tuple[nn.Module, StepModule, Any]
 #: the most waits of a step: the metrics, the norm of the gradient, the stop signal of two ranks; fp16 has a loss scale
 MOST_WAITS, MOST_WAITS_FP16 = 3, 6
 #: with a search, whose survivors have a number that only the device knows; it does not depend on how many are asked
@@ -67,76 +51,6 @@ SHARED = [
     *("rag-token", "joint-topk", "distillation", "extractive end to end"),
 ]
 CUT = ["contrastive", "masked LM", "fusion, feature", "joint-topk", "extractive end to end"]
-
-
-def _contrastive(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
-    model = DualEncoder(tiny_dual_encoder_config(), topology, dtype, seed=3)
-    step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=4), topology, seed=3)
-    return model, step, contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
-
-
-def _masked_lm(topology: ProcessTopology) -> Paradigm:
-    model = MaskedLanguageModel(masked.SHAPE, topology, seed=3)
-    step = MaskedLMStep(model, MaskedLMConfig(micro_batch_size=4), topology, seed=3)
-    return model, step, masked._share(topology)
-
-
-def _fusion_share(topology: ProcessTopology) -> Any:
-    slots = -(-fusion.NUM_QUESTIONS // topology.dp_size)
-    own = torch.arange(topology.dp_rank * slots, (topology.dp_rank + 1) * slots)
-    return fusion._whole_batch(slots * topology.dp_size).questions(own)
-
-
-def _span_corruption(topology: ProcessTopology) -> Paradigm:
-    model = T5(fusion.SHAPES["t5"], topology, seed=3)
-    step = SpanCorruptionStep(model, SpanCorruptionConfig(micro_batch_size=4), topology, seed=3)
-    share = _fusion_share(topology)
-    texts = share.texts.rows(torch.arange(len(share.labels)) * fusion.NUM_TEXTS)
-    return model, step, CorruptedBatch(texts, share.labels)
-
-
-def _fusion(topology: ProcessTopology, form: str) -> Paradigm:
-    reader = fusion._reader(topology, fusion.SHAPES["t5"], form=form)
-    return reader, FusionStep(reader, FusionStepConfig(), topology, seed=3), _fusion_share(topology)
-
-
-def _extractive(topology: ProcessTopology) -> Paradigm:
-    model = ExtractiveReader(extractive.SHAPE, topology, seed=3)
-    step = ExtractiveStep(model, ExtractiveStepConfig(), topology, seed=3)
-    return model, step, extractive._share(topology)
-
-
-def _end_to_end(topology: ProcessTopology, folder: str, objective: str, reads: str) -> Paradigm:
-    setting: Any = (
-        fusion_setting.FusionSetting(topology, f"{folder}/writing", 4)
-        if reads == "writing"
-        else extractive_setting.ExtractiveSetting(topology, f"{folder}/extractive")
-    )
-    config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4)
-    step = EndToEndStep(setting.model, setting.readings, setting.search, config, topology, seed=3)
-    return setting.model, step, setting.batch()
-
-
-def _paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradigm], PrecisionConfig]]:
-    fp32, bf16, fp16 = PrecisionConfig(), PrecisionConfig(bf16=True), PrecisionConfig(fp16=True)
-    return {
-        "contrastive": (lambda topology: _contrastive(topology, torch.float32), fp32),
-        "contrastive, bf16": (lambda topology: _contrastive(topology, torch.bfloat16), bf16),
-        "contrastive, fp16": (lambda topology: _contrastive(topology, torch.float16), fp16),
-        "masked LM": (_masked_lm, fp32),
-        "T5": (_span_corruption, fp32),
-        "fusion, mask": (lambda topology: _fusion(topology, "mask"), fp32),
-        "fusion, feature": (lambda topology: _fusion(topology, "feature"), fp32),
-        "extractive": (_extractive, fp32),
-        **{
-            name: (lambda topology, name=name: _end_to_end(topology, folder, name, "writing"), fp32)
-            for name in OBJECTIVES
-        },
-        "extractive end to end": (
-            lambda topology: _end_to_end(topology, folder, "individual-topk", "extractive"),
-            fp32,
-        ),
-    }
 
 
 def _trainer(topology: ProcessTopology, paradigm: Paradigm, precision: PrecisionConfig) -> Trainer:
@@ -170,7 +84,7 @@ def _numbers(trainer: Trainer, batch: Any) -> dict[str, float]:
 
 def _on_cpu(topology: ProcessTopology, folder: str) -> dict[str, Any]:
     found = {}
-    for name, (make, precision) in _paradigms(folder).items():
+    for name, (make, precision) in paradigms(folder).items():
         paradigm = make(topology)
         trainer = _trainer(topology, paradigm, precision)
         trainer.fit()
@@ -180,9 +94,9 @@ def _on_cpu(topology: ProcessTopology, folder: str) -> dict[str, Any]:
 
 def _emulated_steps(topology: ProcessTopology, folder: str, names: Sequence[str]) -> dict[str, Any]:
     """What every step reports, and what it waited for."""
-    found, paradigms = {}, _paradigms(folder)
+    found, made = {}, paradigms(folder)
     for name in names:
-        make, precision = paradigms[name]
+        make, precision = made[name]
         with emulated_cuda(topology) as (emulated, waits):
             paradigm = make(emulated)
             trainer = _trainer(emulated, paradigm, precision)
@@ -281,7 +195,7 @@ def _emulated(topology: ProcessTopology, folder: str, names: list[str]) -> dict[
 
 def _alone(topology: ProcessTopology, folder: str) -> dict[str, Any]:
     """One rank; what others are compared with as well."""
-    names = list(_paradigms(folder))
+    names = list(paradigms(folder))
     return {
         "cpu": _on_cpu(topology, folder),
         "search": _search(topology),
