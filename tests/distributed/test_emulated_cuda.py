@@ -45,12 +45,9 @@ from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, r
 MOST_WAITS, MOST_WAITS_FP16 = 3, 6
 #: with a search, whose survivors have a number that only the device knows; it does not depend on how many are asked
 MOST_WAITS_END_TO_END = 40
-#: what two ranks do, on shares of a batch and on parts of a model
-SHARED = [
-    *("contrastive, bf16", "contrastive, fp16", "masked LM", "T5", "fusion, feature", "extractive"),
-    *("rag-token", "joint-topk", "distillation", "extractive end to end"),
-]
-CUT = ["contrastive", "masked LM", "fusion, feature", "joint-topk", "extractive end to end"]
+#: what two ranks do: shares of a batch, and parts of a model, where no other paradigm does anything else
+SHARED = ["contrastive, fp16", "masked LM", "T5", "fusion, feature", "extractive", "emdr2", "extractive end to end"]
+CUT = ["contrastive", "fusion, feature", "joint-topk"]
 
 
 def _trainer(topology: ProcessTopology, paradigm: Paradigm, precision: PrecisionConfig) -> Trainer:
@@ -110,7 +107,7 @@ def _emulated_steps(topology: ProcessTopology, folder: str, names: Sequence[str]
 def _deterministic_steps(topology: ProcessTopology, folder: str) -> dict[str, Any]:
     """Nothing adds in any order, though torch itself would not refuse it."""
     with deterministic_algorithms(True):
-        return _emulated_steps(topology, folder, [*CUT, "extractive"])
+        return _emulated_steps(topology, folder, ["contrastive, bf16", "extractive", "joint-topk"])
 
 
 class _Seeded(Callback):
