@@ -1,4 +1,4 @@
-"""Runs the checks of `gpu_checks.py` one after the other, each in a process and within a time of its own.
+"""Runs the checks of `gpu/gpu_checks.py` one after the other, each in a process and within a time of its own.
 
 A check that fails, or takes too long, does not stop the others. The output is written anew after each of them.
 """
@@ -23,6 +23,7 @@ from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.utils.files import read_json, write_json
 
+BENCHMARKS = Path(__file__).parent
 #: seconds that each check may take; less than nine minutes together
 LIMITS = {
     "parity": 70,
@@ -73,10 +74,16 @@ def _run(name: str, limit: float, config: GpuCheckConfig) -> dict[str, Any]:
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
-        words = [sys.executable, str(Path(__file__).with_name("gpu_checks.py")), "--check", name, "--folder", folder]
+        words = [sys.executable, str(BENCHMARKS / "gpu" / "gpu_checks.py"), "--check", name, "--folder", folder]
         words += ["--device", config.device, *(["--tiny"] if config.tiny else [])]
+        paths = [str(BENCHMARKS), str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]
         process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            words,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         try:
             said, _ = process.communicate(timeout=limit)

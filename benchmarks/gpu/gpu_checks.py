@@ -35,7 +35,7 @@ from megatron_retrieval.testing.spawn import rank_environment
 from megatron_retrieval.testing.tiny import write_tiny_dpr
 from megatron_retrieval.utils.files import write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Figures = dict[str, Any]
 #: the largest difference from the CPU's float32, by its norm; of bf16 the cosine of the gradient is looked at
 MOST_ERROR, LEAST_COSINE = 1e-3, 0.98
