@@ -1,7 +1,7 @@
 #!/bin/bash
 # BM25, a dense encoder and both on a data set of BEIR, against sentence-transformers and pytrec_eval on the same vectors.
 # bash benchmarks/judged_sample.sh DATASET MODEL OUT: a BEIR folder, a sentence-transformers folder, a folder for results
-set -eu
+set -euo pipefail
 data=$1 model=$2 out=$3 python=${PYTHON:-python}
 corpus=$(ls "$data"/corpus.jsonl*) evaluate="tasks/main.py --task retriever-evaluate --topk 1 5 10 100 --device cpu"
 mkdir -p "$out"
