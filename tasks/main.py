@@ -19,6 +19,7 @@ from megatron_retrieval.errors import ConfigError
 TASKS = {
     "retriever-finetune": ("retriever_finetune", "RetrieverFinetuneConfig"),
     "retriever-evaluate": ("retriever_evaluate", "RetrieverEvaluateConfig"),
+    "beir-evaluate": ("beir_evaluate", "BeirEvaluateConfig"),
     "extractive-finetune": ("reader_finetune", "ExtractiveFinetuneConfig"),
     "fusion-finetune": ("reader_finetune", "FusionFinetuneConfig"),
     "end-to-end-finetune": ("end_to_end_finetune", "EndToEndFinetuneConfig"),

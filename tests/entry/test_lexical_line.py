@@ -76,27 +76,32 @@ def test_words_find_what_an_untrained_encoder_does_not(folder: Path) -> None:
     assert "fusion" not in metrics
 
 
-def test_questions_of_beir_with_judgements(folder: Path, tmp_path: Path) -> None:
-    """Questions without answers, with ids and graded judgements; two data sets of one evidence are compared."""
+def test_data_sets_of_beir_and_their_mean(folder: Path, tmp_path: Path) -> None:
+    """Questions without answers, with ids and graded judgements; the second data set has half of them."""
     records = json.loads((folder / "questions.json").read_text())
     queries = [{"_id": f"<Q:{number}>", "text": record["question"]} for number, record in enumerate(records)]
-    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
     relevant = [record["positive_ctxs"][0]["passage_id"] for record in records]
     rows = [f"<Q:{number}>\t{name}\t1" for number, name in enumerate(relevant)]
-    qrels = tmp_path / "tiny" / "qrels" / "test.tsv"
-    qrels.parent.mkdir(parents=True)
-    qrels.write_text("\n".join(["query-id\tcorpus-id\tscore", *rows, "<Q:0>\tnowhere\t1"]))
-    places = ["--evidence", folder / "evidence", "--bm25-index", folder / "bm25", "--topk", 1, 5]
-    words = [*places, "--questions", tmp_path / "queries.jsonl", "--qrels", qrels, "--output-dir", tmp_path / "out"]
-    log = succeed(command(*EVALUATE[:3], *words, "--device", "cpu"))
+    for name, missing in (("tiny", "<Q:0>\tnowhere\t1"), ("half", "<Q:1>\tnowhere\t1")):
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        (tmp_path / name / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+        judged = rows if name == "tiny" else rows[:2]
+        qrels = "\n".join(["query-id\tcorpus-id\tscore", *judged, missing])
+        (tmp_path / name / "qrels" / "test.tsv").write_text(qrels)
+        for part in ("evidence", "bm25"):
+            (tmp_path / name / part).symlink_to(folder / part)
+    places = ["--datasets", tmp_path / "tiny", tmp_path / "half", "--output-dir", tmp_path / "out", "--topk", 1, 5]
+    log = succeed(command("tasks/main.py", "--task", "beir-evaluate", *places, "--device", "cpu"))
     assert "1 of 23 relevant passages are not in the evidence" in " ".join(log.split())
-    metrics = _metrics(tmp_path, "out")
+    out = tmp_path / "out"
+    metrics, half, both = _metrics(out, "tiny"), _metrics(out, "half"), _metrics(tmp_path, "out")
     assert not any("answer" in key and "recall" in key for key in metrics)
     assert (metrics["mrr@10"], metrics["recall@1"], metrics["num_missing_passages"]) == (1.0, 1 - 0.5 / 22, 1)
-    assert 0.98 < metrics["ndcg@10"] < 1.0
-    topics = [line.split()[0] for line in (tmp_path / "out" / "run.trec").read_text().splitlines()]
+    assert (half["num_judged_questions"], half["recall@1"]) == (2, 0.75)
+    assert both["recall@1"] == (metrics["recall@1"] + half["recall@1"]) / 2
+    topics = [line.split()[0] for line in (out / "tiny" / "run.trec").read_text().splitlines()]
     assert set(topics) == {query["_id"] for query in queries}
-    beir, mteb = (json.loads((tmp_path / "out" / f"{name}_results.json").read_text()) for name in ("beir", "mteb"))
+    beir, mteb = (json.loads((out / "tiny" / f"{name}_results.json").read_text()) for name in ("beir", "mteb"))
     assert beir["ndcg"]["NDCG@10"] == mteb["scores"]["test"][0]["main_score"] == round(metrics["ndcg@10"], 5)
     assert mteb["task_name"] == "tiny"
 
