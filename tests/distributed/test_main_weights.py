@@ -25,7 +25,7 @@ from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
 
 SHAPE = tiny_dual_encoder_config()
-PRECISIONS = {name: PrecisionConfig(dtype=name, allow_slow_dtype=True) for name in ("bf16", "fp16", "fp32")}
+PRECISIONS = {name: PrecisionConfig(dtype=name, allow_slow_dtype=True) for name in ("bf16", "fp32")}
 
 
 class _Run:
@@ -92,11 +92,10 @@ def _save_the_start(topology: ProcessTopology, folder: str, precision: str) -> l
     return [description.fingerprint for description in found]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_checkpoint_before_the_first_step_is_the_start(tmp_path: Path, precision: str) -> None:
+def test_a_checkpoint_before_the_first_step_is_the_start(tmp_path: Path) -> None:
     """To the bit, trained and frozen towers alike, though the model computes with rounded weights."""
     write_tiny_dpr(tmp_path)
-    for fingerprints in run_on_ranks(_save_the_start, 2, str(tmp_path), precision, tensor_model_parallel_size=2):
+    for fingerprints in run_on_ranks(_save_the_start, 2, str(tmp_path), "bf16", tensor_model_parallel_size=2):
         assert len(set(fingerprints)) == 1
 
 
