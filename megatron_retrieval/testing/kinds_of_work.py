@@ -110,7 +110,7 @@ def kinds_of_work(folder: Path) -> list[Kind]:
     fixed = (*jointly, starts / "extractive", *FIXED_RETRIEVER)
     build = ("tools/build_evidence.py", "--input", large / "passages.jsonl", "--vocab-file", vocab)
     texts = ("tools/build_corpus.py", "--input", large / "corpus.jsonl", "--vocab-file", large / "corpus-vocab.txt")
-    embed = ("--evidence", evidence, "--load", starts / "retriever", "--rows-per-shard", 512)
+    embed = ("--evidence", evidence, "--retriever", starts / "retriever", "--rows-per-shard", 512)
     return [
         Kind("build evidence", build, trains=False, is_own_launcher=True),
         Kind("build corpus", texts, trains=False, is_own_launcher=True),
