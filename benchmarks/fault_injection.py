@@ -181,7 +181,7 @@ class Flipped:
         return Outcome(seen[0], "reads the whole file" if seen[1].startswith("0") else f"FAILS: {seen[1]}")
 
 
-_EMBED = tuple("tools/embed_evidence.py --evidence {made} --load {small}/retriever --output {out}".split())
+_EMBED = tuple("tools/embed_evidence.py --evidence {made} --retriever {small}/retriever --output {out}".split())
 _VERIFY = ("-m", "megatron_retrieval", "verify", "{made}")
 _SEARCH = ("tasks/main.py", "--task", "retriever-evaluate", "--evidence", "{large}/evidence", "--output-dir", "{out}")
 _SEARCH += ("--questions", "{small}/biencoder.json")
