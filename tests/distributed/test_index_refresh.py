@@ -306,7 +306,7 @@ def _peak_bytes(topology: ProcessTopology, words: list[str], folder: str) -> int
 
 def test_the_disk_of_25_refreshes_is_planned(tmp_path: Path, evidence: Path) -> None:
     """Of data files, beside which the small ones of so tiny a model count; all of a plan but the reader's share."""
-    flags = ("--save", tmp_path / "saved", "--save-interval", 1, "--keep-last", 2, "--index-refresh-interval", 1)
+    flags = ("--save", tmp_path / "saved", "--save-interval", 4, "--keep-last", 2, "--index-refresh-interval", 1)
     words = _words(evidence, tmp_path, *flags, "--train-iters", 25)
     (peak,) = run_on_ranks(_peak_bytes, 1, words, str(tmp_path))
     num_passages = len(EvidenceStore(evidence))
