@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_retrieval.data.files.document_files import read_documents
+from megatron_retrieval.data.files.dpr_json import biencoder_context
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, read_reader_questions
 from megatron_retrieval.data.files.question_files import read_questions, require_distinct_ids
 from megatron_retrieval.data.files.training_files import read_biencoder
+from megatron_retrieval.data.files.training_formats import write_training_data
 from megatron_retrieval.data.files.trec import read_qrels, read_run
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.questions import Passage, Question
@@ -294,3 +296,36 @@ def test_an_id_given_twice_is_never_merged(file: Callable[[str, str], Path]) -> 
     path = file("q.jsonl", '{"_id": "2", "text": "a"}\n{"text": "b"}\n')
     with pytest.raises(DataError, match="two questions have the id '2'"):
         require_distinct_ids(path, read_questions(path))
+
+
+@pytest.mark.parametrize("form", ["dpr", "tevatron"])
+@settings(max_examples=30, deadline=None)
+@given(questions=st.lists(st.tuples(texts, passages, passages), min_size=1, max_size=3))
+def test_training_data_comes_out_as_it_went_in(
+    tmp_path_factory: pytest.TempPathFactory, form: str, questions: list[tuple[str, list[Passage], list[Passage]]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "generated-training"
+    records = [
+        {
+            "question": question,
+            "answers": [question],
+            "positive_ctxs": [biencoder_context(passage, 1.0) for passage in positives],
+            "hard_negative_ctxs": [biencoder_context(passage, 0.0) for passage in negatives],
+        }
+        for question, positives, negatives in questions
+    ]
+    write_training_data(path, records, form)
+    read = [(e.question, list(e.positives), list(e.hard_negatives)) for e in read_biencoder(path)]
+    assert read == questions
+
+
+@settings(max_examples=30, deadline=None)
+@given(qrels=st.dictionaries(identifiers, st.dictionaries(identifiers, st.integers(-1, 3), min_size=1), min_size=1))
+def test_judgements_come_out_as_they_went_in(
+    tmp_path_factory: pytest.TempPathFactory, qrels: dict[str, dict[str, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "generated-qrels"
+    rows = [(question, name, grade) for question, grades in qrels.items() for name, grade in grades.items()]
+    for form in ("{} 0 {} {}\n", "{}\t{}\t{}\n"):
+        path.write_text("".join(form.format(*row) for row in rows), encoding="utf-8")
+        assert read_qrels(path) == qrels
