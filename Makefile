@@ -35,8 +35,9 @@ pytest-avx2: pytest
 # the kernel of exact search on GPUs is compiled and interpreted where Triton can be had; beside the environment, since
 # nothing else needs it without a GPU
 triton: $(VENV)/.installed-dev
-	@if $(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) --upgrade --no-deps --target $(VENV)/triton triton; then \
-	PYTHONPATH=$(CURDIR):$(VENV)/triton $(BIN)/pytest -q tests/unit/test_triton_maxima.py; \
+	@export PYTHONPATH=$(CURDIR):$(abspath $(VENV))/triton; \
+	if $(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) --no-deps --target $(VENV)/triton triton; then \
+	$(BIN)/pytest -q tests/unit/test_triton_maxima.py; \
 	else echo "Triton cannot be installed here: its kernel was neither compiled nor interpreted"; fi
 
 venv: $(VENV)/.installed-dev
