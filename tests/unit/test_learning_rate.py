@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from megatron_retrieval.training.learning_rate import ScheduleConfig
+from megatron_retrieval.training.metrics_log import LogConfig
+from megatron_retrieval.training.run import TrainingConfig
 
 
 def test_linear_rises_to_the_peak_and_falls_to_the_end() -> None:
@@ -28,3 +32,9 @@ def test_cosine_and_constant() -> None:
     assert cosine.rate(100, 100, 1.0) == pytest.approx(0.1)
     constant = ScheduleConfig(lr_decay_style="constant", lr_warmup_iters=0)
     assert {constant.rate(step, 10, 0.3) for step in range(10)} == {0.3}
+
+
+def test_the_uneven_last_batch_of_an_epoch_is_a_step() -> None:
+    training = TrainingConfig(log=LogConfig(output_dir="out"), global_batch_size=8, epochs=2)
+    assert [training.num_steps(num_examples) for num_examples in (16, 17)] == [4, 6]
+    assert dataclasses.replace(training, train_iters=5).num_steps(17) == 5
