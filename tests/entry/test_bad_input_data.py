@@ -41,14 +41,14 @@ def vocab_file(tmp_path: Path) -> Path:
     ("name", "content", "sentence"),
     [
         ("row.tsv", TSV + b"2\ta\n", "row.tsv:3: expected 3 fields, found 2."),
-        ("column.tsv", b"id\ttext\n1\ta\n", "column.tsv:1: the header has no column 'title'."),
+        ("column.tsv", b"id\ttitle\n1\ta\n", "column.tsv:2: there is no 'text' or 'contents' or 'passage'."),
         ("quote.tsv", TSV + b'2\t"a" b\tc\n', "quote.tsv:3: no tab-separated values"),
         ("empty.tsv", b"", "empty.tsv: the file is empty."),
         ("header.tsv", b"id\ttext\ttitle\n", "header.tsv: there are no passages in the file."),
         ("broken.tsv.gz", gzip.compress(TSV * 999, mtime=0)[:-20], "broken.tsv.gz: broken gzip after line"),
         ("latin.tsv", TSV + b"2\t\xe9t\xe9\ta\n", "latin.tsv:3: byte 3 of the line is not UTF-8."),
         ("cut.jsonl", b'{"title": "a", "text": "b"}\n{"title": "a", "te', "cut.jsonl:2: not valid JSON"),
-        ("key.jsonl", b'{"title": "a"}\n', "key.jsonl:1: there is no 'text'."),
+        ("key.jsonl", b'{"title": "a"}\n', "key.jsonl:1: there is no 'text' or 'contents' or 'passage'."),
         ("twice.tsv", TSV + b"1\ta\tb\n", "twice.tsv:3: the id '1' is already used at"),
     ],
 )
