@@ -23,8 +23,8 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)
-class BertConfig(EncoderShape):
-    """Shape and regularisation of a BERT encoder; the defaults are BERT-base, uncased."""
+class PostNormConfig(EncoderShape):
+    """Shape and regularisation of encoders of BERT's layers; the defaults are those of the base size."""
 
     num_layers: int = 12
     """Transformer layers."""
@@ -38,8 +38,6 @@ class BertConfig(EncoderShape):
     """Longest sequence in tokens."""
     vocab_size: int = 30522
     """Entries of the vocabulary file."""
-    num_tokentypes: int = 2
-    """Segment embeddings; a text alone uses the first, a question with its passage the second as well."""
     hidden_dropout: float = 0.1
     """Share of hidden activations dropped in training."""
     attention_dropout: float = 0.1
@@ -63,9 +61,32 @@ class BertConfig(EncoderShape):
         return self.ffn_hidden_size or 4 * self.hidden_size
 
     @property
+    def first_position(self) -> int:
+        """Row of the position embeddings that the first token has."""
+        return 0
+
+    @property
+    def num_segments(self) -> int:
+        """Segment embeddings; 0: none."""
+        return 0
+
+    @property
     def max_positions(self) -> int:
         """See EncoderShape."""
-        return self.max_position_embeddings
+        return self.max_position_embeddings - self.first_position
+
+
+@dataclass(kw_only=True, frozen=True)
+class BertConfig(PostNormConfig):
+    """Shape and regularisation of a BERT encoder; the defaults are BERT-base, uncased."""
+
+    num_tokentypes: int = 2
+    """Segment embeddings; a text alone uses the first, a question with its passage the second as well."""
+
+    @property
+    def num_segments(self) -> int:
+        """See PostNormConfig."""
+        return self.num_tokentypes
 
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> BertEncoder:
         """See EncoderShape."""
@@ -78,7 +99,7 @@ class BertEncoder(MegatronModule):
     Parameters are sharded over `topology`'s tensor-parallel group; the caller initialises or loads them.
     """
 
-    def __init__(self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config: PostNormConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> None:
         engine = _engine_config(config, topology.tp_size, dtype)
         super().__init__(config=engine)
         self.bert_config = config
@@ -92,21 +113,27 @@ class BertEncoder(MegatronModule):
         Args:
             segments: [B, T] int64, index of the segment embedding of every token; default: 0.
         """
-        bias = padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype, batch.ids.device)
-        states: Tensor = self.encoder(self.embedding(batch.ids, segments), LayerInputs(bias))
+        states: Tensor = self.encoder(self.embedding(batch.ids, segments), LayerInputs(self.attention_bias(batch)))
         return states.transpose(0, 1)
+
+    def attention_bias(self, batch: TokenBatch) -> Tensor | None:
+        """What is added to the attention's logits, broadcastable to [B, heads of this rank, T, T]."""
+        return padding_bias(batch.lengths, batch.ids.size(1), self.config.params_dtype, batch.ids.device)
 
 
 class BertEmbedding(nn.Module):
-    """Sum of word, position and segment embeddings, normalised: [B, T] ids -> [T, B, D]."""
+    """Sum of word, position and, where the family has them, segment embeddings, normalised: [B, T] ids -> [T, B, D]."""
 
-    def __init__(self, config: BertConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> None:
+    def __init__(self, config: PostNormConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> None:
         super().__init__()
         self.word_embeddings = word_embeddings(config.vocab_size, engine, groups)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.tokentype_embeddings = nn.Embedding(config.num_tokentypes, config.hidden_size)
+        self.tokentype_embeddings = (
+            nn.Embedding(config.num_segments, config.hidden_size) if config.num_segments else None
+        )
         self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self._offset = config.first_position
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, first_position: int = 0) -> Tensor:
         """Embed.
@@ -117,24 +144,26 @@ class BertEmbedding(nn.Module):
         Raises:
             ConfigError: a sequence is longer than the positions.
         """
-        stop, num_positions = first_position + ids.size(1), self.position_embeddings.num_embeddings
+        stop, num_positions = first_position + ids.size(1), self.position_embeddings.num_embeddings - self._offset
         if stop > num_positions:
             raise ConfigError(
                 f"a sequence of {stop} tokens exceeds the encoder's {num_positions} positions "
                 "(--max-position-embeddings); lower the sequence length."
             )
         words = self.word_embeddings(ids.t())
-        positions = self.position_embeddings.weight[first_position:stop, None]
-        if segments is None:
-            positions = positions + self.tokentype_embeddings.weight[0]
-        else:
-            segments, table = segments.t(), self.tokentype_embeddings
-            positions = positions + (table.weight[segments] if is_deterministic() else table(segments))
+        positions = self.position_embeddings.weight[self._offset + first_position : self._offset + stop, None]
+        if (table := self.tokentype_embeddings) is not None:
+            # one of a single row tells no segments apart
+            if segments is None or table.num_embeddings == 1:
+                positions = positions + table.weight[0]
+            else:
+                segments = segments.t()
+                positions = positions + (table.weight[segments] if is_deterministic() else table(segments))
         normalised: Tensor = self.dropout(self.norm(words + positions))
         return normalised
 
 
-def _layer(config: BertConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> Layer:
+def _layer(config: PostNormConfig, engine: TransformerConfig, groups: ProcessGroupCollection) -> Layer:
     layer = transformer_layer(engine, groups, norm_place="after", recompute=config.recompute_granularity == "full")
     # linear_qkv comes last, as in megatron-core's attention: the gradient norm is summed in the order of parameters,
     # and its last bits depend on it
@@ -145,7 +174,7 @@ def _layer(config: BertConfig, engine: TransformerConfig, groups: ProcessGroupCo
     return layer
 
 
-def _engine_config(config: BertConfig, tp_size: int, dtype: torch.dtype) -> TransformerConfig:
+def _engine_config(config: PostNormConfig, tp_size: int, dtype: torch.dtype) -> TransformerConfig:
     return engine_config(
         tp_size=tp_size,
         dtype=dtype,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,19 @@ SHAPE = {
 def tiny_bert() -> transformers.BertModel:
     """A BERT of three layers, in evaluation mode."""
     return _random_model(lambda: transformers.BertModel(transformers.BertConfig(**SHAPE)), seed=1)
+
+
+def tiny_mpnet() -> transformers.MPNetModel:
+    """An MPNet of that shape."""
+    settings = {"pad_token_id": 1, "max_position_embeddings": 42}
+    return _random_model(lambda: transformers.MPNetModel(transformers.MPNetConfig(**{**SHAPE, **settings})), seed=9)
+
+
+def tiny_distilbert() -> transformers.DistilBertModel:
+    """A DistilBERT of that shape."""
+    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    shape = {{**names, "intermediate_size": "hidden_dim"}.get(name, name): value for name, value in SHAPE.items()}
+    return _random_model(lambda: transformers.DistilBertModel(transformers.DistilBertConfig(**shape)), seed=10)
 
 
 def tiny_masked_lm() -> transformers.BertForMaskedLM:
@@ -87,10 +100,12 @@ def tiny_t5(*, gated: bool, tied: bool, vocab_size: int = NUM_EMBEDDINGS) -> tra
     return _random_model(build, seed=6)
 
 
-def save_with_vocabulary(model: transformers.PreTrainedModel, folder: Path) -> None:
+def save_with_vocabulary(
+    model: transformers.PreTrainedModel, folder: Path, vocabulary: Sequence[str] = VOCABULARY
+) -> None:
     """Save the model beside a `vocab.txt`."""
     model.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY))
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary))
 
 
 def random_batch(num_rows: int = 6, num_tokens: int = 12) -> TokenBatch:

@@ -10,19 +10,18 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS, SentencePieceTokenizer
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.tokenizers.wordpiece import BERT_FRAME, WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
 
-#: names that WordPiece's special tokens have in settings
-_SPECIAL_NAMES = ("unk", "sep", "pad", "cls", "mask")
 #: how BERT's tokenizer treats text unless its folder says otherwise; ours knows nothing else
 _FIXED_SETTINGS = {
     "tokenize_chinese_chars": True,
     "handle_chinese_chars": True,
     "clean_text": True,
     "do_basic_tokenize": True,
-    **{f"{name}_token": f"[{name.upper()}]" for name in _SPECIAL_NAMES},
 }
+#: MPNet's release adds a token that no text becomes
+_UNUSED_ADDED = ("<unk>",)
 #: the parts of a tokenizer.json that ours is equal to
 _WORDPIECE_PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 #: classes of tokenizers, without Fast, that give the ids of ours; the last ones are whatever their tokenizer.json says
@@ -33,6 +32,7 @@ _WORDPIECE_CLASSES = (
     "DPRContextEncoderTokenizer",
     "DPRQuestionEncoderTokenizer",
     "DPRReaderTokenizer",
+    "MPNetTokenizer",
 )
 
 
@@ -46,12 +46,18 @@ def read_wordpiece(folder: Path) -> WordPieceTokenizer:
     model = _settings(folder / "tokenizer.json")
     _require_class(folder, _WORDPIECE_CLASSES, has_parts=bool(model))
     _require_parts(folder / "tokenizer.json", model, _WORDPIECE_PARTS)
-    _refuse_added_tokens(folder, {f"[{name.upper()}]" for name in _SPECIAL_NAMES})
     settings = {**(model.get("normalizer") or {}), **_settings(folder / "tokenizer_config.json")}
-    for key, only in _FIXED_SETTINGS.items():
+    tokenizer = _open_wordpiece(folder, model, _lower_case(folder, settings))
+    _refuse_added_tokens(folder, {*tokenizer.frame.values(), *_UNUSED_ADDED})
+    names = {f"{name}_token": token for name, token in tokenizer.frame.items()}
+    for key, only in {**_FIXED_SETTINGS, **names}.items():
         value = settings.get(key)
         if (value := value["content"] if isinstance(value, dict) else value) not in (None, only):
             raise CheckpointError(f"{folder}: its tokenizer has {key} {value}, which is not supported.")
+    return tokenizer
+
+
+def _lower_case(folder: Path, settings: Mapping[str, Any]) -> bool:
     lower_case = bool(settings.get("do_lower_case", settings.get("lowercase", True)))
     if (stripped := settings.get("strip_accents")) not in (None, lower_case):
         case = "uncased" if lower_case else "cased"
@@ -59,6 +65,10 @@ def read_wordpiece(folder: Path) -> WordPieceTokenizer:
             f"{folder}: its tokenizer is {case} and has strip_accents {stripped}; only uncased ones that strip accents "
             "and cased ones that keep them can be imported."
         )
+    return lower_case
+
+
+def _open_wordpiece(folder: Path, model: Mapping[str, Any], lower_case: bool) -> WordPieceTokenizer:
     pieces = model.get("model", {})
     if (path := folder / "vocab.txt").is_file():
         return WordPieceTokenizer(path, lower_case, tokens=[line.rstrip("\r\n") for line in read_lines(path)])
@@ -78,9 +88,10 @@ def write_wordpiece(vocabulary: WordPieceTokenizer, folder: Path, max_length: in
         file.writelines(f"{token}\n" for token in vocabulary.tokens)
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     lower_case = vocabulary.settings()["lower_case"]
-    BertWordPieceTokenizer(ids, lowercase=lower_case).save(str(folder / "tokenizer.json"))
-    names = {f"{name}_token": f"[{name.upper()}]" for name in _SPECIAL_NAMES}
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case}
+    names = {f"{name}_token": token for name, token in vocabulary.frame.items()}
+    BertWordPieceTokenizer(ids, lowercase=lower_case, **names).save(str(folder / "tokenizer.json"))
+    class_name = "BertTokenizer" if vocabulary.frame is BERT_FRAME else "MPNetTokenizer"
+    settings = {"tokenizer_class": class_name, "do_lower_case": lower_case}
     write_json(folder / "tokenizer_config.json", {**settings, **_longest(max_length), **names})
 
 

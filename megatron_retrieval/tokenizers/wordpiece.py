@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from megatron_retrieval.utils.files import read_lines
 
 UNKNOWN_TOKEN = "[UNK]"
 CONTINUATION = "##"
+#: names of special tokens: BERT's, and MPNet's, whose vocabulary holds unused ones of BERT as well
+BERT_FRAME = {"pad": "[PAD]", "unk": UNKNOWN_TOKEN, "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+MPNET_FRAME = {"pad": "<pad>", "unk": UNKNOWN_TOKEN, "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 
 
 class WordPieceTokenizer:
@@ -48,7 +51,9 @@ class WordPieceTokenizer:
         #: in the order of their ids
         self.tokens = tuple(vocabulary)
         self.vocab_size = max(vocabulary.values()) + 1
-        begin, end, pad, mask = (vocabulary[f"[{name}]"] for name in ("CLS", "SEP", "PAD", "MASK"))
+        #: names of the special tokens
+        self.frame = _frame_of(vocabulary)
+        begin, end, pad, mask = (vocabulary[self.frame[name]] for name in ("cls", "sep", "pad", "mask"))
         self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask, unknown=vocabulary[UNKNOWN_TOKEN])
         listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
@@ -105,6 +110,11 @@ def _end_of_accents(text: str, stop: int) -> int:
     return stop
 
 
+def _frame_of(vocabulary: Mapping[str, int]) -> dict[str, str]:
+    """The special tokens that a vocabulary has."""
+    return MPNET_FRAME if set(MPNET_FRAME.values()) <= vocabulary.keys() else BERT_FRAME
+
+
 def _read_vocabulary(path: Path, lines: Iterable[str]) -> dict[str, int]:
     vocabulary: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
@@ -117,7 +127,7 @@ def _read_vocabulary(path: Path, lines: Iterable[str]) -> dict[str, int]:
             first = vocabulary[token] + 1
             raise DataError(path, f"the token {token!r} stands here and in line {first}", line=number)
         vocabulary[token] = number - 1
-    missing = [token for token in ("[PAD]", UNKNOWN_TOKEN, "[CLS]", "[SEP]", "[MASK]") if token not in vocabulary]
+    missing = [token for token in _frame_of(vocabulary).values() if token not in vocabulary]
     if missing:
         raise DataError(path, f"the vocabulary lacks {', '.join(missing)}", hint="Give the vocab.txt of a BERT model.")
     return vocabulary

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.files import check_settings
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
-from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.bert import BertConfig, PostNormConfig
 
 # ours -> theirs, for the weight and the bias of each; {} is the number of a layer
 EMBEDDINGS = {
     "embedding.word_embeddings": "embeddings.word_embeddings",
     "embedding.position_embeddings": "embeddings.position_embeddings",
-    "embedding.tokentype_embeddings": "embeddings.token_type_embeddings",
 }
+SEGMENTS = {"embedding.tokentype_embeddings": "embeddings.token_type_embeddings"}
 EMBEDDING_NORM = {"embedding.norm": "embeddings.LayerNorm"}
 LAYER = {
     "encoder.layers.{}.self_attention.linear_proj": "encoder.layer.{}.attention.output.dense",
@@ -79,24 +79,42 @@ def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def bert_table(config: BertConfig) -> Iterator[WeightEntry]:
-    """The weights of `BertEncoder`, and those of Hugging Face's `BertModel`."""
-    for ours, theirs in EMBEDDINGS.items():
+def post_norm_table(
+    config: PostNormConfig, embeddings: Mapping[str, str], layer: Mapping[str, str], qkv_parts: tuple[str, ...]
+) -> Iterator[WeightEntry]:
+    """The weights of `BertEncoder` and what they are called elsewhere.
+
+    Args:
+        embeddings: our tables -> theirs.
+        layer: our modules of a layer -> theirs, by its number.
+        qkv_parts: their queries, keys and values of a layer.
+    """
+    for ours, theirs in embeddings.items():
         yield WeightEntry(f"{ours}.weight", (f"{theirs}.weight",))
     for kind in ("weight", "bias"):
         for ours, theirs in EMBEDDING_NORM.items():
             yield WeightEntry(f"{ours}.{kind}", (f"{theirs}.{kind}",))
-        for layer in range(config.num_layers):
+        for number in range(config.num_layers):
             yield WeightEntry(
-                f"{QKV}.{kind}".format(layer),
-                tuple(f"{part}.{kind}".format(layer) for part in QKV_PARTS),
+                f"{QKV}.{kind}".format(number),
+                tuple(f"{part}.{kind}".format(number) for part in qkv_parts),
                 config.num_attention_heads,
             )
-            for ours, theirs in LAYER.items():
-                yield WeightEntry(f"{ours}.{kind}".format(layer), (f"{theirs}.{kind}".format(layer),))
+            for ours, theirs in layer.items():
+                yield WeightEntry(f"{ours}.{kind}".format(number), (f"{theirs}.{kind}".format(number),))
+
+
+def bert_table(config: BertConfig) -> Iterator[WeightEntry]:
+    """The weights of `BertEncoder`, and those of Hugging Face's `BertModel`."""
+    return post_norm_table(config, EMBEDDINGS | SEGMENTS, LAYER, QKV_PARTS)
+
+
+def without_heads(state: Mapping[str, Tensor], prefix: str, ignored: tuple[str, ...]) -> dict[str, Tensor]:
+    """The weights of an encoder, or of a model that holds one under `prefix`, without those of heads and buffers."""
+    named = {name.removeprefix(prefix): tensor for name, tensor in current_names(state).items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith(ignored)}
 
 
 def encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a `BertModel`, or of a model that holds one under the prefix `bert.`, without heads."""
-    named = {name.removeprefix("bert."): tensor for name, tensor in current_names(state).items()}
-    return {name: tensor for name, tensor in named.items() if not name.startswith(IGNORED_PREFIXES)}
+    return without_heads(state, "bert.", IGNORED_PREFIXES)

@@ -12,7 +12,7 @@ from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Forma
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
-from megatron_retrieval.checkpoint.huggingface.towers import HF_BERT
+from megatron_retrieval.checkpoint.huggingface.towers import HF_BERT, HF_DISTILBERT, HF_MPNET
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.errors import CheckpointError
@@ -21,7 +21,7 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-for _format in (HF_BERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS, HF_T5):
+for _format in (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS, HF_T5):
     FORMATS.add(_format)
 
 

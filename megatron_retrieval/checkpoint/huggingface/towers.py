@@ -23,7 +23,13 @@ from megatron_retrieval.checkpoint.huggingface.tower_folder import (
 )
 from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
-from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES, EncoderFamily
+from megatron_retrieval.checkpoint.kinds.encoder_families import (
+    BERT,
+    DISTILBERT,
+    ENCODER_FAMILIES,
+    MPNET,
+    EncoderFamily,
+)
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
@@ -192,3 +198,5 @@ def _check_same(question: TowerFolder, passage: TowerFolder) -> None:
 HF_BERT = body_format(
     "hf-bert", "BertModel; a dual encoder, or the encoder of a masked LM", BERT, (DUAL_ENCODER.name, MASKED_LM.name)
 )
+HF_MPNET = body_format("hf-mpnet", "MPNetModel; a dual encoder", MPNET, (DUAL_ENCODER.name,))
+HF_DISTILBERT = body_format("hf-distilbert", "DistilBertModel; a dual encoder", DISTILBERT, (DUAL_ENCODER.name,))

@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface import bert
+from megatron_retrieval.checkpoint.huggingface import bert, distilbert, mpnet
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
 from megatron_retrieval.checkpoint.kinds.family_registry import Families
 from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.distilbert import DistilBertConfig
 from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.models.mpnet import MpnetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,32 @@ BERT = ENCODER_FAMILIES.add(
         to_huggingface=bert.bert_config_to_hf,
         table=bert.bert_table,
         current_names=bert.encoder_names,
+    )
+)
+MPNET = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="mpnet",
+        about="MPNet: BERT's layers, positions also relative, no segments",
+        shape=MpnetConfig,
+        vocabulary="WordPiece",
+        model_type="mpnet",
+        from_huggingface=mpnet.mpnet_config_from_hf,
+        to_huggingface=mpnet.mpnet_config_to_hf,
+        table=mpnet.mpnet_table,
+        current_names=mpnet.encoder_names,
+    )
+)
+DISTILBERT = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="distilbert",
+        about="DistilBERT: BERT's layers, no segments",
+        shape=DistilBertConfig,
+        vocabulary="WordPiece",
+        model_type="distilbert",
+        from_huggingface=distilbert.distilbert_config_from_hf,
+        to_huggingface=distilbert.distilbert_config_to_hf,
+        table=distilbert.distilbert_table,
+        current_names=distilbert.encoder_names,
     )
 )
 
