@@ -103,7 +103,7 @@ def test_killed_and_continued(
     [
         ("empty.txt", b"", "empty.txt: the file is empty."),
         ("blank.txt", b"\n \n", "blank.txt: there is no text in the file."),
-        ("line.jsonl", b'{"text": "a"}\n{"text": 1}\n', "line.jsonl:2: 'text' must be a string."),
+        ("line.jsonl", b'{"text": "a"}\n{"text": true}\n', "line.jsonl:2: 'text' must be a string."),
         ("row.tsv", b"id\ttext\ttitle\n1\ta\n", "row.tsv:2: expected 3 fields, found 2."),
         ("cut.txt.gz", gzip.compress(b"a b c\n" * 999, mtime=0)[:-20], "cut.txt.gz: broken gzip after line"),
         ("latin.txt", b"a\n\xe9t\xe9\n", "latin.txt:2: not UTF-8."),
