@@ -23,7 +23,8 @@ from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.store.pickled_embeddings import PickledBlock, PickleFormat, read_pickled_embeddings
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig, encode_sequences
-from megatron_retrieval.utils.files import allocate, atomic_directory, atomic_file
+from megatron_retrieval.utils.disk import allocate
+from megatron_retrieval.utils.files import atomic_directory, atomic_file
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.progress import progress_bar
 

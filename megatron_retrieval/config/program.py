@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from megatron_retrieval.config.parser import Config, parse_config
 from megatron_retrieval.errors import EXIT_CODE, MegatronRetrievalError
-from megatron_retrieval.utils.files import sentence_of_disk
+from megatron_retrieval.utils.disk import sentence_of_disk
 from megatron_retrieval.utils.logging import setup_logging
 from megatron_retrieval.utils.signals import leaving_on_signals
 

@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
-from megatron_retrieval.utils.files import atomic_file, write_json, writing
+from megatron_retrieval.utils.disk import writing
+from megatron_retrieval.utils.files import atomic_file, write_json
 from megatron_retrieval.utils.logging import get_logger
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.utils.files import read_json, write_json, writing
+from megatron_retrieval.utils.disk import writing
+from megatron_retrieval.utils.files import read_json, write_json
 
 _SUFFIX = ".partial"
 _JOURNAL, _LOCK, _CONTENTS = "journal.json", "lock", "contents"

@@ -25,7 +25,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.training.resume import RunCheckpoints, SaveConfig, SavedModel
-from megatron_retrieval.utils.files import writing
+from megatron_retrieval.utils.disk import writing
 
 
 class _Run:

@@ -19,7 +19,8 @@ from pathlib import Path
 from megatron_retrieval.checkpoint.store.manifest import check_file, is_complete, read_manifest
 from megatron_retrieval.checkpoint.store.reader import open_shards
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.utils.files import atomic_file, sync_folder
+from megatron_retrieval.utils.disk import sync_folder
+from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.manifest import MANIFEST
 

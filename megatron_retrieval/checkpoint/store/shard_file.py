@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.utils.files import writing
+from megatron_retrieval.utils.disk import writing
 
 #: the format's names of number formats
 _DTYPES = {

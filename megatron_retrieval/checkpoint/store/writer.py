@@ -18,7 +18,7 @@ from megatron_retrieval.checkpoint.store.model_writer import Described, ModelWri
 from megatron_retrieval.errors import CheckpointError, MegatronRetrievalError
 from megatron_retrieval.parallel.collectives import any_rank, gather_objects, on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.utils.files import writing
+from megatron_retrieval.utils.disk import writing
 
 P = ParamSpec("P")
 

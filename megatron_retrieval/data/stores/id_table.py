@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
-from megatron_retrieval.utils.files import allocate
+from megatron_retrieval.utils.disk import allocate
 
 Hashes = NDArray[np.uint64]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_retrieval.utils.files import writing
+from megatron_retrieval.utils.disk import writing
 
 #: checksum of the vectors' bytes, rows, width
 _HEADER = struct.Struct("<III")
