@@ -16,7 +16,7 @@ AVX2_ONLY := DNNL_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 FAISS_OPT_LEVEL=avx2
 quickstart: $(VENV)/.installed
 	PYTHON=$(BIN)/python examples/quickstart.sh runs/quickstart
 
-test: lint pytest triton $(if $(CI),pytest-avx2)
+test: lint pytest $(if $(CI),triton pytest-avx2)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
