@@ -29,8 +29,10 @@ from megatron_retrieval.applications.plan.config import HardwareConfig, PlanConf
 from megatron_retrieval.applications.plan.plan import Plan, make_plan
 from megatron_retrieval.applications.plan.rates import random_vectors, seconds_of, write_random
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.index.exact.flat import FlatIndex
@@ -177,7 +179,7 @@ def _embed(settings: PlanConfig, evidence: Path, output: Path) -> None:
         job = EmbeddingJob(
             evidence=EvidenceStore(evidence),
             encode=encoder.encode_passages,
-            text_format=settings.text_format,
+            text_format=overlaid(TextFormatConfig(), settings.text_format),
             encoder_fingerprint="random",
             embedding_dtype=settings.embedding_dtype,
             micro_batch_size=settings.encode.micro_batch_size,

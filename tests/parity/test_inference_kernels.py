@@ -54,7 +54,7 @@ def test_attention_of_short_sequences(
     query, key, value = (
         _states(length, 3, 2, 16, seed=seed).to(dtype) for seed, length in enumerate((num_queries, num_keys, num_keys))
     )
-    bias = padding_bias(torch.tensor([num_keys, 7, 31]), num_keys, dtype)
+    bias = padding_bias(torch.tensor([num_keys, 7, 31]), num_keys, dtype, torch.device("cpu"))
     found = core(query, key, value, bias)
     monkeypatch.setattr(attention, "CPU_PLAIN_KEYS", 0)
     monkeypatch.setattr(attention, "CPU_PLAIN_QUERIES", 0)

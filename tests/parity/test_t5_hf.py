@@ -172,7 +172,7 @@ def _beams(topology: ProcessTopology, config: T5Config, full: State) -> bool:
     """Sequences of one source side by side, reordered and with a source gone, are what each is alone."""
     model = _model(topology, config, full).eval()
     batch = TokenBatch(BATCH.ids[:3], BATCH.lengths[:3])
-    bias = padding_bias(batch.lengths, batch.ids.size(1), torch.float32)
+    bias = padding_bias(batch.lengths, batch.ids.size(1), torch.float32, batch.ids.device)
     assert bias is not None
     ids, next_ids = shift_right(_labels())[:, :5], torch.tensor([[7], [8], [9], [10]])
     with torch.no_grad():
