@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_retrieval.data.files.document_files import read_documents
 from megatron_retrieval.data.files.dpr_json import biencoder_context
+from megatron_retrieval.data.files.names import COLUMNS
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, read_reader_questions
 from megatron_retrieval.data.files.question_files import read_questions, require_distinct_ids
@@ -234,7 +235,10 @@ def test_runs(file: Callable[[str, str], Path]) -> None:
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 plain_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
-identifiers = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=12)
+#: a first row without a header that holds a column's name would be one
+identifiers = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=12).filter(
+    lambda name: name not in COLUMNS
+)
 passages = st.lists(st.builds(Passage, identifiers, texts, texts), min_size=1, max_size=4)
 
 
@@ -260,6 +264,37 @@ def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, kind: 
     path = tmp_path_factory.getbasetemp() / f"generated-{kind}.csv"
     path.write_bytes(_write(kind, items))
     assert [passage for _, passage in read_passages(path)] == items
+
+
+questions = st.lists(
+    st.builds(Question, identifiers, texts, st.lists(plain_texts, min_size=1, max_size=2, unique=True).map(tuple)),
+    min_size=1,
+    max_size=3,
+)
+
+
+def _write_questions(kind: str, items: list[Question]) -> str:
+    if kind == "table":
+        rows = ([item.id, item.text, json.dumps(item.answers)] for item in items)
+        return "id,question,answers\n" + "".join(",".join(map(_csv_field, row)) + "\n" for row in rows)
+    if kind == "KILT":
+        found = [
+            {"id": item.id, "input": item.text, "output": [{"answer": text} for text in item.answers]} for item in items
+        ]
+    else:
+        found = [{"_id": item.id, "question": item.text, "answers": item.answers} for item in items]
+    return "\n".join(json.dumps(row, ensure_ascii=kind == "KILT") for row in found)
+
+
+@pytest.mark.parametrize("kind", ["lines", "KILT", "table"])
+@settings(max_examples=60, deadline=None)
+@given(items=questions)
+def test_questions_come_out_as_they_went_in(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, items: list[Question]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"generated-questions-{kind}.csv"
+    path.write_text(_write_questions(kind, items), encoding="utf-8", newline="")
+    assert list(read_questions(path)) == items
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_retrieval.data.files.json_records import read_json_list
+from megatron_retrieval.data.files.json_records import read_json_list, read_json_member
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.files.training_files import read_biencoder
@@ -126,11 +126,32 @@ def test_json_list_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     values = [{"a": "ü🚁\n\\u", "b": [1.5e-3, -12, True, None]}, {}, {"c": {"d": "x" * 50}}]
     path = _write(tmp_path / "a.json", json.dumps(values, indent=1) + "\n")
     whole = files.read_chunks
-    monkeypatch.setattr("megatron_retrieval.data.files.json_records.read_chunks", lambda path: whole(path, chunk_bytes))
+    monkeypatch.setattr("megatron_retrieval.data.files.json_text.read_chunks", lambda path: whole(path, chunk_bytes))
     records = list(read_json_list(path))
     assert [record.values for record in records] == values
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [lines[record.line - 1].strip()[0] for record in records] == ["{"] * 3
+    around = {"version": {"data": []}, "data": values, "more": [1, "]}"]}
+    path = _write(tmp_path / "b.json", json.dumps(around, ensure_ascii=False) + "\n")
+    assert [record.values for record in read_json_member(path, "data")] == values
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"version": "1.1"}', "there is no 'data'"),
+        (b'{"data": [{"a": 1}]', "Is the file cut off"),
+        (b'{"data": [{"a": 1}]} {}', "text after the end of the JSON object"),
+        (b'{"data": {"a": 1}}', "expected a JSON list"),
+        (b"[1]", "expected a JSON object"),
+        (b'{"data": [], 1: 2}', "expected a key and its value"),
+    ],
+)
+def test_a_list_within_an_object(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        list(read_json_member(path, "data"))
 
 
 @pytest.mark.parametrize(

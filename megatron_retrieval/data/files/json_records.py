@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_retrieval.data.files.json_text import JsonText, not_json
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.utils.files import read_chunks, read_lines
+from megatron_retrieval.utils.files import read_lines
 
-#: longest token of JSON other than a string ("-Infinity", an escape)
-_LONGEST_ATOM = 16
 #: whole numbers up to this one are floats without rounding
 _EXACT_FLOATS = 1 << 53
 
@@ -121,7 +120,7 @@ def read_json_lines(path: str | Path) -> Iterator[Record]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise _not_json(path, error, number) from error
+            raise not_json(path, error, number) from error
         if not isinstance(value, dict):
             raise DataError(path, "expected one JSON object a line", line=number)
         yield Record(Path(path), number, value)
@@ -133,7 +132,36 @@ def read_json_list(path: str | Path) -> Iterator[Record]:
     Raises:
         DataError: no list of objects, cut off, or the file cannot be read.
     """
-    text = _JsonText(Path(path))
+    text = JsonText(Path(path))
+    yield from _items(text)
+    if text.peek():
+        raise text.error("text after the end of the JSON list")
+
+
+def read_json_member(path: str | Path, key: str) -> Iterator[Record]:
+    """Yield the objects of the list that a JSON object holds at `key`, one at a time; other members are passed over.
+
+    Raises:
+        DataError: no object with such a list, cut off, or the file cannot be read.
+    """
+    text, is_found, opening = JsonText(Path(path)), False, "{"
+    while text.peek() == opening:
+        text.skip()
+        if opening == "{" and text.peek() == "}":
+            break
+        if text.key() == key:
+            is_found = True
+            yield from _items(text)
+        else:
+            text.value()
+        opening = ","
+    text.end_of_object(opening)
+    if not is_found:
+        raise text.error(f"there is no {key!r}")
+
+
+def _items(text: JsonText) -> Iterator[Record]:
+    """The objects of the list that begins at the cursor, which is then behind it."""
     if text.peek() != "[":
         raise text.error("expected a JSON list")
     text.skip()
@@ -142,15 +170,13 @@ def read_json_list(path: str | Path) -> Iterator[Record]:
             if text.peek() not in ("{", ""):
                 raise text.error("expected a JSON object")
             line = text.line
-            yield Record(Path(path), line, text.value())
+            yield Record(text.path, line, text.value())
             if text.peek() != ",":
                 break
             text.skip()
     if text.peek() != "]":
         raise text.error("not valid JSON (expected ',' or ']')", hint="Is the file cut off?")
     text.skip()
-    if text.peek():
-        raise text.error("text after the end of the JSON list")
 
 
 def read_json_map(path: str | Path) -> Iterator[Record]:
@@ -160,83 +186,15 @@ def read_json_map(path: str | Path) -> Iterator[Record]:
     Raises:
         DataError: no object of objects, cut off, or the file cannot be read.
     """
-    text = _JsonText(Path(path))
-    opening = "{"
+    text, opening = JsonText(Path(path)), "{"
     while text.peek() == opening:
         text.skip()
         if opening == "{" and text.peek() == "}":
             break
-        line, key = text.line, text.value()
-        if not isinstance(key, str) or text.peek() != ":":
-            raise text.error("expected a key and an object")
-        text.skip()
-        text.peek()
+        line, key = text.line, text.key()
         value = text.value()
         if not isinstance(value, dict):
             raise text.error(f"expected an object at {key!r}")
-        yield Record(Path(path), line, {"id": key, **value})
+        yield Record(text.path, line, {"id": key, **value})
         opening = ","
-    if text.peek() != "}":
-        raise text.error("not valid JSON (expected ',' or '}')", hint="Is the file cut off?")
-    text.skip()
-    if text.peek():
-        raise text.error("text after the end of the JSON object")
-
-
-def _not_json(path: str | Path, error: json.JSONDecodeError, line: int) -> DataError:
-    return DataError(path, f"not valid JSON ({error.msg})", line=line, hint="Is the file cut off?")
-
-
-class _JsonText:
-    """A cursor over a JSON text; only a window of the text is in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.line = 1
-        self._path, self._chunks, self._decoder = path, read_chunks(path), json.JSONDecoder()
-        self._window, self._position = "", 0
-
-    def error(self, problem: str, hint: str = "") -> DataError:
-        return DataError(self._path, problem, line=self.line, hint=hint)
-
-    def peek(self) -> str:
-        """The next character that is no white space, or nothing at the end."""
-        while True:
-            rest = json.decoder.WHITESPACE.match(self._window, self._position)  # type: ignore[attr-defined]
-            self._advance(rest.end())
-            if self._position < len(self._window):
-                return self._window[self._position]
-            if not self._widen():
-                return ""
-
-    def skip(self) -> None:
-        self._advance(self._position + 1)
-
-    def value(self) -> Any:
-        """The value that begins at the cursor."""
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._window, self._position)
-            except json.JSONDecodeError as error:
-                at_end = error.pos >= len(self._window) - _LONGEST_ATOM or error.msg.startswith("Unterminated string")
-                if at_end and self._widen():
-                    continue
-                newlines = self._window.count("\n", self._position, error.pos)
-                raise _not_json(self._path, error, self.line + newlines) from error
-            self._advance(end)
-            return value
-
-    def _advance(self, position: int) -> None:
-        self.line += self._window.count("\n", self._position, position)
-        self._position = position
-
-    def _widen(self) -> bool:
-        """Read on, at least doubling the window, so that a long value is parsed few times."""
-        pieces = [self._window[self._position :]]
-        wanted, ahead = 2 * len(pieces[0]), len(pieces[0])
-        for chunk in self._chunks:
-            pieces.append(chunk)
-            ahead += len(chunk)
-            if ahead >= wanted:
-                break
-        self._window, self._position = "".join(pieces), 0
-        return len(pieces) > 1
+    text.end_of_object(opening)
