@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import io
+import json
 import re
 import tokenize
 import warnings
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.json_records import Record
@@ -129,16 +130,25 @@ def answers_of(record: Record) -> tuple[str, ...]:
     return _answer_list(record, text)
 
 
-def _answer_list(record: TableRecord, text: str) -> tuple[str, ...]:
-    """The answers written as a Python list; `literal_eval` evaluates nothing but literals."""
-    array = _ARRAY.fullmatch(text)
+def _literal(text: str) -> Any:
+    """A value in JSON, which joins the halves of a surrogate pair, or a literal of Python; None where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of \s and \d, which stay as they are
             warnings.simplefilter("ignore", DeprecationWarning)
-            answers = ast.literal_eval(array[1] if array else text)
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        answers = None
+        return None
+
+
+def _answer_list(record: TableRecord, text: str) -> tuple[str, ...]:
+    """The answers written as a list of JSON or of Python."""
+    array = _ARRAY.fullmatch(text)
+    answers = _literal(array[1] if array else text)
     shown = text if len(text) <= 40 else text[:40] + "…"
     if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
         raise record.error(f"{shown!r} is no list of answers", hint="Expected ['one', 'another'].")
