@@ -141,11 +141,16 @@ BAD_INPUT = {
         ("extractive", "--reader-seq-length", 64),
         "64 exceeds the encoder's 32 positions",
     ),
+    "another objective than the checkpoint's": (
+        ("fusion", "--objective", "rag-token", "--load", "run-fusion/checkpoints"),
+        "--objective",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input(folder: Path, tmp_path: Path, case: str) -> None:
     (reader, *words), message = BAD_INPUT[case]
+    words = [folder / word if "/" in str(word) else word for word in words]
     refuse(train(folder, str(reader), tmp_path / "out", STEPS, *words), message)
     assert not (tmp_path / "out" / "checkpoints").exists()
