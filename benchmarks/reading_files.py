@@ -11,16 +11,19 @@ import json
 import multiprocessing
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.reports.tables import text_table
 
+Kind = Literal["BEIR lines", "BEIR lines, gzip", "JSON list", "psgs_w100.tsv", "CSV", "collection.tsv", "Parquet"]
 MIB = 2**20
 TEXT = "the blue lake is located in the north of the old country, 12 miles from the sea; 青い湖 " * 6
 
@@ -31,20 +34,14 @@ class ReadingBenchmarkConfig(Checked):
 
     num_passages: PositiveInt = 200_000
     """Passages of about 550 bytes in each file."""
+    kinds: tuple[Kind, ...] = typing.get_args(Kind)
+    """Kinds of files."""
 
 
 def main(config: ReadingBenchmarkConfig) -> None:
     rows = []
     with TemporaryDirectory() as folder:
-        for kind in (
-            "BEIR lines",
-            "BEIR lines, gzip",
-            "JSON list",
-            "psgs_w100.tsv",
-            "CSV",
-            "collection.tsv",
-            "Parquet",
-        ):
+        for kind in config.kinds:
             path = Path(folder) / "corpus.csv"
             _write(kind, path, config.num_passages)
             with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -104,8 +104,8 @@ def test_bad_vocabulary(
     ("content", "sentence"),
     [
         (b'{"data": [\n{"title": "a", "para', "squad.json:2: not valid JSON"),
-        (b"[]", "squad.json: expected a SQuAD JSON object."),
-        (json.dumps({"data": [{"title": "a"}]}).encode(), "squad.json: there is no 'paragraphs'."),
+        (b"[]", "squad.json:1: not valid JSON (expected a JSON object)."),
+        (json.dumps({"data": [{"title": "a"}]}).encode(), "squad.json:1: there is no 'paragraphs'."),
         (gzip.compress(b'{"data": []}', mtime=0)[:-9], "squad.json: broken gzip"),
     ],
 )
