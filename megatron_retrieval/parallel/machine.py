@@ -55,7 +55,6 @@ def _cpu_has(*instructions: str) -> bool:
     )
 
 
-@cache
 def slowdown(dtype: torch.dtype) -> float:
     """How many times longer than in float32 a product of matrices takes on this CPU."""
     return _seconds(dtype) / _seconds(torch.float32)
@@ -67,6 +66,7 @@ def float32_rate() -> float:
     return 2 * rows * width * columns / _seconds(torch.float32)
 
 
+@cache
 def _seconds(dtype: torch.dtype) -> float:
     """The best of a few products, after one that makes the library choose its code."""
     rows, width, columns = _TIMED_SHAPE

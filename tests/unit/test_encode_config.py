@@ -44,16 +44,10 @@ def test_one_type_at_most() -> None:
 def test_an_emulated_type_is_refused_with_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_cpu_has", lambda *names: False)
     monkeypatch.setattr(machine, "_seconds", lambda dtype: 1.0 if dtype == torch.float32 else 83.0)
-    machine.slowdown.cache_clear()
-    try:
-        with pytest.raises(
-            ConfigError, match=r"--bf16: .* 83 times slower than fp32.*--dtype auto.*--allow-slow-dtype"
-        ):
-            PrecisionConfig(bf16=True).on(CPU)
-        assert PrecisionConfig(dtype="auto").on(CPU) == torch.float32
-        assert PrecisionConfig(bf16=True, allow_slow_dtype=True).on(CPU) == torch.bfloat16
-    finally:
-        machine.slowdown.cache_clear()
+    with pytest.raises(ConfigError, match=r"--bf16: .* 83 times slower than fp32.*--dtype auto.*--allow-slow-dtype"):
+        PrecisionConfig(bf16=True).on(CPU)
+    assert PrecisionConfig(dtype="auto").on(CPU) == torch.float32
+    assert PrecisionConfig(bf16=True, allow_slow_dtype=True).on(CPU) == torch.bfloat16
 
 
 def test_a_limit_of_instructions_counts(monkeypatch: pytest.MonkeyPatch) -> None:

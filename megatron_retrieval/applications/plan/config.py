@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.parallel import machine
 from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 
 GB = 10**9
@@ -88,7 +88,7 @@ class HardwareConfig(Checked):
     @property
     def num_workers(self) -> int:
         """Processes that build the evidence."""
-        return self.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        return self.workers or machine.cores()
 
 
 @dataclass(kw_only=True, frozen=True)
