@@ -26,6 +26,7 @@ from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.models.encoded_sources import EncodedSources
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.t5 import PAD_ID, T5
@@ -159,7 +160,7 @@ def _read(reader: FusionReader, texts: TokenBatch, config: ReadingSpeedConfig, t
     for index in order.split(max(1, config.encode.micro_batch_size // num_texts)):
         is_real = torch.ones(len(index), num_texts, dtype=torch.bool)
         memory = reader.encode(texts.rows(rows_of_groups(index, num_texts)), is_real)
-        found = generate(reader.model, memory, config.generation, topology.groups.tp)
+        found = generate(EncodedSources(reader.model, memory), config.generation, topology.groups.tp).best
         for place, ids, length in zip(index.tolist(), found.ids.tolist(), found.lengths.tolist(), strict=True):
             answers[place] = ids[:length]
     return answers

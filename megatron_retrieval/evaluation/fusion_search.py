@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_retrieval.evaluation.likeliest_answer import likeliest_answer
 from megatron_retrieval.models.beams import Generated
+from megatron_retrieval.models.encoded_sources import EncodedSources
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
@@ -101,7 +102,7 @@ class AnswerSearch:
 
     def _write(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> Generated:
         memory = self._reader.encode(texts, is_real, passage_scores)
-        return generate(self._reader.model, memory, self._config, self._tp_group)
+        return generate(EncodedSources(self._reader.model, memory), self._config, self._tp_group).best
 
 
 def likeliest(candidates: Sequence[Candidate]) -> Written:

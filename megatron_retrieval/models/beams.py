@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 #: padding of answers
 PAD_ID = 0
@@ -14,17 +15,24 @@ PAD_ID = 0
 
 @dataclass(frozen=True)
 class Generated:
-    """Answers of B questions.
+    """The n best answers to each of B questions, best first, or the best of each, without the dimension n.
 
     Attributes:
-        ids: [B, L] int64, with the end token unless the answer reached the limit, padded with `PAD_ID`.
-        lengths: [B] int64, tokens of each answer with the end token.
-        scores: [B] float32, log-likelihood / length ** length penalty.
+        ids: [B, n, L] int64, with the end token unless the answer reached the limit, padded with `PAD_ID`.
+        lengths: [B, n] int64, tokens of each answer with the end token; 0 where there are fewer answers.
+        scores: [B, n] float32, log-likelihood / length ** length penalty; -inf where there are fewer answers.
     """
 
     ids: Tensor
     lengths: Tensor
     scores: Tensor
+
+    @property
+    def best(self) -> Generated:
+        """The best answer to each question: [B, L], [B] and [B]."""
+        lengths = self.lengths[:, 0]
+        longest = int(lengths.max()) if len(lengths) else 0
+        return Generated(self.ids[:, 0, :longest], lengths, self.scores[:, 0])
 
 
 class BestTokens(NamedTuple):
@@ -62,6 +70,9 @@ class Beams:
 
     Args:
         max_length: of an answer in tokens with the end token; sequences of this length are finished.
+
+    Attributes:
+        open_questions: [b] int64, indices of the questions that are not done.
     """
 
     def __init__(
@@ -77,16 +88,19 @@ class Beams:
     ) -> None:
         self._num_beams, self._max_length, self._end_id = num_beams, max_length, end_id
         self._length_penalty, self._stop_at_first = length_penalty, stop_at_first
-        # of all questions
-        self._ids = torch.full((num_questions, max_length), PAD_ID, device=device)
-        self._lengths = torch.zeros(num_questions, dtype=torch.int64, device=device)
-        self._best = torch.full((num_questions,), -torch.inf, device=device)
-        # of the open questions: indices, sequences, log-likelihoods and scores of finished answers; each starts with
-        # one empty sequence
-        self._open = torch.arange(num_questions, device=device)
+        # finished answers of all questions, best first
+        self._ids = torch.full((num_questions, num_beams, max_length), PAD_ID, device=device)
+        self._lengths = torch.zeros(num_questions, num_beams, dtype=torch.int64, device=device)
+        self._scores = torch.full((num_questions, num_beams), -torch.inf, device=device)
+        # of the open questions: indices, sequences and log-likelihoods; each starts with one empty sequence
+        self.open_questions = torch.arange(num_questions, device=device)
         self._tokens = torch.zeros(num_questions, 1, 0, dtype=torch.int64, device=device)
         self._likelihoods = torch.zeros(num_questions, 1, device=device)
-        self._finished = torch.full((num_questions, num_beams), -torch.inf, device=device)
+
+    @property
+    def num_open(self) -> int:
+        """Questions that are not done."""
+        return len(self.open_questions)
 
     @property
     def num_tokens(self) -> int:
@@ -97,9 +111,10 @@ class Beams:
         """Extend all sequences by one token.
 
         Args:
-            candidates: the 2 * `num_beams` likeliest next tokens of every row.
+            candidates: the 2 * `num_beams` likeliest next tokens of every row; where there are fewer, all of them, or
+                the one that was drawn.
         """
-        num_open, num_rows, length = len(self._open), self._tokens.size(1), self.num_tokens + 1
+        num_open, num_rows, length = self.num_open, self._tokens.size(1), self.num_tokens + 1
         num_candidates = candidates.ids.size(1)
         likelihoods = self._likelihoods[:, :, None] + candidates.log_likelihoods.view(num_open, num_rows, -1)
         likelihoods, order = likelihoods.flatten(1).sort(dim=1, descending=True, stable=True)
@@ -111,39 +126,42 @@ class Beams:
         self._finish(tokens, likelihoods, is_end)
 
         going_on = is_end.int().argsort(dim=1, stable=True)[:, : self._num_beams]
-        likelihoods, beams = likelihoods.gather(1, going_on), beams.gather(1, going_on)
+        # a small vocabulary may have too few tokens to go on with: nothing follows an end
+        likelihoods = likelihoods.masked_fill(is_end, -torch.inf).gather(1, going_on)
+        beams = beams.gather(1, going_on)
         is_open = self._stays_open(likelihoods[:, 0], length)
         rows = beams + torch.arange(num_open, device=beams.device)[:, None] * num_rows
         self._tokens, self._likelihoods = _rows(tokens, going_on)[is_open], likelihoods[is_open]
-        self._open, self._finished = self._open[is_open], self._finished[is_open]
+        self.open_questions = self.open_questions[is_open]
         return self._survivors(rows[is_open].flatten(), is_open, num_open * num_rows)
 
     def result(self) -> Generated:
-        """The best answer of every question."""
-        longest = int(self._lengths.max()) if len(self._lengths) else 0
-        return Generated(self._ids[:, :longest], self._lengths, self._best)
+        """The best answers of every question."""
+        longest = int(self._lengths.max()) if self._lengths.numel() else 0
+        return Generated(self._ids[:, :, :longest], self._lengths, self._scores)
 
     def _finish(self, tokens: Tensor, likelihoods: Tensor, is_end: Tensor) -> None:
         """Record the answers among the `num_beams` likeliest of the sequences [b, 2 * num_beams, L]."""
-        length, num_beams = tokens.size(2), self._num_beams
+        length, num_beams, questions = tokens.size(2), self._num_beams, self.open_questions
         scores = (likelihoods / length**self._length_penalty).masked_fill(~is_end, -torch.inf)[:, :num_beams]
-        best, place = scores.max(1)
-        is_better = best > self._best[self._open]
-        improved = self._open[is_better]
-        self._best[improved], self._lengths[improved] = best[is_better], length
-        self._ids[improved] = PAD_ID
-        self._ids[improved, :length] = _rows(tokens, place[:, None])[is_better, 0]
-        self._finished = torch.cat([self._finished, scores], 1).topk(num_beams).values
+        padded = F.pad(tokens[:, :num_beams], (0, self._max_length - length), value=PAD_ID)
+        lengths = torch.where(scores > -torch.inf, length, 0)
+        # of equal scores, the answer that was finished earlier comes first
+        best, order = torch.cat([self._scores[questions], scores], 1).sort(dim=1, descending=True, stable=True)
+        order = order[:, :num_beams]
+        self._scores[questions] = best[:, :num_beams]
+        self._lengths[questions] = torch.cat([self._lengths[questions], lengths], 1).gather(1, order)
+        self._ids[questions] = _rows(torch.cat([self._ids[questions], padded], 1), order)
 
     def _stays_open(self, likelihoods: Tensor, length: int) -> Tensor:
         """[b] bool, whether a question stays open, given the log-likelihood of its best open sequence."""
         if length == self._max_length:
             return torch.zeros_like(likelihoods, dtype=torch.bool)
-        last = self._finished[:, -1]
-        is_full = last > -torch.inf
+        last = self._scores[self.open_questions, -1]
+        is_empty, can_go_on = last == -torch.inf, likelihoods > -torch.inf
         if self._stop_at_first:
-            return ~is_full
-        return ~is_full | (likelihoods / length**self._length_penalty > last)
+            return is_empty & can_go_on
+        return can_go_on & (is_empty | (likelihoods / length**self._length_penalty > last))
 
     def _survivors(self, rows: Tensor, is_open: Tensor, num_rows_before: int) -> Survivors:
         tokens = self._tokens[:, :, -1].reshape(-1, 1)

@@ -1,26 +1,99 @@
-"""Greedy and beam search; all tensor-parallel ranks get the same answers."""
+"""Greedy search, beam search and sampling over any generator; all tensor-parallel ranks get the same answers.
+
+What a generator gives: `Sources`, the prompts or encoded texts that sequences are decoded from, and from them a
+`GenerationState`, which extends the open sequences by one token and reorders them. An encoder-decoder is
+`models.encoded_sources.EncodedSources`; `models.mixture.MixedSources` makes one source of several (RAG-Token).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.errors import ConfigError, DivergenceError
+from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeFloat, PositiveInt
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.beams import Beams, BestTokens, Generated
-from megatron_retrieval.models.layer_inputs import TokenCache
-from megatron_retrieval.models.memory import Memory
-from megatron_retrieval.models.multi_head_attention import CrossAttention
-from megatron_retrieval.models.seq2seq import EncoderDecoder
-from megatron_retrieval.parallel.collectives import gather_rows
+from megatron_retrieval.models.next_tokens import best_tokens, sampled_tokens
+from megatron_retrieval.utils.seeds import generator
+
+
+class GenerationState(Protocol):
+    """The sequences that a search extends, with what is cached of them.
+
+    Every open source has as many sequences as the others (its beams; at first one), in consecutive rows: R = S * n.
+    """
+
+    def step(self, newest: Tensor | None) -> Tensor:
+        """Add one token to every sequence, and predict the next.
+
+        Args:
+            newest: [R, 1] int64; None at the first step, which adds what the generator starts with (a start token, or
+                nothing behind a prompt).
+
+        Returns:
+            [R, V / tensor-parallel size] float32 logits, this rank's part of the vocabulary, the caller's own; the
+            lowest number at entries without a token.
+        """
+        ...
+
+    def select(self, rows: Tensor | None, sources: Tensor | None) -> None:
+        """Keep the sequences that the search continues, in their new order.
+
+        Args:
+            rows: [R'] int64, the row before that each row continues, possibly several times; all of those of a source
+                stay with it. Their number for each source may change. None: all, in their order, and no source is done.
+            sources: [S'] int64, ascending, indices among the open sources of those that stay open; None: all.
+        """
+        ...
+
+
+class Sources(Protocol):
+    """What a generator has read: S sources to decode from, encoded once, as often as wanted.
+
+    Attributes:
+        num_sources: S.
+        end_id: last token of every answer.
+        device: of its tensors.
+    """
+
+    @property
+    def num_sources(self) -> int: ...
+
+    @property
+    def end_id(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def start(self) -> GenerationState:
+        """A new state with one empty sequence for each source."""
+        ...
+
+    def token_log_likelihoods(self, labels: Tensor) -> Tensor:
+        """log p(a_l | a_1 .. a_(l-1), source) of n given answers to every source, without gradient.
+
+        Args:
+            labels: [S, n, L] int64 on `device`, with their end tokens, -1 behind them.
+
+        Returns:
+            [S, n, L] float32, equal on all tensor-parallel ranks; 0 behind the answers.
+        """
+        ...
+
+
+#: how answers are decoded where each passage is read for itself
+MarginalDecoding = Literal["fast", "thorough", "token"]
 
 
 @dataclass(kw_only=True, frozen=True)
 class BeamSearchConfig(Checked):
-    """Greedy or beam search."""
+    """Greedy search, beam search or sampling."""
 
     num_beams: PositiveInt = 1
     """Beams per question; 1: greedy search."""
@@ -32,6 +105,21 @@ class BeamSearchConfig(Checked):
     stop_at_first_answers: bool = False
     """Beam search of a question ends as soon as it has as many finished answers as beams; off: only when in addition no
     open beam scores higher."""
+    sampling_temperature: NonNegativeFloat = 0.0
+    """Draw every token from the softmax of logits / temperature; 0: search for the likeliest answer instead. The same
+    question gets the same draws whatever stands beside it."""
+    sampling_top_p: Annotated[float, Bounds(above=0, most=1)] = 1.0
+    """Draw only from the likeliest tokens that together hold this share of the probability."""
+    sampling_seed: int = 0
+    """Names the draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling_temperature > 0 and self.num_beams > 1:
+            raise ConfigError(
+                f"--sampling-temperature {self.sampling_temperature:g} draws one answer: leave out --num-beams "
+                f"{self.num_beams}, or the temperature."
+            )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -51,85 +139,64 @@ class GenerationConfig(BeamSearchConfig):
 
 
 @torch.no_grad()
-def generate(model: EncoderDecoder, memory: Memory, config: GenerationConfig, tp_group: dist.ProcessGroup) -> Generated:
-    """Generate an answer for each source.
+def generate(
+    sources: Sources, config: GenerationConfig, tp_group: dist.ProcessGroup, names: Sequence[str] = ()
+) -> Generated:
+    """Generate the `num_beams` best answers to each source.
 
-    Questions that are done leave the batch with their caches. An answer does not depend on the other questions of the
+    Sources that are done leave the batch with their caches. An answer does not depend on the other sources of the
     batch.
 
     Args:
-        model: in evaluation mode.
-        memory: the sources, see `EncodedMemory`.
+        sources: of a model in evaluation mode.
         tp_group: the ranks that share the vocabulary; all of them call this together and get equal answers.
+        names: of the sources; each names the draws of its sampling. Needed by sampling alone.
     """
     beams = Beams(
-        memory.num_sources,
+        sources.num_sources,
         num_beams=config.num_beams,
         max_length=config.max_answer_length,
         length_penalty=config.length_penalty,
         # greedy search ends with the first end token
         stop_at_first=config.stop_at_first_answers or config.num_beams == 1,
-        end_id=model.end_id,
-        device=memory.device,
+        end_id=sources.end_id,
+        device=sources.device,
     )
-    ids = torch.full((memory.num_sources, 1), model.start_id, device=memory.device)
-    memory = memory.precompute(part for part in model.decoder.modules() if isinstance(part, CrossAttention))
-    cache = TokenCache()
-    while len(ids):
-        logits = model.logits(model.decoder(ids, memory, cache)[:, -1])
-        forbidden = model.end_id if beams.num_tokens < config.min_answer_length else None
-        # twice as many as beams, since half of them may be end tokens
-        survivors = beams.advance(best_tokens(logits, 2 * config.num_beams, tp_group, forbidden))
-        memory = memory.select(survivors.rows, survivors.sources)
-        cache.select(survivors.rows)
-        ids = survivors.tokens
+    draws = _draws(config, names, sources.device) if config.sampling_temperature > 0 else None
+    state, newest = sources.start(), None
+    while beams.num_open:
+        logits = state.step(newest)
+        forbidden = sources.end_id if beams.num_tokens < config.min_answer_length else None
+        survivors = beams.advance(_candidates(logits, beams, config, tp_group, forbidden, draws))
+        if survivors.sources is None or len(survivors.sources):
+            state.select(survivors.rows, survivors.sources)
+        newest = survivors.tokens
     return beams.result()
 
 
-def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: int | None = None) -> BestTokens:
-    """The k likeliest next tokens of every row, without gathering the vocabulary.
-
-    Args:
-        logits: [R, V / tensor-parallel size] float32, this rank's part; overwritten.
-        forbidden: a token that is not chosen; the likelihoods of the others are unchanged.
-
-    Raises:
-        DivergenceError: a logit is not a number.
-    """
-    num_rows, width = logits.shape
-    first = tp_group.rank() * width
-    normaliser = logits.logsumexp(1, keepdim=True)
-    if forbidden is not None and first <= forbidden < first + width:
-        logits[:, forbidden - first] = torch.finfo(logits.dtype).min
-    values, places = _greatest(logits, min(k, width))
-    # float64 holds ids exactly, so that one collective is enough
-    own = torch.cat([normaliser.double(), values.double(), (places + first).double()], 1)
-    parts = gather_rows(own, tp_group).view(tp_group.size(), num_rows, -1)
-    normalisers, values, ids = parts.split([1, values.size(1), values.size(1)], 2)
-    # ranks hold ascending parts of the vocabulary: in rank order, equal values are ordered by id
-    values, ids = (part.transpose(0, 1).flatten(1) for part in (values, ids))
-    order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-    log_likelihoods = values.gather(1, order) - normalisers.logsumexp(0)
-    return BestTokens(ids.gather(1, order).long(), log_likelihoods.float())
+def _candidates(
+    logits: Tensor,
+    beams: Beams,
+    config: GenerationConfig,
+    tp_group: dist.ProcessGroup,
+    forbidden: int | None,
+    draws: Tensor | None,
+) -> BestTokens:
+    """What every row may continue with."""
+    if draws is None:
+        # twice as many as beams, since half of them may be end tokens
+        return best_tokens(logits, 2 * config.num_beams, tp_group, forbidden)
+    return sampled_tokens(
+        logits,
+        draws[beams.open_questions, beams.num_tokens],
+        tp_group,
+        temperature=config.sampling_temperature,
+        top_p=config.sampling_top_p,
+        forbidden=forbidden,
+    )
 
 
-def _greatest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k greatest values of each row in descending order, with their columns; ties go to the lower column.
-
-    Raises:
-        DivergenceError: a value is not a number.
-    """
-    border = values.topk(k).values[:, -1:]
-    is_chosen = values >= border
-    if bool((is_chosen.sum(1) != k).any()):
-        if bool(values.isnan().any()):
-            raise DivergenceError(
-                "the logits of the next token are not finite: the reader's weights are not, or values leave the range "
-                "of --fp16; give --bf16 or neither, or try another checkpoint."
-            )
-        # more than k values reach the border: of those equal to it, the lowest columns are chosen
-        is_greater, is_equal = values > border, values == border
-        is_chosen = is_greater | is_equal & (is_equal.cumsum(1) <= k - is_greater.sum(1, keepdim=True))
-    columns = is_chosen.nonzero()[:, 1].view(-1, k)
-    greatest, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return greatest, columns.gather(1, order)
+def _draws(config: GenerationConfig, names: Sequence[str], device: torch.device) -> Tensor:
+    """[S, max_answer_length] float64, one draw from [0, 1) for every token that a source may get."""
+    streams = [generator(config.sampling_seed, "answer", name).random(config.max_answer_length) for name in names]
+    return torch.from_numpy(np.stack(streams)).to(device)

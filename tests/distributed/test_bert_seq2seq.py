@@ -7,6 +7,7 @@ import torch
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.encoded_sources import EncodedSources
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.layer_inputs import TokenCache
 from megatron_retrieval.models.memory import EncodedMemory
@@ -47,7 +48,10 @@ def _decode(topology: ProcessTopology) -> dict[str, object]:
         changed = DECODER_IDS.clone()
         changed[:, 6:] = 7
         early = model.decoder(changed, memory)[:, :6]
-    answers = {name: generate(model, memory, search, topology.groups.tp) for name, search in SEARCHES.items()}
+    answers = {
+        name: generate(EncodedSources(model, memory), search, topology.groups.tp).best
+        for name, search in SEARCHES.items()
+    }
     with pytest.raises(ConfigError, match="25 tokens exceeds the encoder's 24 positions"):
         model.decoder(torch.ones(5, 16, dtype=torch.int64), kept, cache)
     return {

@@ -20,6 +20,7 @@ from paradigms import Paradigm, paradigms
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.index.exact.flat import FlatIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.encoded_sources import EncodedSources
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
@@ -175,7 +176,7 @@ def _answers(topology: ProcessTopology) -> list[list[list[int]]]:
         reader, batch = fusion._reader(topology, fusion.SHAPES["t5"]).eval(), fusion._whole_batch().to(topology.device)
         with torch.no_grad():
             memory = reader.encode(batch.texts, batch.is_real)
-        found.append(generate(reader.model, memory, config, topology.groups.tp).ids.tolist())
+        found.append(generate(EncodedSources(reader.model, memory), config, topology.groups.tp).best.ids.tolist())
 
     write(topology)
     with emulated_cuda(topology) as (emulated, _):

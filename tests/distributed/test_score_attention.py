@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from torch import Tensor
 
 from megatron_retrieval.models import score_attention
+from megatron_retrieval.models.encoded_sources import EncodedSources
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.layer_inputs import LayerInputs
@@ -252,7 +253,9 @@ def _answers(topology: ProcessTopology) -> dict[str, Tensor]:
         assert reader.score_form == form
         for name, own in (("scored", scores), ("turned", scores.flip(1))):
             search = GenerationConfig(num_beams=3, max_answer_length=9)
-            answers = generate(model, reader.encode(texts, is_real, own), search, topology.groups.tp)
+            answers = generate(
+                EncodedSources(model, reader.encode(texts, is_real, own)), search, topology.groups.tp
+            ).best
             found[f"{name}, {form}"] = answers.ids
     return found
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_from_hf
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.generation import GenerationConfig, best_tokens, generate
+from megatron_retrieval.models.encoded_sources import EncodedSources
+from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.memory import EncodedMemory
+from megatron_retrieval.models.next_tokens import best_tokens
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -64,7 +66,7 @@ def _generate(topology: ProcessTopology, config: T5Config, full: State, batch_si
         with torch.no_grad():
             memory = EncodedMemory.of_texts(model.encoder(batch), batch.lengths)
         for name, settings in CONFIGS.items():
-            found = generate(model, memory, settings, topology.groups.tp)
+            found = generate(EncodedSources(model, memory), settings, topology.groups.tp).best
             for ids, length, score in zip(found.ids, found.lengths, found.scores, strict=True):
                 assert not ids[length:].any()
                 answers[name].append((ids[:length].tolist(), score.item()))

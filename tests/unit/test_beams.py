@@ -24,4 +24,4 @@ def test_an_open_sequence_must_score_higher_than_the_last_answer(open_score: flo
         torch.tensor([[2 * open_score + 0.5, -2.5, never, never], [never] * 4]),
     )
     assert len(beams.advance(second).tokens) == num_open
-    assert beams.result().scores.tolist() == [-1.0]
+    assert beams.result().best.scores.tolist() == [-1.0]

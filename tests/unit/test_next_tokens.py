@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_retrieval.errors import DivergenceError
-from megatron_retrieval.models.generation import best_tokens
+from megatron_retrieval.models.next_tokens import best_tokens
 
 
 class _OneRank:
