@@ -27,6 +27,8 @@ from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndT
 from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
 from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.trainer import reduce_metrics
+from megatron_retrieval.types.search import NULL_ROW
+from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_PASSAGES = 6
 WORDS = [f"w{number}" for number in range(40)]
@@ -72,6 +74,7 @@ class Setting:
     Args:
         reader: of this shape.
         k: passages read for a question.
+        null_passage: the last of them is the null passage.
         shape: of the retriever.
     """
 
@@ -83,15 +86,16 @@ class Setting:
         k: int,
         freeze: FreezeConfig | None = None,
         shape: dict[str, Any] = SHAPE,
+        *,
+        null_passage: bool = False,
     ) -> None:
         retriever = DualEncoder(DualEncoderConfig(encoder=BertConfig(**shape)), topology, seed=1)
         self.topology = topology
         self.model = EndToEndModel(retriever, reader, freeze or FreezeConfig(), first_score_weight=0.7)
         self.evidence = EvidenceStore(folder / "evidence")
         self.tokenizer = self.evidence.vocabulary
-        self.search = PassageSearch(
-            TopkConfig(num_passages=k), retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3
-        )
+        candidates = TopkConfig(num_passages=k, null_passage=null_passage)
+        self.search = PassageSearch(candidates, retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3)
         with torch.no_grad():
             passages = self.search.tokens(all_rows()).to(topology.device)
             self.search.index = ShardedIndex(retriever.eval().encode_passages(passages), topology)
@@ -132,3 +136,15 @@ class Setting:
 def all_rows() -> Tensor:
     """Of the evidence."""
     return torch.arange(NUM_PASSAGES)
+
+
+def best_passages(setting: Setting, query: Tensor, k: int, *, null_passage: bool) -> tuple[list[int], Tensor]:
+    """The rows of the k candidates of a query vector [D], and their scores [k] by plain products; the null passage is
+    written down as [CLS] [SEP] [SEP]."""
+    encode = setting.model.retriever.encode_passages
+    scores = encode(setting.search.tokens(all_rows())) @ query
+    rows = scores.topk(k - null_passage).indices
+    if not null_passage:
+        return rows.tolist(), scores[rows]
+    empty = TokenBatch(torch.tensor([[2, 3, 3]]), torch.tensor([3]))
+    return [*rows.tolist(), NULL_ROW], torch.cat([scores[rows], encode(empty) @ query])

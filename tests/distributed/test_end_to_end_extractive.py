@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from end_to_end_setting import SHAPE, WORDS, Setting, all_rows, write_inputs
+from end_to_end_setting import SHAPE, WORDS, Setting, best_passages, write_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.steps.readings import ExtractiveReadings
 from megatron_retrieval.types.extractive import ExtractivePassages
+from megatron_retrieval.types.search import NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
 
 K, MAX_ANSWER_LENGTH = 4, 2
@@ -48,20 +49,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class ExtractiveSetting(Setting):
     """With an extractive reader."""
 
-    def __init__(self, topology: ProcessTopology, folder: str, freeze: FreezeConfig | None = None) -> None:
+    def __init__(
+        self,
+        topology: ProcessTopology,
+        folder: str,
+        freeze: FreezeConfig | None = None,
+        *,
+        null_passage: bool = False,
+    ) -> None:
         self.reader = ExtractiveReader(BertConfig(**SHAPE), topology, seed=2)
-        super().__init__(topology, Path(folder), self.reader, K, freeze)
+        super().__init__(topology, Path(folder), self.reader, K, freeze, null_passage=null_passage)
         answers = RetrievedAnswers(self.evidence, LAYOUT, self.tokenizer, max_answer_length=MAX_ANSWER_LENGTH)
         self.readings = ExtractiveReadings(self.reader, answers, topology, batch_size=3)
 
 
-def _step(topology: ProcessTopology, folder: str) -> dict[str, Any]:
-    setting = ExtractiveSetting(topology, folder)
+def _step(topology: ProcessTopology, folder: str, null_passage: bool) -> dict[str, Any]:
+    setting = ExtractiveSetting(topology, folder, null_passage=null_passage)
     return setting.step(setting.readings, "individual-topk")
 
 
 def _likelihood(setting: ExtractiveSetting, question: str, answers: tuple[str, ...], row: int) -> Tensor | None:
-    """p(a | q, z), of one passage, word by word; None where it holds no answer."""
+    """p(a | q, z), of one passage, word by word; None where it holds no answer, as the null passage does."""
+    if row == NULL_ROW:
+        return None
     passage = setting.evidence.passage(row)
     words = question.split()[: LAYOUT.question_seq_length]
     before = ["[CLS]", *words, "[SEP]", passage.title, "[SEP]"]
@@ -86,20 +96,18 @@ def _likelihood(setting: ExtractiveSetting, question: str, answers: tuple[str, .
     return torch.stack([starts[first] * ends[last] for first, last in spans]).sum()
 
 
-def _dense(topology: ProcessTopology, folder: str) -> dict[str, Any]:
+def _dense(topology: ProcessTopology, folder: str, null_passage: bool) -> dict[str, Any]:
     """Individual Top-k written down once more: every question and passage for itself, every passage scored."""
-    setting = ExtractiveSetting(topology, folder)
+    setting = ExtractiveSetting(topology, folder, null_passage=null_passage)
     setting.model.train()
-    retriever, batch = setting.model.retriever, setting.whole_batch()
-    queries = retriever.encode_queries(batch.retriever_queries)
-    passages = retriever.encode_passages(setting.search.tokens(all_rows()))
+    batch = setting.whole_batch()
+    queries = setting.model.retriever.encode_queries(batch.retriever_queries)
     losses, num_read = [], []
     for place in range(len(batch)):
         question = setting.questions.store.question(place)
-        scores = queries[place] @ passages.T
-        best = scores.topk(K).indices
-        priors = F.softmax(scores[best] / 16**0.5, 0)
-        likelihoods = [_likelihood(setting, question.text, question.answers, row) for row in best.tolist()]
+        best, scores = best_passages(setting, queries[place], K, null_passage=null_passage)
+        priors = F.softmax(scores / 16**0.5, 0)
+        likelihoods = [_likelihood(setting, question.text, question.answers, row) for row in best]
         shares = [prior * own for prior, own in zip(priors, likelihoods, strict=True) if own is not None]
         num_read.append(len(shares))
         if shares:
@@ -108,17 +116,20 @@ def _dense(topology: ProcessTopology, folder: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def dense(folder: Path) -> dict[str, Any]:
-    (result,) = run_on_ranks(_dense, 1, str(folder))
-    return result
+def denses(folder: Path) -> dict[bool, dict[str, Any]]:
+    """Without and with the null passage."""
+    return {with_null: run_on_ranks(_dense, 1, str(folder), with_null)[0] for with_null in (False, True)}
 
 
-@pytest.mark.parametrize(("num_ranks", "tp_size"), [(1, 1), (2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("num_ranks", "tp_size", "null_passage"), [(1, 1, False), (2, 1, True), (2, 2, False), (4, 1, False)]
+)
 def test_gradients_are_those_of_a_dense_computation(
-    folder: Path, dense: dict[str, Any], num_ranks: int, tp_size: int
+    folder: Path, denses: dict[bool, dict[str, Any]], num_ranks: int, tp_size: int, null_passage: bool
 ) -> None:
     """With four copies the third one has less to do than the first two, and the last one nothing."""
-    found = run_on_ranks(_step, num_ranks, str(folder), tensor_model_parallel_size=tp_size)[0]
+    found = run_on_ranks(_step, num_ranks, str(folder), null_passage, tensor_model_parallel_size=tp_size)[0]
+    dense = denses[null_passage]
     num_unread = dense["num_read"].count(0)
     for metrics in (found["metrics"], found["evaluated"]):
         assert metrics["loss"] == pytest.approx(dense["loss"], rel=1e-5)
@@ -129,8 +140,9 @@ def test_gradients_are_those_of_a_dense_computation(
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_reference_reads_and_learns(dense: dict[str, Any]) -> None:
+def test_the_reference_reads_and_learns(denses: dict[bool, dict[str, Any]]) -> None:
     """One question has no answer anywhere, others have some in several of their passages."""
+    dense = denses[False]
     assert 0 in dense["num_read"]
     assert max(dense["num_read"]) > 1
     learning = {name for name, gradient in dense["gradients"].items() if gradient.any()}

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from end_to_end_setting import SHAPE, TEXT_FORMAT, Setting, all_rows, write_inputs
@@ -17,6 +18,8 @@ from megatron_retrieval.checkpoint.store.reader import load_weights
 from megatron_retrieval.checkpoint.store.writer import ModelPart, save_checkpoint
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel, FreezeConfig
@@ -27,8 +30,9 @@ from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
-from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig
+from megatron_retrieval.training.steps.passage_search import PassageSearch, TopkConfig, with_null_passage
 from megatron_retrieval.training.steps.readings import FusionReadings
+from megatron_retrieval.types.search import FILLER_ROW, NULL_ROW, SearchResult
 
 QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}"] for n in range(5)}
 
@@ -189,6 +193,37 @@ def test_fillers_come_last_and_nothing_is_dropped(folder: Path) -> None:
     assert torch.equal(found["rows"][:, :6], found["best"])
     torch.testing.assert_close(found["scores"][:, :6], found["fresh"])
     assert (found["rows"][:, 6] == -1).all()
+
+
+def test_the_null_passage_stands_between_passages_and_fillers() -> None:
+    found = SearchResult(torch.tensor([[2.0, 1.0], [3.0, -torch.inf]]), torch.tensor([[7, 0], [4, FILLER_ROW]]))
+    with_null = with_null_passage(found)
+    assert with_null.rows.tolist() == [[7, 0, NULL_ROW], [4, NULL_ROW, FILLER_ROW]]
+    assert with_null.scores.nan_to_num(99.0, neginf=-torch.inf).tolist() == [[2.0, 1.0, 99.0], [3.0, 99.0, -torch.inf]]
+
+
+def test_the_null_passage_has_neither_title_nor_text(folder: Path) -> None:
+    """Beside a passage: [CLS] [SEP] [SEP], or [CLS] [SEP] where nothing parts title and text; its reader reads the
+    question alone, and further columns stay fillers."""
+    evidence = EvidenceStore(folder / "evidence")
+    for text_format, empty in (("title-sep-text", [2, 3, 3]), ("title-text", [2, 3])):
+        layout = dataclasses.replace(TEXT_FORMAT, passage_format=text_format)
+        tokens = evidence.tokens([NULL_ROW, 1], layout)
+        assert tokens.ids[0, : int(tokens.lengths[0])].tolist() == empty
+        alone = evidence.tokens([1], layout)
+        assert torch.equal(tokens.ids[1:, : alone.ids.size(1)], alone.ids)
+    settings = FusionFormatConfig(question_seq_length=8, reader_seq_length=30)
+    texts = RetrievedTexts(
+        evidence, FusionLayout(settings, evidence.vocabulary), evidence.vocabulary, max_answer_length=6
+    )
+    asked = Ragged.from_sequences([[8, 9], [10]], np.int32)
+    read, is_real = texts.texts(asked, np.array([[1, NULL_ROW, FILLER_ROW], [NULL_ROW, FILLER_ROW, FILLER_ROW]]))
+    (without, _), (found, _) = texts.texts(asked, np.empty((2, 0), np.int64)), texts.texts(asked, np.array([[1], [1]]))
+    assert is_real.tolist() == [[True, True, False], [True, False, False]]
+    for row, wanted, place in ((0, found, 0), (1, without, 0), (3, without, 1)):
+        length = int(wanted.lengths[place])
+        assert int(read.lengths[row]) == length
+        assert torch.equal(read.ids[row, :length], wanted.ids[place, :length])
 
 
 def _evaluated(topology: ProcessTopology, folder: str) -> list[dict[str, Any]]:

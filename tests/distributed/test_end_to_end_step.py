@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from end_to_end_setting import SHAPE, WORDS, Found, Setting, all_rows, write_inputs
+from end_to_end_setting import SHAPE, WORDS, Found, Setting, best_passages, write_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
@@ -38,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class FusionSetting(Setting):
     """With a reader that writes."""
 
-    def __init__(self, topology: ProcessTopology, folder: str, k: int) -> None:
+    def __init__(self, topology: ProcessTopology, folder: str, k: int, *, null_passage: bool) -> None:
         reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
-        super().__init__(topology, Path(folder), reader, k)
+        super().__init__(topology, Path(folder), reader, k, null_passage=null_passage)
         layout = FusionLayout(LAYOUT, self.tokenizer)
         self.texts = RetrievedTexts(self.evidence, layout, self.tokenizer, max_answer_length=6)
         self.reader = reader
@@ -48,11 +49,11 @@ class FusionSetting(Setting):
         self.readings = FusionReadings(fusion, self.texts, topology)
 
 
-def _step_gradients(topology: ProcessTopology, folder: str, k: int) -> Found:
+def _step_gradients(topology: ProcessTopology, folder: str, k: int, null_passage: bool) -> Found:
     """Of every objective."""
     found: Found = {}
     for objective in OBJECTIVES:
-        setting = FusionSetting(topology, folder, k)
+        setting = FusionSetting(topology, folder, k, null_passage=null_passage)
         found[objective] = setting.step(setting.readings, objective)
     return found
 
@@ -65,23 +66,30 @@ def _token_likelihoods(model: EncoderDecoder, states: Tensor, labels: Tensor, bi
     return model.logits(decoded)[0].log_softmax(1)[torch.arange(len(labels)), labels]
 
 
-def _dense_loss(setting: FusionSetting, objective: str, k: int) -> Tensor:
-    """The objective written down once more: one question and one passage at a time, every passage scored."""
-    retriever, reader, batch = setting.model.retriever, setting.reader, setting.whole_batch()
-    queries, passages = (
-        retriever.encode_queries(batch.retriever_queries),
-        retriever.encode_passages(setting.search.tokens(all_rows())),
-    )
-    losses = []
+def _alone(question: AskedBatch) -> TokenBatch:
+    """[CLS] question [SEP]: what is read with the null passage."""
+    ids = torch.tensor([[2, *question.reader_questions[0].tolist(), 3]])
+    return TokenBatch(ids, torch.tensor([ids.size(1)]))
+
+
+def _dense_loss(setting: FusionSetting, objective: str, k: int) -> tuple[Tensor, float]:
+    """The objective written down once more: one question and one passage at a time, every passage scored; and the mean
+    of p(z | q) of the last passage."""
+    reader, batch = setting.reader, setting.whole_batch()
+    queries = setting.model.retriever.encode_queries(batch.retriever_queries)
+    losses, last_priors = [], []
     for place in range(len(batch)):
         question = batch.questions(torch.tensor([place]))
-        scores = queries[place] @ passages.T
-        best = scores.topk(k).indices
-        log_prior = F.log_softmax(scores[best] / 16**0.5, 0)
+        null_passage = setting.search.config.null_passage
+        best, scores = best_passages(setting, queries[place], k, null_passage=null_passage)
+        log_prior = F.log_softmax(scores / 16**0.5, 0)
+        last_priors.append(log_prior[-1].exp().item())
         labels = setting.texts.labels(question.targets)[0]
         states = []
-        for row in best.tolist():
-            text, _ = setting.texts.texts(question.reader_questions, torch.tensor([[row]]).numpy())
+        for row in best:
+            text = _alone(question)
+            if row >= 0:
+                text, _ = setting.texts.texts(question.reader_questions, torch.tensor([[row]]).numpy())
             length = int(text.lengths[0])
             states.append(reader.encoder(TokenBatch(text.ids[:, :length], text.lengths))[0])
         each = torch.stack([_token_likelihoods(reader, state, labels, None) for state in states])
@@ -100,44 +108,52 @@ def _dense_loss(setting: FusionSetting, objective: str, k: int) -> Tensor:
                 "distillation": lambda: -together + (posterior * (posterior.log() - log_prior)).sum(),  # noqa: B023
             }[objective]()
         )
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean(), sum(last_priors) / len(batch)
 
 
-def _dense_gradients(topology: ProcessTopology, folder: str, k: int) -> Found:
+def _dense_gradients(topology: ProcessTopology, folder: str, k: int, null_passage: bool) -> Found:
     found: Found = {}
     for objective in OBJECTIVES:
-        setting = FusionSetting(topology, folder, k)
+        setting = FusionSetting(topology, folder, k, null_passage=null_passage)
         setting.model.train()
         alone = setting.readings.without_passages(setting.whole_batch())["log_likelihood_alone"].item()
-        found[objective] = {**setting.dense_step(_dense_loss(setting, objective, k)), "alone": alone / NUM_QUESTIONS}
+        loss, last_prior = _dense_loss(setting, objective, k)
+        found[objective] = {**setting.dense_step(loss), "alone": alone / NUM_QUESTIONS, "last_prior": last_prior}
     return found
 
 
 @pytest.fixture(scope="module")
-def dense(folder: Path) -> Found:
-    (result,) = run_on_ranks(_dense_gradients, 1, str(folder), 4)
-    return result
+def dense(folder: Path) -> dict[bool, Found]:
+    """Without and with the null passage."""
+    return {with_null: run_on_ranks(_dense_gradients, 1, str(folder), 4, with_null)[0] for with_null in (False, True)}
 
 
-@pytest.mark.parametrize(("num_ranks", "tp_size"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2)])
-def test_gradients_are_those_of_a_dense_computation(folder: Path, dense: Found, num_ranks: int, tp_size: int) -> None:
+@pytest.mark.parametrize(
+    ("num_ranks", "tp_size", "null_passage"),
+    [(1, 1, False), (1, 1, True), (2, 1, True), (2, 2, True), (4, 1, False), (4, 2, False)],
+)
+def test_gradients_are_those_of_a_dense_computation(
+    folder: Path, dense: dict[bool, Found], num_ranks: int, tp_size: int, null_passage: bool
+) -> None:
     """With four copies the third one has less to do than the first two, and the last one nothing."""
-    results = run_on_ranks(_step_gradients, num_ranks, str(folder), 4, tensor_model_parallel_size=tp_size)
-    for objective, wanted in dense.items():
+    results = run_on_ranks(_step_gradients, num_ranks, str(folder), 4, null_passage, tensor_model_parallel_size=tp_size)
+    for objective, wanted in dense[null_passage].items():
         found = results[0][objective]
         assert found["metrics"]["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
         assert found["evaluated"]["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
         assert found["evaluated"]["num_examples"] == NUM_QUESTIONS
         assert found["evaluated"]["log_likelihood_alone"] == pytest.approx(wanted["alone"], rel=1e-5)
+        if null_passage:
+            assert found["metrics"]["null_prior"] == pytest.approx(wanted["last_prior"], rel=1e-5)
         for name, gradient in wanted["gradients"].items():
             torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_right_parts_learn(dense: Found) -> None:
+def test_the_right_parts_learn(dense: dict[bool, Found]) -> None:
     """Of the references themselves: without scores in its attention, a reader teaches the retriever nothing."""
 
     def learns(objective: str, part: str) -> bool:
-        gradients = dense[objective]["gradients"]
+        gradients = dense[False][objective]["gradients"]
         return any(bool(gradient.any()) for name, gradient in gradients.items() if name.startswith(part))
 
     for objective in OBJECTIVES:

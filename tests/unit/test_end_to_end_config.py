@@ -77,5 +77,7 @@ def test_contradictions_are_refused(case: str) -> None:
 def test_numbers_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="--num-candidates 3 must not be below --num-passages 5"):
         TopkConfig(num_passages=5, num_candidates=3)
+    with pytest.raises(ConfigError, match="--null-passage is one of --num-passages, which must be at least 2"):
+        TopkConfig(num_passages=1, null_passage=True)
     with pytest.raises(ConfigError, match="leave nothing to train"):
         FreezeConfig(freeze_query_encoder=True, freeze_passage_encoder=True, freeze_reader=True)

@@ -24,6 +24,7 @@ from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, toke
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.fusion import FusionBatch
+from megatron_retrieval.types.search import NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
 
@@ -127,7 +128,8 @@ def fuse_texts(
 
     Args:
         questions: n sequences.
-        passages: of each question, rows of `columns`; where there are none, the question is read alone.
+        passages: of each question, rows of `columns`; the question is read alone where there are none, and for each
+            that is `NULL_ROW`.
         columns: titles and texts.
         shape: B >= n slots for questions, K texts for each.
 
@@ -140,12 +142,13 @@ def fuse_texts(
     is_real[: len(questions)] = np.arange(num_texts) < np.maximum(num_passages, 1)[:, None]
     owner = np.repeat(np.arange(len(questions)), num_passages)
     rows = passages.values.astype(np.int64)
-    titles, texts = (column.take(rows) for column in columns)
-    read = layout.with_passages(questions.take(owner), titles, texts)
-    unaided = np.flatnonzero(num_passages == 0)
-    alone = layout.alone(questions.take(unaided))
+    is_null = rows == NULL_ROW
+    titles, texts = (column.take(rows[~is_null]) for column in columns)
+    read = layout.with_passages(questions.take(owner[~is_null]), titles, texts)
     slots = np.flatnonzero(is_real.ravel())
-    is_alone = np.isin(slots // num_texts, unaided)
+    is_alone = (num_passages == 0)[slots // num_texts]
+    is_alone[~is_alone] = is_null
+    alone = layout.alone(questions.take(slots[is_alone] // num_texts))
     ids = torch.full((num_slots * num_texts, max(read.ids.size(1), alone.ids.size(1))), layout.pad_id)
     lengths = torch.ones(len(ids), dtype=torch.int64)
     for part, places in ((read, slots[~is_alone]), (alone, slots[is_alone])):

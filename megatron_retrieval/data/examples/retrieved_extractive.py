@@ -70,7 +70,7 @@ class RetrievedAnswers:
         Args:
             questions: n of them, as ids of the reader's vocabulary.
             answers: n times all answers of a question.
-            rows: [n, K], -1 behind a question's own ones.
+            rows: [n, K], `FILLER_ROW` and `NULL_ROW`, which holds no answer, behind a question's own ones.
         """
         distinct = np.unique(rows[rows >= 0])
         titles, texts = self._columns.take(distinct)

@@ -9,8 +9,9 @@ from megatron_retrieval.data.examples.fusion import fuse_texts
 from megatron_retrieval.data.layouts.fusion import FusionLayout
 from megatron_retrieval.data.layouts.sequences import label_rows
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.ragged import Ragged, Rows, tokenize
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, tokenize
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.types.search import FILLER_ROW, NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
 
 
@@ -56,17 +57,19 @@ class RetrievedTexts:
 
         Args:
             questions: n of them, as ids of the reader's vocabulary.
-            rows: [n, K], -1 behind a question's own ones; a question without any is read alone.
+            rows: [n, K], `FILLER_ROW` behind a question's own ones; a question is read alone where it has none, and
+                for `NULL_ROW`.
 
         Returns:
             n * K texts, and [n, K] bool, False for fillers.
         """
         distinct = np.unique(rows[rows >= 0])
-        lengths = (rows >= 0).sum(1)
-        offsets = np.concatenate([[0], lengths.cumsum()])
-        places = Ragged(np.searchsorted(distinct, rows[rows >= 0]), offsets)
+        is_real = rows != FILLER_ROW
+        own = rows[is_real]
+        places = np.where(own == NULL_ROW, NULL_ROW, np.searchsorted(distinct, own))
+        passages = Ragged(places, to_offsets(is_real.sum(1)))
         shape = (len(questions), max(1, rows.shape[1]))
-        return fuse_texts(self._layout, questions, places, self._columns.take(distinct), shape)
+        return fuse_texts(self._layout, questions, passages, self._columns.take(distinct), shape)
 
     def labels(self, answers: Ragged) -> Tensor:
         """[n, L] int64, the answers with their end tokens, -1 behind them."""

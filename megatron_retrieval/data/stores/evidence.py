@@ -12,6 +12,7 @@ from megatron_retrieval.data.stores.id_table import IdTable
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.data.stores.token_folder import TokenFolder, token_format
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.search import NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
 
 #: columns of UTF-8 text and columns of token ids; each is a file of values and a file of offsets
@@ -51,14 +52,16 @@ class EvidenceStore(TokenFolder):
         return [self.passage(row) for row in rows]
 
     def tokens(self, rows: Sequence[int] | Rows, text_format: TextFormatConfig) -> TokenBatch:
-        """The passages `rows` laid out for the encoder."""
-        rows, length = self._checked(rows), text_format.retriever_seq_length
-        titles, texts = (column.take(rows, length) for column in (self._title_tokens, self._text_tokens))
+        """The passages `rows` laid out for the encoder; `NULL_ROW` has an empty title and an empty text."""
+        is_null = np.asarray(rows, np.int64) == NULL_ROW
+        rows = self._checked(np.where(is_null, 0, rows))
+        lengths = np.where(is_null, 0, text_format.retriever_seq_length)
+        titles, texts = (column.take(rows, lengths) for column in (self._title_tokens, self._text_tokens))
         return format_passages(
             titles,
             texts,
             self.special,
-            seq_length=length,
+            seq_length=text_format.retriever_seq_length,
             passage_format=text_format.passage_format,
             prefix=prefix_ids(text_format.passage_prefix, self.vocabulary),
         )

@@ -39,12 +39,13 @@ class Ragged:
     def lengths(self) -> Rows:
         return np.diff(self.offsets)
 
-    def take(self, rows: Rows, max_length: int | None = None) -> Ragged:
+    def take(self, rows: Rows, max_length: int | Rows | None = None) -> Ragged:
         """The sequences `rows`, copied, each cut to its first `max_length` values."""
         return self.join(rows, rows + 1, max_length)
 
-    def join(self, first: Rows, end: Rows, max_length: int | None = None) -> Ragged:
-        """Sequences first[i] to end[i] - 1 one after another as sequence i, copied, cut to `max_length` values."""
+    def join(self, first: Rows, end: Rows, max_length: int | Rows | None = None) -> Ragged:
+        """Sequences first[i] to end[i] - 1 one after another as sequence i, copied, cut to `max_length` values, or to
+        max_length[i]."""
         starts = self.offsets[first]
         lengths = self.offsets[end] - starts
         if max_length is not None:

@@ -15,6 +15,7 @@ from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.models.end_to_end import EndToEndModel
+from megatron_retrieval.objectives.end_to_end import log_priors
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
@@ -23,6 +24,7 @@ from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metric, Metrics, add_metrics
+from megatron_retrieval.types.search import FILLER_ROW, NULL_ROW
 from megatron_retrieval.types.tokens import to_device
 from megatron_retrieval.utils.stopwatch import Stopwatch
 
@@ -50,7 +52,7 @@ class _Chunk:
 
     Attributes:
         asked: m questions.
-        rows: [m, K] of the evidence on the CPU, -1 for none, best first by the index.
+        rows: [m, K] on the CPU, see `PassageSearch.find`.
     """
 
     asked: AskedBatch
@@ -81,7 +83,8 @@ class EndToEndStep:
 
     def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
-        `seconds_...`: of the parts of the step, means over ranks."""
+        `null_prior`: p(z | q) of the null passage, where it is a candidate; `seconds_...`: of the parts of the step,
+        means over ranks."""
         watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
         with watch("searching"):
             chunks = list(self._chunks(batch))
@@ -140,6 +143,10 @@ class EndToEndStep:
         is_none = to_device(chunk.rows < 0, scores.device)
         best = scores.detach().masked_fill(is_none, float("-inf")).argmax(1)
         means = {"loss": output.loss.detach(), "best_passage_changed": (best > 0).sum() / num_questions}
+        if self.search.config.null_passage:
+            priors = log_priors(scores.detach(), to_device(chunk.rows != FILLER_ROW, scores.device)).exp()
+            is_null = to_device(chunk.rows == NULL_ROW, scores.device)
+            means["null_prior"] = priors.masked_fill(~is_null, 0).sum() / num_questions
         metrics = {**output.metrics, **{name: Mean(part, num_questions) for name, part in means.items()}}
         add_metrics(sums, {name: metric * (not chunk.asked.is_filler) for name, metric in metrics.items()})
 

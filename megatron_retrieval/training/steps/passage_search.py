@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.open_questions import AskedBatch
@@ -19,7 +20,7 @@ from megatron_retrieval.parallel.collectives import broadcast_first
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.training.steps.step import encode_texts, evaluation_mode
-from megatron_retrieval.types.search import SearchResult
+from megatron_retrieval.types.search import FILLER_ROW, NULL_ROW, SearchResult
 from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 
@@ -32,6 +33,10 @@ class TopkConfig(Checked):
     num_candidates: int | None = None
     """Retrieve so many, encode them anew, and read the best --num-passages by their fresh scores; default: as many as
     are read, in the order of the index."""
+    null_passage: bool = False
+    """The last of the --num-passages is the null passage, which has neither title nor text: the retriever learns when
+    no passage helps, and the reader reads the question alone (REALM). Of training and its validation loss; answers are
+    read from found passages only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +44,13 @@ class TopkConfig(Checked):
             raise ConfigError(
                 f"--num-candidates {self.num_candidates} must not be below --num-passages {self.num_passages}."
             )
+        if self.null_passage and self.num_passages < 2:
+            raise ConfigError("--null-passage is one of --num-passages, which must be at least 2.")
+
+    @property
+    def num_found(self) -> int:
+        """Passages of the evidence among those that are read."""
+        return self.num_passages - self.null_passage
 
 
 class PassageSearch:
@@ -69,20 +81,24 @@ class PassageSearch:
 
     @torch.no_grad()
     def find(self, batch: AskedBatch) -> SearchResult:
-        """The passages to read for each question, best first: [n, K] rows, -1 where the evidence has no more.
+        """The passages to read for each question, best first: [n, K] rows; then the null passage, if it is a candidate;
+        then fillers, where the evidence has no more.
 
         A collective over all ranks. The query encoder is in evaluation mode, so that what is found does not depend on
-        the number of ranks. Scores are those of the index, or the fresh ones where candidates are re-ranked.
+        the number of ranks. Scores are those of the index, or the fresh ones where candidates are re-ranked; the null
+        passage has none (NaN).
         """
         device = self._topology.device
         with evaluation_mode(self._model):
             self.last_queries = vectors = self._model.encode_queries(batch.retriever_queries.to(device))
             found = self._ask(vectors, to_device(batch.excluded_rows, device))
-            return found if self.config.num_candidates is None else self._rerank(vectors, found)
+            if self.config.num_candidates is not None:
+                found = self._rerank(vectors, found)
+            return with_null_passage(found) if self.config.null_passage else found
 
     def _ask(self, vectors: Tensor, excluded: Tensor) -> SearchResult:
         """Tensor-parallel neighbours have the same questions: the first of them asks, and tells the others."""
-        k, num_questions = self.config.num_candidates or self.config.num_passages, len(vectors)
+        k, num_questions = self.config.num_candidates or self.config.num_found, len(vectors)
         asks = self._topology.tp_rank == 0
         result = Retriever(self.current_index()).retrieve(
             vectors[: num_questions * asks], k, excluded[: num_questions * asks]
@@ -101,17 +117,25 @@ class PassageSearch:
     def _rerank(self, vectors: Tensor, found: SearchResult) -> SearchResult:
         """The best of the candidates by the passage encoder of the moment; equal scores keep their order."""
         scores = self.fresh_scores(vectors, found.rows).masked_fill(found.rows < 0, float("-inf"))
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_passages]
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_found]
         return SearchResult(scores.gather(1, order), found.rows.gather(1, order))
 
     def fresh_scores(self, vectors: Tensor, rows: Tensor) -> Tensor:
         """s(q, z) of [n, D] query vectors with [n, K] rows by the passage encoder as it is: [n, K], differentiable;
         those of fillers mean nothing. Each passage is encoded once, however many questions found it."""
-        distinct, place_of = torch.unique(rows.cpu().clamp(min=0), return_inverse=True)
+        rows = rows.cpu()
+        distinct, place_of = torch.unique(rows.masked_fill(rows == FILLER_ROW, 0), return_inverse=True)
         device = self._topology.device
         passages = encode_texts(self._model.encode_passages, self.tokens(distinct), self._encode_batch_size, device)
         return torch.einsum("nd,nkd->nk", vectors, passages[to_device(place_of, device)])
 
     def tokens(self, rows: Tensor) -> TokenBatch:
-        """Passages by row, as the retriever reads them, on the CPU."""
+        """Passages by row, the null passage among them, as the retriever reads them, on the CPU."""
         return self._evidence.tokens(rows.numpy().astype(np.int64), self._format)
+
+
+def with_null_passage(found: SearchResult) -> SearchResult:
+    """[n, k] -> [n, k + 1]: the null passage behind what was found for each question, before its fillers."""
+    scores, rows = F.pad(found.scores, (0, 1), value=torch.nan), F.pad(found.rows, (0, 1), value=NULL_ROW)
+    order = (rows == FILLER_ROW).long().sort(dim=1, stable=True).indices
+    return SearchResult(scores.gather(1, order), rows.gather(1, order))

@@ -18,6 +18,7 @@ from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.objectives.extractive import answer_log_likelihoods
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.types.search import FILLER_ROW
 from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
 
 #: what an objective may ask a reader for: methods of a reading
@@ -82,7 +83,8 @@ class ReaderSide(Protocol):
 
         Args:
             batch: the questions of one forward pass.
-            rows: [n, K] int64 rows of the evidence on the CPU, best first, -1 behind a question's own.
+            rows: [n, K] int64 rows of the evidence on the CPU, best first; behind a question's own `NULL_ROW`, where
+                the null passage is a candidate (the question is read alone), and `FILLER_ROW`.
         """
         ...
 
@@ -143,7 +145,7 @@ class FusionReading:
 
 @dataclass(frozen=True)
 class ExtractiveReading:
-    """See Reading; passages without an answer have no chance, and are not read.
+    """See Reading; passages without an answer have no chance, the null passage among them, and are not read.
 
     Attributes:
         found: the others, on the CPU.
@@ -212,7 +214,8 @@ class ExtractiveReadings:
     def reading(self, batch: AskedBatch, rows: Tensor) -> ExtractiveReading:
         """See ReaderSide."""
         found = self._answers.find(batch.reader_questions, batch.answers, rows.numpy())
-        return ExtractiveReading(self._model, found, to_device(rows >= 0, self._device), self._batch_size)
+        is_real = to_device(rows != FILLER_ROW, self._device)
+        return ExtractiveReading(self._model, found, is_real, self._batch_size)
 
     def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """See ReaderSide."""
