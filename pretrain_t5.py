@@ -1,14 +1,6 @@
-"""Pretrain a T5 by span corruption: `torchrun pretrain_t5.py --data-path CORPUS ...`."""
+"""The same as `megatron-retrieval train t5`, from a checkout, under `python` and under `torchrun`."""
 
-from megatron_retrieval.parallel.launch import run_distributed
-from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.recipes.t5_pretraining import T5PretrainingConfig, build
-from megatron_retrieval.training.training_run import run_training
-
-
-def main(config: T5PretrainingConfig, topology: ProcessTopology) -> None:
-    run_training(build, config, topology)
-
+from megatron_retrieval.cli import run_verb
 
 if __name__ == "__main__":
-    run_distributed(T5PretrainingConfig, main)
+    run_verb("train t5")

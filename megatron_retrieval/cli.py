@@ -1,38 +1,83 @@
-"""The console script `megatron-retrieval`."""
+"""The console script `megatron-retrieval`, and the programs of a checkout, which are faces of its verbs."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 
-PROGRAM = "megatron-retrieval"
-COMMANDS = ("search", "plan", "info", "verify")
-USAGE = f"""usage: {PROGRAM} COMMAND [flags]
+from megatron_retrieval import __version__
+from megatron_retrieval.config.extensions import extensions_in_files, take_extensions
+from megatron_retrieval.config.verbs import PROGRAM, TRAIN, VERBS, Verb, find_verb, usage
+from megatron_retrieval.errors import ConfigError
 
-commands:
-  search "QUESTION"   print the passages nearest to a question
-  plan                say what a run takes on disk, in memory and in hours, and what does not fit
-  info                say what this machine is fast in, and which defaults follow
-  verify FOLDER ...   read whole folders and compare every file with its checksum
-
-{PROGRAM} COMMAND --help lists the flags of a command.
-"""
+HELP = {"-h", "--help"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command that the first word names."""
+    """Do what the first words name."""
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(USAGE)
-        return
-    if words[0] not in COMMANDS:
-        nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
-        sys.exit(f"error: {words[0]!r} is no command.{hint}\n\n{USAGE}")
-    from megatron_retrieval.applications.commands import run_command
+    firsts = {verb.name.split()[0] for verb in VERBS if " " in verb.name}
+    if not words or words[0] in HELP:
+        sys.stdout.write(usage())
+    elif words == ["--version"]:
+        sys.stdout.write(f"{PROGRAM} {__version__}\n")
+    elif words[0] in firsts and (len(words) == 1 or words[1] in HELP):
+        sys.stdout.write(usage(words[0]))
+    else:
+        verb, rest = _find(words)
+        run(verb, rest, prog=f"{PROGRAM} {verb.name}")
 
-    run_command(words[0], words[1:], f"{PROGRAM} {words[0]}")
+
+def run_verb(name: str) -> None:
+    """Do what a verb does with the flags of this process's command line."""
+    verb, _ = find_verb(name.split())
+    run(verb, sys.argv[1:])
+
+
+def run(verb: Verb, args: Sequence[str], *, prog: str = "") -> None:
+    """Do what a verb does with these flags.
+
+    Args:
+        prog: the program's name in `--help`; default: the file that was started.
+    """
+    function, config, is_distributed = verb.load()
+    if is_distributed:
+        from megatron_retrieval.parallel.launch import run_distributed
+
+        run_distributed(config, function, args, prog=prog)
+    else:
+        from megatron_retrieval.config.program import run_program
+
+        run_program(config, function, args, prog=prog)
+
+
+def reader_verb(kind: str, words: Sequence[str]) -> Verb | None:
+    """The fine-tuning of a kind of reader that an extension brings; None where the words name none that does.
+
+    Raises:
+        ConfigError: an extension cannot be imported.
+    """
+    words = [*extensions_in_files(words), *words]
+    if take_extensions(words) == words:
+        return None
+    from megatron_retrieval.readers.registry import READERS
+
+    name, target = f"train {kind}", "recipes.reader_finetune:main"
+    return Verb(name, TRAIN, "a reader", target, READERS[kind].finetune) if kind in READERS else None
+
+
+def _find(words: list[str]) -> tuple[Verb, list[str]]:
+    """The verb of a command line and the words after it; ends with a sentence where there is none."""
+    try:
+        return find_verb(words)
+    except ConfigError as error:
+        try:
+            brought = reader_verb(words[1], words[2:]) if words[0] == "train" and len(words) > 1 else None
+        except ConfigError as fault:
+            sys.exit(f"error: {fault}")
+        if brought is not None:
+            return brought, words[2:]
+        sys.exit(f"error: {error} {PROGRAM} --help lists all.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Downstream tasks.
+"""Downstream tasks: verbs of `megatron-retrieval` by the names that they have in Megatron-LM.
 
 python tasks/main.py --task NAME [flags]      or torchrun in place of python
 python tasks/main.py --task NAME --help       lists the flags of a task
@@ -7,23 +7,21 @@ python tasks/main.py --task NAME --help       lists the flags of a task
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
-from types import ModuleType
-from typing import Any
 
-from megatron_retrieval.config.extensions import extensions_in_files, take_extensions
+from megatron_retrieval.cli import HELP, reader_verb, run
+from megatron_retrieval.config.verbs import Verb, find_verb
 from megatron_retrieval.errors import ConfigError
 
-#: task -> module beside this file, configuration class there; its `main(config, topology)` does the work
+#: task -> verb
 TASKS = {
-    "retriever-finetune": ("retriever_finetune", "RetrieverFinetuneConfig"),
-    "retriever-evaluate": ("retriever_evaluate", "RetrieverEvaluateConfig"),
-    "beir-evaluate": ("beir_evaluate", "BeirEvaluateConfig"),
-    "extractive-finetune": ("reader_finetune", "ExtractiveFinetuneConfig"),
-    "fusion-finetune": ("reader_finetune", "FusionFinetuneConfig"),
-    "end-to-end-finetune": ("end_to_end_finetune", "EndToEndFinetuneConfig"),
-    "qa-evaluate": ("qa_evaluate", "QaEvaluateConfig"),
+    "retriever-finetune": "train retriever",
+    "retriever-evaluate": "evaluate retriever",
+    "beir-evaluate": "evaluate beir",
+    "extractive-finetune": "train extractive",
+    "fusion-finetune": "train fusion",
+    "end-to-end-finetune": "train end-to-end",
+    "qa-evaluate": "evaluate reader",
 }
 #: old name -> the task's name; accepted with a warning until the next version
 RENAMED_TASKS = {"reader-finetune": "extractive-finetune"}
@@ -47,8 +45,8 @@ def split_task(args: list[str]) -> tuple[str, list[str]]:
     return name, rest
 
 
-def find_task(name: str, words: list[str]) -> tuple[ModuleType, type[Any]]:
-    """The module and the configuration of a task, or of the fine-tuning of a reader that an extension brings.
+def find_task(name: str, words: list[str]) -> Verb:
+    """The verb of a task, or the fine-tuning of a reader that an extension brings.
 
     Args:
         words: the command line, which may name extensions.
@@ -57,18 +55,13 @@ def find_task(name: str, words: list[str]) -> tuple[ModuleType, type[Any]]:
         SystemExit: no task, an unknown one, or an extension that cannot be imported.
     """
     if name in TASKS:
-        module_name, config_name = TASKS[name]
-        module = importlib.import_module(module_name)
-        return module, getattr(module, config_name)
+        return find_verb(TASKS[name].split())[0]
     try:
-        words = [*extensions_in_files(words), *words]
-        has_extensions = take_extensions(words) != words
+        verb = reader_verb(name.removesuffix(FINETUNE), words) if name.endswith(FINETUNE) else None
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    if has_extensions and name.endswith(FINETUNE):
-        readers = importlib.import_module("megatron_retrieval.readers.registry").READERS
-        if (kind := name.removesuffix(FINETUNE)) in readers:
-            return importlib.import_module("reader_finetune"), readers[kind].finetune
+    if verb is not None:
+        return verb
     nearest = difflib.get_close_matches(name, TASKS, n=1)
     hint = f" Perhaps you meant {nearest[0]}." if nearest else ""
     sys.exit(f"error: --task {name or '(missing)'}: choose one of {', '.join(TASKS)}.{hint}")
@@ -76,10 +69,7 @@ def find_task(name: str, words: list[str]) -> tuple[ModuleType, type[Any]]:
 
 if __name__ == "__main__":
     task, remaining = split_task(sys.argv[1:])
-    if not task and not {"-h", "--help"}.isdisjoint(remaining):
+    if not task and not HELP.isdisjoint(remaining):
         sys.stdout.write(f"{__doc__}\ntasks: {', '.join(TASKS)}\n")
-        sys.exit()
-    from megatron_retrieval.parallel.launch import run_distributed
-
-    task_module, task_config = find_task(task, remaining)
-    run_distributed(task_config, task_module.main, remaining, prog=f"tasks/main.py --task {task}")
+    else:
+        run(find_task(task, remaining), remaining, prog=f"tasks/main.py --task {task}")

@@ -1,12 +1,6 @@
-"""Build the corpus folder (memory-mapped token ids of sentences and documents) from text files."""
+"""The same as `megatron-retrieval build corpus`, from a checkout, under `python` and under `torchrun`."""
 
-from megatron_retrieval.config.program import run_program
-from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
-
-
-def main(config: CorpusBuilderConfig) -> None:
-    build_corpus(config)
-
+from megatron_retrieval.cli import run_verb
 
 if __name__ == "__main__":
-    run_program(CorpusBuilderConfig, main)
+    run_verb("build corpus")

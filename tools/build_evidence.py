@@ -1,12 +1,6 @@
-"""Build the evidence folder (memory-mapped passages and token ids) from passage files."""
+"""The same as `megatron-retrieval build evidence`, from a checkout, under `python` and under `torchrun`."""
 
-from megatron_retrieval.config.program import run_program
-from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
-
-
-def main(config: EvidenceBuilderConfig) -> None:
-    build_evidence(config)
-
+from megatron_retrieval.cli import run_verb
 
 if __name__ == "__main__":
-    run_program(EvidenceBuilderConfig, main)
+    run_verb("build evidence")

@@ -1,17 +1,6 @@
-"""Generate the mini encyclopedia that the quickstart and the tests learn from."""
+"""The same as `megatron-retrieval build encyclopedia`, from a checkout, under `python` and under `torchrun`."""
 
-from megatron_retrieval.config.program import run_program
-from megatron_retrieval.testing.encyclopedia.output import EncyclopediaConfig, write_encyclopedia
-from megatron_retrieval.utils.logging import get_logger
-
-
-def main(config: EncyclopediaConfig) -> None:
-    made = write_encyclopedia(config)
-    counts = (
-        f"{len(made.passages):,} passages, {len(made.train):,} training and {len(made.evaluation):,} held-out questions"
-    )
-    get_logger().info("wrote %s to %s", counts, config.output)
-
+from megatron_retrieval.cli import run_verb
 
 if __name__ == "__main__":
-    run_program(EncyclopediaConfig, main)
+    run_verb("build encyclopedia")

@@ -1,4 +1,4 @@
-"""The commands of the console script `megatron-retrieval`."""
+"""The short commands of `megatron-retrieval`: search, plan, info, verify."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from megatron_retrieval.applications.plan.plan import PLAN, make_plan
 from megatron_retrieval.applications.search import SearchConfig, open_search
 from megatron_retrieval.applications.verify import VerifyConfig, verify
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.config.program import run_program
-from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
 from megatron_retrieval.reports.tables import text_table
@@ -83,15 +81,3 @@ def verify_folders(config: VerifyConfig) -> None:
     """Say of each folder that it is as it was written."""
     for folder in config.folders:
         sys.stdout.write(f"{verify(folder)}: every file is as it was written\n")
-
-
-def run_command(name: str, args: list[str], prog: str) -> None:
-    """Run "search", "plan", "info" or "verify" with its flags."""
-    if name == "search":
-        run_distributed(SearchCommandConfig, search, args, prog=prog)
-    elif name == "plan":
-        run_program(PlanConfig, plan, args, prog=prog)
-    elif name == "verify":
-        run_program(VerifyConfig, verify_folders, args, prog=prog)
-    else:
-        run_program(InfoConfig, info, args, prog=prog)

@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
 from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.config.marks import formerly
+from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype, StoreIdentity, torch_dtype
@@ -23,6 +24,7 @@ from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.index.store.pickled_embeddings import PickledBlock, PickleFormat, read_pickled_embeddings
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig, encode_sequences
+from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.utils.disk import allocate
 from megatron_retrieval.utils.files import atomic_directory, atomic_file
 from megatron_retrieval.utils.logging import get_logger
@@ -102,6 +104,15 @@ class _Rows:
 
     def missing(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._source < 0)
+
+
+def main(config: ImportEmbeddingsConfig, topology: ProcessTopology) -> None:
+    """Import, and leave configuration and run record beside the embeddings."""
+    record = RunRecord(config, topology.world_size)
+    store = import_embeddings(config, topology)
+    write_config(config, config.output / "config.yaml")
+    record.write(config.output, num_passages=len(store))
+    get_logger().info("%s passages, %d dimensions, in %s", f"{len(store):,}", store.dimension, config.output)
 
 
 def import_embeddings(config: ImportEmbeddingsConfig, topology: ProcessTopology) -> EmbeddingStore:

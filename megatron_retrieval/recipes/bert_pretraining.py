@@ -20,6 +20,7 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -52,6 +53,11 @@ class BertPretrainingConfig:
         shape = MASKED_LM.shape_from(start)
         data = dataclasses.replace(self.data, seq_length=min(self.data.seq_length, shape.max_positions))
         return dataclasses.replace(self, model=shape, data=data)
+
+
+def main(config: BertPretrainingConfig, topology: ProcessTopology) -> None:
+    """Train; leaves configuration, metrics and run record in `--output-dir`."""
+    run_training(build, config, topology)
 
 
 def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:

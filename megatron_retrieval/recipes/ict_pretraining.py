@@ -10,6 +10,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
 from megatron_retrieval.recipes.corpus import open_corpus
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -17,6 +18,11 @@ class IctPretrainingConfig(DualEncoderTrainingConfig):
     """Pretrain a dual encoder by the Inverse Cloze Task."""
 
     data: IctDataConfig
+
+
+def main(config: IctPretrainingConfig, topology: ProcessTopology) -> None:
+    """Train; leaves configuration, metrics and run record in `--output-dir`."""
+    run_training(build, config, topology)
 
 
 def build(config: IctPretrainingConfig, topology: ProcessTopology) -> Trainer:

@@ -11,6 +11,12 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.tasks.answers import GivenPassagesTask
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
+
+
+def main(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> None:
+    """Train; leaves configuration, metrics and run record in `--output-dir`."""
+    run_training(build, config, topology)
 
 
 def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Trainer:

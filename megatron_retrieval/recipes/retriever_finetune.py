@@ -15,6 +15,7 @@ from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, bu
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -36,6 +37,11 @@ class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
             return config
         lower_case = start.vocabulary().settings().get("lower_case", config.lower_case)
         return dataclasses.replace(config, lower_case=lower_case)
+
+
+def main(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> None:
+    """Train; leaves configuration, metrics and run record in `--output-dir`."""
+    run_training(build, config, topology)
 
 
 def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer:

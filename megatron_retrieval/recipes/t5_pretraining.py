@@ -20,6 +20,7 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -51,6 +52,11 @@ class T5PretrainingConfig:
             return dataclasses.replace(self, model=start.shape)
         vocab_size = open_corpus(self.data.blocks.data_path, None, T5_KIND.vocabulary_name).vocabulary.vocab_size
         return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
+
+
+def main(config: T5PretrainingConfig, topology: ProcessTopology) -> None:
+    """Train; leaves configuration, metrics and run record in `--output-dir`."""
+    run_training(build, config, topology)
 
 
 def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
 
-from megatron_retrieval.applications.commands import SearchCommandConfig
-from megatron_retrieval.applications.plan.config import PlanConfig
+from megatron_retrieval.cli import run_verb
 from megatron_retrieval.config.choices import registry_of
 from megatron_retrieval.config.marks import resuming
 from megatron_retrieval.config.parser import field_flags, former_names
+from megatron_retrieval.config.verbs import PROGRAM, VERBS
 
 ROOT = Path(__file__).parents[2]
 SURFACE = Path(__file__).parent / "surface"
@@ -34,6 +35,13 @@ class Job:
     command: tuple[str, ...]
     """Words that start it and stand together on a command line."""
     config: type
+    verb: str = ""
+    """The same as a verb of the installed program."""
+
+    @property
+    def commands(self) -> list[tuple[str, ...]]:
+        """All ways to start it."""
+        return [self.command, *([(PROGRAM, *self.verb.split())] if self.verb else [])]
 
     @property
     def flags(self) -> list[str]:
@@ -57,14 +65,18 @@ class Job:
 
 @cache
 def all_jobs() -> tuple[Job, ...]:
-    """Tasks, tools and example programs, and the commands of the console script."""
-    tasks = _module(ROOT / "tasks" / "main.py").TASKS
-    jobs = [
-        Job(name, ("tasks/main.py", "--task", name), getattr(_module(ROOT / "tasks" / f"{module}.py"), config))
-        for name, (module, config) in tasks.items()
-    ]
-    jobs.append(Job("search", ("megatron-retrieval", "search"), SearchCommandConfig))
-    jobs.append(Job("plan", ("megatron-retrieval", "plan"), PlanConfig))
+    """What every verb does, called by the name of its program in a checkout where it has one, and the programs that are
+    no faces of verbs."""
+    tasks = {verb: task for task, verb in _module(ROOT / "tasks" / "main.py").TASKS.items()}
+    faces = {verb: path for path in program_files() if (verb := verb_of(path)) is not None}
+    jobs = []
+    for verb in VERBS:
+        name, words = verb.name.replace(" ", "-"), (PROGRAM, *verb.name.split())
+        if verb.name in tasks:
+            name, words = tasks[verb.name], ("tasks/main.py", "--task", tasks[verb.name])
+        elif verb.name in faces:
+            name, words = faces[verb.name].stem, (str(faces[verb.name].relative_to(ROOT)),)
+        jobs.append(Job(name, words, verb.load()[1], verb.name))
     for path in program_files():
         config = config_name(path)
         if config is not None:
@@ -79,10 +91,18 @@ def program_files() -> list[Path]:
 
 def config_name(path: Path) -> str | None:
     """The configuration class that a program hands to its runner; None where there is no such call."""
+    return next((ast.unparse(call.args[0]) for call in _calls(path, RUNNERS)), None)
+
+
+def verb_of(path: Path) -> str | None:
+    """The verb that a program is a face of; None where it is none."""
+    return next((ast.literal_eval(call.args[0]) for call in _calls(path, (run_verb.__name__,))), None)
+
+
+def _calls(path: Path, names: tuple[str, ...]) -> Iterator[ast.Call]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RUNNERS:
-            return ast.unparse(node.args[0])
-    return None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            yield node
 
 
 @cache

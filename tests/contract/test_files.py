@@ -30,13 +30,16 @@ def shell_blocks(document: str) -> str:
 def unknown_flags(line: str) -> list[str]:
     """Flags after the entry point of a command that its job does not have."""
     line = re.sub(r"-m megatron_retrieval\b", "megatron-retrieval", line)
-    for job in all_jobs():
-        start = re.search(r"(?<![\w/])" + r"\s+".join(map(re.escape, job.command)) + r"(?![\w-])(.*)", line)
+    commands = [(job, words) for job in all_jobs() for words in job.commands]
+    for job, words in commands:
+        start = re.search(r"(?<![\w/])" + r"\s+".join(map(re.escape, words)) + r"(?![\w-])(.*)", line)
         if start:
             given = re.findall(r"(?<=\s)--([a-z][a-z0-9-]*)", start[1].split(" | ")[0])
             known = {*job.flags, *ALWAYS_KNOWN}
             return [flag for flag in given if flag not in known and flag.removeprefix("no-") not in known]
-    mentioned = re.search(r"(?<![\w/.])(tasks/\w+\.py|tools/\w+\.py|pretrain_\w+\.py)(.*)", line)
+    mentioned = re.search(
+        r"(?<![\w/.])(tasks/\w+\.py|tools/\w+\.py|pretrain_\w+\.py|megatron-retrieval (?!-))(.*)", line
+    )
     return [mentioned[0]] if mentioned and "--" in mentioned[2] else []
 
 
@@ -68,6 +71,8 @@ def test_a_wrong_flag_would_be_found() -> None:
         "leer"
     ]
     assert unknown_flags("python tools/no_such_tool.py --input x")
+    assert unknown_flags("megatron-retrieval build evidense --input x")
+    assert unknown_flags("torchrun -m megatron_retrieval build evidence --inputs x --output y") == ["inputs"]
     assert not unknown_flags("python tools/build_evidence.py --input x --output y --workers 2 | tee --append log")
 
 

@@ -10,11 +10,12 @@ import textwrap
 from collections import Counter
 
 import pytest
-from jobs import ROOT, SURFACE, Job, all_jobs, config_name, program_files
+from jobs import ROOT, SURFACE, Job, all_jobs, config_name, program_files, verb_of
 
 from megatron_retrieval.config.checks import Checked, field_bounds
 from megatron_retrieval.config.marks import resuming
 from megatron_retrieval.config.parser import field_flags, former_names, parse_config
+from megatron_retrieval.config.verbs import VERBS
 
 every_job = pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.name)
 
@@ -49,8 +50,18 @@ def help_entries(job: Job, capsys: pytest.CaptureFixture[str]) -> dict[str, str]
 
 
 def test_every_program_is_a_job() -> None:
-    without = [str(path.relative_to(ROOT)) for path in program_files() if config_name(path) is None]
-    assert not without, f"{without} call neither run_program nor run_distributed"
+    without = [str(path.relative_to(ROOT)) for path in program_files() if not (config_name(path) or verb_of(path))]
+    assert not without, f"{without} call neither run_verb nor run_program nor run_distributed"
+
+
+def test_what_a_checkout_runs_is_a_verb_of_the_installed_program() -> None:
+    """Only examples and benchmarks are programs of their own; what a pip user lacks would be found here."""
+    faces = {path: verb_of(path) for path in program_files() if path.parent.name not in ("examples", "benchmarks")}
+    names = [verb.name for verb in VERBS]
+    assert len(set(names)) == len(names)
+    assert {verb for verb in faces.values() if verb in names} == set(faces.values())
+    assert {path.name for path in (ROOT / "tasks").glob("*.py")} == {"__init__.py", "main.py"}
+    assert {job.verb for job in all_jobs() if job.command[0] == "tasks/main.py"} <= set(names)
 
 
 @every_job

@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--verify-embeddings",
         ]
         asked = ["--questions", folder / "questions.json", "--output-dir", folder / f"run{num_processes}"]
-        job = ["tasks/retriever_evaluate.py", *inputs, *asked, "--topk", "20", "1", "--device", "cpu"]
+        job = ["tasks/main.py", "--task", "retriever-evaluate", *inputs, *asked, "--topk", "20", "1", "--device", "cpu"]
         _succeed(*job, num_processes=num_processes)
     return folder
 
@@ -161,7 +161,7 @@ def test_embeddings_of_another_evidence_are_refused(folder: Path) -> None:
     _succeed("tools/build_evidence.py", "--input", folder / "fewer.tsv", "--output", other, "--vocab-file", vocab)
     inputs = ["--evidence", other, "--embeddings", folder / "embeddings1", "--retriever", folder / "ck"]
     asked = ["--questions", folder / "questions.json", "--output-dir", folder / "refused", "--device", "cpu"]
-    result = _run("tasks/retriever_evaluate.py", *inputs, *asked)
+    result = _run("tasks/main.py", "--task", "retriever-evaluate", *inputs, *asked)
     assert result.returncode == 1
     assert re.fullmatch(r"error: The embeddings in .* are of evidence .*\n", result.stderr), result.stderr
     assert not (folder / "refused").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_retrieval.applications.commands import run_command
+from megatron_retrieval.cli import main
 from megatron_retrieval.parallel import machine
 
 
@@ -14,7 +14,7 @@ def test_defaults_follow_from_the_machine(
 ) -> None:
     monkeypatch.setattr(machine, "_seconds", lambda dtype: 1e-3)
     monkeypatch.setattr(machine, "bf16_is_fast", lambda device: is_fast)
-    run_command("info", [], "megatron-retrieval info")
+    main(["info"])
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     found = {name.strip(): value.strip() for name, value in lines.items()}
     assert found["--dtype auto means"] == ("bf16" if is_fast else "fp32")

@@ -24,6 +24,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.progress import progress_bar
 from megatron_retrieval.utils.worker_pool import worker_pool
 
@@ -116,6 +117,20 @@ class _Mined:
 
     record: dict[str, Any] | None
     num_mined: int = 0
+
+
+def main(config: MineNegativesConfig) -> None:
+    """Mine, and say how much came of it."""
+    census = mine_negatives(config)
+    get_logger().info(
+        "%s questions in %s with %s mined hard negatives; %s of them without any hard negative; "
+        "%s dropped without a positive",
+        f"{census.written:,}",
+        config.output,
+        f"{census.mined_negatives:,}",
+        f"{census.without_hard_negative:,}",
+        f"{census.without_positive:,}",
+    )
 
 
 def mine_negatives(config: MineNegativesConfig) -> MiningCensus:

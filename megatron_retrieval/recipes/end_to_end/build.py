@@ -26,6 +26,7 @@ from megatron_retrieval.parallel.collectives import on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
+from megatron_retrieval.refresh.embedding_rank import supervise_worker
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
@@ -37,6 +38,7 @@ from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
 from megatron_retrieval.utils.late_files import seen_late
 
 
@@ -220,6 +222,16 @@ def embedding_command(config: EndToEndFinetuneConfig, topology: ProcessTopology)
         device=topology.device,
         num_workers=max(1, config.parallel.num_embedding_ranks),
     )
+
+
+def main(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
+    """Train, or on a rank of its own embed; leaves configuration, metrics and run record in `--output-dir`."""
+    if topology.side_rank is None:
+        run_training(build, config, topology)
+    else:
+        folder = config.index.folder(config.training.log.output_dir)
+        timeout_seconds = 60 * config.index.embedding_timeout_minutes
+        supervise_worker(embedding_command(config, topology), folder, topology, timeout_seconds=timeout_seconds)
 
 
 def build(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> Trainer:

@@ -14,6 +14,7 @@ from megatron_retrieval.testing.encyclopedia.vocabulary import train_wordpiece
 from megatron_retrieval.testing.encyclopedia.words import COMMON_WORDS
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_directory, atomic_file, write_json
+from megatron_retrieval.utils.logging import get_logger
 
 VOCABULARY_SIZE = 3000  # pieces at most
 WORD_WEIGHT = 20  # words of the language count so many times, names once: names stay in recurring pieces
@@ -32,6 +33,15 @@ class EncyclopediaConfig:
     """Share of the entities that only the evaluation asks about."""
     questions_per_fact: int = 1
     """Differently worded training questions for each fact, up to 3."""
+
+
+def main(config: EncyclopediaConfig) -> None:
+    """Write it, and say how much it is."""
+    made = write_encyclopedia(config)
+    counts = (
+        f"{len(made.passages):,} passages, {len(made.train):,} training and {len(made.evaluation):,} held-out questions"
+    )
+    get_logger().info("wrote %s to %s", counts, config.output)
 
 
 def write_encyclopedia(config: EncyclopediaConfig) -> Encyclopedia:

@@ -15,7 +15,6 @@ from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.judged_metrics import JudgementsConfig
 from megatron_retrieval.evaluation.retrieval_results import METRICS
-from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
@@ -106,7 +105,3 @@ def _means(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return {
         name: sum(row[name] for row in metrics) / len(metrics) for name in names if all(name in row for row in metrics)
     }
-
-
-if __name__ == "__main__":
-    run_distributed(BeirEvaluateConfig, main)

@@ -18,7 +18,6 @@ from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreCo
 from megatron_retrieval.evaluation.predictions import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
 from megatron_retrieval.evaluation.retrieval_results import METRICS, recorded
-from megatron_retrieval.parallel.launch import run_distributed
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.reading_page import PAGE, write_reading_page
 from megatron_retrieval.reports.tables import rate_cells, text_table
@@ -112,7 +111,3 @@ def _table(metrics: dict[str, Any]) -> str:
     """Exact match, F1 and recall in percent with their 95 % intervals."""
     rows = [[title, *rate_cells(metrics, name)] for title, name in _rates(metrics).items()]
     return f"{metrics['num_questions']:,} questions\n\n{text_table(['', '%', '95 % interval'], rows)}"
-
-
-if __name__ == "__main__":
-    run_distributed(QaEvaluateConfig, main)

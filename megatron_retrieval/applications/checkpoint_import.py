@@ -1,0 +1,42 @@
+"""Turn a public BERT, DPR, sentence-transformers model or T5 into a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
+from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, import_model
+from megatron_retrieval.config.choices import OneOf
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.utils.logging import get_logger
+
+
+@dataclass(kw_only=True, frozen=True)
+class ImportConfig:
+    """Import a Hugging Face model as a checkpoint for training, embedding and evaluation."""
+
+    format: Annotated[str, OneOf(FORMATS)]
+    """Kind of the input, and what it becomes."""
+    input: tuple[Path, ...]
+    """Folder of the model; for two towers a folder with question_encoder and ctx_encoder, or both, questions first."""
+    output: Path
+    """Folder of the checkpoint to write."""
+    separate_towers: bool = False
+    """Start a question tower and a passage tower from the one encoder of the input, as DPR does."""
+    embedding: EmbeddingSettingsConfig = field(default_factory=EmbeddingSettingsConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Processes."""
+
+
+def main(config: ImportConfig, topology: ProcessTopology) -> None:
+    path = import_model(
+        config.format,
+        config.input,
+        config.output,
+        topology,
+        separate_towers=config.separate_towers,
+        embedding=config.embedding,
+    )
+    get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)

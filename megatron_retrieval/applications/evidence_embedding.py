@@ -1,0 +1,65 @@
+"""Encode every passage of the evidence with a checkpoint's passage tower; run again to continue after a stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.config.marks import formerly
+from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.retrieval.embedder import embed_evidence
+from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
+from megatron_retrieval.training.run_record import RunRecord
+from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.manifest import MANIFEST
+
+
+@dataclass(kw_only=True, frozen=True)
+class EmbedEvidenceConfig:
+    """Encode the evidence. Under torchrun the copies of the model share the work."""
+
+    evidence: Path
+    """Folder of the evidence (tools/build_evidence.py)."""
+    retriever: Path = field(metadata=formerly("load"))
+    """Checkpoint of the dual encoder."""
+    output: Path
+    """Folder of the embeddings to write; an unfinished one is continued."""
+    embedding_dtype: StorageDtype = "float16"
+    """Type in which vectors are stored; scores are computed from them in float32."""
+    rows_per_shard: int | None = None
+    """Passages per file, the unit of work; default: a 64th of the evidence, from 512 to 65,536."""
+    encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
+    """How the encoder is run."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Processes."""
+
+
+def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
+    record = RunRecord(config, topology.world_size)
+    was_complete = (config.output / MANIFEST).exists()
+    evidence = EvidenceStore(config.evidence)
+    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
+    job = EmbeddingJob(
+        evidence=evidence,
+        encode=encoder.model.encode_passages,
+        text_format=encoder.description.layout,
+        encoder_fingerprint=encoder.description.fingerprint,
+        embedding_dtype=config.embedding_dtype,
+        micro_batch_size=config.encode.micro_batch_size,
+    )
+    store = embed_evidence(job, config.output, topology, rows_per_shard=config.rows_per_shard)
+    if topology.is_main and not was_complete:  # a second call must not replace the record of the work
+        write_config(config, config.output / "config.yaml")
+        record.write(config.output, num_passages=len(store), precision=store.manifest.identity.precision)
+    get_logger().info(
+        "%s passages, %d dimensions, encoded in %s, in %s",
+        f"{len(store):,}",
+        store.dimension,
+        store.manifest.identity.precision,
+        config.output,
+    )
