@@ -18,7 +18,8 @@ class FreezeConfig:
     freeze_query_encoder: bool = False
     """Do not train the encoder of questions."""
     freeze_passage_encoder: bool = False
-    """Do not train the encoder of passages; the index then never gets stale."""
+    """Do not train the encoder of passages: the index never gets stale, and training reads passages' vectors from it
+    instead of encoding passages again."""
     freeze_reader: bool = False
     """Do not train the reader."""
 

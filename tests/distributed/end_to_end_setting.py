@@ -95,7 +95,15 @@ class Setting:
         self.evidence = EvidenceStore(folder / "evidence")
         self.tokenizer = self.evidence.vocabulary
         candidates = TopkConfig(num_passages=k, null_passage=null_passage)
-        self.search = PassageSearch(candidates, retriever, self.evidence, TEXT_FORMAT, topology, encode_batch_size=3)
+        self.search = PassageSearch(
+            candidates,
+            retriever,
+            self.evidence,
+            TEXT_FORMAT,
+            topology,
+            encode_batch_size=3,
+            frozen=freeze is not None and freeze.freeze_passage_encoder,
+        )
         with torch.no_grad():
             passages = self.search.tokens(all_rows()).to(topology.device)
             self.search.index = ShardedIndex(retriever.eval().encode_passages(passages), topology)

@@ -43,11 +43,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _setting(
-    topology: ProcessTopology, folder: str, freeze: FreezeConfig | None = None, dropout: float = 0.0
+    topology: ProcessTopology,
+    folder: str,
+    freeze: FreezeConfig | None = None,
+    dropout: float = 0.0,
+    *,
+    null_passage: bool = False,
 ) -> Setting:
     shape = {**SHAPE, "hidden_dropout": dropout, "attention_dropout": dropout}
     reader = BertSeq2Seq(BertSeq2SeqConfig(**shape), topology, start_id=2, end_id=3, seed=2)
-    return Setting(topology, Path(folder), reader, 3, freeze, shape)
+    return Setting(topology, Path(folder), reader, 3, freeze, shape, null_passage=null_passage)
 
 
 def _save(topology: ProcessTopology, folder: str, output: str) -> dict[str, str]:
@@ -253,6 +258,37 @@ def test_evaluation_has_no_dropout_and_training_scales_its_gradients(folder: Pat
     assert first == second == pytest.approx(still, rel=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(scaled[name], gradient * 1024, rtol=1e-4, atol=1e-4)
+
+
+def _frozen_step(topology: ProcessTopology, folder: str, frozen: bool) -> dict[str, Any]:
+    """A step with a passage encoder that is not trained: with vectors of the index, where only the null passage is
+    encoded, and once, or with fresh ones."""
+    freeze = FreezeConfig(freeze_passage_encoder=True)
+    setting = _setting(topology, folder, freeze, null_passage=True)
+    setting.search.config = dataclasses.replace(setting.search.config, num_candidates=4)
+    setting.search.frozen = frozen
+    encoded: list[int] = []
+    setting.model.retriever.towers["passage"].register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    layout = FusionLayout(FusionFormatConfig(question_seq_length=8, reader_seq_length=30), setting.tokenizer)
+    texts = RetrievedTexts(setting.evidence, layout, setting.tokenizer, max_answer_length=6)
+    readings = FusionReadings(FusionReader(setting.model.reader, FusionEncodeConfig()), texts, topology)
+    found = setting.step(readings, "individual-topk")
+    assert encoded == [1] if frozen else len(encoded) > 1
+    return found
+
+
+def test_a_frozen_passage_encoder_is_not_asked_again(folder: Path) -> None:
+    """Passages' vectors come from the index, wherever it holds them; the gradients are those of fresh ones."""
+    (wanted,) = run_on_ranks(_frozen_step, 1, str(folder), False)
+    for num_ranks, tp_size in ((2, 1), (2, 2)):
+        found = run_on_ranks(_frozen_step, num_ranks, str(folder), True, tensor_model_parallel_size=tp_size)[0]
+        for part in ("metrics", "evaluated"):
+            assert found[part]["loss"] == pytest.approx(wanted[part]["loss"], rel=1e-5)
+            assert found[part]["null_prior"] == pytest.approx(wanted[part]["null_prior"], rel=1e-5)
+        assert not any(name.startswith("retriever.towers.passage") for name in found["gradients"])
+        assert found["gradients"].keys() == wanted["gradients"].keys()
+        for name, gradient in wanted["gradients"].items():
+            torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def _ranks_find(topology: ProcessTopology, folder: str) -> list[list[int]]:

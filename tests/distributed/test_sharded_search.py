@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_retrieval.index.api import TensorVectors
 from megatron_retrieval.index.exact.flat import FlatIndex
-from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.index.exact.sharded import ShardedIndex, rank_rows
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.retriever import search_overlap
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -62,6 +63,26 @@ def test_same_bits_at_any_number_of_ranks() -> None:
         assert restricted.rows[-1, 0] == 0, "which another rank excludes nothing but padding"
         assert torch.equal(restricted_rows, restricted.rows)
         assert torch.equal(restricted_scores, restricted.scores)
+
+
+def _vectors_of(topology: ProcessTopology, share_sizes: list[int]) -> list[torch.Tensor]:
+    """Of rows that are asked for in any order and twice, from an index that shares rows out, and from one to which the
+    ranks bring them, the last rank the first ones."""
+    rows = torch.randint(NUM_ROWS, (13,), generator=torch.Generator().manual_seed(2)).repeat(2)
+    own = rows.split([2 * size for size in share_sizes])[topology.rank]
+    start, stop = rank_rows(NUM_ROWS, topology.world_size - 1 - topology.rank, topology.world_size)
+    brought = TensorVectors(_evidence()[start:stop])
+    indexes = [
+        ShardedIndex(_evidence(), topology), ShardedIndex.of_parts(brought, start, NUM_ROWS, topology)
+    ]  # fmt: skip
+    return [*(index.vectors_of(own) for index in indexes), _evidence()[own].float()]
+
+
+def test_vectors_travel_to_the_rank_that_asks() -> None:
+    for share_sizes in ([13], [9, 4], [5, 0, 7, 1]):
+        for shared, brought, wanted in run_on_ranks(_vectors_of, len(share_sizes), share_sizes):
+            assert torch.equal(shared, wanted)
+            assert torch.equal(brought, wanted)
 
 
 def _search_tiny_evidence(topology: ProcessTopology) -> list[Any]:

@@ -97,6 +97,10 @@ class FlatIndex:
             found = found or self._search_blocks(queries, k, excluded, buffer)
         return SearchResult(found.scores.to(asked_on), found.rows.to(asked_on))
 
+    def vectors_of(self, rows: Tensor) -> Tensor:
+        """[n, D] float32 of the evidence rows [n] int64, all of them held here, on the device of the search."""
+        return self._source.vectors_of(rows.to(self._device) - self._first_row).float()
+
     @contextlib.contextmanager
     def _buffer(self) -> Iterator[ScoreBuffer]:
         try:

@@ -56,6 +56,8 @@ class ShardedIndex:
         placement: Placement = "auto",
     ) -> None:
         self._topology, self._num_rows = topology, num_rows
+        self._first_row = first_row
+        self._holders: tuple[Tensor, Tensor] | None = None
         self._local = FlatIndex(part, first_row=first_row, device=topology.device, placement=placement)
 
     @property
@@ -84,6 +86,44 @@ class ShardedIndex:
         found = self._local.search(all_queries, k, all_excluded)
         return _merge(self._send_back(found.scores, counts), self._send_back(found.rows, counts), k, asked_on)
 
+    @torch.no_grad()
+    def vectors_of(self, rows: Tensor) -> Tensor:
+        """The vectors that are searched, whoever holds them; a collective: each rank asks for rows of its own, or for
+        none.
+
+        Args:
+            rows: [n] int64 rows of the evidence.
+
+        Returns:
+            [n, D] float32 on the device of the ranks.
+        """
+        rows = rows.to(self._topology.device)
+        if self._topology.world_size == 1:
+            return self._local.vectors_of(rows)
+        starts, ranks = self._ranges()
+        holder = ranks[torch.bucketize(rows, starts, right=True) - 1]
+        order = holder.argsort(stable=True)
+        asked = holder.bincount(minlength=self._topology.world_size).tolist()
+        answered = [counts[self._topology.rank] for counts in gather_objects(asked, self._topology.world_group)]
+        found = self._local.vectors_of(self._exchange(rows[order], asked, answered))
+        vectors = self._exchange(found, answered, asked)
+        return torch.empty_like(vectors).index_copy_(0, order, vectors)
+
+    def _ranges(self) -> tuple[Tensor, Tensor]:
+        """[R] the first rows of the ranges that ranks hold, ascending, and whose they are."""
+        if self._holders is None:
+            ranges = gather_objects((self._first_row, self._local.num_rows), self._topology.world_group)
+            held = sorted((start, rank) for rank, (start, num_rows) in enumerate(ranges) if num_rows)
+            columns = torch.tensor(held, device=self._topology.device).view(-1, 2)
+            self._holders = columns[:, 0].contiguous(), columns[:, 1]
+        return self._holders
+
+    def _exchange(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """[sum of sent, ...] in the order of the ranks that get them -> [sum of received, ...] from each in turn."""
+        target = values.new_empty(sum(received), *values.shape[1:])
+        dist.all_to_all_single(target, values.contiguous(), received, sent, group=self._topology.world_group)
+        return target
+
     def _gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """All ranks' rows in rank order; `counts` of them on each."""
         longest = max(counts)
@@ -94,15 +134,7 @@ class ShardedIndex:
     def _send_back(self, values: Tensor, counts: list[int]) -> Tensor:
         """[sum of counts, k] found here for every rank's queries -> [W, B, k] found everywhere for this rank's."""
         mine, world_size = counts[self._topology.rank], self._topology.world_size
-        received = values.new_empty(world_size * mine, values.size(1))
-        dist.all_to_all_single(
-            received,
-            values.contiguous(),
-            output_split_sizes=[mine] * world_size,
-            input_split_sizes=counts,
-            group=self._topology.world_group,
-        )
-        return received.view(world_size, mine, values.size(1))
+        return self._exchange(values, counts, [mine] * world_size).view(world_size, mine, values.size(1))
 
 
 def rank_rows(num_rows: int, rank: int, num_ranks: int) -> tuple[int, int]:

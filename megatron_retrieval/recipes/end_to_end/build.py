@@ -73,6 +73,7 @@ class EndToEndRun:
             self.text_format,
             topology,
             encode_batch_size=config.step.passage_batch_size,
+            frozen=config.frozen.freeze_passage_encoder,
         )
 
     def trainer(self) -> Trainer:

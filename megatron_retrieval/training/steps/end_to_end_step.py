@@ -53,10 +53,12 @@ class _Chunk:
     Attributes:
         asked: m questions.
         rows: [m, K] on the CPU, see `PassageSearch.find`.
+        vectors: [m, K, D] of the passages as the index has them; None: they are encoded anew.
     """
 
     asked: AskedBatch
     rows: Tensor
+    vectors: Tensor | None
 
 
 class EndToEndStep:
@@ -123,13 +125,19 @@ class EndToEndStep:
     def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
         """The questions with what the index holds for them."""
         rows = self.search.find(batch).rows.cpu()
+        # for the whole batch at once: ranks may have different numbers of chunks
+        vectors = self.search.stored_vectors(rows) if self.search.frozen else None
         for places in torch.arange(len(batch)).split(self.config.micro_batch_size):
-            yield _Chunk(batch.questions(places), rows[places])
+            own = None if vectors is None else vectors[places[0] : places[-1] + 1]
+            yield _Chunk(batch.questions(places), rows[places], own)
 
     def _fresh_scores(self, chunk: _Chunk) -> Tensor:
-        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now."""
+        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now; where
+        that of passages is frozen, its vectors are those of the index."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._objective.trains_retriever):
             queries = self.model.retriever.encode_queries(chunk.asked.retriever_queries.to(self._topology.device))
+            if chunk.vectors is not None:
+                return torch.einsum("nd,nkd->nk", queries, chunk.vectors) / self._divisor
             return self.search.fresh_scores(queries, chunk.rows) / self._divisor
 
     def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:

@@ -14,7 +14,7 @@ from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.index.api import SearchIndex
+from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.collectives import broadcast_first
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -62,6 +62,8 @@ class PassageSearch:
 
     Args:
         encode_batch_size: passages encoded at once.
+        frozen: the passage encoder keeps its weights, so that the index holds the vectors of the moment; passages are
+            not encoded again.
     """
 
     def __init__(
@@ -73,10 +75,13 @@ class PassageSearch:
         topology: ProcessTopology,
         *,
         encode_batch_size: int,
+        frozen: bool = False,
     ) -> None:
         self.config, self._model, self._evidence, self._format = config, retriever, evidence, text_format
         self._topology, self._encode_batch_size = topology, encode_batch_size
-        self.index: SearchIndex | None = None
+        self.frozen = frozen
+        self.index: ShardedIndex | None = None
+        self._null_vector: Tensor | None = None
         self.last_queries: Tensor | None = None
 
     @torch.no_grad()
@@ -93,7 +98,7 @@ class PassageSearch:
             self.last_queries = vectors = self._model.encode_queries(batch.retriever_queries.to(device))
             found = self._ask(vectors, to_device(batch.excluded_rows, device))
             if self.config.num_candidates is not None:
-                found = self._rerank(vectors, found)
+                found = self._best(found) if self.frozen else self._rerank(vectors, found)
             return with_null_passage(found) if self.config.null_passage else found
 
     def _ask(self, vectors: Tensor, excluded: Tensor) -> SearchResult:
@@ -109,7 +114,7 @@ class PassageSearch:
         group = self._topology.groups.tp
         return SearchResult(broadcast_first(scores, group), broadcast_first(rows, group))
 
-    def current_index(self) -> SearchIndex:
+    def current_index(self) -> ShardedIndex:
         """What is searched now."""
         assert self.index is not None, "there is no index to search yet"
         return self.index
@@ -117,8 +122,24 @@ class PassageSearch:
     def _rerank(self, vectors: Tensor, found: SearchResult) -> SearchResult:
         """The best of the candidates by the passage encoder of the moment; equal scores keep their order."""
         scores = self.fresh_scores(vectors, found.rows).masked_fill(found.rows < 0, float("-inf"))
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_found]
-        return SearchResult(scores.gather(1, order), found.rows.gather(1, order))
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        return self._best(SearchResult(scores.gather(1, order), found.rows.gather(1, order)))
+
+    def _best(self, found: SearchResult) -> SearchResult:
+        """As many as are read."""
+        return SearchResult(found.scores[:, : self.config.num_found], found.rows[:, : self.config.num_found])
+
+    @torch.no_grad()
+    def stored_vectors(self, rows: Tensor) -> Tensor:
+        """[n, K, D] float32 of [n, K] rows, read from the index; only the null passage is encoded, once. Those of
+        fillers mean nothing. A collective over all ranks."""
+        vectors = self.current_index().vectors_of(rows.clamp(min=0).flatten()).view(*rows.shape, -1)
+        if self.config.null_passage:
+            if self._null_vector is None:
+                null = self.tokens(torch.tensor([NULL_ROW])).to(self._topology.device)
+                self._null_vector = self._model.encode_passages(null)[0]
+            vectors[to_device(rows == NULL_ROW, vectors.device)] = self._null_vector
+        return vectors
 
     def fresh_scores(self, vectors: Tensor, rows: Tensor) -> Tensor:
         """s(q, z) of [n, D] query vectors with [n, K] rows by the passage encoder as it is: [n, K], differentiable;
