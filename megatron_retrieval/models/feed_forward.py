@@ -34,6 +34,7 @@ class FeedForward(nn.Module):
             init_method=leave_uninitialised,
             bias=config.add_bias_linear,
             stride=num_parts,
+            parts=(config.ffn_hidden_size,) * num_parts,
             tp_group=groups.tp,
         )
         self.linear_fc2 = RowParallelLinear(

@@ -66,6 +66,9 @@ class Layer(nn.Module):
         if not (self._recompute and self.training and torch.is_grad_enabled() and inputs.cache is None):
             return self._run(states, inputs)
 
+        if not states.requires_grad:  # of frozen embeddings: without a gradient in, what is trained inside gets none
+            states = states.detach().requires_grad_()
+
         def run(states: Tensor, *tensors: Tensor | None) -> Tensor:
             return self._run(states, inputs.with_tensors(tensors))
 

@@ -1,11 +1,23 @@
-"""megatron-core's parallel linear layers; on one rank the matrix product adds the bias."""
+"""megatron-core's parallel linear layers; on one rank the matrix product adds the bias.
+
+Their matrix may be frozen in four bits a weight, and a low-rank adapter may stand beside it; see `adapters`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from megatron.core.tensor_parallel import layers
-from torch import Tensor
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from megatron_retrieval.models.nf4 import Nf4Matrix
 
 #: oneDNN's matrix product, which PyTorch itself calls from `torch.compile` only; None in builds without oneDNN
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -28,24 +40,78 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, traini
 
 
 class ColumnParallelLinear(layers.ColumnParallelLinear):
-    """The parent adds the bias in a separate pass, or leaves it to the next module, which is slower on CPUs."""
+    """The parent adds the bias in a separate pass, or leaves it to the next module, which is slower on CPUs.
+
+    Args:
+        parts: which matrices this one stands for, by their rows, see `row_parts`; default: itself.
+
+    Attributes:
+        nf4: takes the place of `weight`, which is None then.
+        adapter: added to the output.
+    """
+
+    def __init__(self, *args: Any, parts: tuple[int, ...] | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.parts = parts or (self.output_size,)
+        self.nf4: Nf4Matrix | None = None
+        self.adapter: nn.Module | None = None
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """[..., D] -> [..., output size of this rank], and the bias if it was not added."""
-        if self.tp_group.size() > 1 or weight is not None:
-            output: tuple[Tensor, Tensor | None] = super().forward(input_, weight, runtime_gather_output)
-            return output
-        return linear(input_, self.weight, self.bias, training=self.training), None
+        if self.nf4 is not None:
+            states = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+            result: tuple[Tensor, Tensor | None] = _with_bias(_frozen_product(states, self.nf4), self.bias), None
+        elif self.tp_group.size() > 1 or weight is not None:
+            result = super().forward(input_, weight, runtime_gather_output)
+        else:
+            result = linear(input_, self.weight, self.bias, training=self.training), None
+        return result if self.adapter is None else (self.adapter(input_, result[0]), result[1])
 
 
 class RowParallelLinear(layers.RowParallelLinear):
     """As `ColumnParallelLinear`, for weights sharded along their input."""
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.parts: tuple[int, ...] = (self.output_size,)
+        self.nf4: Nf4Matrix | None = None
+        self.adapter: nn.Module | None = None
+
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """[..., D of this rank] -> [..., output size], and the bias if it was not added."""
-        if self.tp_group.size() > 1:
-            output: tuple[Tensor, Tensor | None] = super().forward(input_)
-            return output
-        return linear(input_, self.weight, self.bias, training=self.training), None
+        if self.nf4 is not None:
+            product = reduce_from_tensor_model_parallel_region(_frozen_product(input_, self.nf4), group=self.tp_group)
+            result: tuple[Tensor, Tensor | None] = _with_bias(product, self.bias), None
+        elif self.tp_group.size() > 1:
+            result = super().forward(input_)
+        else:
+            result = linear(input_, self.weight, self.bias, training=self.training), None
+        return result if self.adapter is None else (self.adapter(input_, result[0]), result[1])
+
+
+ParallelLinear = ColumnParallelLinear | RowParallelLinear
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """`F.linear` by a matrix that is read anew in both passes, so that neither keeps it."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, read: Callable[[torch.dtype], Tensor]) -> Tensor:
+        ctx.read = read
+        return F.linear(states, read(states.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0]
+        return gradient @ ctx.read(gradient.dtype), None
+
+
+def _frozen_product(states: Tensor, matrix: Nf4Matrix) -> Tensor:
+    product: Tensor = _FrozenProduct.apply(states, matrix.read)
+    return product
+
+
+def _with_bias(product: Tensor, bias: Tensor | None) -> Tensor:
+    return product if bias is None else product + bias

@@ -71,6 +71,7 @@ def _column_parallel(config: TransformerConfig, groups: ProcessGroupCollection, 
     return ColumnParallelLinear(
         config.hidden_size,
         num_parts * config.num_attention_heads * config.kv_channels,
+        parts=(config.kv_channels,) * num_parts if num_parts > 1 else None,
         config=config,
         init_method=leave_uninitialised,
         bias=config.add_bias_linear,

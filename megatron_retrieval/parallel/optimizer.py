@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from megatron_retrieval.parallel.collectives import broadcast_first
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.megatron_compat import optimizer_context
-from megatron_retrieval.parallel.precision import PrecisionConfig, take_precise
+from megatron_retrieval.parallel.precision import PrecisionConfig, may_round, take_precise
 from megatron_retrieval.parallel.topology import ProcessTopology
 
 
@@ -178,7 +178,7 @@ class Optimizer:
         """Set the unrounded weights of a parameter (this rank's shard); the model has them already, rounded."""
         if name in self._parameters:
             self.main_weight(name).copy_(values)
-        elif values.dtype != self._all_parameters[name].dtype:
+        elif values.dtype != self._all_parameters[name].dtype and not may_round(self._all_parameters[name]):
             self._frozen[name] = values  # on the CPU: only saving needs them
 
     def equalise(self, names: Iterable[str], group: dist.ProcessGroup) -> None:

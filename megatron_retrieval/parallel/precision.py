@@ -85,10 +85,21 @@ class PrecisionConfig(DtypeConfig):
 
 def keep_precise(parameter: nn.Parameter, values: Tensor) -> None:
     """Remember what a parameter starts from, where its dtype rounds that: an optimizer trains from there."""
-    if values.dtype != parameter.dtype and values.is_floating_point():
+    if values.dtype != parameter.dtype and values.is_floating_point() and not may_round(parameter):
         parameter.precise_values = values  # type: ignore[attr-defined]
 
 
 def take_precise(parameter: nn.Parameter) -> Tensor | None:
     """What `keep_precise` remembered, which is then forgotten."""
     return vars(parameter).pop("precise_values", None)
+
+
+def allow_rounding(parameter: nn.Parameter) -> None:
+    """Of a frozen parameter whose precise values stand elsewhere, keep only what its dtype leaves of them."""
+    take_precise(parameter)
+    parameter.may_round = True  # type: ignore[attr-defined]
+
+
+def may_round(parameter: nn.Parameter) -> bool:
+    """Whether `allow_rounding` was called."""
+    return getattr(parameter, "may_round", False)

@@ -90,7 +90,7 @@ def import_t5(state: Mapping[str, Tensor], config: T5Config, source: str | Path)
         state.setdefault(lm_head, state[shared])
     elif not torch.equal(state.pop(lm_head, state[shared]), state[shared]):
         raise CheckpointError(f"{source}: {lm_head} is not {shared}, though the configuration says that they are one.")
-    return import_weights(state, _table(config), source, "T5")
+    return import_weights(state, t5_table(config), source, "T5")
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def export_t5(full: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
     """The inverse of `import_t5`."""
-    return export_weights(full, _table(config))
+    return export_weights(full, t5_table(config))
 
 
 def t5_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> T5Config:
@@ -140,7 +140,8 @@ def t5_config_to_hf(config: T5Config) -> dict[str, Any]:
     }
 
 
-def _table(config: T5Config) -> Iterator[WeightEntry]:
+def t5_table(config: T5Config) -> Iterator[WeightEntry]:
+    """Our weights of a T5, and those of Hugging Face's `T5ForConditionalGeneration`."""
     yield EMBEDDING
     if config.untie_embeddings_and_output_weights:
         yield OUTPUT

@@ -41,7 +41,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             missing, or it holds more than tensors.
         DataError: a Git LFS pointer stands in its place.
     """
-    for name, read in ((SAFETENSORS_NAME, _read_safetensors), (PICKLE_NAME, _read_state)):
+    for name, read in ((SAFETENSORS_NAME, read_safetensors), (PICKLE_NAME, _read_state)):
         if (path := folder / name).is_file():
             return read(path)
         if (index := folder / f"{name}.index.json").is_file():
@@ -70,12 +70,10 @@ def load_plain_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {problem}.") from error
 
 
-def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as `model.safetensors`; equal tensors may share memory."""
+def write_weights(folder: Path, state: Mapping[str, Tensor], name: str = SAFETENSORS_NAME) -> None:
+    """Write tensors as a safetensors file; equal tensors may share memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, folder / SAFETENSORS_NAME, {"format": "pt"}
-    )
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / name, {"format": "pt"})
 
 
 def _parts(index: Path) -> list[Path]:
@@ -98,7 +96,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file; for errors see `read_weights`."""
     open_binary(path).close()
     try:
         return load_file(path)

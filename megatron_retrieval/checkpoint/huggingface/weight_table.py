@@ -44,14 +44,14 @@ def import_weights(
         raise CheckpointError(f"{source}: {len(missing)} weights are missing, among them {some(missing)}.")
     if unknown := sorted(state.keys() - known):
         raise CheckpointError(f"{source}: {len(unknown)} weights have no place in {model}, among them {some(unknown)}.")
-    return {entry.ours: _join(entry, state, source) for entry in entries}
+    return {entry.ours: join_weights(entry, state, source) for entry in entries}
 
 
 def export_weights(full: Mapping[str, Tensor], table: Iterable[WeightEntry]) -> dict[str, Tensor]:
     """The inverse of `import_weights`."""
     state: dict[str, Tensor] = {}
     for entry in table:
-        state.update(zip(entry.theirs, _split(full[entry.ours], entry), strict=True))
+        state.update(zip(entry.theirs, split_weight(full[entry.ours], entry), strict=True))
     return state
 
 
@@ -60,7 +60,12 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3])
 
 
-def _join(entry: WeightEntry, state: Mapping[str, Tensor], source: str | Path) -> Tensor:
+def join_weights(entry: WeightEntry, state: Mapping[str, Tensor], source: str | Path) -> Tensor:
+    """Our fp32 tensor of an entry.
+
+    Raises:
+        CheckpointError: those that it is made of do not fit together.
+    """
     parts = [state[name].float() for name in entry.theirs]
     if len(parts) == 1:
         return parts[0]
@@ -70,7 +75,8 @@ def _join(entry: WeightEntry, state: Mapping[str, Tensor], source: str | Path) -
         raise CheckpointError(f"{source}: {some(entry.theirs)} do not fit the configuration: {error}") from error
 
 
-def _split(tensor: Tensor, entry: WeightEntry) -> list[Tensor]:
+def split_weight(tensor: Tensor, entry: WeightEntry) -> list[Tensor]:
+    """What our tensor of an entry is made of elsewhere."""
     if len(entry.theirs) == 1:
         return [tensor]
     parts = tensor.unflatten(0, (entry.num_groups, len(entry.theirs), -1)).unbind(1)
