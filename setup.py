@@ -48,7 +48,6 @@ setup(
         "gpu": ["triton"],
         "arrow": ["pyarrow"],
         "documents": ["pypdf>=5", "python-docx>=1.1", "trafilatura>=2", "lxml-html-clean"],
-        "llm": ["peft", "bitsandbytes"],
         "wandb": ["wandb"],
         "dev": [
             "pytest",
@@ -67,6 +66,7 @@ setup(
             "trafilatura>=2",
             "lxml-html-clean",  # trafilatura needs it without saying so
             "reportlab",
+            "peft",
         ],
     },
     entry_points={"console_scripts": ["megatron-retrieval = megatron_retrieval.cli:main"]},
