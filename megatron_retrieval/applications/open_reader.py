@@ -62,6 +62,6 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
         "reader": saved.manifest.kind,
         "reader_fingerprint": saved.fingerprint,
         **recorded(settings.answers, settings.layout, saved.passage_scores),
-        **reader.recorded(),
+        **reader.recorded(saved.passage_scores),
     }
     return AnsweringReader(reader.answerer(saved.passage_scores, config.encode.micro_batch_size), protocol)

@@ -15,7 +15,13 @@ from megatron_retrieval.config.checks import Checked, NonNegativeInt
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, ReaderQuestion
 from megatron_retrieval.evaluation.exact_match import AnswerScore, AnswerScoreConfig, answer_metrics
-from megatron_retrieval.evaluation.predictions import PREDICTIONS, Prediction, ReadQuestion, write_predictions
+from megatron_retrieval.evaluation.predictions import (
+    PREDICTIONS,
+    Prediction,
+    ReadQuestion,
+    mean_figures,
+    write_predictions,
+)
 from megatron_retrieval.evaluation.reader_task import Reader, evaluate_reader
 from megatron_retrieval.evaluation.retrieval_results import METRICS, recorded
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
@@ -55,6 +61,7 @@ def main(config: QaEvaluateConfig, topology: ProcessTopology) -> None:
         census.log(config.given.questions)
         metrics = {
             **answer_metrics([score for _, score in results]),
+            **mean_figures([prediction for prediction, _ in results]),
             "num_unanswered_questions": sum(not prediction.text for prediction, _ in results),
             **census.faults(),
             "questions": str(config.given.questions),

@@ -72,7 +72,8 @@ class FusionAnswerer:
         predictions = [Prediction("")] * len(questions)
         for index in by_length(num_tokens, batch_size, longest_first=True):
             own = texts.rows(rows_of_groups(index, is_real.size(1)))
-            found = self._search.find(own, is_real[index], to_device(scores[index], self._device))
+            names = [questions[place].text for place in index.tolist()]
+            found = self._search.find(own, is_real[index], to_device(scores[index], self._device), names)
             for place, written in zip(index.tolist(), found, strict=True):
                 predictions[place] = self._prediction(written, questions[place], read, place)
         return predictions
@@ -84,7 +85,8 @@ class FusionAnswerer:
     def _prediction(self, written: Written, question: ReaderQuestion, read: _Read, place: int) -> Prediction:
         text = self._text(written.ids, question, read, place)
         # a question without passages has a text of its own
-        return Prediction(text, written.score, written.passage if question.passages else None)
+        passage = written.passage if question.passages else None
+        return Prediction(text, written.score, passage, written.figures)
 
     def _text(self, ids: Sequence[int], question: ReaderQuestion, read: _Read, place: int) -> str:
         if self._forms is None:

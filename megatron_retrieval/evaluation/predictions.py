@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
@@ -22,11 +22,13 @@ class Prediction:
         text: the answer; empty where the reader has none.
         score: higher is better; its meaning depends on the reader.
         passage: index (from 0) of the passage that the answer comes from; None where all were read jointly.
+        figures: numbers of the search for it, by name; their means over questions are reported.
     """
 
     text: str
     score: float = 0.0
     passage: int | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class ReadQuestion:
     question: ReaderQuestion
     prediction: Prediction
     score: AnswerScore
+
+
+def mean_figures(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """The means of the numbers of their searches, by name."""
+    names = dict.fromkeys(name for prediction in predictions for name in prediction.figures)
+    own = {
+        name: [prediction.figures[name] for prediction in predictions if name in prediction.figures] for name in names
+    }
+    return {f"mean_{name}": sum(values) / len(values) for name, values in own.items()}
 
 
 def write_predictions(path: Path, read: Iterable[ReadQuestion]) -> None:

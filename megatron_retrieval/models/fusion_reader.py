@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.models.encoded_sources import EncodedSources
 from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.score_attention import ScoreForm, choose_form
 from megatron_retrieval.models.seq2seq import EncoderDecoder
 from megatron_retrieval.models.t5 import shift_right
-from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy, vocab_parallel_log_softmax
 from megatron_retrieval.types.tokens import WIDTH_STEP, TokenBatch, by_length, real_lengths, to_device
 
 
@@ -110,6 +112,10 @@ class FusionReader(nn.Module):
             return EncodedMemory.of_texts(packed.states, packed.lengths, self.score_form)
         return EncodedMemory(packed.states, packed.bias(passage_scores), self.score_form)
 
+    def sources(self, texts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> EncodedSources:
+        """B sources to decode answers from, see `encode`."""
+        return EncodedSources(self.model, self.encode(texts, is_real, passage_scores))
+
     def _pack(self, texts: TokenBatch, is_real: Tensor) -> _PackedTexts:
         num_questions, num_texts = is_real.shape
         lengths = real_lengths(texts, is_real.cpu())
@@ -149,8 +155,40 @@ class FusionReader(nn.Module):
         Returns:
             [B, K, L] float32, equal on all tensor-parallel ranks; 0 at padding and for fillers.
         """
+        scores = torch.zeros(is_real.numel() * labels.size(1), device=self._device)
+        for logits, targets, slots in self._each_logits(texts, is_real, labels):
+            scores = scores.index_copy(0, slots, -vocab_parallel_cross_entropy(logits, targets))
+        return scores.view(*is_real.shape, -1)
+
+    def score_vocabulary(
+        self, texts: TokenBatch, is_real: Tensor, labels: Tensor, tp_group: dist.ProcessGroup
+    ) -> Tensor:
+        """log p(v | previous tokens, question, passage) of every passage separately, for every token v.
+
+        Args:
+            texts, is_real, labels: see `score_tokens`.
+            tp_group: the ranks that share the vocabulary.
+
+        Returns:
+            [B, K, L, V / tensor-parallel size] float32, this rank's part of the vocabulary; the lowest number at
+            entries without a token, 0 behind the answers and for fillers.
+        """
+        parts, places = [], []
+        for logits, _, slots in self._each_logits(texts, is_real, labels):
+            parts.append(vocab_parallel_log_softmax(logits, tp_group))
+            places.append(slots)
+        found = torch.cat(parts)
+        scores = found.new_zeros(is_real.numel() * labels.size(1), found.size(1)).index_copy(
+            0, torch.cat(places), found
+        )
+        return scores.view(*is_real.shape, labels.size(1), -1)
+
+    def _each_logits(
+        self, texts: TokenBatch, is_real: Tensor, labels: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of the answers' tokens after batches of single texts: logits [M, V / tensor-parallel size], the tokens [M],
+        and the places [M] of both among [B * K * L]."""
         device, num_labels = self._device, labels.size(1)
-        scores = torch.zeros(is_real.numel() * num_labels, device=device)
         for rows, batch in self._encoder_batches(texts, is_real):
             own_labels = labels[rows // is_real.size(1)]
             owners, columns = (own_labels >= 0).nonzero(as_tuple=True)
@@ -164,9 +202,7 @@ class FusionReader(nn.Module):
             )
             memory = EncodedMemory.of_texts(self.model.encoder(batch), batch.lengths, self.score_form)
             decoded = self.model.decoder(to_device(shift_right(own_labels, self.model.start_id), device), memory)
-            losses = vocab_parallel_cross_entropy(self.model.logits(decoded.flatten(0, 1)[places]), targets)
-            scores = scores.index_copy(0, slots, -losses)
-        return scores.view(*is_real.shape, num_labels)
+            yield self.model.logits(decoded.flatten(0, 1)[places]), targets, slots
 
     def _encoder_batches(self, texts: TokenBatch, is_real: Tensor) -> Iterator[tuple[Tensor, TokenBatch]]:
         """The rows of real texts, on the CPU, in batches of similar length, each as wide as its longest text and on the

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeFloat, PositiveInt
+from megatron_retrieval.config.checks import Bounds, NonNegativeFloat, PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.beams import Beams, BestTokens, Generated
 from megatron_retrieval.models.next_tokens import best_tokens, sampled_tokens
+from megatron_retrieval.models.passage_scores import MarginalDecodingConfig
 from megatron_retrieval.utils.seeds import generator
 
 
@@ -87,12 +88,8 @@ class Sources(Protocol):
         ...
 
 
-#: how answers are decoded where each passage is read for itself
-MarginalDecoding = Literal["fast", "thorough", "token"]
-
-
 @dataclass(kw_only=True, frozen=True)
-class BeamSearchConfig(Checked):
+class BeamSearchConfig(MarginalDecodingConfig):
     """Greedy search, beam search or sampling."""
 
     num_beams: PositiveInt = 1

@@ -10,6 +10,9 @@ from megatron_retrieval.errors import DivergenceError
 from megatron_retrieval.models.beams import BestTokens
 from megatron_retrieval.parallel.collectives import gather_rows
 
+#: logits of entries without a token, and of forbidden ones, are below, also when a mixture has moved them
+LOWEST = torch.finfo(torch.float32).min / 2
+
 
 def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: int | None = None) -> BestTokens:
     """The k likeliest next tokens of every row, without gathering the vocabulary.
@@ -17,6 +20,9 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
     Args:
         logits: [R, V / tensor-parallel size] float32, this rank's part; overwritten.
         forbidden: a token that is not chosen; the likelihoods of the others are unchanged.
+
+    Returns:
+        Likelihoods are -inf behind the tokens that there are.
 
     Raises:
         DivergenceError: a logit is not a number.
@@ -34,7 +40,9 @@ def best_tokens(logits: Tensor, k: int, tp_group: dist.ProcessGroup, forbidden: 
     # ranks hold ascending parts of the vocabulary: in rank order, equal values are ordered by id
     values, ids = (part.transpose(0, 1).flatten(1) for part in (values, ids))
     order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-    log_likelihoods = values.gather(1, order) - normalisers.logsumexp(0)
+    values = values.gather(1, order)
+    # where there are fewer tokens than k, the others are entries without a token, or forbidden
+    log_likelihoods = (values - normalisers.logsumexp(0)).masked_fill(values <= LOWEST, -torch.inf)
     return BestTokens(ids.gather(1, order).long(), log_likelihoods.float())
 
 

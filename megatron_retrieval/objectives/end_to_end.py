@@ -23,36 +23,64 @@ from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metric
 
 
-def individual_topk(scores: Tensor, is_real: Tensor, log_likelihoods: Tensor, num_questions: float) -> LossOutput:
+def individual_topk(
+    scores: Tensor,
+    is_real: Tensor,
+    log_likelihoods: Tensor,
+    num_questions: float,
+    uniform: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> LossOutput:
     """Individual Top-k: each passage is read separately; likelihoods of whole answers are summed over passages.
 
         loss = -1/B * sum_i log sum_z p(a_i | q_i, z) p(z | q_i)
 
-    (Sachan et al., arXiv 2101.00408, eq. 5 and 6; RAG-Sequence, arXiv 2005.11401, section 2.1.)
+    (Sachan et al., arXiv 2101.00408, eq. 5 and 6; RAG-Sequence, arXiv 2005.11401, section 2.1.) Labels are smoothed
+    inside of the reader: with them p(a | q, z) is exp((1 - smoothing) log p(a | q, z) + smoothing * uniform).
 
     Args:
         log_likelihoods: [n, K] log p(a | q, z), the sum over the answer's tokens.
+        uniform: [n, K], the same with every token's log-likelihood in place of the answer's, averaged over the
+            vocabulary: 1/V * sum_l sum_v log p(v | a_1 .. a_(l-1), q, z); needed by smoothing alone.
+        smoothing: share of the labels that is spread over the vocabulary; metrics are without it.
     """
     priors = log_priors(scores, is_real)
-    return _output(_sum_over_passages(priors + _wide(log_likelihoods), is_real), priors, num_questions)
+    answers = sum_over_passages(priors + _wide(log_likelihoods), is_real)
+    if uniform is None:
+        return _output(answers, priors, num_questions)
+    softened = (1 - smoothing) * _wide(log_likelihoods) + smoothing * _wide(uniform)
+    return _output(answers, priors, num_questions, sum_over_passages(priors + softened, is_real))
 
 
 def rag_token(
-    scores: Tensor, is_real: Tensor, token_log_likelihoods: Tensor, is_token: Tensor, num_questions: float
+    scores: Tensor,
+    is_real: Tensor,
+    token_log_likelihoods: Tensor,
+    is_token: Tensor,
+    num_questions: float,
+    uniform: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> LossOutput:
     """RAG-Token: the likelihood of each token of the answer is summed over passages.
 
         loss = -1/B * sum_i sum_l log sum_z p(z | q_i) p(a_il | a_i1 .. a_i(l-1), q_i, z)
 
-    (RAG, arXiv 2005.11401, section 2.1.)
+    (RAG, arXiv 2005.11401, section 2.1.) Smoothed labels stand outside of the sum over passages.
 
     Args:
         token_log_likelihoods: [n, K, L] log p(a_l | a_1 .. a_(l-1), q, z).
         is_token: [n, L] bool, False at padding.
+        uniform: [n, L], the same of all tokens: 1/V * sum_v log sum_z p(z | q) p(v | a_1 .. a_(l-1), q, z); needed by
+            smoothing alone.
+        smoothing: share of the labels that is spread over the vocabulary; metrics are without it.
     """
     priors = log_priors(scores, is_real)
-    tokens = _sum_over_passages(priors[:, :, None] + _wide(token_log_likelihoods), is_real[:, :, None])
-    return _output(tokens.masked_fill(~is_token, 0).sum(1), priors, num_questions)
+    tokens = sum_over_passages(priors[:, :, None] + _wide(token_log_likelihoods), is_real[:, :, None])
+    answers = tokens.masked_fill(~is_token, 0).sum(1)
+    if uniform is None:
+        return _output(answers, priors, num_questions)
+    spread = _wide(uniform).masked_fill(~is_token, 0).sum(1)
+    return _output(answers, priors, num_questions, (1 - smoothing) * answers + smoothing * spread)
 
 
 def joint_topk(token_log_likelihoods: Tensor, num_questions: float) -> LossOutput:
@@ -138,20 +166,24 @@ def prior_entropy(log_priors: Tensor, num_questions: float) -> Mean:
     return Mean(torch.special.entr(log_priors.detach().exp()).sum() / num_questions, num_questions)
 
 
-def _sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
+def sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
     """log sum_z p(a, z | q): [n, K, ...] -> [n, ...]; -inf, without a gradient, where every real passage has 0."""
     joint = joint.masked_fill(~is_real, -torch.inf)
     is_hopeless = (joint == -torch.inf).all(1)
     return joint.masked_fill(is_hopeless[:, None], 0).logsumexp(1).masked_fill(is_hopeless, -torch.inf)
 
 
-def _output(log_likelihoods: Tensor, log_priors: Tensor, num_questions: float) -> LossOutput:
-    """Loss and metrics from the answers' log-likelihoods [n], -inf where a question adds nothing."""
+def _output(
+    log_likelihoods: Tensor, log_priors: Tensor, num_questions: float, smoothed: Tensor | None = None
+) -> LossOutput:
+    """Loss and metrics from the answers' log-likelihoods [n], -inf where a question adds nothing; the loss is of the
+    smoothed ones, where there are such."""
     is_unread = log_likelihoods == -torch.inf
     is_asked = (log_priors > -torch.inf).any(1)
-    loss = -log_likelihoods.masked_fill(is_unread, 0).sum() / num_questions
+    read = log_likelihoods.masked_fill(is_unread, 0).sum() / num_questions
+    loss = -read if smoothed is None else -smoothed.masked_fill(is_unread, 0).sum() / num_questions
     metrics: dict[str, Metric] = {
-        "log_likelihood": Mean(-loss.detach(), num_questions),
+        "log_likelihood": Mean(read.detach(), num_questions),
         "prior_entropy": prior_entropy(log_priors, num_questions),
         "num_unread_questions": Count((is_unread & is_asked).sum()),
     }

@@ -79,9 +79,11 @@ class OpenFusionReader(OpenReader):
         texts = RetrievedTexts(evidence, self.layout, self.vocabulary, max_answer_length=longest)
         return FusionReadings(self.reader, texts, self.topology)
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, scores: PassageScoreConfig) -> dict[str, Any]:
         """See OpenReader."""
-        return {"score_attention": self.reader.score_form}
+        answers = self.settings.answers.resolved(scores)
+        decoding = {name: getattr(answers, name) for name in ("answer_from", "marginal_decoding")}
+        return {"score_attention": self.reader.score_form, **decoding}
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -87,8 +87,12 @@ class OpenReader(ABC):
         further = (layout,) if scores is None else (layout, scores)
         return self.checkpoints.config(self.settings.shape, self.vocabulary, *further)
 
-    def recorded(self) -> dict[str, Any]:
-        """What else its speed or its answers depend on, for the record of an evaluation."""
+    def recorded(self, scores: PassageScoreConfig) -> dict[str, Any]:
+        """What else its speed or its answers depend on, for the record of an evaluation.
+
+        Args:
+            scores: how the scores of passages are used.
+        """
         return {}
 
 

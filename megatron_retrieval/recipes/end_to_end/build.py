@@ -106,7 +106,8 @@ class EndToEndRun:
         """With the weights of the start, unless the run is resumed, which loads them."""
         config = self.config
         kind, start = config.start_reader
-        require_passes(config.step.objective, kind.passes, f"the {start.manifest.kind} {start.folder}")
+        named = f"the {start.manifest.kind} {start.folder}"
+        require_passes(config.step.objective, kind.passes, named, config.step.of_objective)
         settings = config.reader_settings(kind, start)
         reader = kind.open(start, settings, self.topology, config.training.precision.on(self.topology.device))
         if config.training.save.resume_folder is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from megatron_retrieval.config.checks import Checked, PositiveFloat
+from megatron_retrieval.config.checks import Bounds, Checked, PositiveFloat
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.passage_scores import PassageScoreUse
 from megatron_retrieval.objectives.end_to_end import (
@@ -34,6 +34,9 @@ class ObjectiveConfig(Checked):
 
     distillation_temperature: PositiveFloat = 1.0
     """distillation: what the reader's log-likelihoods are divided by before their softmax is the retriever's target."""
+    label_smoothing: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    """individual-topk and rag-token: share of every label that is spread over the vocabulary, in the reader's own
+    likelihoods or, with rag-token, in those of the mixture."""
     emdr2_dropout: bool = True
     """emdr2: the reader that the retriever learns from drops activations, as in its authors' code; off: it does not, as
     in distillation."""
@@ -54,6 +57,7 @@ class Objective:
         loss: see `Loss`.
         needs: passes of the reader that the loss asks for.
         trains_retriever: False: the loss has no gradient for the retriever, which then keeps its weights.
+        smooths: the loss minds `ObjectiveConfig.label_smoothing`, for which the reader needs the pass "smoothed".
         score_use: what a reader trained with this objective does with the scores of passages when it answers.
     """
 
@@ -62,13 +66,14 @@ class Objective:
     loss: Loss
     needs: frozenset[Pass]
     trains_retriever: bool = True
+    smooths: bool = False
     score_use: PassageScoreUse
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")
 
 
-def require_passes(objective: str, passes: frozenset[Pass], reader: str) -> None:
+def require_passes(objective: str, passes: frozenset[Pass], reader: str, settings: ObjectiveConfig) -> None:
     """Refuse an objective that a reader cannot learn by.
 
     Args:
@@ -76,8 +81,14 @@ def require_passes(objective: str, passes: frozenset[Pass], reader: str) -> None
         reader: for the message.
 
     Raises:
-        ConfigError: a pass is missing, or there is no such objective.
+        ConfigError: a pass is missing, there is no such objective, or it has no smoothed labels.
     """
+    if settings.label_smoothing and not (OBJECTIVES[objective].smooths and "smoothed" in passes):
+        smoothing = [name for name, row in OBJECTIVES.items() if row.smooths]
+        raise ConfigError(
+            f"--label-smoothing {settings.label_smoothing:g} is for --objective {' or '.join(smoothing)} and readers "
+            f"that write, not for --objective {objective} of {reader}: leave it out."
+        )
     if missing := OBJECTIVES[objective].needs - passes:
         possible = [name for name, row in OBJECTIVES.items() if row.needs <= passes]
         raise ConfigError(
@@ -87,9 +98,12 @@ def require_passes(objective: str, passes: frozenset[Pass], reader: str) -> None
 
 
 def _individual(
-    reading: Reading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
 ) -> LossOutput:
-    return individual_topk(scores, reading.is_real, reading.each(), num_questions)
+    if not settings.label_smoothing:
+        return individual_topk(scores, reading.is_real, reading.each(), num_questions)
+    tokens, uniform = (part.masked_fill(~reading.is_token[:, None], 0).sum(2) for part in reading.smoothed())
+    return individual_topk(scores, reading.is_real, tokens, num_questions, uniform, settings.label_smoothing)
 
 
 OBJECTIVES.add(
@@ -98,6 +112,7 @@ OBJECTIVES.add(
         about="reader: each passage for itself; retriever: the sum over passages of p(z | q) p(a | q, z)",
         loss=_individual,
         needs=frozenset({"each"}),
+        smooths=True,
         score_use="marginal",
     )
 )
@@ -106,7 +121,11 @@ OBJECTIVES.add(
 def _rag_token(
     reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
 ) -> LossOutput:
-    return rag_token(scores, reading.is_real, reading.each_token(), reading.is_token, num_questions)
+    is_real, is_token = reading.is_real, reading.is_token
+    if not settings.label_smoothing:
+        return rag_token(scores, is_real, reading.each_token(), is_token, num_questions)
+    tokens, uniform = reading.smoothed(log_priors(scores, is_real))
+    return rag_token(scores, is_real, tokens, is_token, num_questions, uniform, settings.label_smoothing)
 
 
 OBJECTIVES.add(
@@ -115,7 +134,8 @@ OBJECTIVES.add(
         about="reader: each passage for itself, token by token; retriever: the sum over passages, token by token",
         loss=_rag_token,
         needs=frozenset({"each_token"}),
-        score_use="marginal",
+        smooths=True,
+        score_use="token",
     )
 )
 

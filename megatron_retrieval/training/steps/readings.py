@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_retrieval.data.examples.open_questions import AskedBatch
@@ -15,14 +16,20 @@ from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.t5 import shift_right
+from megatron_retrieval.objectives.end_to_end import sum_over_passages
 from megatron_retrieval.objectives.extractive import answer_log_likelihoods
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.parallel.vocab_loss import (
+    copy_to_vocab_ranks,
+    vocab_parallel_cross_entropy,
+    vocab_parallel_mean,
+    vocab_parallel_pick,
+)
 from megatron_retrieval.types.search import FILLER_ROW
 from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
 
 #: what an objective may ask a reader for: methods of a reading
-Pass = Literal["each", "each_token", "together"]
+Pass = Literal["each", "each_token", "smoothed", "together"]
 
 
 class Reading(Protocol):
@@ -60,6 +67,18 @@ class WritingReading(Reading, Protocol):
         """[n, K, L] log p(a_l | a_1 .. a_(l-1), q, z) of every passage for itself; meaningless behind the answers."""
         ...
 
+    def smoothed(self, log_priors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What label smoothing needs beside `each_token`, which it gives as well, and the mean of the log-likelihoods
+        of all tokens of the vocabulary at the same place.
+
+        Args:
+            log_priors: [n, K] log p(z | q); None: the means are those of every passage for itself.
+
+        Returns:
+            [n, K, L], and [n, K, L] means, or [n, L] means of log sum_z p(z | q) p(v | a_1 .. a_(l-1), q, z).
+        """
+        ...
+
     def together(self, passage_scores: Tensor | None = None) -> Tensor:
         """[M] log-likelihoods of all answers' tokens, question by question, each with all of its passages together.
 
@@ -94,6 +113,26 @@ class ReaderSide(Protocol):
         ...
 
 
+def smoothed(
+    likelihoods: Tensor, labels: Tensor, is_real: Tensor, log_priors: Tensor | None, tp_group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """See `WritingReading.smoothed`.
+
+    Args:
+        likelihoods: [n, K, L, V / tensor-parallel size] log p(v | a_1 .. a_(l-1), q, z), this rank's part; the lowest
+            number at entries without a token.
+        labels: [n, L] int64, -1 behind the answers.
+    """
+    own_labels = labels.clamp(min=0)[:, None].expand(likelihoods.shape[:3])
+    tokens = vocab_parallel_pick(likelihoods.flatten(0, 2), own_labels.flatten(), tp_group).view_as(own_labels)
+    if log_priors is None:
+        return tokens, vocab_parallel_mean(likelihoods, tp_group)
+    # every rank mixes its part of the vocabulary: their gradients of the priors are summed
+    priors = copy_to_vocab_ranks(log_priors, tp_group)[:, :, None, None]
+    mixture = sum_over_passages(priors + likelihoods, is_real[:, :, None, None])
+    return tokens, vocab_parallel_mean(mixture, tp_group)
+
+
 @dataclass(frozen=True)
 class FusionReading:
     """See WritingReading.
@@ -102,14 +141,19 @@ class FusionReading:
         texts: n * K rows on the CPU; those of a question stand together.
         has_text: [n, K] bool on the CPU, see `is_real`.
         labels: [n, L] int64 on the CPU, the answers with their end tokens, -1 behind them.
-        device: of the model.
+        topology: of the model.
     """
 
     reader: FusionReader
     texts: TokenBatch
     has_text: Tensor
     labels: Tensor
-    device: torch.device
+    topology: ProcessTopology
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        return self.topology.device
 
     @property
     def module(self) -> nn.Module:
@@ -133,6 +177,12 @@ class FusionReading:
     def each_token(self) -> Tensor:
         """See WritingReading."""
         return self.reader.score_tokens(self.texts, self.has_text, self.labels)
+
+    def smoothed(self, log_priors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See WritingReading."""
+        tp_group = self.topology.groups.tp
+        likelihoods = self.reader.score_vocabulary(self.texts, self.has_text, self.labels, tp_group)
+        return smoothed(likelihoods, to_device(self.labels, self.device), self.is_real, log_priors, tp_group)
 
     def together(self, passage_scores: Tensor | None = None) -> Tensor:
         """See WritingReading."""
@@ -181,15 +231,15 @@ class FusionReadings:
         reader: over the parameters in training.
     """
 
-    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "each_token", "together"})
+    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "each_token", "smoothed", "together"})
 
     def __init__(self, reader: FusionReader, texts: RetrievedTexts, topology: ProcessTopology) -> None:
-        self._reader, self._texts, self._device = reader, texts, topology.device
+        self._reader, self._texts, self._topology = reader, texts, topology
 
     def reading(self, batch: AskedBatch, rows: Tensor) -> FusionReading:
         """See ReaderSide."""
         texts, has_text = self._texts.texts(batch.reader_questions, rows.numpy())
-        return FusionReading(self._reader, texts, has_text, self._texts.labels(batch.targets), self._device)
+        return FusionReading(self._reader, texts, has_text, self._texts.labels(batch.targets), self._topology)
 
     def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """`log_likelihood_alone`: of the answers' tokens."""
