@@ -35,15 +35,24 @@ class ScaledDotProductAttention(nn.Module):
         self.scale, self.dropout = scale, dropout
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_explicit: bool = False
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        *,
+        is_explicit: bool = False,
+        is_causal: bool = False,
     ) -> Tensor:
         """Attend.
 
         Args:
-            query: [T, B, heads, D]; `key` and `value` likewise, with their own T.
+            query: [T, B, heads, D]; `key` and `value` likewise, with their own T, and with fewer heads where heads in
+                turn share them.
             bias: broadcastable to [B, heads, T, T of keys], added to the logits and differentiable. None: every query
                 sees all keys.
             is_explicit: use the plain form, and add the bias in its own dtype.
+            is_causal: in the place of a bias; a query sees the keys up to its own place alone.
 
         Returns:
             [T, B, heads * D]
@@ -55,10 +64,12 @@ class ScaledDotProductAttention(nn.Module):
         # each rank has other heads, hence the random stream that differs between tensor-parallel ranks
         stream = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
-            if is_explicit or (q.device.type == "cpu" and self._is_short(q, k)):
+            if is_explicit or (q.device.type == "cpu" and not is_causal and self._is_short(q, k)):
                 attended = _plain_attention(q, k, v, bias, dropout, self.scale)
             else:
-                attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
+                attended = F.scaled_dot_product_attention(
+                    q, k, v, bias, dropout, is_causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
+                )
         return attended.permute(2, 0, 1, 3).flatten(2)
 
     def _is_short(self, query: Tensor, key: Tensor) -> bool:
@@ -72,6 +83,8 @@ def _plain_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scale: float
 ) -> Tensor:
     """[B, heads, T, D] attention with its weights in memory."""
+    if (num_sharing := query.size(1) // key.size(1)) > 1:
+        key, value = (states.repeat_interleave(num_sharing, 1) for states in (key, value))
     logits = torch.matmul(query * scale, key.transpose(2, 3))
     weights = (logits if bias is None else logits + bias).softmax(3)
     weights = weights.to(value.dtype)  # a bias in float32 makes them float32
@@ -84,18 +97,27 @@ def padding_bias(lengths: Tensor, num_tokens: int, dtype: torch.dtype, device: t
     if int(lengths.min()) >= num_tokens:
         return None
     hidden = torch.arange(num_tokens, device=device) >= to_device(lengths, device)[:, None]
-    return _additive(hidden[:, None, None, :], dtype)
+    return additive(hidden[:, None, None, :], dtype)
 
 
-def causal_bias(num_tokens: int, num_seen: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+def causal_bias(
+    num_tokens: int, num_seen: int, dtype: torch.dtype, device: torch.device, *, window: int | None = None
+) -> Tensor | None:
     """[1, 1, T, num_seen + T] additive mask that hides later tokens from the T tokens after the first `num_seen`; None
-    for one token."""
-    if num_tokens == 1:
+    for one token.
+
+    Args:
+        window: tokens that a token sees, itself included; None: all earlier ones.
+    """
+    if num_tokens == 1 and window is None:
         return None
-    hidden = torch.ones(num_tokens, num_seen + num_tokens, dtype=torch.bool, device=device).triu(num_seen + 1)
-    return _additive(hidden[None, None], dtype)
+    pairs = torch.ones(num_tokens, num_seen + num_tokens, dtype=torch.bool, device=device)
+    hidden = pairs.triu(num_seen + 1)
+    if window is not None:
+        hidden |= pairs.tril(num_seen - window)
+    return additive(hidden[None, None], dtype)
 
 
-def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """The lowest finite number where hidden: with minus infinity, a row without visible keys would be NaN."""
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)

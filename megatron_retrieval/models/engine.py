@@ -31,10 +31,15 @@ def engine_config(
     Raises:
         ConfigError: the tensor-parallel size does not divide the heads and the feed-forward units.
     """
-    if num_attention_heads % tp_size or ffn_hidden_size % tp_size:
+    num_groups = settings.get("num_query_groups", num_attention_heads)
+    if num_groups % tp_size or ffn_hidden_size % tp_size:
+        heads = f"{num_attention_heads} attention heads"
+        heads = heads if num_groups == num_attention_heads else f"the {num_groups} groups of {heads}"
+        common = math.gcd(num_groups, ffn_hidden_size)
+        sizes = " or ".join(str(size) for size in range(1, common + 1) if common % size == 0)
         raise ConfigError(
-            f"--tensor-model-parallel-size {tp_size} does not divide {num_attention_heads} attention heads and "
-            f"{ffn_hidden_size} feed-forward units; choose a size that divides both."
+            f"--tensor-model-parallel-size {tp_size} does not divide {heads} and {ffn_hidden_size} feed-forward units; "
+            f"choose {sizes}."
         )
     return TransformerConfig(
         num_attention_heads=num_attention_heads,

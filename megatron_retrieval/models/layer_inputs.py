@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.models.memory import KeysAndValues, Memory
+from megatron_retrieval.models.packing import Packing
+from megatron_retrieval.models.prompt import Prompts
+from megatron_retrieval.models.rotary import Rotary
 
 
 class TokenCache:
@@ -19,6 +22,11 @@ class TokenCache:
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, KeysAndValues] = {}
+
+    @property
+    def computed(self) -> Mapping[Hashable, KeysAndValues]:
+        """Keys and values by self-attention module, [L, R, heads of this rank, head width] each."""
+        return self._seen
 
     @property
     def num_tokens(self) -> int:
@@ -49,11 +57,20 @@ class LayerInputs:
         bias: broadcastable to [R, heads of this rank, L, cached tokens + L], added to the logits of self-attention.
         memory: read by cross-attention.
         cache: previous tokens in generation; every self-attention adds the L new ones.
+        rotary: angles that queries and keys of self-attention are turned by; None: they are not.
+        packing: the states are [N, 1, D] tokens of texts without padding, which self-attention pads; None: they are
+            padded.
+        prompts: what the sequences continue, seen by self-attention before the tokens of the cache.
+        is_causal: in the place of a bias; tokens see those before them alone.
     """
 
     bias: Tensor | None = None
     memory: Memory | None = None
     cache: TokenCache | None = None
+    rotary: Rotary | None = None
+    packing: Packing | None = None
+    prompts: Prompts | None = None
+    is_causal: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -151,7 +151,7 @@ class EncodedMemory:
 
     def precompute(self, attentions: Iterable[CrossAttending]) -> EncodedMemory:
         """See Memory."""
-        computed = {attention: _by_head(*self._keys_and_values(attention)) for attention in attentions}
+        computed = {attention: by_head(*self._keys_and_values(attention)) for attention in attentions}
         return replace(self, states=self.states.new_empty(len(self.states), 0, self.states.size(2)), computed=computed)
 
     def select(self, rows: Tensor | None, sources: Tensor | None) -> EncodedMemory:
@@ -159,7 +159,7 @@ class EncodedMemory:
         if sources is None:
             return self
         computed = self.computed and {
-            attention: _by_head(key.index_select(1, sources), value.index_select(1, sources))
+            attention: by_head(key.index_select(1, sources), value.index_select(1, sources))
             for attention, (key, value) in self.computed.items()
         }
         bias = None if self.bias is None else self.bias[sources]
@@ -178,7 +178,7 @@ class EncodedMemory:
         return key, value
 
 
-def _by_head(*parts: Tensor) -> KeysAndValues:
+def by_head(*parts: Tensor) -> KeysAndValues:
     """[T, B, heads, width], contiguous as [B, heads, T, width], the order in which attention reads them."""
     key, value = (states.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3) for states in parts)
     return key, value

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from megatron_retrieval.models.attention import ScaledDotProductAttention
 from megatron_retrieval.models.engine import leave_uninitialised
@@ -14,22 +17,64 @@ from megatron_retrieval.models.memory import KeysAndValues
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of a sequence; query, key and value are interleaved by head in one matrix."""
+    """Attention among the tokens of a sequence; query, key and value are interleaved by head in one matrix.
+
+    Where heads share keys and values, each group of heads has its queries, then its key and its value there.
+    """
 
     def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection) -> None:
         super().__init__()
         self.head_width: int = config.kv_channels
-        self.linear_qkv = _column_parallel(config, groups, 3)
+        num_groups = config.num_query_groups
+        heads = (config.num_attention_heads // num_groups, 1, 1)
+        self._heads_per_group = sum(heads)
+        self.linear_qkv = _column_parallel(config, groups, num_groups, heads, bias=config.add_qkv_bias)
+        self.query_norm = HeadNorm(config, groups) if config.qk_layernorm else None
+        self.key_norm = HeadNorm(config, groups) if config.qk_layernorm else None
         self.core_attention = _core_attention(config)
         self.linear_proj = _projection(config, groups)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] -> [L, R, D]; reads the bias and the cache, whose tokens precede those of `states`."""
-        query, key, value = _heads(self.linear_qkv(states)[0], self.head_width, 3)
+        """[L, R, D] -> [L, R, D]; reads the bias, positions, prompts, and the cache, whose tokens precede those of
+        `states`."""
+        query, key, value = self._query_key_value(states, inputs)
         if inputs.cache is not None:
             key, value = inputs.cache.extend(self, key, value)
-        output: Tensor = self.linear_proj(self.core_attention(query, key, value, inputs.bias))[0]
+        if inputs.prompts is not None:
+            attended = inputs.prompts.attend(self, query, key, value, inputs.bias)
+        else:
+            attended = self.core_attention(query, key, value, inputs.bias, is_causal=inputs.is_causal)
+        if inputs.packing is not None:
+            attended = inputs.packing.unpad(attended)
+        output: Tensor = self.linear_proj(attended)[0]
         return output
+
+    def _query_key_value(self, states: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """[L, R, heads of this rank, head width] each, key and value with the heads that are shared."""
+        parts = self.linear_qkv(states)[0].unflatten(-1, (-1, self._heads_per_group, self.head_width))
+        query, key, value = parts[..., :-2, :].flatten(-3, -2), parts[..., -2, :], parts[..., -1, :]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if inputs.rotary is not None:
+            query, key = inputs.rotary.turn(query), inputs.rotary.turn(key)
+        if inputs.packing is not None:
+            query, key, value = (inputs.packing.pad(part) for part in (query, key, value))
+        return query, key, value
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm over the units of each head; one weight for all heads, hence of all tensor-parallel ranks."""
+
+    def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+        super().__init__()
+        self._epsilon, self._tp_group = config.layernorm_epsilon, groups.tp
+        self.weight = nn.Parameter(torch.ones(config.kv_channels))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., head width] -> the same, normalised."""
+        # each rank has other heads: the gradient of the weight is the sum of theirs
+        weight = copy_to_tensor_model_parallel_region(self.weight, group=self._tp_group)
+        return F.rms_norm(states, weight.shape, weight, self._epsilon)
 
 
 class CrossAttention(nn.Module):
@@ -39,8 +84,8 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_width: int = config.kv_channels
         self.scale = _softmax_scale(config)
-        self.linear_q = _column_parallel(config, groups, 1)
-        self.linear_kv = _column_parallel(config, groups, 2)
+        self.linear_q = _column_parallel(config, groups, config.num_attention_heads, (1,))
+        self.linear_kv = _column_parallel(config, groups, config.num_attention_heads, (1, 1))
         self.core_attention = _core_attention(config)
         self.linear_proj = _projection(config, groups)
 
@@ -67,14 +112,23 @@ def _softmax_scale(config: TransformerConfig) -> float:
     return scale
 
 
-def _column_parallel(config: TransformerConfig, groups: ProcessGroupCollection, num_parts: int) -> ColumnParallelLinear:
+def _column_parallel(
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    num_groups: int,
+    heads: tuple[int, ...],
+    *,
+    bias: bool = False,
+) -> ColumnParallelLinear:
+    """Parts of so many heads each, interleaved by group."""
+    parts = tuple(number * config.kv_channels for number in heads)
     return ColumnParallelLinear(
         config.hidden_size,
-        num_parts * config.num_attention_heads * config.kv_channels,
-        parts=(config.kv_channels,) * num_parts if num_parts > 1 else None,
+        num_groups * sum(parts),
+        parts=parts if len(parts) > 1 else None,
         config=config,
         init_method=leave_uninitialised,
-        bias=config.add_bias_linear,
+        bias=bias or config.add_bias_linear,
         tp_group=groups.tp,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -98,6 +98,38 @@ def tiny_t5(*, gated: bool, tied: bool, vocab_size: int = NUM_EMBEDDINGS) -> tra
         return model
 
     return _random_model(build, seed=6)
+
+
+CAUSAL_SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "attn_implementation": "eager",
+}
+#: model types of causal language models, with what each has beside the others
+CAUSAL: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (transformers.LlamaConfig, {"tie_word_embeddings": True, "rope_theta": 1000.0}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": 5}),
+    "qwen2": (transformers.Qwen2Config, {"head_dim": 8, "use_sliding_window": False}),
+    "qwen3": (transformers.Qwen3Config, {"tie_word_embeddings": True}),
+}
+
+
+def tiny_causal(model_type: str, *, with_output: bool = True) -> transformers.PreTrainedModel:
+    """A causal language model, in evaluation mode.
+
+    Args:
+        with_output: else its stack alone, as embedders are saved.
+    """
+    config_class, settings = CAUSAL[model_type]
+    config = config_class(**{**CAUSAL_SHAPE, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1, **settings})
+    build = transformers.AutoModelForCausalLM if with_output else transformers.AutoModel
+    return _random_model(lambda: build.from_config(config), seed=11)
 
 
 def save_with_vocabulary(

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS, SentencePieceTokenizer
 from megatron_retrieval.tokenizers.wordpiece import BERT_FRAME, WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
@@ -117,6 +118,26 @@ def write_sentencepiece(vocabulary: SentencePieceTokenizer, folder: Path, max_le
         (folder / name).write_bytes(content)
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": NUM_SENTINELS}
     write_json(folder / "tokenizer_config.json", {**settings, **_longest(max_length)})
+
+
+def read_byte_bpe(folder: Path) -> ByteBpeTokenizer:
+    """The vocabulary of `tokenizer.json`.
+
+    Raises:
+        CheckpointError: there is none.
+        DataError: it is damaged, or of another kind.
+    """
+    if not (path := folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder}: holds no tokenizer.json; open its tokenizer with transformers and save_pretrained it there."
+        )
+    return ByteBpeTokenizer(path)
+
+
+def write_byte_bpe(vocabulary: ByteBpeTokenizer, folder: Path, _: int | None) -> None:
+    """Write the files as they were read; see `write_wordpiece`."""
+    for name, content in vocabulary.assets().items():
+        (folder / name).write_bytes(content)
 
 
 def _require_class(folder: Path, classes: Sequence[str], *, has_parts: bool) -> None:

@@ -71,6 +71,10 @@ class SentencePieceTokenizer:
         ids: list[list[int]] = self._model.encode(list(texts))
         return ids
 
+    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """See `Vocabulary`: the same."""
+        return [list(ids) for ids in sequences]
+
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The text of every sequence up to its end token; padding, unknowns, sentinels and ids without a piece say
         nothing."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.tokenizers import huggingface
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
@@ -63,6 +64,18 @@ VOCABULARIES.add(
         open=lambda path, _: SentencePieceTokenizer(path),
         from_huggingface=huggingface.read_sentencepiece,
         to_huggingface=huggingface.write_sentencepiece,
+    )
+)
+VOCABULARIES.add(
+    VocabularyKind(
+        name=ByteBpeTokenizer.kind,
+        about="pieces of text, of bytes where need be, as GPT-2 and Llama 3 have them (tokenizer.json)",
+        file_name="tokenizer.json",
+        flag="--tokenizer-file",
+        library="tokenizers",
+        open=lambda path, _: ByteBpeTokenizer(path),
+        from_huggingface=huggingface.read_byte_bpe,
+        to_huggingface=huggingface.write_byte_bpe,
     )
 )
 

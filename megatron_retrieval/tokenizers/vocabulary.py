@@ -66,6 +66,11 @@ class Vocabulary(Protocol):
         """The token ids of every text, without special tokens."""
         ...
 
+    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The ids that whole texts have behind a space, given those that `encode` gives them; the same ones where a
+        vocabulary makes no difference."""
+        ...
+
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The text of every sequence, of the ids that `until_end` keeps."""
         ...

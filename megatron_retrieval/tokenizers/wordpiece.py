@@ -82,6 +82,10 @@ class WordPieceTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """See `Vocabulary`: the same."""
+        return [list(ids) for ids in sequences]
+
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The words of every sequence up to its [SEP], joined by spaces: punctuation stands apart, and what
         normalisation took away is lost. Other special tokens, unknowns and ids without a token say nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
 from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
@@ -21,7 +22,8 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-for _format in (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS, HF_T5):
+_ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
+for _format in (*_ENCODERS, HF_T5, HF_CAUSAL_LM):
     FORMATS.add(_format)
 
 

@@ -14,16 +14,24 @@ from megatron_retrieval.errors import CheckpointError
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One of our tensors and the one, or the several of equal shape, that it is made of elsewhere.
+    """One of our tensors and the one, or the several, that it is made of elsewhere.
 
     Attributes:
         num_groups: several are interleaved in so many groups of rows: by head, so that a cut over ranks keeps heads
             whole; 1 puts one below the other.
+        shares: of a group's rows that each has; default: the same.
     """
 
     ours: str
     theirs: tuple[str, ...]
     num_groups: int = 1
+    shares: tuple[int, ...] = ()
+
+    def rows(self, num_rows: int) -> list[int]:
+        """How many of a group's rows each has, where the whole tensor has so many."""
+        shares = self.shares or (1,) * len(self.theirs)
+        unit = num_rows // (self.num_groups * sum(shares))
+        return [share * unit for share in shares]
 
 
 def import_weights(
@@ -69,8 +77,11 @@ def join_weights(entry: WeightEntry, state: Mapping[str, Tensor], source: str | 
     parts = [state[name].float() for name in entry.theirs]
     if len(parts) == 1:
         return parts[0]
+    sizes = entry.rows(sum(len(part) for part in parts))
     try:
-        return torch.stack([part.unflatten(0, (entry.num_groups, -1)) for part in parts], 1).flatten(0, 2)
+        # a part with other rows than its share does not divide into them
+        groups = [part.view(entry.num_groups, size, *part.shape[1:]) for part, size in zip(parts, sizes, strict=True)]
+        return torch.cat(groups, 1).flatten(0, 1)
     except RuntimeError as error:
         raise CheckpointError(f"{source}: {some(entry.theirs)} do not fit the configuration: {error}") from error
 
@@ -79,5 +90,5 @@ def split_weight(tensor: Tensor, entry: WeightEntry) -> list[Tensor]:
     """What our tensor of an entry is made of elsewhere."""
     if len(entry.theirs) == 1:
         return [tensor]
-    parts = tensor.unflatten(0, (entry.num_groups, len(entry.theirs), -1)).unbind(1)
+    parts = tensor.unflatten(0, (entry.num_groups, -1)).split(entry.rows(len(tensor)), 1)
     return [part.flatten(0, 1).contiguous() for part in parts]

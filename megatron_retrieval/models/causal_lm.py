@@ -1,0 +1,162 @@
+"""Causal language models of Llama's kind (Touvron et al. 2023, arXiv 2302.13971): RMSNorm before each part, rotary
+positions, heads that share keys and values (Ainslie et al. 2023, arXiv 2305.13245), SwiGLU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from torch import Tensor, nn
+
+from megatron_retrieval.models.attention import causal_bias
+from megatron_retrieval.models.causal_config import CausalShape, causal_engine_config
+from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
+from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.models.layer_inputs import LayerInputs, TokenCache
+from megatron_retrieval.models.layers import LayerStack, norm, transformer_layer
+from megatron_retrieval.models.memory import by_head
+from megatron_retrieval.models.packing import Packing, pack, packed_places
+from megatron_retrieval.models.prompt import Prompts
+from megatron_retrieval.models.rotary import Rotary, rotary
+from megatron_retrieval.models.sharding import mark_padded
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.tokens import TokenBatch, to_device
+
+
+@dataclass(kw_only=True, frozen=True)
+class CausalConfig(CausalShape, EncoderShape):
+    """Shape and regularisation of a causal language model, which encodes texts too: a token sees those before it."""
+
+    def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> CausalStack:
+        """See EncoderShape."""
+        return CausalStack(self, topology, dtype)
+
+
+class CausalStack(nn.Module):
+    """Token ids to hidden states, each of which depends on the tokens up to its own; an `Encoder`.
+
+    Parameters are sharded over `topology`'s tensor-parallel group; the caller initialises or loads them.
+    """
+
+    def __init__(self, config: CausalConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        engine, self.config = causal_engine_config(config, topology.tp_size, dtype), config
+        self.embedding = word_embeddings(config.vocab_size, engine, topology.groups)
+        recompute = config.recompute_granularity == "full"
+        self.decoder = LayerStack(
+            transformer_layer(engine, topology.groups, norm_place="before", recompute=recompute)
+            for _ in range(config.num_layers)
+        )
+        self.final_layernorm = norm(engine)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.to(dtype)
+
+    def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, D] hidden states in the model's dtype, zero at padding; see `Encoder`."""
+        states = batch.ids.new_zeros(*batch.ids.shape, self.config.hidden_size, dtype=self._weight.dtype)
+        packed, packing = self.read(batch)
+        return states.index_put((packing.rows, packing.columns), packed)
+
+    def read(self, batch: TokenBatch, cache: TokenCache | None = None) -> tuple[Tensor, Packing]:
+        """[N, D] hidden states of the real tokens, text by text, and where they stand; padding is not computed.
+
+        Args:
+            cache: takes keys and values of all tokens, [T, B, ...] with padding.
+        """
+        ids, packing = pack(batch, self._weight.device)
+        positions = packing.columns[:, None]
+        bias = self._window(packing.num_columns) if self._is_cut(packing.num_columns) else None
+        inputs = LayerInputs(bias, cache=cache, rotary=self._rotary(positions), packing=packing, is_causal=bias is None)
+        return self._run(ids[:, None], inputs)[:, 0], packing
+
+    def step(self, ids: Tensor, prompts: Prompts, cache: TokenCache) -> Tensor:
+        """[R, D] hidden states of the newest token of R sequences, n for each prompt in consecutive rows.
+
+        Args:
+            ids: [R, 1] int64, the newest tokens, which `cache` takes.
+        """
+        positions = prompts.positions(len(ids)) + cache.num_tokens
+        bias = prompts.bias(self.config.window_size, cache.num_tokens + 1)
+        inputs = LayerInputs(bias, cache=cache, rotary=self._rotary(positions[None]), prompts=prompts)
+        return self._run(ids.t(), inputs)[0]
+
+    def _run(self, ids: Tensor, inputs: LayerInputs) -> Tensor:
+        """[L, R] ids -> [L, R, D]."""
+        states = self.decoder(self.dropout(self.embedding(ids)), inputs)
+        output: Tensor = self.final_layernorm(states)
+        return output
+
+    def _rotary(self, positions: Tensor) -> Rotary:
+        return rotary(positions, self.config.head_width, self.config.rotary_base, self._weight.dtype)
+
+    def _is_cut(self, num_tokens: int) -> bool:
+        return self.config.window_size is not None and num_tokens > self.config.window_size
+
+    def _window(self, num_tokens: int) -> Tensor | None:
+        weight = self._weight
+        return causal_bias(num_tokens, 0, weight.dtype, weight.device, window=self.config.window_size)
+
+    @property
+    def _weight(self) -> Tensor:
+        """One that tells type and device."""
+        weight: Tensor = self.embedding.weight
+        return weight
+
+
+class CausalLM(nn.Module):
+    """A stack with an output layer over its vocabulary.
+
+    Args:
+        config: shape of the model.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
+        dtype: of parameters and activations.
+        seed: of the initial weights, which are equal at any tensor-parallel size.
+    """
+
+    def __init__(
+        self, config: CausalConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.config, self._groups = config, topology.groups
+        self.stack = CausalStack(config, topology, dtype)
+        word_matrix = self.stack.embedding.weight
+        self._num_real = num_real_rows(config.vocab_size, word_matrix.size(0), topology.tp_rank)
+        self.output = None
+        if config.untie_embeddings_and_output_weights:
+            self.output = nn.Parameter(torch.zeros_like(word_matrix))
+            set_tensor_model_parallel_attributes(self.output, is_parallel=True, dim=0, stride=1)
+            mark_padded(self.output, config.vocab_size)
+        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
+        self.to(topology.device)
+
+    def forward(self, tokens: TokenBatch, places: Tensor) -> Tensor:
+        """The logits of the tokens after those at `places`.
+
+        Args:
+            tokens: B sequences, padded to T.
+            places: [M] int64 on the model's device, b * T + t for row b and column t of a real token.
+
+        Returns:
+            [M, V / tensor-parallel size] float32, as `logits`.
+        """
+        states, _ = self.stack.read(tokens)
+        lengths = to_device(tokens.lengths, places.device)
+        return self.logits(states.index_select(0, packed_places(lengths, places, tokens.ids.size(1))))
+
+    @torch.no_grad()
+    def read_prompts(self, tokens: TokenBatch) -> Prompts:
+        """Read B prompts of two or more tokens, for generation to continue them; padding is not computed."""
+        cache, lengths = TokenCache(), tokens.lengths - 1
+        self.stack.read(TokenBatch(tokens.ids[:, : int(lengths.max())], lengths), cache)
+        device = self.stack.embedding.weight.device
+        newest = to_device(tokens.ids.gather(1, lengths.to(tokens.ids.device)[:, None])[:, 0], device)
+        computed = {attention: by_head(*parts) for attention, parts in cache.computed.items()}
+        return Prompts(computed, to_device(lengths, device), newest)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] hidden states -> [..., V / tensor-parallel size] float32, this rank's part of the (padded)
+        vocabulary; the lowest number at entries beyond `vocab_size`."""
+        matrix = self.stack.embedding.weight if self.output is None else self.output
+        return vocab_parallel_logits(states, matrix, None, self._num_real, self._groups)

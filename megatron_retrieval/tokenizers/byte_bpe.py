@@ -1,0 +1,189 @@
+"""Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2): text to token ids and back, the same ids as Hugging Face's tokenizer
+with the same `tokenizer.json`, but that special tokens in a text are text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.processors import ByteLevel
+
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
+from megatron_retrieval.utils.files import open_binary, read_json
+
+SETTINGS_NAME = "tokenizer_config.json"
+#: what byte-level BPE writes in the place of spaces, line ends and tabs
+SPACES = ("\u0120", "\u010a", "\u010d", "\u0109")
+_HINT = "Give the tokenizer.json of a GPT-2, Llama 3, Qwen or SmolLM2; tokenizer_config.json may stand beside it."
+
+
+class ByteBpeTokenizer:
+    """A `Vocabulary`: byte-level BPE over a `tokenizer.json`.
+
+    A text has other ids behind a space than at the beginning of a sequence: `encode` gives those at the beginning, also
+    to stores, and `after_space` turns them into the others where a layout puts a space before the text.
+
+    Args:
+        tokenizer_file: of Hugging Face's tokenizers; a tokenizer_config.json beside it names the end token where the
+            first frames no text.
+
+    Raises:
+        DataError: the file is missing, damaged or of another kind, or no end token is named.
+
+    Attributes:
+        ends_texts: Hugging Face's tokenizer writes the end token behind every text, as those of embedders do.
+    """
+
+    kind = "byte-level BPE"
+    is_reversible = True
+    sentinel_ids: tuple[int, ...] = ()
+
+    def __init__(self, tokenizer_file: str | Path) -> None:
+        self.path = Path(tokenizer_file)
+        with open_binary(self.path) as file:
+            self._content = file.read()
+        settings_path = self.path.with_name(SETTINGS_NAME)
+        self._settings_content = settings_path.read_bytes() if settings_path.is_file() else None
+        description = _read_description(self.path, self._content)
+        settings = read_json(settings_path) if settings_path.is_file() else {}
+        before, behind = _template(self.path, description.get("post_processor"))
+        names = {name: _content_of(settings.get(f"{name}_token")) for name in ("eos", "pad", "mask")}
+        end = behind or names["eos"]
+        if end is None:
+            raise DataError(self.path, "neither it nor a tokenizer_config.json names an end token", hint=_HINT)
+        frame = {before, end, names["pad"]}
+        for token in description.get("added_tokens") or ():
+            # else tokenizers would find it in texts
+            token["special"] = token["special"] or token["content"] in frame
+        self._tokenizer = _open(self.path, description)
+        self.special = SpecialIds(
+            begin=None if before is None else self._id(before),
+            end=self._id(end),
+            pad=self._id(names["pad"] or end),
+            mask=None if names["mask"] is None else self._id(names["mask"]),
+        )
+        self.ends_texts = behind is not None
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        #: including tokens that no text becomes
+        self.vocab_size = max(tokens.values()) + 1
+        self._is_special = np.zeros(self.vocab_size, np.bool_)
+        self._is_special[[number for number, token in self._added() if token.special]] = True
+        self._tokens = tokens
+        parts = [description.get(part) for part in ("model", "normalizer", "pre_tokenizer", "added_tokens")]
+        listing = json.dumps([*parts, before, end], sort_keys=True)
+        self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+    def assets(self) -> dict[str, bytes]:
+        """See `Vocabulary`."""
+        settings = {} if self._settings_content is None else {SETTINGS_NAME: self._settings_content}
+        return {"tokenizer.json": self._content, **settings}
+
+    def settings(self) -> dict[str, Any]:
+        """See `Vocabulary`: nothing, the files say all."""
+        return {}
+
+    def continues_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] which tokens continue the word of the token before them (those without white space in front)."""
+        continues = np.zeros(self.vocab_size, np.bool_)
+        continues[[number for token, number in self._tokens.items() if not token.startswith(SPACES)]] = True
+        return continues & ~self._is_special
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of every text at the beginning of a sequence, without special tokens."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """See `Vocabulary`; an empty text has no space before it."""
+        texts = self._tokenizer.decode_batch([list(map(int, ids)) for ids in sequences], skip_special_tokens=False)
+        return self.encode([text and f" {text}" for text in texts])
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """The text of every sequence up to its end token; other special tokens and ids without a token say nothing."""
+        kept = [self.until_end(ids) for ids in sequences]
+        texts: list[str] = self._tokenizer.decode_batch(kept, skip_special_tokens=False)
+        return texts
+
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first end token, without other special tokens and ids without a token."""
+        before = takewhile(lambda number: number != self.special.end, map(int, ids))
+        return [number for number in before if 0 <= number < self.vocab_size and not self._is_special[number]]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """For every token of `text`, the (start, stop) of the characters that it stands for; the space before a word is
+        the word's, and tokens that share a character all stand for it."""
+        offsets: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return offsets
+
+    def _id(self, token: str) -> int:
+        number: int | None = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise DataError(self.path, f"the special token {token!r} is none of its tokens", hint=_HINT)
+        return number
+
+    def _added(self) -> Iterator[tuple[int, Any]]:
+        yield from self._tokenizer.get_added_tokens_decoder().items()
+
+
+def _read_description(path: Path, content: bytes) -> dict[str, Any]:
+    """The contents of a `tokenizer.json`, which says byte-level BPE."""
+    try:
+        description = json.loads(content)
+    except ValueError as error:
+        raise DataError(path, "not JSON, or cut off", hint=_HINT) from error
+    if not isinstance(description, dict) or (description.get("model") or {}).get("type") != "BPE":
+        raise DataError(path, "no vocabulary of the kind BPE", hint=_HINT)
+    if "ByteLevel" not in (part["type"] for part in _parts(description.get("pre_tokenizer"), "pretokenizers")):
+        raise DataError(path, "its BPE is not byte-level; other kinds (Llama 2, Gemma) cannot be used", hint=_HINT)
+    return description
+
+
+def _open(path: Path, description: Mapping[str, Any]) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(description))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(path, f"damaged: {error}", hint=_HINT) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def _template(path: Path, processor: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
+    """The tokens that Hugging Face's tokenizer writes before and behind every text; None: none."""
+    before: list[str] = []
+    behind: list[str] = []
+    for part in _parts(processor, "processors"):
+        if part["type"] in ("RobertaProcessing", "BertProcessing"):
+            before, behind = [part["cls"][0]], [part["sep"][0]]
+        elif part["type"] == "TemplateProcessing":
+            kinds = ["Sequence" in piece for piece in part["single"]]
+            names = [piece.get("SpecialToken", {}).get("id") for piece in part["single"]]
+            before, behind = names[: kinds.index(True)], names[kinds.index(True) + 1 :]
+    if len(before) > 1 or len(behind) > 1:
+        raise DataError(
+            path, f"frames a text with {[*before, *behind]}; one token on each side can be used", hint=_HINT
+        )
+    return before[0] if before else None, behind[0] if behind else None
+
+
+def _parts(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
+    """A part of a tokenizer, or those that it is a sequence of."""
+    if not part:
+        return []
+    return list(part[key]) if part["type"] == "Sequence" else [part]
+
+
+def _content_of(token: Any) -> str | None:
+    """The text of a special token, which is written as such or with its properties."""
+    content: str | None = token["content"] if isinstance(token, Mapping) else token
+    return content

@@ -1,0 +1,95 @@
+"""Byte-level BPE gives Hugging Face's ids; special words are text; texts behind a space have their own ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from megatron_retrieval.errors import DataError
+from megatron_retrieval.testing.tiny_byte_bpe import END, write_byte_bpe
+from megatron_retrieval.testing.tiny_sentencepiece import SENTENCES
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+
+TEXTS = (*SENTENCES, "", " two  spaces \n\tand a line", "naïve Łódź 北京 🙂🙃", "it's 1889's", "x" * 30)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ByteBpeTokenizer:
+    return ByteBpeTokenizer(write_byte_bpe(tmp_path_factory.mktemp("bpe")))
+
+
+def test_ids_and_texts(vocabulary: ByteBpeTokenizer) -> None:
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(vocabulary.path))
+    ids = vocabulary.encode(TEXTS)
+    assert ids == reference(list(TEXTS))["input_ids"]
+    assert vocabulary.decode(ids) == list(TEXTS)
+    assert max(map(max, filter(None, ids))) < vocabulary.vocab_size == 300
+    assert vocabulary.decode([[*ids[0], vocabulary.special.end, 9], [vocabulary.special.pad, 999]]) == [TEXTS[0], ""]
+
+
+def test_no_text_forges_a_frame(vocabulary: ByteBpeTokenizer) -> None:
+    (ids,) = vocabulary.encode([f"the {END} of"])
+    assert vocabulary.special.end not in ids
+    assert vocabulary.decode([ids]) == [f"the {END} of"]
+
+
+def test_behind_a_space(vocabulary: ByteBpeTokenizer) -> None:
+    texts = [text for text in TEXTS if not text.startswith(" ")]
+    first, second = vocabulary.encode(texts), vocabulary.encode([text and f" {text}" for text in texts])
+    assert first != second
+    assert vocabulary.after_space(first) == second
+
+
+def test_offsets_are_of_characters(vocabulary: ByteBpeTokenizer) -> None:
+    for text in TEXTS:
+        offsets = vocabulary.offsets(text)
+        assert len(offsets) == len(vocabulary.encode([text])[0])
+        assert {place for start, stop in offsets for place in range(start, stop)} == set(range(len(text)))
+    assert vocabulary.offsets("of Paris")[-1][1] == 8
+
+
+def test_words(vocabulary: ByteBpeTokenizer) -> None:
+    continues = vocabulary.continues_word()
+    text = "the capital of Denmark"
+    begins = [text[start:].startswith(" ") for start, _ in vocabulary.offsets(text)]
+    assert [not continues[number] for number in vocabulary.encode([text])[0]] == begins
+
+
+def test_it_is_kept_in_its_own_files(vocabulary: ByteBpeTokenizer, tmp_path: Path) -> None:
+    for name, content in vocabulary.assets().items():
+        (tmp_path / name).write_bytes(content)
+    kind = VOCABULARIES[vocabulary.kind]
+    again = kind.open(tmp_path / kind.file_name, vocabulary.settings())
+    assert (again.special, again.fingerprint) == (vocabulary.special, vocabulary.fingerprint)
+
+
+def test_a_frame_is_found(tmp_path: Path) -> None:
+    vocabulary = ByteBpeTokenizer(write_byte_bpe(tmp_path, ends_texts=True))
+    assert vocabulary.ends_texts
+    assert vocabulary.special.frame == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"model": {"type": "WordPiece"}}, "no vocabulary of the kind BPE"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "not byte-level; other kinds"),
+        ({"model": {"type": "BPE", "vocab": 3}}, "damaged"),
+    ],
+)
+def test_other_kinds_are_refused(tmp_path: Path, change: dict[str, object], problem: str) -> None:
+    path = write_byte_bpe(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=problem):
+        ByteBpeTokenizer(path)
+
+
+def test_one_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = write_byte_bpe(tmp_path)
+    path.with_name("tokenizer_config.json").unlink()
+    with pytest.raises(DataError, match="names an end token"):
+        ByteBpeTokenizer(path)
