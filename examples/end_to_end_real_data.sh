@@ -10,25 +10,20 @@
 # ranks share the work and change nothing in the result.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PROCESSES=${PROCESSES:-2}
+source examples/common.sh
+need 1 "$@"
 out=$1
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-parallel=(torchrun --standalone --nproc-per-node "${PROCESSES:-2}")
-
-once() { # FOLDER COMMAND...: run the command unless the folder is there
-  local folder=$1
-  shift
-  [[ -e $folder ]] || "$@"
-}
 
 embed() { # NAME RETRIEVER: continues where it stopped
-  "${parallel[@]}" tools/embed_evidence.py --dtype auto --micro-batch-size 64 --evidence "$out/squad-evidence" --retriever "$2" \
+  parallel tools/embed_evidence.py --dtype auto --micro-batch-size 64 --evidence "$out/squad-evidence" --retriever "$2" \
     --output "$out/embeddings/$1"
 }
 
 train() { # NAME FLAGS...: continues an interrupted run, and does nothing for a finished one
   local name=$1
   shift
-  "${parallel[@]}" tasks/main.py --task end-to-end-finetune --config examples/end_to_end_small.yaml --dtype auto \
+  parallel tasks/main.py --task end-to-end-finetune --config examples/end_to_end_small.yaml --dtype auto \
     --retriever "$out/minilm" --reader "$out/fusion/checkpoints" --evidence "$out/squad-evidence" \
     --embeddings "$out/embeddings/squad-zero" --train-data "$out/squad/train-v1.1.qa.csv" --question-stride 2 \
     --valid-data "$out/squad/dev-v1.1.qa.csv" --max-valid-questions 200 --save-interval 50 --keep-last 1 \
@@ -36,9 +31,10 @@ train() { # NAME FLAGS...: continues an interrupted run, and does nothing for a 
 }
 
 measure() { # NAME RETRIEVER READER
-  once "$out/results/$1" "${parallel[@]}" tasks/main.py --task qa-evaluate --dtype auto --num-passages 5 --max-answer-length 30 \
+  once "$out/results/$1" parallel tasks/main.py --task qa-evaluate --dtype auto --num-passages 5 --max-answer-length 30 \
     --retriever "$2" --reader "$3" --evidence "$out/squad-evidence" --embeddings "$out/embeddings/$1" \
     --questions "$out/squad/dev-v1.1.qa.csv" --question-stride 5 --output-dir "$out/results/$1"
+  result "$1"
 }
 
 embed squad-zero "$out/minilm"

@@ -10,9 +10,11 @@
 # instance --eval-questions and --eval-evidence for recall during training.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PROCESSES=${PROCESSES:-8}
+source examples/common.sh
+need 3 "$@"
 text=$1 model=$2 out=$3
 shift 3
-parallel=(torchrun --standalone --nproc-per-node "${PROCESSES:-8}")
 
 if [[ ! -e $out/bert ]]; then
   python tools/import_checkpoint.py --format hf-bert --separate-towers --input "$model" --output "$out/bert"
@@ -22,6 +24,6 @@ if [[ ! -e $out/corpus ]]; then
     --vocab-file "$out/bert/iter_0000000/vocab.txt" --workers "$(nproc)"
 fi
 
-"${parallel[@]}" pretrain_ict.py --config examples/ict.yaml --dtype auto --data-path "$out/corpus" \
+parallel pretrain_ict.py --config examples/ict.yaml --dtype auto --data-path "$out/corpus" \
   --pretrained-checkpoint "$out/bert" --output-dir "$out/ict" \
   --save "$out/ict/checkpoints" --load "$out/ict/checkpoints" --keep-last 2 "$@"

@@ -12,23 +12,17 @@
 # change nothing in the result.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PROCESSES=${PROCESSES:-2}
+source examples/common.sh
+need 2 "$@"
 data=$1 out=$2
-processes=${PROCESSES:-2}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-parallel=(torchrun --standalone --nproc-per-node "$processes")
 vocab=$data/tokenizers/bert-base-uncased-vocab.txt
 nq=$data/nq_qed
-
-once() { # FOLDER COMMAND...: run the command unless the folder is there
-  local folder=$1
-  shift
-  [[ -e $folder ]] || "$@"
-}
 
 train() { # NAME PROGRAM FLAGS...: continues an interrupted run, and does nothing for a finished one
   local name=$1
   shift
-  "${parallel[@]}" "$@" --dtype auto --save-interval 100 --keep-last 1 \
+  parallel "$@" --dtype auto --save-interval 100 --keep-last 1 \
     --output-dir "$out/$name" --save "$out/$name/checkpoints" --load "$out/$name/checkpoints"
 }
 
@@ -48,17 +42,18 @@ finetune() { # NAME START FLAGS...
 measure() { # NAME...
   local name
   for name in "$@"; do
-    "${parallel[@]}" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/$name/checkpoints" \
+    parallel tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/$name/checkpoints" \
       --output "$out/$name/embeddings" --dtype auto --micro-batch-size 64
-    once "$out/$name/evaluation" "${parallel[@]}" tasks/main.py --task retriever-evaluate --evidence "$out/evidence" \
+    once "$out/$name/evaluation" parallel tasks/main.py --task retriever-evaluate --evidence "$out/evidence" \
       --embeddings "$out/$name/embeddings" --retriever "$out/$name/checkpoints" --dtype auto \
       --questions "$nq/biencoder-nq-qed-dev.json.gz" --topk 1 5 20 100 --output-dir "$out/$name/evaluation"
+    result "$name"
   done
 }
 
 once "$out/evidence" python tools/build_evidence.py --input "$nq/psgs_w100.tsv.gz" "$data/wiki_extra/psgs_w100.tsv.gz" \
-  --output "$out/evidence" --vocab-file "$vocab" --workers "$processes"
-once "$out/corpus" python tools/build_corpus.py --output "$out/corpus" --vocab-file "$vocab" --workers "$processes" \
+  --output "$out/evidence" --vocab-file "$vocab" --workers "$PROCESSES"
+once "$out/corpus" python tools/build_corpus.py --output "$out/corpus" --vocab-file "$vocab" --workers "$PROCESSES" \
   --input "$data/squad/train-v1.1.json.gz" "$nq/biencoder-nq-qed-train.json.gz" "$data/wiki_extra/psgs_w100.tsv.gz"
 
 train mlm pretrain_bert.py --config examples/bert_small.yaml --data-path "$out/corpus" --epochs 2

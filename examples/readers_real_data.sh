@@ -10,21 +10,15 @@
 # PROCESSES (default 2) ranks share the work and change nothing in the result.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PROCESSES=${PROCESSES:-2}
+source examples/common.sh
+need 1 "$@"
 out=$1
-processes=${PROCESSES:-2}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-parallel=(torchrun --standalone --nproc-per-node "$processes")
-
-once() { # FOLDER COMMAND...: run the command unless the folder is there
-  local folder=$1
-  shift
-  [[ -e $folder ]] || "$@"
-}
 
 retrieve() { # NAME FLAGS...
   local name=$1
   shift
-  once "$out/results/$name" "${parallel[@]}" tasks/main.py --task retriever-evaluate --dtype auto \
+  once "$out/results/$name" parallel tasks/main.py --task retriever-evaluate --dtype auto \
     --evidence "$out/squad-evidence" --embeddings "$out/embeddings/squad-tuned" --retriever "$out/squad-run/checkpoints" \
     --output-dir "$out/results/$name" "$@"
 }
@@ -32,7 +26,7 @@ retrieve() { # NAME FLAGS...
 train() { # NAME PROGRAM FLAGS...: continues an interrupted run, and does nothing for a finished one
   local name=$1
   shift
-  "${parallel[@]}" "$@" --dtype auto --save-interval 50 --keep-last 1 --train-data "$out/results/squad-train/results.json" \
+  parallel "$@" --dtype auto --save-interval 50 --keep-last 1 --train-data "$out/results/squad-train/results.json" \
     --valid-data "$out/results/squad-tuned/results.json" --max-valid-questions 200 \
     --output-dir "$out/$name" --save "$out/$name/checkpoints" --load "$out/$name/checkpoints"
 }
@@ -41,9 +35,10 @@ measure() { # NAME FLAGS...: reads the best 5 and the best 20 passages
   local name=$1 depth
   shift
   for depth in 5 20; do
-    once "$out/$name/top-$depth" "${parallel[@]}" tasks/main.py --task qa-evaluate --reader "$out/$name/checkpoints" --dtype auto \
+    once "$out/$name/top-$depth" parallel tasks/main.py --task qa-evaluate --reader "$out/$name/checkpoints" --dtype auto \
       --questions "$out/results/squad-tuned/results.json" --num-passages "$depth" --max-answer-length 30 \
       --output-dir "$out/$name/top-$depth" "$@"
+    result "$name/top-$depth"
   done
 }
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from megatron_retrieval import __version__
 from megatron_retrieval.config.extensions import extensions_in_files, take_extensions
 from megatron_retrieval.config.verbs import PROGRAM, TRAIN, VERBS, Verb, find_verb, usage
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.errors import EXIT_CODE, ConfigError
 
 HELP = {"-h", "--help"}
+DRY_RUN = "--dry-run"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -41,6 +42,11 @@ def run(verb: Verb, args: Sequence[str], *, prog: str = "") -> None:
         prog: the program's name in `--help`; default: the file that was started.
     """
     function, config, is_distributed = verb.load()
+    if DRY_RUN in args:
+        from megatron_retrieval.applications.dry_run import run_dry
+
+        words = [word for word in args if word != DRY_RUN]
+        sys.exit(0 if run_dry(prog or sys.argv[0], config, words) else EXIT_CODE)
     if is_distributed:
         from megatron_retrieval.parallel.launch import run_distributed
 

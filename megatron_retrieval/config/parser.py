@@ -30,16 +30,25 @@ _log = get_logger("config")
 
 _COMMON_FLAGS = """--config FILE.yaml reads the same keys from YAML; flags given after it win.
 --extensions MODULE ... imports modules (or .py files) of your own, which add objectives, losses, encoders, readers or
-data formats to those that are listed here."""
+data formats to those that are listed here.
+--dry-run does nothing: it prints the settings, which inputs are missing, and what training takes."""
 
 
-def parse_config(config_class: type[Config], args: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
+def parse_config(
+    config_class: type[Config],
+    args: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    read_artefacts: bool = True,
+) -> Config:
     """Parse the command line (and the YAML files that `--config` names) into `config_class`.
 
     Args:
         config_class: a keyword-only dataclass, possibly nested.
         args: the words after the program's name; default: those of this process.
         prog: the program's name in `--help`.
+        read_artefacts: False: artefacts that flags name need not exist; settings that stand in them have the defaults
+            of their class, and flags of other classes are left out.
 
     Raises:
         ConfigError: a YAML file has an unknown key or is no mapping.
@@ -55,7 +64,7 @@ def parse_config(config_class: type[Config], args: Sequence[str] | None = None, 
     has_artefact = hasattr(config_class, "with_artefact_defaults")
     first_words = _without(words, _artefact_flags(config_class)) if has_artefact else words
     config: Config = tyro.cli(flat, args=first_words, prog=prog, description=description)
-    if isinstance(config, HasArtefactDefaults):
+    if read_artefacts and isinstance(config, HasArtefactDefaults):
         resolved = config.with_artefact_defaults()
         if first_words != words:  # only now it is known which class they belong to
             final: Config = tyro.cli(flat, args=words, prog=prog, description=description, default=resolved)

@@ -109,6 +109,12 @@ VERBS = (
     ),
     Verb("evaluate reader", EVALUATE, "exact match and F1", "applications.reader_evaluation:main"),
     Verb("compare", EVALUATE, "two evaluations of the same questions", "applications.run_comparison:main"),
+    Verb(
+        "reproduce",
+        EVALUATE,
+        "a row of a paper's table, and judge it",
+        "applications.reproduce:reproduce",
+    ),
     Verb("plan", PROGRAMS, "say what a run takes on disk, in memory and in hours", "applications.commands:plan"),
     Verb("info", PROGRAMS, "say what this machine is fast in, and which defaults follow", "applications.commands:info"),
     Verb("verify", PROGRAMS, "compare every file of folders with its checksum", "applications.commands:verify_folders"),

@@ -13,7 +13,7 @@ from jobs import ROOT, all_jobs
 MAX_LINES = 400
 SCRIPTS = sorted([*ROOT.glob("examples/*.sh"), *ROOT.glob("benchmarks/*.sh"), ROOT / ".ci" / "run"])
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-ALWAYS_KNOWN = {"config", "help", "task"}
+ALWAYS_KNOWN = {"config", "dry-run", "help", "task"}
 
 
 def logical_lines(text: str) -> Iterator[str]:

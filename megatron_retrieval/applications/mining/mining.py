@@ -67,7 +67,9 @@ class MineNegativesConfig(Checked):
             raise ConfigError("Give one of --results and --bm25-index: what found the passages.")
         if self.bm25_index is not None and self.evidence is None:
             raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
-        if self.results is not None and (sniff(self.results) is FileKind.RUN) != (self.evidence is not None):
+        if self.results is None or not self.results.exists():  # reading it says that it is not there
+            return
+        if (sniff(self.results) is FileKind.RUN) != (self.evidence is not None):
             raise ConfigError("--evidence belongs to --bm25-index, or to a TREC run in --results, which has no texts.")
 
 

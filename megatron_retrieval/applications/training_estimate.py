@@ -1,0 +1,111 @@
+"""Memory and time of a training run before it starts: counts out of its settings, rates assumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from megatron_retrieval.applications.plan import costs
+from megatron_retrieval.applications.plan.config import RatesConfig
+from megatron_retrieval.applications.plan.plan import duration, size
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.training.run import TrainingConfig
+
+#: forward and backward passes, two operations for each weight that a token meets; gradient caching adds a forward pass
+_OPERATIONS, _CACHING_OPERATIONS = 6, 2
+#: settings that name a checkpoint whose weights are trained
+_STARTS = ("pretrained-checkpoint", "retriever", "reader")
+
+
+def training_estimate(config: Any, training: TrainingConfig, num_processes: int) -> list[str]:
+    """What a run takes, a line each; what cannot be known before a checkpoint is there is said."""
+    weights = num_weights(config)
+    if weights is None:
+        return ["memory and hours: not known before the checkpoint that training starts from is there"]
+    tensor_parallel = training.parallel.tensor_model_parallel_size
+    copies = max(1, num_processes // tensor_parallel)
+    state = costs.training_state_bytes(weights, half_precision=training.precision.is_half)
+    settings = to_flat_dict(config)
+    tokens = tokens_per_example(settings)
+    operations = _OPERATIONS + (_CACHING_OPERATIONS if settings.get("gradient-caching") else 0)
+    rates = RatesConfig()
+    rate = rates.peak_teraflops * 1e12 * rates.utilisation * num_processes
+    seconds = operations * weights / _towers(config) * tokens * training.global_batch_size / rate
+    ranks = f"{num_processes} processes, {copies} data-parallel, {tensor_parallel} tensor-parallel"
+    gpus = f"{num_processes} GPUs of {rates.peak_teraflops:.0f} teraflops at {rates.utilisation:.0%}"
+    step = f"{tokens:,} tokens an example at most, {tokens * training.global_batch_size:,} a step"
+    lines = [
+        f"memory: {weights / 1e6:,.1f} million weights",
+        f"memory of a process: {size(state / tensor_parallel)} with gradients and moments, and activations ({ranks})",
+        f"time: {step}; {duration(1000 * seconds)} for 1,000 steps on {gpus}",
+    ]
+    if training.train_iters:
+        lines.append(f"all {training.train_iters:,} steps: {duration(training.train_iters * seconds)}")
+    return lines
+
+
+def num_weights(config: Any) -> int | None:
+    """Weights that a job trains or holds: those of its shapes, or of the checkpoints that it starts from; None where
+    those are not there."""
+    settings = to_flat_dict(config)
+    starts = [settings[flag] for flag in _STARTS if settings.get(flag)]
+    stored = [_stored_weights(Path(start)) for start in starts if Path(start).exists()]
+    if starts and len(stored) == len(starts):
+        return sum(stored)
+    shapes = [count for shape in _shapes(config) if (count := _shape_weights(shape)) is not None]
+    return sum(shapes) if shapes else None
+
+
+def tokens_per_example(settings: dict[str, Any]) -> int:
+    """Tokens of an example at full length: a text; a question with its passages; what a reader reads of each."""
+    tokens = settings.get("seq-length") or settings.get("query-seq-length") or 0
+    passages = settings.get("num-passages") or 1 + (settings.get("num-hard-negatives") or 0)
+    tokens += passages * (settings.get("retriever-seq-length") or 0)
+    return tokens + passages * (settings.get("reader-seq-length") or 0)
+
+
+def _towers(config: Any) -> int:
+    """The number of encoders of which a token passes through one."""
+    shape = getattr(config, "model", None)
+    return 2 if isinstance(shape, DualEncoderConfig) and not shape.biencoder_shared_query_context_model else 1
+
+
+def _shapes(config: Any) -> Iterator[Any]:
+    """The shapes of models in a configuration, the outermost ones."""
+    if isinstance(config, DualEncoderConfig | BertConfig | T5Config):
+        yield config
+    else:
+        for field in dataclasses.fields(config):
+            if dataclasses.is_dataclass(value := getattr(config, field.name)):
+                yield from _shapes(value)
+
+
+def _shape_weights(shape: DualEncoderConfig | BertConfig | T5Config) -> int | None:
+    if isinstance(shape, T5Config):
+        return costs.t5_parameters(shape)
+    try:
+        return costs.bert_parameters(shape) if isinstance(shape, BertConfig) else costs.dual_encoder_parameters(shape)
+    except ConfigError:  # another family of encoders
+        return None
+
+
+def _stored_weights(path: Path) -> int:
+    try:
+        folder = resolve_checkpoint(path)
+    except CheckpointError:
+        return 0
+    total = 0
+    for file in sorted(folder.rglob("model.*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no mapping
+    return total
