@@ -47,6 +47,7 @@ class AskedBatch:
         excluded_rows: [n, E] int64 rows of the evidence that are no candidates for the question; -1 stands for none.
         num_questions: in the global batch (the denominator of the loss).
         is_filler: the rank has no share of an uneven last batch, and the questions count nothing.
+        groups: [n] int64, kinds of questions whose figures are kept apart (types of spans); None: all are of one kind.
     """
 
     retriever_queries: TokenBatch
@@ -56,6 +57,7 @@ class AskedBatch:
     excluded_rows: Tensor
     num_questions: int
     is_filler: bool = False
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.retriever_queries)
@@ -71,6 +73,7 @@ class AskedBatch:
             self.excluded_rows[index],
             self.num_questions,
             self.is_filler,
+            None if self.groups is None else self.groups[index],
         )
 
 

@@ -58,10 +58,26 @@ class IdTable:
 def sort_id_table(hashes: Hashes, ids: Ragged, hashes_path: Path, rows_path: Path) -> tuple[int, int] | None:
     """Write the table's two files from the hashes in row order, with `BLOCK_ROWS` rows in memory at a time.
 
-    The rows are first dealt into buckets by the leading bits of their hashes, then every bucket is sorted by itself.
-
     Returns:
         Two rows with the same id, if there are any.
+    """
+    table_hashes, table_rows, buckets = deal_by_hash(hashes, hashes_path, rows_path)
+    duplicates = None
+    for bucket in buckets:
+        order = np.argsort(table_hashes[bucket], kind="stable")
+        table_hashes[bucket], table_rows[bucket] = table_hashes[bucket][order], table_rows[bucket][order]
+        duplicates = duplicates or _same_id(table_hashes[bucket], table_rows[bucket], ids)
+    table_hashes.flush()
+    table_rows.flush()
+    return duplicates
+
+
+def deal_by_hash(hashes: Hashes, hashes_path: Path, rows_path: Path) -> tuple[Hashes, Rows, list[slice]]:
+    """Deal the hashes and their rows into buckets by the leading bits, with `BLOCK_ROWS` rows in memory at a time.
+
+    Returns:
+        Maps of the two files that were written, and the places of the buckets, whose hashes ascend from one bucket to
+        the next; within a bucket rows ascend.
     """
     bits = max(1, (len(hashes) // BLOCK_ROWS).bit_length() + 1)
     shift = np.uint64(64 - bits)
@@ -78,14 +94,7 @@ def sort_id_table(hashes: Hashes, ids: Ragged, hashes_path: Path, rows_path: Pat
         targets = np.arange(len(order)) + np.repeat(filled - (np.cumsum(in_block) - in_block), in_block)
         table_hashes[targets], table_rows[targets] = hashes[block][order], order + block.start
         filled += in_block
-    duplicates = None
-    for start, end in pairwise(starts):
-        order = np.argsort(table_hashes[start:end], kind="stable")
-        table_hashes[start:end], table_rows[start:end] = table_hashes[start:end][order], table_rows[start:end][order]
-        duplicates = duplicates or _same_id(table_hashes[start:end], table_rows[start:end], ids)
-    table_hashes.flush()
-    table_rows.flush()
-    return duplicates
+    return table_hashes, table_rows, [slice(start, end) for start, end in pairwise(starts.tolist())]
 
 
 def _same_id(hashes: Hashes, rows: Rows, ids: Ragged) -> tuple[int, int] | None:

@@ -1,0 +1,1 @@
+"""Salient spans: names and dates in sentences, to be masked and recovered with the help of a passage."""
