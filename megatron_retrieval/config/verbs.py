@@ -63,6 +63,7 @@ VERBS = (
         "build evidence", DATA, "passages, tokenized and memory-mapped", "data.stores.evidence_builder:build_evidence"
     ),
     Verb("build corpus", DATA, "sentences of documents, for pretraining", "data.stores.corpus_builder:build_corpus"),
+    Verb("build spans", DATA, "names and dates in sentences, to be masked", "applications.span_building:main"),
     Verb("build encyclopedia", DATA, "a generated encyclopedia to try things on", "testing.encyclopedia.output:main"),
     Verb(
         "mine", DATA, "hard negatives, and positives if wanted, from search results", "applications.mining.mining:main"
@@ -80,6 +81,9 @@ VERBS = (
     Verb("train bert", TRAIN, "masked language modelling", "recipes.bert_pretraining:main"),
     Verb("train t5", TRAIN, "span corruption", "recipes.t5_pretraining:main"),
     Verb("train ict", TRAIN, "a retriever from text alone (Inverse Cloze Task)", "recipes.ict_pretraining:main"),
+    Verb(
+        "train mss", TRAIN, "retriever and reader from text alone (masked salient spans)", "recipes.end_to_end.mss:main"
+    ),
     Verb("train retriever", TRAIN, "a retriever from questions with passages (DPR)", "recipes.retriever_finetune:main"),
     Verb(
         "train extractive",
@@ -95,7 +99,7 @@ VERBS = (
         "recipes.reader_finetune:main",
         "readers.fusion:FusionFinetuneConfig",
     ),
-    Verb("train end-to-end", TRAIN, "retriever and reader together, from answers", "recipes.end_to_end.build:main"),
+    Verb("train end-to-end", TRAIN, "retriever and reader together, from answers", "recipes.end_to_end.finetune:main"),
     Verb("embed", SEARCH, "vectors of all passages", "applications.evidence_embedding:main"),
     Verb("build bm25", SEARCH, "an index of words", "applications.lexical_building:main"),
     Verb("build index", SEARCH, "an approximate index of vectors", "applications.index_building:main"),

@@ -22,8 +22,8 @@ from megatron_retrieval.recipes import (
     retriever_finetune,
     t5_pretraining,
 )
-from megatron_retrieval.recipes.end_to_end import build as end_to_end
 from megatron_retrieval.recipes.end_to_end import config as end_to_end_finetune
+from megatron_retrieval.recipes.end_to_end import finetune as end_to_end
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.trainer import Trainer
 

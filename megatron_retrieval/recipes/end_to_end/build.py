@@ -1,49 +1,48 @@
-"""Puts together what trains a retriever and a reader end to end."""
+"""Puts together what trains a retriever and a reader end to end, whatever they learn from."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.config.parser import overlaid
-from megatron_retrieval.data.examples.open_questions import AskedDataConfig, AskedQuestions
+from megatron_retrieval.data.examples.batches import BatchSource
+from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.question_writer import QuestionSource, write_question_store
-from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.end_to_end import EndToEndModel
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
-from megatron_retrieval.parallel.collectives import on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
-from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndFinetuneConfig
+from megatron_retrieval.recipes.end_to_end.config import KIND, READER, RETRIEVER, EndToEndConfig
 from megatron_retrieval.refresh.embedding_rank import supervise_worker
 from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.training.callbacks import MeasuredTask
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, require_passes
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.steps.passage_search import PassageSearch
-from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
-from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.trainer import Callback, Trainer
 from megatron_retrieval.training.training_run import run_training
-from megatron_retrieval.utils.late_files import seen_late
+
+Job = TypeVar("Job", bound=EndToEndConfig)
 
 
-class EndToEndRun:
-    """The parts of a run, made once and handed to one another.
+class EndToEndRun(ABC, Generic[Job]):
+    """The parts of a run, made once and handed to one another; a job's own class says what is learned from.
 
     Raises:
         ConfigError: sequences longer than a model's positions, or an objective that the reader cannot learn by.
@@ -51,7 +50,7 @@ class EndToEndRun:
         MismatchError: the evidence was tokenized with another vocabulary than the retriever's.
     """
 
-    def __init__(self, config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
+    def __init__(self, config: Job, topology: ProcessTopology) -> None:
         self.config, self.topology = config, topology
         self.start_retriever = config.start_retriever
         # its prefixes are the retriever's own
@@ -79,19 +78,29 @@ class EndToEndRun:
     def trainer(self) -> Trainer:
         """Everything, ready to train."""
         config, training = self.config, self.config.training
-        examples = self._questions("train", config.data.train)
-        held_out, tasks = None, []
-        if (held_out_data := config.data.held_out()) is not None:
-            held_out = self._questions("valid", held_out_data)
-            tasks.append(self._task(held_out))
+        examples, (held_out, tasks) = self.examples(), self.held_out()
         readings = self.reader.side(self.evidence)
         rates = config.rates.multipliers(training.optimizer.lr)
         run = TrainingRun(config, self.topology, self.model, self._saved(len(examples)), rates)
         run.add(self._refresher(run))
         run.evaluate(held_out, tasks)
+        for callback in self.callbacks(run):
+            run.add(callback)
         run.resume()
         step = EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed)
         return run.trainer(step, examples)
+
+    @abstractmethod
+    def examples(self) -> BatchSource[AskedBatch]:
+        """What is learned from."""
+
+    def held_out(self) -> tuple[BatchSource[AskedBatch] | None, list[MeasuredTask]]:
+        """What is evaluated now and then: examples, and tasks."""
+        return None, []
+
+    def callbacks(self, run: TrainingRun) -> list[Callback]:
+        """Further periodic work."""
+        return []
 
     def passage_scores(self) -> PassageScoreConfig:
         """What the reader does with the scores of passages, as it stands."""
@@ -109,7 +118,8 @@ class EndToEndRun:
         named = f"the {start.manifest.kind} {start.folder}"
         require_passes(config.step.objective, kind.passes, named, config.step.of_objective)
         settings = config.reader_settings(kind, start)
-        reader = kind.open(start, settings, self.topology, config.training.precision.on(self.topology.device))
+        dtype = config.training.precision.on(self.topology.device)
+        reader = kind.open(start, settings, self.topology, dtype, seed=config.training.seed)
         if config.training.save.resume_folder is None:
             reader.load(start)
         return kind, reader
@@ -128,34 +138,8 @@ class EndToEndRun:
         encoder = self.config.model.over(start.encoder)
         return replace(start, encoder=encoder, biencoder_shared_query_context_model=is_shared)
 
-    def _questions(self, name: str, data: AskedDataConfig) -> AskedQuestions:
-        """The questions, in a store in the output folder that the first rank writes."""
-        folder = Path(self.config.training.log.output_dir) / "questions" / name
-        source = QuestionSource(
-            files=data.train_data, asked=data.asked, retriever=self.tokenizer, reader=self.reader.vocabulary
-        )
-        on_first_rank(partial(write_question_store, folder, source), self.topology.world_group)
-        return AskedQuestions(
-            seen_late(lambda: QuestionStore(folder)),
-            self.text_format,
-            self.tokenizer,
-            seed=self.config.training.seed,
-            excluded_from=self.evidence if data.exclude_gold_passages else None,
-        )
-
-    def _task(self, held_out: AskedQuestions) -> RetrievedPassagesTask:
-        questions = [held_out.store.question(row) for row in range(len(held_out))]
-        return RetrievedPassagesTask(
-            self.config.answering,
-            questions,
-            held_out.queries(np.arange(len(held_out))),
-            self.model,
-            self.search,
-            self.evidence,
-            self._answerer,
-        )
-
-    def _answerer(self) -> Reader:
+    def answerer(self) -> Reader:
+        """What answers with the weights of the moment."""
         return self.reader.answerer(self.passage_scores())
 
     def _saved(self, num_questions: int) -> SavedModel:
@@ -214,7 +198,7 @@ class EndToEndRun:
         )
 
 
-def embedding_command(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> list[str]:
+def embedding_command(config: EndToEndConfig, topology: ProcessTopology) -> list[str]:
     """What starts a process that embeds beside training; see `worker_command`."""
     return worker_command(
         config.index,
@@ -226,16 +210,11 @@ def embedding_command(config: EndToEndFinetuneConfig, topology: ProcessTopology)
     )
 
 
-def main(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
-    """Train, or on a rank of its own embed; leaves configuration, metrics and run record in `--output-dir`."""
+def run_end_to_end(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology: ProcessTopology) -> None:
+    """What each process of a run does: it trains, or embeds beside those that train."""
     if topology.side_rank is None:
         run_training(build, config, topology)
     else:
         folder = config.index.folder(config.training.log.output_dir)
         timeout_seconds = 60 * config.index.embedding_timeout_minutes
         supervise_worker(embedding_command(config, topology), folder, topology, timeout_seconds=timeout_seconds)
-
-
-def build(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> Trainer:
-    """Read the data, build the model, and make the trainer; see `EndToEndRun`."""
-    return EndToEndRun(config, topology).trainer()

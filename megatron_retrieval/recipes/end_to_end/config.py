@@ -6,10 +6,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, DualEncoderDescription
-from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.reader import ReaderDescription
+from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.open_questions import AskedDataConfig
@@ -20,7 +24,7 @@ from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import EmbeddingRanksConfig
 from megatron_retrieval.readers.kind import ReaderKind
-from megatron_retrieval.readers.registry import describe_reader
+from megatron_retrieval.readers.registry import READERS, describe_reader
 from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderLayoutConfig, ReaderSettings
 from megatron_retrieval.refresh.config import IndexRefreshConfig
 from megatron_retrieval.training.overrides import ModelOverridesConfig
@@ -87,14 +91,17 @@ class EndToEndTrainingConfig(TrainingConfig):
 
 
 @dataclass(kw_only=True, frozen=True)
-class EndToEndFinetuneConfig:
-    """Train a retriever and a reader together, from questions and answers alone."""
+class EndToEndConfig:
+    """What every job has that trains a retriever and a reader together; its own class narrows the type of `data`."""
 
     retriever: Path = field(metadata=INPUT)
     """Checkpoint of the dual encoder that training starts from."""
     reader: Path = field(metadata=INPUT)
     """Checkpoint of the reader that training starts from: a fusion reader, a T5, or an extractive reader, which learns
     by --objective individual-topk."""
+    reader_kind: Annotated[str, OneOf(READERS)] | None = None
+    """Kind of reader to make of --reader where that is a BERT (a dual encoder, a masked language model); default:
+    --reader is a reader."""
     evidence: Path = field(metadata=INPUT)
     """Folder of the evidence (tools/build_evidence.py), with the retriever's vocabulary."""
     separate_encoders: bool = False
@@ -102,7 +109,7 @@ class EndToEndFinetuneConfig:
     share_frozen_weights: bool = False
     """Checkpoints refer to --retriever and --reader for frozen weights instead of copying them. Do not move or delete
     these two folders; if their paths are relative, move them together with the checkpoints."""
-    data: AskedTrainingDataConfig
+    data: Any
     training: EndToEndTrainingConfig
     step: EndToEndStepConfig = field(default_factory=EndToEndStepConfig)
     search: TopkConfig = field(default_factory=TopkConfig)
@@ -150,22 +157,40 @@ class EndToEndFinetuneConfig:
         return DUAL_ENCODER.describe(folder / RETRIEVER if folder else self.retriever)
 
     @cached_property
-    def start_reader(self) -> tuple[ReaderKind, AnyReaderDescription]:
+    def start_reader(self) -> tuple[ReaderKind, AnyDescription]:
         """Likewise of the reader, with its kind."""
-        folder = self.training.save.resume_folder
-        return describe_reader(folder / READER if folder else self.reader)
+        if folder := self.training.save.resume_folder:
+            return describe_reader(folder / READER)
+        if self.reader_kind is None:
+            return describe_reader(self.reader)
+        kind = READERS[self.reader_kind]
+        return kind, describe(self.reader, kind.checkpoints.starts_from)
 
-    def reader_settings(self, kind: ReaderKind, start: AnyReaderDescription) -> ReaderSettings:
+    def reader_settings(self, kind: ReaderKind, start: AnyDescription) -> ReaderSettings:
         """What the reader is built with; settings of its layout that no flag has are the start's."""
-        layout = overlaid(start.layout or kind.layout(), self.layout)
-        return ReaderSettings(self.model.over(start.shape), layout, self.answers.of(kind.answers), self.encode)
+        shape = self.model.over(kind.checkpoints.shape_from(start))
+        layout = overlaid(_layout_of(kind, start), self.layout)
+        return ReaderSettings(shape, layout, self.answers.of(kind.answers), self.encode)
 
-    def with_artefact_defaults(self) -> EndToEndFinetuneConfig:
+    def with_artefact_defaults(self) -> Self:
         """The layouts of retriever and reader are the defaults of their flags, and so is the weight of scores that a
         reader has learned."""
         (kind, reader), step = self.start_reader, self.step
-        saved_layout = within_positions(reader.layout or kind.layout(), reader.shape.max_positions)
-        if reader.passage_scores.passage_score_use == "bias":
+        max_positions = kind.checkpoints.shape_from(reader).max_positions
+        saved_layout = within_positions(_layout_of(kind, reader), max_positions)
+        if isinstance(reader, ReaderDescription) and reader.passage_scores.passage_score_use == "bias":
             step = dataclasses.replace(step, score_weight=reader.passage_scores.passage_score_weight)
         text_format = overlaid(self.text_format, self.start_retriever.layout)
         return dataclasses.replace(self, layout=overlaid(self.layout, saved_layout), text_format=text_format, step=step)
+
+
+def _layout_of(kind: ReaderKind, start: AnyDescription) -> Any:
+    """A reader's own layout; the kind's where training starts from something else."""
+    return (start.layout if start.kind.name in kind.checkpoints.reads else None) or kind.layout()
+
+
+@dataclass(kw_only=True, frozen=True)
+class EndToEndFinetuneConfig(EndToEndConfig):
+    """Train a retriever and a reader together, from questions and answers alone."""
+
+    data: AskedTrainingDataConfig
