@@ -49,6 +49,7 @@ setup(
         "arrow": ["pyarrow"],
         "documents": ["pypdf>=5", "python-docx>=1.1", "trafilatura>=2", "lxml-html-clean"],
         "wandb": ["wandb"],
+        "spans": ["spacy>=3.8"],
         "dev": [
             "pytest",
             "pytest-xdist",

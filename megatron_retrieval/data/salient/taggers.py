@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -140,7 +141,7 @@ class SpacyTagger:
         if "ner" not in self._pipeline.pipe_names:
             raise DataError(model, "the pipeline recognises no named entities")
         about = self._pipeline.meta
-        self.version = f"spaCy {spacy.__version__}, {about['lang']}_{about['name']} {about['version']}"
+        self.version = f"spaCy {version('spacy')}, {about['lang']}_{about['name']} {about['version']}"
 
     def tag(self, texts: Sequence[TitledSentences], census: Counter[str]) -> list[list[list[Span]]]:
         """See Tagger."""

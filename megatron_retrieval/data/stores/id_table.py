@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,9 @@ def sort_id_table(hashes: Hashes, ids: Ragged, hashes_path: Path, rows_path: Pat
     return duplicates
 
 
-def deal_by_hash(hashes: Hashes, hashes_path: Path, rows_path: Path) -> tuple[Hashes, Rows, list[slice]]:
+def deal_by_hash(
+    hashes: Hashes, hashes_path: Path, rows_path: Path
+) -> tuple[np.memmap[Any, np.dtype[np.uint64]], np.memmap[Any, np.dtype[np.int64]], list[slice]]:
     """Deal the hashes and their rows into buckets by the leading bits, with `BLOCK_ROWS` rows in memory at a time.
 
     Returns:
