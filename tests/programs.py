@@ -33,11 +33,11 @@ def command(*words: object, num_processes: int = 1) -> list[str]:
     return [*launcher, *map(str, words)]
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+def run(words: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run to the end, whatever it is."""
     with TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        program = start(words, *files)
+        program = start(words, *files, cwd=cwd)
         try:
             status = program.wait(PATIENCE_SECONDS)
         finally:
@@ -66,9 +66,9 @@ def refuse(words: list[str], message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def start(words: list[str], stdout: Path = NOWHERE, stderr: Path = NOWHERE) -> WarmProgram:
+def start(words: list[str], stdout: Path = NOWHERE, stderr: Path = NOWHERE, cwd: Path = ROOT) -> WarmProgram:
     """In the background; what it prints is appended to files."""
-    return WarmProgram(words[1:], cwd=ROOT, env=ENVIRONMENT, stdout=stdout, stderr=stderr)
+    return WarmProgram(words[1:], cwd=cwd, env=ENVIRONMENT, stdout=stdout, stderr=stderr)
 
 
 def wait_for_step(output: Path, step: int, process: WarmProgram) -> None:

@@ -157,8 +157,13 @@ class SearchSession:
         return lexical if dense is None else fuse(dense, lexical, self.fusion, k)
 
 
-def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTopology) -> SearchSession:
+def open_search(
+    config: SearchConfig, encode: EncodeConfig, topology: ProcessTopology, *, encoder: LoadedDualEncoder | None = None
+) -> SearchSession:
     """Open all parts and check that they belong together; embeddings are spread over all ranks.
+
+    Args:
+        encoder: the retriever, where it is loaded already.
 
     Raises:
         MismatchError: naming the two that do not.
@@ -169,7 +174,7 @@ def open_search(config: SearchConfig, encode: EncodeConfig, topology: ProcessTop
     if config.embeddings is not None and config.retriever is not None:
         embeddings = EmbeddingStore(config.embeddings)
         embeddings.require(evidence_fingerprint=evidence.fingerprint)
-        encoder = load_encoder_for(evidence, config.retriever, topology, encode.on(topology.device))
+        encoder = encoder or load_encoder_for(evidence, config.retriever, topology, encode.on(topology.device))
         embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
         if options.verify_embeddings and topology.is_main:
             embeddings.verify()

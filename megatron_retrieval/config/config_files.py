@@ -47,7 +47,7 @@ def _yaml_to_words(path: Path, known: Callable[[], Set[str]]) -> list[str]:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
     if root is None or not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected `key: value` lines.")
-    take_extensions(_flag_words("extensions", settings.pop("extensions", [])) if "extensions" in settings else [])
+    take_extensions(flag_words("extensions", settings.pop("extensions", [])) if "extensions" in settings else [])
     keys = known() | {"extensions"}
     key_lines = {node.value: node.start_mark.line + 1 for node, _ in root.value}
     words: list[str] = []
@@ -57,13 +57,14 @@ def _yaml_to_words(path: Path, known: Callable[[], Set[str]]) -> list[str]:
             nearest = difflib.get_close_matches(flag, keys, n=1)
             hint = f" Perhaps you meant {nearest[0]!r}." if nearest else ""
             raise ConfigError(f"{path}:{key_lines.get(str(key), '?')}: unknown key {key!r}.{hint}")
-        words += _flag_words(flag, value)
+        words += flag_words(flag, value)
     return words
 
 
-def _flag_words(flag: str, value: Any) -> list[str]:
+def flag_words(flag: str, value: Any) -> list[str]:
+    """The command-line words that give a flag this value."""
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [f"--{flag}", *map(str, value)]
     return [f"--{flag}", str(value)]

@@ -7,7 +7,11 @@ YAML, and flags on the command line win over the file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import io
+import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -19,9 +23,10 @@ import tyro
 import yaml
 
 from megatron_retrieval.config.choices import describe_choices
-from megatron_retrieval.config.config_files import expand_config_files
+from megatron_retrieval.config.config_files import expand_config_files, flag_words
 from megatron_retrieval.config.extensions import loaded_extensions, take_extensions
 from megatron_retrieval.config.marks import former_name
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
 
@@ -73,6 +78,31 @@ def parse_config(
         _hand_on(config, final)
         return final
     return config
+
+
+def config_of(config_class: type[Config], **settings: Any) -> Config:
+    """A configuration of settings by their flags' names, with `_` for `-`; parsed and checked as flags are.
+
+    Args:
+        settings: None: not given.
+
+    Raises:
+        ConfigError: a setting is unknown (the nearest is named), missing or of the wrong type.
+    """
+    known = {flag.replace("-", "_"): flag for flag in _yaml_keys(config_class)}
+    for name in settings:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"there is no setting {name!r}." + (f" Perhaps you meant {nearest[0]!r}." * len(nearest)))
+    given = ((known[name], value) for name, value in settings.items() if value is not None)
+    words = [word for flag, value in given for word in flag_words(flag, value)]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return parse_config(config_class, words)
+    except SystemExit as error:
+        text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]", "", complaint.getvalue())  # without colours and boxes
+        raise ConfigError(" ".join(text.split())) from error
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -93,6 +94,31 @@ class ProcessTopology:
             dist.barrier()
 
 
+def standing_topology(device: str | None = None) -> ProcessTopology:
+    """The topology of this process: the one that is open, or else one that is formed now and lasts until its end.
+
+    For the use of the package as a library; programs open `process_topology`.
+
+    Args:
+        device: see ParallelConfig.
+
+    Raises:
+        ConfigError: it was formed on another device.
+    """
+    if _open is None:
+        context = contextlib.ExitStack()
+        context.enter_context(process_topology(ParallelConfig(device=device)))
+        atexit.register(context.close)
+    assert _open is not None
+    if device is not None and _open.device.type != torch.device(device).type:
+        raise ConfigError(f"this process computes on {_open.device.type} already; --device {device} needs another one.")
+    return _open
+
+
+#: of this process, while it is open
+_open: ProcessTopology | None = None
+
+
 @contextlib.contextmanager
 def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
     """Join the job that torchrun started, or form a job of one process, for the duration of the block.
@@ -133,12 +159,22 @@ def process_topology(config: ParallelConfig) -> Iterator[ProcessTopology]:
     megatron_compat.seed_dropout(0, topology.tp_rank)
     training = contextlib.nullcontext() if job is None or side_rank is not None else job.training(rank)
     naming = naming_lost_ranks(rank, world_size, config.distributed_timeout_minutes)
-    with training, naming, deterministic_algorithms(config.deterministic_mode):
+    with training, naming, deterministic_algorithms(config.deterministic_mode), _opened(topology):
         yield topology
         # Reached on success only: after an error the other ranks may never come to a barrier.
         topology.barrier()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _opened(topology: ProcessTopology) -> Iterator[None]:
+    global _open
+    _open = topology
+    try:
+        yield
+    finally:
+        _open = None
 
 
 def _world_size(config: ParallelConfig) -> int:

@@ -9,11 +9,12 @@ from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
 from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
+from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
-from megatron_retrieval.checkpoint.huggingface.towers import HF_BERT, HF_DISTILBERT, HF_MPNET
+from megatron_retrieval.checkpoint.huggingface.towers import HF_BERT, HF_DISTILBERT, HF_MPNET, TOWER_FOLDERS
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.errors import CheckpointError
@@ -25,6 +26,24 @@ FORMATS: Registry[Format] = Registry("format of models")
 _ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
 for _format in (*_ENCODERS, HF_T5, HF_CAUSAL_LM):
     FORMATS.add(_format)
+
+
+def format_of(folder: Path) -> str | None:
+    """The name of the format that a folder of another project has; None where it is no such folder.
+
+    Raises:
+        CheckpointError: a model that cannot be imported.
+    """
+    tower = folder / TOWER_FOLDERS["passage"]
+    model = tower if tower.is_dir() else folder
+    if (model / "modules.json").is_file():
+        return SENTENCE_TRANSFORMERS.name
+    model_type = read_optional_settings(model / "config.json").get("model_type")
+    if model_type is None:
+        return None
+    if (name := f"hf-{model_type}") not in FORMATS:
+        raise CheckpointError(f"{model}: model_type is {model_type!r}; models of {', '.join(FORMATS)} can be imported.")
+    return name
 
 
 def import_model(

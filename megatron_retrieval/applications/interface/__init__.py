@@ -1,0 +1,1 @@
+"""The Python interface: `from megatron_retrieval import Retriever, Reader`."""
