@@ -21,7 +21,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_retrieval", "megatron_retrieval.*"]),
     package_data={
+        "megatron_retrieval.applications.serve": ["page.html"],
         "megatron_retrieval.data.files": ["resources.yaml"],
+        "megatron_retrieval.reports": ["style.css"],
         "megatron_retrieval.testing.encyclopedia": ["patterns/*.yaml", "facts/*.tsv"],
     },
     install_requires=[
@@ -48,6 +50,8 @@ setup(
         "gpu": ["triton"],
         "arrow": ["pyarrow"],
         "documents": ["pypdf>=5", "python-docx>=1.1", "trafilatura>=2", "lxml-html-clean"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+        "report": ["matplotlib>=3.8"],
         "wandb": ["wandb"],
         "spans": ["spacy>=3.8"],
         "dev": [
@@ -67,6 +71,10 @@ setup(
             "trafilatura>=2",
             "lxml-html-clean",  # trafilatura needs it without saying so
             "reportlab",
+            "fastapi",
+            "uvicorn",
+            "httpx",
+            "matplotlib",
             "peft",
         ],
     },

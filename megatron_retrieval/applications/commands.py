@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 
@@ -15,8 +14,8 @@ from megatron_retrieval.applications.search import SearchConfig, open_search
 from megatron_retrieval.applications.verify import VerifyConfig, verify
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.reports.highlight import BOLD, RESET, highlight
 from megatron_retrieval.reports.tables import text_table
+from megatron_retrieval.reports.terminal import found_lines, uses_color
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.utils.files import write_json
 
@@ -52,11 +51,8 @@ def search(config: SearchCommandConfig, topology: ProcessTopology) -> None:
     (found,) = session.search([config.question], config.topk)
     if not topology.is_main:
         return
-    in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ if config.color is None else config.color
-    for rank, (passage, score) in enumerate(found, 1):
-        title = f"{BOLD}{passage.title}{RESET}" if in_color else passage.title
-        text = highlight(passage.text, config.question, config.answer) if in_color else passage.text
-        sys.stdout.write(f"{rank}. {title}  (score {score:.4f}, id {passage.id})\n   {text}\n\n")
+    in_color = uses_color(config.color)
+    sys.stdout.write(found_lines(found, config.question, config.answer, in_color=in_color))
 
 
 def plan(config: PlanConfig) -> None:

@@ -4,9 +4,9 @@ do not belong together."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,11 +23,15 @@ from megatron_retrieval.index.exact.placement import Placement
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
+from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
 from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, tokenize_questions
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.types.search import SearchResult
+from megatron_retrieval.utils.manifest import MANIFEST
+
+SearchMethod = Literal["hybrid", "dense", "bm25"]
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -52,7 +56,8 @@ class SearchConfig:
     evidence: Path
     """Folder of the evidence (tools/build_evidence.py)."""
     embeddings: Path | None = None
-    """Folder of the evidence's embeddings (tools/embed_evidence.py); with --retriever."""
+    """Folder of the evidence's embeddings (tools/embed_evidence.py), with --retriever; or the --index-dir of a training
+    run: its newest finished version is searched, with the encoder that made it."""
     retriever: Path | None = field(default=None, metadata=formerly("load"))
     """Checkpoint of the dual encoder that made the embeddings."""
     bm25_index: Path | None = None
@@ -101,6 +106,19 @@ class SearchSession:
     dense: DenseSearch | None
     lexical: LexicalIndex | None
     fusion: RankFusionConfig
+
+    @property
+    def methods(self) -> tuple[SearchMethod, ...]:
+        """The ways in which it can search; the first is that of `search`."""
+        if self.dense is None:
+            return ("bm25",)
+        return ("dense",) if self.lexical is None else ("hybrid", "dense", "bm25")
+
+    def by(self, method: SearchMethod) -> SearchSession:
+        """The same evidence, searched in one of its `methods`."""
+        if method == "dense":
+            return replace(self, lexical=None)
+        return replace(self, dense=None) if method == "bm25" else self
 
     def search(self, questions: Sequence[str], k: int) -> list[list[tuple[Passage, float]]]:
         """For each question the k best (passage, score); a collective where several ranks hold the index."""
@@ -168,6 +186,7 @@ def open_search(
     Raises:
         MismatchError: naming the two that do not.
     """
+    config = newest_version(config)
     evidence, options = EvidenceStore(config.evidence), config.options
     lexical = None if config.bm25_index is None else open_lexical(config.bm25_index, evidence)
     dense = None
@@ -184,6 +203,17 @@ def open_search(
         retriever = Retriever(index)
         dense = DenseSearch(encoder, embeddings, evidence.vocabulary, retriever, topology.device)
     return SearchSession(evidence, dense, lexical, options.fusion)
+
+
+def newest_version(config: SearchConfig) -> SearchConfig:
+    """The configuration with the newest finished version where --embeddings names a folder of versions."""
+    if config.embeddings is None or (config.embeddings / MANIFEST).exists():
+        return config
+    versions = IndexVersions(config.embeddings)
+    finished = versions.complete()
+    if not finished:
+        return config
+    return replace(config, embeddings=versions.path(finished[-1]), retriever=versions.snapshot(finished[-1]))
 
 
 def open_lexical(folder: Path, evidence: EvidenceStore) -> LexicalIndex:

@@ -104,6 +104,8 @@ VERBS = (
     Verb("build bm25", SEARCH, "an index of words", "applications.lexical_building:main"),
     Verb("build index", SEARCH, "an approximate index of vectors", "applications.index_building:main"),
     Verb("search", SEARCH, "print the passages nearest to a question", "applications.commands:search"),
+    Verb("ask", SEARCH, "answer a question, or one after another", "applications.ask:ask"),
+    Verb("serve", SEARCH, "a page and a REST interface to ask questions", "applications.serve.command:serve"),
     Verb("evaluate retriever", EVALUATE, "do the first k passages answer?", "applications.retriever_evaluation:main"),
     Verb(
         "evaluate beir",

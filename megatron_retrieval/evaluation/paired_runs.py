@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.errors import DataError, MismatchError
 from megatron_retrieval.evaluation.intervals import NUM_RESAMPLES, paired_difference
-from megatron_retrieval.evaluation.rank_metrics import UNKNOWN, Ranks, hits_at
+from megatron_retrieval.evaluation.predictions import PREDICTIONS
+from megatron_retrieval.evaluation.rank_metrics import UNKNOWN, hits_at
 from megatron_retrieval.evaluation.retrieval_results import RANKS, read_ranks
+from megatron_retrieval.utils.files import read_lines
+
+#: one value a question, NaN where it has none
+Column = NDArray[np.float64]
 
 
 def compare_runs(baseline: Path, candidate: Path, topk: Sequence[int]) -> dict[str, Any]:
-    """Differences in recall at each of `topk`, and in every metric by judgements that both have.
+    """Differences in recall at each of `topk` and in every metric by judgements that both have; of readers, in exact
+    match and F1.
 
     Args:
         baseline: output folder of an evaluation.
@@ -26,11 +33,10 @@ def compare_runs(baseline: Path, candidate: Path, topk: Sequence[int]) -> dict[s
         What was compared, and by metric {baseline, candidate, difference, difference_ci95 [low, high]}.
 
     Raises:
-        DataError: a folder lacks its ranks, or they are malformed.
+        DataError: a folder has neither ranks nor predictions, or they are malformed.
         MismatchError: the two are of different questions.
     """
-    before_questions, before, before_values = read_ranks(baseline / RANKS)
-    after_questions, after, after_values = read_ranks(candidate / RANKS)
+    (before_questions, before), (after_questions, after) = (_columns(run, topk) for run in (baseline, candidate))
     if before_questions != after_questions:
         raise MismatchError(
             f"{baseline} and {candidate} are evaluations of different questions "
@@ -42,15 +48,10 @@ def compare_runs(baseline: Path, candidate: Path, topk: Sequence[int]) -> dict[s
         "num_questions": len(before_questions),
         "num_resamples": NUM_RESAMPLES,
     }
-    answer_prefix = "answer_" if before_values else ""
-    for prefix, old, new in ((answer_prefix, before.answer, after.answer), ("gold_", before.gold, after.gold)):
-        known = (old != UNKNOWN) & (new != UNKNOWN)
+    for name in [name for name in before if name in after]:
+        known = ~np.isnan(before[name]) & ~np.isnan(after[name])
         if known.any():
-            comparison |= _compare(prefix, old[known], new[known], topk)
-    for name in sorted(before_values.keys() & after_values.keys()):
-        known = ~np.isnan(before_values[name]) & ~np.isnan(after_values[name])
-        if known.any():
-            comparison[name] = _difference(before_values[name][known], after_values[name][known])
+            comparison[name] = _difference(before[name][known], after[name][known])
     return comparison
 
 
@@ -59,14 +60,31 @@ def differences(comparison: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
     return ((name, values) for name, values in comparison.items() if isinstance(values, dict))
 
 
-def _compare(prefix: str, baseline: Ranks, candidate: Ranks, topk: Sequence[int]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for k in sorted(set(topk)):
-        found[f"{prefix}recall@{k}"] = _difference(hits_at(baseline, k), hits_at(candidate, k))
-    return found
+def _columns(run: Path, topk: Sequence[int]) -> tuple[list[str], dict[str, Column]]:
+    """The questions of a run and, by metric, a value for each."""
+    if (run / PREDICTIONS).exists() and not (run / RANKS).exists():
+        return _read_predictions(run / PREDICTIONS)
+    questions, ranks, values = read_ranks(run / RANKS)
+    columns: dict[str, Column] = {}
+    for prefix, own in (("answer_" if values else "", ranks.answer), ("gold_", ranks.gold)):
+        for k in sorted(set(topk)):
+            columns[f"{prefix}recall@{k}"] = np.where(own == UNKNOWN, np.nan, hits_at(own, k))
+    return questions, columns | {name: values[name] for name in sorted(values)}
 
 
-def _difference(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:
+def _read_predictions(path: Path) -> tuple[list[str], dict[str, Column]]:
+    questions, values = [], []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            record = json.loads(line)
+            questions.append(f"{record['id']}\t{record['question']}")
+            values.append((float(record["exact_match"]), float(record["f1"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(path, "not a line of predictions", line=number, hint="Evaluate again.") from error
+    return questions, dict(zip(("exact_match", "f1"), np.array(values).T, strict=True))
+
+
+def _difference(before: Column, after: Column) -> dict[str, Any]:
     difference = paired_difference(before, after)
     return {
         "baseline": float(before.mean()),

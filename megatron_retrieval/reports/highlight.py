@@ -52,21 +52,26 @@ def marked_pieces(text: str, *layers: Sequence[Span]) -> Iterator[tuple[str, tup
         yield "".join(character for character, *_ in characters), marked
 
 
-def best_window(text: str, question: str) -> tuple[int, int]:
+def best_window(text: str, question: str) -> Span:
     """(start, stop) in characters of the `WINDOW_WORDS` words that hold most distinct words of the question,
     narrowed to the first and last of them; (0, 0) where none is found."""
-    wanted = {word for word in _words(question) if word not in _QUESTION_WORDS}
+    words = question_words(text, question)
+    return (words[0][0], words[-1][1]) if words else (0, 0)
+
+
+def question_words(text: str, question: str) -> list[Span]:
+    """The words of the question in the `WINDOW_WORDS` words of `text` that hold most distinct ones of them."""
+    wanted = {_stem(word) for word in _words(question) if word not in _QUESTION_WORDS}
     words = list(_WORD.finditer(text))
     found = [_stem(match.group().lower()) for match in words]
-    wanted = {_stem(word) for word in wanted}
-    best: tuple[int, int, int] = (0, 0, 0)
+    best: list[int] = []
+    most = 0
     for first in (number for number, word in enumerate(found) if word in wanted):
         inside = [number for number in range(first, min(first + WINDOW_WORDS, len(found))) if found[number] in wanted]
-        score = len({found[number] for number in inside})
-        if score > best[0]:
-            best = (score, first, inside[-1])
-    score, first, last = best
-    return (words[first].start(), words[last].end()) if score else (0, 0)
+        distinct = len({found[number] for number in inside})
+        if distinct > most:
+            best, most = inside, distinct
+    return [words[number].span() for number in best]
 
 
 def _words(text: str) -> Iterable[str]:

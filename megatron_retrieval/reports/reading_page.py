@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
 from megatron_retrieval.evaluation.predictions import ReadQuestion
-from megatron_retrieval.reports.highlight import Span, answer_spans, marked_pieces
+from megatron_retrieval.reports.highlight import answer_spans
+from megatron_retrieval.reports.html import facts_table, marked, page_end, page_start
 from megatron_retrieval.utils.files import atomic_file
 
 PAGE = "examples.html"
@@ -15,32 +16,23 @@ PAGE = "examples.html"
 #: acceptable answers that stand beside the question; some files name a hundred
 _SHOWN_ANSWERS = 5
 _SEPARATOR = " · "
+#: the predicted answer and the acceptable ones
+_TAGS = (('<span class="predicted">', "</span>"), ("<mark>", "</mark>"))
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.4rem; }
-table { border-collapse: collapse; margin-bottom: 1.5rem; }
-td { padding: .1rem 1.2rem .1rem 0; }
-td + td { font-variant-numeric: tabular-nums; }
-details { border-left: 4px solid #c33; background: #fafafa; margin: .6rem 0; padding: .4rem .8rem; }
-details.right { border-color: #2a7; }
+details { border-left: 4px solid var(--bad); background: var(--card); margin: .6rem 0; padding: .5rem .9rem; }
+details.right { border-color: var(--good); }
 summary { cursor: pointer; overflow-wrap: anywhere; }
-summary b { color: #c33; }
-.right summary b { color: #2a7; }
+summary b { color: var(--bad); }
+.right summary b { color: var(--good); }
 article { margin: .8rem 0; padding-left: .7rem; border-left: 2px solid transparent; font-size: .92rem; }
-article.telling { border-color: #999; }
-h2 { font-size: .92rem; margin: 0; }
-p { margin: 0; overflow-wrap: anywhere; }
-small { color: #666; }
-mark { background: #ffe98a; }
-.predicted { outline: 2px solid #68c; border-radius: 2px; }
+article.telling { border-color: var(--soft); }
+article h2 { font-size: .92rem; margin: 0; }
+article p { margin: 0; font-family: var(--serif); }
+table { margin-bottom: 1.5rem; }
+.predicted { outline: 2px solid var(--accent); border-radius: 2px; }
 body:has(#wrong:checked) details.right, body:has(#right:checked) details:not(.right),
 body:has(#telling:checked) article:not(.telling) { display: none; }
-@media (prefers-color-scheme: dark) {
-  body { background: #191919; color: #ddd; } details { background: #222; } small { color: #999; }
-  mark { background: #6b5a00; color: inherit; }
-}
 """
 
 _CHOICE = """<p><label><input type="radio" name="shown" id="all" checked> all</label>
@@ -60,16 +52,11 @@ def write_reading_page(
         examples: what the page shows, in their order.
         facts: named values at the top of the page, such as metrics.
     """
-    rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>\n" for k, v in (facts or {}).items())
     with atomic_file(path) as file:
-        file.write(
-            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-            '<meta name="viewport" content="width=device-width">\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n<table>\n{rows}</table>\n{_CHOICE}"
-        )
+        file.write(f"{page_start(title, _STYLE)}{facts_table(facts or {})}{_CHOICE}")
         for example in examples:
             file.write(_example(example))
-        file.write("</body>\n</html>\n")
+        file.write(page_end())
 
 
 def _example(example: ReadQuestion) -> str:
@@ -100,20 +87,11 @@ def _passage(example: ReadQuestion, place: int) -> str:
     question, prediction = example.question, example.prediction
     passage = question.passages[place]
     predicted = prediction.text if prediction.passage in (None, place) else ""
-    layers = (answer_spans(passage.text, question.answers), answer_spans(passage.text, [predicted]))
+    layers = (answer_spans(passage.text, [predicted]), answer_spans(passage.text, question.answers))
     facts = [escape(passage.id), f"score {question.scores[place]:.4g}" if any(question.scores) else ""]
     facts.append("the answer was taken from here" if prediction.passage == place else "")
+    text = marked(passage.text, layers, _TAGS)
     return (
         f'<article class="{"telling" if any(layers) else "silent"}"><h2>{place + 1}. {escape(passage.title)} '
-        f"<small>{_SEPARATOR.join(filter(None, facts))}</small></h2><p>{_marked(passage.text, *layers)}</p></article>\n"
+        f"<small>{_SEPARATOR.join(filter(None, facts))}</small></h2><p>{text}</p></article>\n"
     )
-
-
-def _marked(text: str, answers: Sequence[Span], predicted: Sequence[Span]) -> str:
-    """The text as HTML, acceptable answers marked and the predicted one framed."""
-    parts = []
-    for piece, (is_answer, is_predicted) in marked_pieces(text, answers, predicted):
-        html = escape(piece)
-        html = f'<span class="predicted">{html}</span>' if is_predicted else html
-        parts.append(f"<mark>{html}</mark>" if is_answer else html)
-    return "".join(parts)

@@ -65,7 +65,8 @@ class MetricsLog(Callback):
             return
         rate = self._num_steps / max(self._seconds, 1e-9)
         self._seconds, self._num_steps = 0.0, 0
-        self.write(report.iteration, report.metrics)
+        examples_per_second = rate * self._examples_per_step
+        self.write(report.iteration, {**report.metrics, "examples_per_second": examples_per_second})
         left = timedelta(seconds=round((trainer.train_iters - report.iteration) / rate))
         numbers = " | ".join(
             f"{name} {report.metrics[name]:.4g}"
@@ -74,7 +75,7 @@ class MetricsLog(Callback):
         )
         log.info(
             "iteration %d/%d | %s | %.1f examples/s | %s left",
-            report.iteration, trainer.train_iters, numbers, rate * self._examples_per_step, left,
+            report.iteration, trainer.train_iters, numbers, examples_per_second, left,
         )  # fmt: skip
 
     def on_end(self, trainer: Trainer) -> None:

@@ -58,7 +58,14 @@ def leaving_on_signals() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(SIGNAL_STATUS + number)
 
-    previous = _handle(leave)
+    with handling_stop_signals(leave):
+        yield
+
+
+@contextlib.contextmanager
+def handling_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, a stop signal calls `handler` with its number."""
+    previous = _handle(handler)
     try:
         yield
     finally:
