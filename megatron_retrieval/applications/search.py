@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_retrieval.applications.learn.folder import LearnedFolder
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -54,7 +55,8 @@ class SearchConfig:
     """What is searched, and how: by an encoder, by BM25, or by both."""
 
     evidence: Path
-    """Folder of the evidence (tools/build_evidence.py)."""
+    """Folder of the evidence (tools/build_evidence.py); or one that megatron-retrieval learn keeps, whose newest
+    version is searched by words and vectors without any other flag."""
     embeddings: Path | None = None
     """Folder of the evidence's embeddings (tools/embed_evidence.py), with --retriever; or the --index-dir of a training
     run: its newest finished version is searched, with the encoder that made it."""
@@ -68,7 +70,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if (self.embeddings is None) != (self.retriever is None):
             raise ConfigError("--embeddings and --retriever belong together: give both, or --bm25-index alone.")
-        if self.retriever is None and self.bm25_index is None:
+        if self.retriever is None and self.bm25_index is None and LearnedFolder.at(self.evidence) is None:
             raise ConfigError("Nothing to search with: give --embeddings and --retriever, --bm25-index, or all three.")
         if self.embeddings is None and self.options.approximate.index is not None:
             raise ConfigError("--index is of embeddings: give --embeddings and --retriever as well.")
@@ -206,7 +208,23 @@ def open_search(
 
 
 def newest_version(config: SearchConfig) -> SearchConfig:
-    """The configuration with the newest finished version where --embeddings names a folder of versions."""
+    """The configuration with the newest finished version, where --evidence names a folder that learn keeps or
+    --embeddings one of versions.
+
+    Raises:
+        ConfigError: parts are given beside a folder that has all of them.
+    """
+    learned = LearnedFolder.at(config.evidence)
+    if learned is not None:
+        if config.retriever is not None or config.bm25_index is not None:
+            raise ConfigError(f"--evidence {config.evidence} has vectors and words of its own: give no others.")
+        return replace(
+            config,
+            evidence=learned.evidence,
+            embeddings=learned.embeddings,
+            retriever=learned.retriever,
+            bm25_index=learned.bm25_index,
+        )
     if config.embeddings is None or (config.embeddings / MANIFEST).exists():
         return config
     versions = IndexVersions(config.embeddings)

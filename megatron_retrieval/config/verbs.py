@@ -17,6 +17,7 @@ from typing import Any
 from megatron_retrieval.errors import ConfigError
 
 PROGRAM = "megatron-retrieval"
+OWN = "documents of your own"
 DATA = "data"
 MODELS = "models of others"
 TRAIN = "training; each runs under torchrun as well"
@@ -24,7 +25,7 @@ SEARCH = "search"
 EVALUATE = "evaluation"
 PROGRAMS = "this machine and this program"
 #: in the order in which help prints them
-GROUPS = (DATA, MODELS, TRAIN, SEARCH, EVALUATE, PROGRAMS)
+GROUPS = (OWN, DATA, MODELS, TRAIN, SEARCH, EVALUATE, PROGRAMS)
 _PACKAGE = "megatron_retrieval"
 
 
@@ -52,6 +53,7 @@ class Verb:
 
 
 VERBS = (
+    Verb("learn", OWN, "a folder of documents, until it can be searched and asked", "applications.learn.learn:main"),
     Verb("download", DATA, "public passages and questions by name", "applications.data_download:main"),
     Verb(
         "convert",

@@ -16,6 +16,7 @@ from megatron_retrieval.training.trainer import Callback, StepReport, Trainer
 from megatron_retrieval.utils.disk import writing
 from megatron_retrieval.utils.files import atomic_file, write_json
 from megatron_retrieval.utils.logging import get_logger
+from megatron_retrieval.utils.progress import is_staged, progress_bar
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,10 +45,13 @@ class MetricsLog(Callback):
         self._board: SummaryWriter | None = None
         self._seconds, self._num_steps = 0.0, 0  # since the last logged step, evaluation and saving left out
         self._summary: dict[str, Any] = {}
+        self._bar = progress_bar("training", "steps", visible=False)
 
     def on_start(self, trainer: Trainer) -> None:
         if not self._is_main:
             return
+        if is_staged():  # part of longer work, whose bars say what is left
+            self._bar = progress_bar("training", "steps", trainer.train_iters - trainer.iteration)
         folder = Path(self._config.output_dir)
         path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +65,7 @@ class MetricsLog(Callback):
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self._seconds, self._num_steps = self._seconds + report.seconds, self._num_steps + 1
+        self._bar.update()
         if not self._is_main or not (self.is_due(report.iteration) or report.iteration >= trainer.train_iters):
             return
         rate = self._num_steps / max(self._seconds, 1e-9)
@@ -79,6 +84,7 @@ class MetricsLog(Callback):
         )  # fmt: skip
 
     def on_end(self, trainer: Trainer) -> None:
+        self._bar.close()
         if self._file is not None:
             self._file.close()
         if self._board is not None:

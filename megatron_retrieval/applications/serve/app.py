@@ -112,8 +112,8 @@ def _add_passages(app: FastAPI, config: ServeConfig, service: Service) -> None:
         after = _neighbours(evidence, own, range(row + 1, min(len(evidence), row + 1 + NEIGHBOURS)))
         return InContext(**vars(plain(own)), before=before, after=after)
 
-    if config.documents is not None:
-        files = DocumentFiles(config.documents)
+    if (folder := config.document_folder) is not None:
+        files = DocumentFiles(folder)
 
         @app.get("/documents/{passage_id:path}", response_class=FileResponse, responses=_problems(400, 401, 404))
         def document(passage_id: str) -> FileResponse:
@@ -159,7 +159,7 @@ def _health(config: ServeConfig, service: Service, version: Version) -> Health:
         num_passages=len(session.search.evidence),
         methods=list(session.search.methods),
         has_reader=session.reader is not None,
-        has_documents=config.documents is not None,
+        has_documents=config.document_folder is not None,
         evidence_fingerprint=session.search.evidence.fingerprint,
         encoder_fingerprint=None if dense is None else dense.encoder.description.fingerprint,
         max_question_length=config.limits.max_question_length,

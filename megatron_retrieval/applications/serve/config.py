@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from megatron_retrieval.applications.answering import AnsweringConfig
+from megatron_retrieval.applications.learn.folder import LearnedFolder
 from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeFloat, PositiveInt
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.parallel.topology import ParallelConfig
@@ -40,7 +41,7 @@ class ServeConfig(Checked):
     """What is searched, and what answers."""
     documents: Path | None = None
     """Folder that the passages were made from, where their ids name its files: those files, and no others, can then be
-    opened from the page; default: none can."""
+    opened from the page; default: the folder that megatron-retrieval learn read, else none can."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: every address of this machine, so that others reach it."""
     port: Annotated[int, Bounds(least=0, most=65535)] = 8000
@@ -58,6 +59,12 @@ class ServeConfig(Checked):
     """What a request may ask for."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
+
+    @property
+    def document_folder(self) -> Path | None:
+        """--documents, or what the folder in --evidence was learned from."""
+        learned = LearnedFolder.at(self.answering.search.evidence)
+        return self.documents or (learned.documents if learned else None)
 
     @property
     def names(self) -> tuple[str, ...] | None:

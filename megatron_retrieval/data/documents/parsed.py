@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.data.documents.cutting import CutConfig, cut_passages
@@ -74,30 +74,42 @@ class ParsedDocuments:
             if number:
                 yield CutPassage(**json.loads(line))
 
-    def read(self, file: FoundFile, path: Path) -> None:
-        """Read a file and keep its passages, or why it cannot be read."""
-        reader = reader_of(file.path)
-        assert reader is not None
+    def read(self, file: FoundFile, path: Path) -> str:
+        """Read a file and keep its passages, or why it has none.
+
+        Returns:
+            What was wrong, where nothing was kept: the file changed meanwhile.
+        """
         try:
             with atomic_file(path) as entry:
                 entry.write("{}\n")
-                for section in reader.read(file.path):
-                    for text, at in cut_passages(section.lines, self.cutting):
-                        passage = CutPassage(_plain(section.title), _plain(text), at)
-                        entry.write(json.dumps(passage._asdict(), ensure_ascii=False) + "\n")
+                if not self._write_passages(file.path, entry):
+                    raise DataError(file.path, "holds no text")
         except DataError as error:
             where = f"line {error.line}: " if error.line is not None else ""
             with atomic_file(path) as entry:
                 entry.write(json.dumps({_PROBLEM: where + error.problem}) + "\n")
-        status = file.path.stat()
-        if (status.st_size, status.st_mtime_ns) != file.state:
+        status = file.path.stat() if file.path.exists() else None
+        if status is None or (status.st_size, status.st_mtime_ns) != file.state:
             path.unlink()
-            raise DataError(file.path, "changed while it was read", hint="Run the command again.")
+            return "changed while it was read; run the command again"
+        return ""
+
+    def _write_passages(self, path: Path, entry: IO[str]) -> int:
+        """Append the passages of a file; returns their number."""
+        number, reader = 0, reader_of(path)
+        assert reader is not None
+        for section in reader.read(path):
+            for text, at in cut_passages(section.lines, self.cutting):
+                passage = CutPassage(_plain(section.title), _plain(text), at)
+                entry.write(json.dumps(passage._asdict(), ensure_ascii=False) + "\n")
+                number += 1
+        return number
 
 
-def read_document(parsed: ParsedDocuments, task: tuple[FoundFile, Path]) -> None:
+def read_document(parsed: ParsedDocuments, task: tuple[FoundFile, Path]) -> str:
     """See `ParsedDocuments.read`; for a pool of workers."""
-    parsed.read(*task)
+    return parsed.read(*task)
 
 
 def _plain(text: str) -> str:
