@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.initialise import initialise_normal
@@ -56,7 +57,7 @@ class DualEncoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self._frozen = config, tuple[str, ...]()
         names = ["shared"] if config.biencoder_shared_query_context_model else ["query", "passage"]
         self.towers = nn.ModuleDict({name: Tower(config, topology, dtype) for name in names})
         initialise_normal(self, topology, std=config.encoder.init_method_std, seed=seed)
@@ -66,6 +67,27 @@ class DualEncoder(nn.Module):
     def dimension(self) -> int:
         """Width of the vectors."""
         return self.config.dimension
+
+    def freeze_passages(self) -> None:
+        """Train the encoder of questions alone; that of passages has no gradient and no dropout.
+
+        Raises:
+            ConfigError: they are one.
+        """
+        if "passage" not in self.towers:
+            raise ConfigError(
+                "questions and passages share one encoder: --freeze-passage-encoder needs "
+                "--no-biencoder-shared-query-context-model, which trains two that begin as copies of it."
+            )
+        self.towers["passage"].requires_grad_(False)
+        self._frozen = ("passage",)
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """As nn.Module's; frozen towers stay in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.towers[name].eval()
+        return self
 
     def forward(self, queries: TokenBatch, passages: TokenBatch) -> tuple[Tensor, Tensor]:
         """The vectors of both: [B, D] and [P, D], float32."""

@@ -29,6 +29,48 @@ def negative_log_likelihood(scores: Tensor, positives: Tensor) -> Tensor:
     return F.cross_entropy(scores, positives, reduction="none")
 
 
+def pair_losses(scores: Tensor, margin: float = 0.5) -> Tensor:
+    """Squared distances of a question's positive pair, and what its negative pairs lack of a margin, squared.
+
+        loss_i = d(q_i, z_i+)^2 + sum_j max(0, margin - d(q_i, z_j))^2,   d = 1 - s, s a cosine
+
+    (Hadsell et al. 2006, "Dimensionality reduction by learning an invariant mapping", eq. 4, times 2.)
+
+    Args:
+        scores: [n, m], the positive's first; -inf where a pair does not count.
+
+    Returns:
+        [n]
+    """
+    counts = scores > -torch.inf
+    distances = 1 - scores.where(counts, 1)
+    errors = torch.cat([distances[:, :1], (margin - distances[:, 1:]).clamp(min=0)], 1)
+    return errors.where(counts, 0).square().sum(1)
+
+
+def contrastive_pairs(scores: Tensor, positives: Tensor) -> Tensor:
+    """Half of `pair_losses`: its mean over pairs is the contrastive loss of sentence-transformers."""
+    return pair_losses(scores) / 2
+
+
+def online_contrastive_pairs(scores: Tensor, positives: Tensor) -> Tensor:
+    """`pair_losses`: its sum over hard pairs is the online contrastive loss of sentence-transformers."""
+    return pair_losses(scores)
+
+
+def hard_pairs(scores: Tensor, furthest_positive: Tensor, nearest_negative: Tensor) -> Tensor:
+    """The scores [n, m] of positive pairs that are further apart than some negative pair, and of negative pairs nearer
+    than some positive pair; -inf for the others.
+
+    Args:
+        furthest_positive: the greatest distance of a positive pair of the batch.
+        nearest_negative: the smallest distance of a negative pair of the batch.
+    """
+    distances = 1 - scores
+    is_hard = torch.cat([distances[:, :1] > nearest_negative, distances[:, 1:] < furthest_positive], 1)
+    return scores.where(is_hard, -torch.inf)
+
+
 def contrastive_loss(
     queries: Tensor,
     passages: Tensor,

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
+import torch
+
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.batches import BatchSource, Bundles
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.starting_point import find_start, load_start
@@ -32,6 +35,8 @@ class DualEncoderTrainingConfig:
     pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose weights, shape, text layout and vocabulary training starts from: of a dual encoder, or of a
     masked language model, whose encoder goes into both towers; default: random weights."""
+    freeze_passage_encoder: bool = False
+    """Do not train the encoder of passages, so that embeddings made before stay right."""
     training: TrainingConfig
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     recall: RecallConfig = field(default_factory=RecallConfig)
@@ -84,6 +89,7 @@ def build_contrastive_trainer(
     Raises:
         ConfigError: texts are longer than the encoder's positions.
         CheckpointError: the starting point does not fit the model.
+        MismatchError: the guide reads another vocabulary.
         DataError, MismatchError: recall cannot be measured with the questions or the evidence given.
     """
     training, shape, lengths = config.training, config.model, config.text_format
@@ -98,6 +104,10 @@ def build_contrastive_trainer(
         shape = dataclasses.replace(shape, encoder=encoder)
     model = DualEncoder(shape, topology, training.precision.on(topology.device), seed=seed)
     load_start(DUAL_ENCODER, start, model, training.save, topology)
+    if config.freeze_passage_encoder:
+        model.freeze_passages()
+        identity = {**identity, "--freeze-passage-encoder": True}
+    guide = _open_guide(config.contrastive, tokenizer, topology, training.precision.on(topology.device))
     recall = config.recall.open(model, config.text_format, tokenizer)
     saved = SavedModel(
         DUAL_ENCODER.name,
@@ -108,4 +118,24 @@ def build_contrastive_trainer(
     run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
-    return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed), examples, bundles)
+    return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed, guide), examples, bundles)
+
+
+def _open_guide(
+    config: ContrastiveConfig, tokenizer: Vocabulary, topology: ProcessTopology, dtype: torch.dtype
+) -> DualEncoder | None:
+    """What a guided loss takes its similarities from, in evaluation mode.
+
+    Raises:
+        CheckpointError: no dual encoder there.
+        MismatchError: it reads another vocabulary than the encoder in training.
+    """
+    if config.guide is None:
+        return None
+    description = DUAL_ENCODER.describe(config.guide)
+    if description.vocabulary().fingerprint != tokenizer.fingerprint:
+        raise MismatchError(
+            f"--guide {config.guide} reads another vocabulary than the encoder in training, and is given its tokens; "
+            "choose a guide with the same vocabulary."
+        )
+    return description.load(topology, dtype)

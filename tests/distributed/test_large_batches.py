@@ -15,7 +15,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import contrastive_share, tiny_dual_encoder_config
-from megatron_retrieval.training.steps import contrastive_step
+from megatron_retrieval.training.steps import batch_losses
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.trainer import reduce_metrics
 
@@ -36,7 +36,7 @@ def test_memory_at_4096_is_that_at_256() -> None:
 
 def _step(topology: ProcessTopology, most_scores: int, *, cached: bool) -> dict[str, torch.Tensor]:
     """Metrics and full gradients of one step, and the metrics of an evaluation."""
-    contrastive_step.MOST_SCORES = most_scores
+    batch_losses.MOST_SCORES = most_scores
     model = DualEncoder(tiny_dual_encoder_config(), topology, seed=3)
     parallel = DataParallelModel(model, topology)
     batch = contrastive_share(NUM_QUESTIONS, 1, 7, topology.dp_rank, topology.dp_size)

@@ -8,18 +8,23 @@ gradient into the weights. The result is that of one pass over the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.choices import OneOf
+from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.batch_losses import BatchVectors, losses_of_rows, row_blocks
 from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
@@ -29,16 +34,15 @@ from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.types.metrics import Count, Mean, Metrics
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order, to_device
 
-#: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
-MOST_SCORES = 1 << 19
-
 
 @dataclass(kw_only=True, frozen=True)
 class ContrastiveConfig(ScoreScalingConfig, Checked):
     """The contrastive loss and how its step is computed."""
 
     contrastive_loss: Annotated[str, OneOf(CONTRASTIVE_LOSSES)] = "nll"
-    """Loss of a question, given the scores of all passages of the global batch."""
+    """Loss of a question, given the scores of passages of the global batch."""
+    guide: Path | None = field(default=None, metadata=INPUT)
+    """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
     micro_batch_size: PositiveInt = 8
     """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
     gradient_caching: bool = True
@@ -46,12 +50,33 @@ class ContrastiveConfig(ScoreScalingConfig, Checked):
 
 
 class ContrastiveStep:
-    """Contrastive training of a dual encoder. Dropout depends on (seed, iteration, rank, tower, micro-batch) only."""
+    """Contrastive training of a dual encoder. Dropout depends on (seed, iteration, rank, tower, micro-batch) only.
 
-    def __init__(self, model: DualEncoder, config: ContrastiveConfig, topology: ProcessTopology, seed: int) -> None:
+    Args:
+        guide: in evaluation mode, where the loss has one.
+
+    Raises:
+        ConfigError: the loss needs cosines or a guide, or has no use for one.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        config: ContrastiveConfig,
+        topology: ProcessTopology,
+        seed: int,
+        guide: DualEncoder | None = None,
+    ) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
         self._divisor = config.score_divisor(model.dimension)
-        self._question_losses = CONTRASTIVE_LOSSES[config.contrastive_loss].question_losses
+        self._loss, self._guide = CONTRASTIVE_LOSSES[config.contrastive_loss], guide
+        if (self._loss.over == "guided") != (guide is not None):
+            raise ConfigError(f"--guide and --contrastive-loss {self._loss.name}: gist needs a guide, and others none.")
+        if "pairs" in self._loss.over and not (model.config.normalize_embeddings and self._divisor == 1):
+            raise ConfigError(
+                f"--contrastive-loss {self._loss.name} compares cosines: give --normalize-embeddings, "
+                "--no-retriever-score-scaling and no --temperature."
+            )
 
     def forward_backward(self, batch: ContrastiveBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule."""
@@ -70,7 +95,8 @@ class ContrastiveStep:
             for encoding, gradient in zip(encodings, gradients, strict=True):
                 encoding.backward(gradient)
         else:
-            torch.autograd.backward(vectors, gradients)
+            trained = [place for place, own in enumerate(vectors) if own.requires_grad]
+            torch.autograd.backward([vectors[n] for n in trained], [gradients[n] for n in trained])
         excluded = torch.full((), float(batch.num_false_negatives), device=self.topology.device)
         return {**metrics, "num_false_negatives": Count(excluded)}
 
@@ -81,8 +107,8 @@ class ContrastiveStep:
         batch = batch.to(self.topology.device)
         queries = self._encoding(self.model.encode_queries, batch.questions, None).vectors()
         passages = self._encoding(self.model.encode_passages, batch.passages, None).vectors()
-        candidates = gather_rows_with_grad(passages, self.topology.groups.dp)
-        outputs = list(self._block_losses(queries, candidates, batch))
+        vectors = self._gathered(queries, passages)
+        outputs = list(self._block_losses(vectors, batch))
         return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
 
     def _vector_gradients(
@@ -90,29 +116,57 @@ class ContrastiveStep:
     ) -> tuple[Metrics, tuple[Tensor, Tensor]]:
         """The metrics, and the gradients of `loss * loss_scale` with respect to queries and passages."""
         queries, passages = queries.requires_grad_(), passages.requires_grad_()
-        gathered = gather_rows_with_grad(passages, self.topology.groups.dp)
-        candidates = gathered.detach().requires_grad_()
+        gathered = self._gathered(queries, passages)
+        # the blocks' gradients add up here, and go on to all ranks at once
+        leaves = replace(
+            gathered,
+            all_queries=gathered.all_queries.detach().requires_grad_(),
+            passages=gathered.passages.detach().requires_grad_(),
+        )
         outputs = []
-        for output in self._block_losses(queries, candidates, batch):
+        for output in self._block_losses(leaves, batch):
             (output.loss * loss_scale).backward()
             outputs.append(LossOutput(output.loss.detach(), output.metrics))
-        gathered.backward(candidates.grad)
+        gathered.passages.backward(leaves.passages.grad)
+        if leaves.all_queries.grad is not None:
+            gathered.all_queries.backward(leaves.all_queries.grad)
         assert queries.grad is not None
         assert passages.grad is not None
         return _sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
 
-    def _block_losses(self, queries: Tensor, candidates: Tensor, batch: ContrastiveBatch) -> Iterator[LossOutput]:
-        """The losses of blocks of questions, whose sum is this rank's part of the loss; so the scores of a batch of
-        thousands never stand in memory whole.
+    def _gathered(self, queries: Tensor, passages: Tensor) -> BatchVectors:
+        """Of this rank's vectors those that the loss sees."""
+        is_guided, dp_group = self._loss.over == "guided", self.topology.groups.dp
+        all_queries = gather_rows_with_grad(queries, dp_group) if is_guided else queries
+        return BatchVectors(queries, all_queries, gather_rows_with_grad(passages, dp_group))
 
-        Args:
-            queries: [n, D], of this rank.
-            candidates: [P, D], the passages of all data-parallel ranks.
-        """
+    @torch.no_grad()
+    def _guided(self, batch: ContrastiveBatch) -> BatchVectors | None:
+        """What the guide makes of the batch, of length 1."""
+        if self._guide is None:
+            return None
+        queries = self._encoding(self._guide.encode_queries, batch.questions, None).vectors()
+        passages = self._encoding(self._guide.encode_passages, batch.passages, None).vectors()
+        return self._gathered(F.normalize(queries, dim=1), F.normalize(passages, dim=1))
+
+    def _block_losses(self, vectors: BatchVectors, batch: ContrastiveBatch) -> Iterator[LossOutput]:
+        """The losses of blocks of questions, whose sum is this rank's part of the loss; so the scores of a batch of
+        thousands never stand in memory whole."""
+        queries, candidates = vectors.queries, vectors.passages
         num_passages = candidates.size(0) // self.topology.dp_size
         first, stride = self.topology.dp_rank * num_passages, num_passages // queries.size(0)
         positives = torch.arange(first, first + num_passages, stride, device=candidates.device)
-        for rows in _row_blocks(queries.size(0), candidates.size(0)):
+        blocks = row_blocks(queries.size(0), candidates.size(0))
+        losses = losses_of_rows(
+            self._loss,
+            vectors,
+            self._guided(batch),
+            batch,
+            divisor=self._divisor,
+            dp_group=self.topology.groups.dp,
+            blocks=blocks,
+        )
+        for rows in blocks:
             yield contrastive_loss(
                 queries[rows],
                 candidates,
@@ -121,7 +175,7 @@ class ContrastiveStep:
                 batch.question_is_real[rows],
                 batch.num_questions,
                 self._divisor,
-                self._question_losses,
+                losses(rows),
             )
 
     def _encoding(
@@ -145,12 +199,6 @@ def _sum_of_blocks(outputs: Sequence[LossOutput], batch: ContrastiveBatch) -> Me
         name: replace(metric, part=torch.stack([block[name].part for block in blocks]).sum())
         for name, metric in blocks[0].items()
     }
-
-
-def _row_blocks(num_questions: int, num_passages: int) -> Iterator[slice]:
-    """Blocks of questions with a bounded number of scores each."""
-    size = max(1, MOST_SCORES // num_passages)
-    return (slice(start, start + size) for start in range(0, num_questions, size))
 
 
 class _RepeatableEncoding:
@@ -187,7 +235,10 @@ class _RepeatableEncoding:
         return in_given_order(vectors, self.chunks)[self._place_of]
 
     def backward(self, gradient: Tensor) -> None:
-        """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time."""
+        """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time; none of a frozen encoder."""
         total = gradient.new_zeros(len(self._texts), gradient.size(1)).index_add_(0, self._place_of, gradient)
         for number, chunk in enumerate(self.chunks):
-            self._encode_chunk(number).backward(total[to_device(chunk, self._device)])
+            vectors = self._encode_chunk(number)
+            if not vectors.requires_grad:
+                return
+            vectors.backward(total[to_device(chunk, self._device)])

@@ -1,0 +1,187 @@
+"""How a contrastive loss sees a batch: all its passages, labelled pairs, or the candidates that a guide leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.objectives.contrastive import QuestionLosses, hard_pairs
+from megatron_retrieval.parallel.collectives import gather_rows
+from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss
+from megatron_retrieval.types.contrastive import ContrastiveBatch
+
+#: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
+MOST_SCORES = 1 << 19
+#: the losses of a block of the rank's questions, given their scores
+LossesOfRows = Callable[[slice], QuestionLosses]
+
+
+def row_blocks(num_questions: int, num_passages: int) -> list[slice]:
+    """Blocks of questions with a bounded number of scores each."""
+    size = max(1, MOST_SCORES // num_passages)
+    return [slice(start, start + size) for start in range(0, num_questions, size)]
+
+
+@dataclass(frozen=True)
+class BatchVectors:
+    """Vectors of a batch, or a guide's vectors of the same texts.
+
+    Attributes:
+        queries: [n, D], of this rank's questions.
+        all_queries: [W * n, D], of all data-parallel ranks' questions; needed by guided losses alone.
+        passages: [P, D], of all data-parallel ranks.
+    """
+
+    queries: Tensor
+    all_queries: Tensor
+    passages: Tensor
+
+
+def losses_of_rows(
+    loss: ContrastiveLoss,
+    vectors: BatchVectors,
+    guide: BatchVectors | None,
+    batch: ContrastiveBatch,
+    *,
+    divisor: float,
+    dp_group: dist.ProcessGroup,
+    blocks: list[slice],
+) -> LossesOfRows:
+    """What computes the losses of each block of the rank's questions.
+
+    Args:
+        guide: of guided losses.
+        divisor: of scores.
+        blocks: of this rank's questions, see `row_blocks`.
+
+    Raises:
+        ConfigError: there are no negative pairs.
+    """
+    if loss.over in ("pairs", "hard pairs"):
+        return _Pairs.of(loss, vectors, batch, divisor, dp_group, blocks).losses
+    if loss.over == "guided":
+        assert guide is not None, "a guided loss needs a guide"
+        is_real = gather_rows(batch.question_is_real, dp_group)
+        return _Guided(loss, vectors, guide, is_real, divisor, dp_group.rank()).losses
+    return lambda rows: loss.question_losses
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """A question with its positive, and with each of its own hard negatives.
+
+    Attributes:
+        columns: [n, 1 + H] int64 of passages, the positive first.
+        factor: of a question's sum, so that the mean over questions is the mean over pairs, or the sum.
+        hardest: the distance of the furthest positive pair and of the nearest negative pair of the global batch, beyond
+            which pairs count; None: all do.
+    """
+
+    loss: ContrastiveLoss
+    columns: Tensor
+    factor: Tensor
+    hardest: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        loss: ContrastiveLoss,
+        vectors: BatchVectors,
+        batch: ContrastiveBatch,
+        divisor: float,
+        dp_group: dist.ProcessGroup,
+        blocks: list[slice],
+    ) -> _Pairs:
+        """The pairs of all ranks have their share in the number and in the hardest of them."""
+        num_questions, num_columns = len(vectors.queries), len(vectors.passages)
+        stride = num_columns // dp_group.size() // num_questions
+        if stride == 1:
+            raise ConfigError(
+                f"--contrastive-loss {loss.name} learns from labelled pairs: give data with hard negatives and "
+                "--num-hard-negatives above 0."
+            )
+        first = dp_group.rank() * num_questions * stride
+        columns = first + torch.arange(num_questions * stride, device=vectors.queries.device).view(num_questions, -1)
+        excluded = torch.cat([batch.excluded[rows].gather(1, columns[rows]) for rows in blocks])
+        is_pair = ~excluded & batch.question_is_real[:, None]
+        distances = 1 - torch.einsum("nd,nhd->nh", vectors.queries, vectors.passages[columns]) / divisor
+        num_pairs = is_pair.sum().to(distances.dtype)
+        positive = distances[:, 0].where(is_pair[:, 0], -torch.inf).amax()
+        negative = distances[:, 1:].where(is_pair[:, 1:], torch.inf)
+        extremes = torch.stack([positive, -negative.amin()])
+        if dp_group.size() > 1:
+            dist.all_reduce(num_pairs, group=dp_group)
+            dist.all_reduce(extremes, dist.ReduceOp.MAX, group=dp_group)
+        if loss.over == "hard pairs":
+            return cls(loss, columns, num_pairs.new_tensor(batch.num_questions), (extremes[0], -extremes[1]))
+        return cls(loss, columns, batch.num_questions / num_pairs, None)
+
+    def losses(self, rows: slice) -> QuestionLosses:
+        """See LossesOfRows."""
+
+        def losses(scores: Tensor, positives: Tensor) -> Tensor:
+            own = scores.gather(1, self.columns[rows])
+            if self.hardest is not None:
+                own = hard_pairs(own, *self.hardest)
+            return self.factor * self.loss.question_losses(own, torch.zeros_like(positives))
+
+        return losses
+
+
+@dataclass(frozen=True)
+class _Guided:
+    """Passages, other questions and other positives, without those that a guide finds nearer than the positive is to
+    its question (GISTEmbed, Solatorio 2024, arXiv 2402.16829).
+
+    Attributes:
+        is_real: [W * n] bool of all ranks' questions.
+    """
+
+    loss: ContrastiveLoss
+    vectors: BatchVectors
+    guide: BatchVectors
+    is_real: Tensor
+    divisor: float
+    dp_rank: int
+
+    def losses(self, rows: slice) -> QuestionLosses:
+        """See LossesOfRows."""
+        num_questions = len(self.vectors.queries)
+        columns_of_positives = torch.arange(0, len(self.guide.passages), self._stride, device=self.is_real.device)
+        own = torch.arange(num_questions, device=self.is_real.device)[rows, None] + self.dp_rank * num_questions
+        left_out = ~self.is_real | (own == torch.arange(len(self.is_real), device=self.is_real.device))
+
+        def losses(scores: Tensor, positives: Tensor) -> Tensor:
+            similar = self.guide.queries[rows] @ self.guide.passages.t()
+            threshold = similar.gather(1, positives[:, None])
+            is_nearer = (similar > threshold).scatter(1, positives[:, None], False)
+            parts = [scores.masked_fill(is_nearer, -torch.inf)]
+            for mine, others, guide_mine, guide_others in (
+                (
+                    self.vectors.queries[rows],
+                    self.vectors.all_queries,
+                    self.guide.queries[rows],
+                    self.guide.all_queries,
+                ),
+                (
+                    self.vectors.passages[positives],
+                    self.vectors.passages[columns_of_positives],
+                    self.guide.passages[positives],
+                    self.guide.passages[columns_of_positives],
+                ),
+            ):
+                is_out = left_out | (guide_mine @ guide_others.t() > threshold)
+                parts.append((mine @ others.t() / self.divisor).masked_fill(is_out, -torch.inf))
+            return self.loss.question_losses(torch.cat(parts, 1), positives)
+
+        return losses
+
+    @property
+    def _stride(self) -> int:
+        return len(self.guide.passages) // len(self.is_real)
