@@ -21,7 +21,7 @@ class FreezeConfig:
     """Do not train the encoder of passages: the index never gets stale, and training reads passages' vectors from it
     instead of encoding passages again."""
     freeze_reader: bool = False
-    """Do not train the reader."""
+    """Do not train the reader; what it makes of a passage that is read for itself is remembered."""
 
     def __post_init__(self) -> None:
         if self.freeze_query_encoder and self.freeze_passage_encoder and self.freeze_reader:

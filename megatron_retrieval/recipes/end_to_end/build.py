@@ -34,7 +34,9 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, require_passes
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
+from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
 from megatron_retrieval.training.steps.passage_search import PassageSearch
+from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.trainer import Callback, Trainer
 from megatron_retrieval.training.training_run import run_training
 
@@ -79,7 +81,9 @@ class EndToEndRun(ABC, Generic[Job]):
         """Everything, ready to train."""
         config, training = self.config, self.config.training
         examples, (held_out, tasks) = self.examples(), self.held_out()
-        readings = self.reader.side(self.evidence)
+        readings: ReaderSide = self.reader.side(self.evidence)
+        if config.freeze.freeze_reader:
+            readings = MemoisedReadings(readings)
         rates = config.rates.multipliers(training.optimizer.lr)
         run = TrainingRun(config, self.topology, self.model, self._saved(len(examples)), rates)
         run.add(self._refresher(run))

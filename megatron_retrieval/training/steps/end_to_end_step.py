@@ -19,6 +19,7 @@ from megatron_retrieval.objectives.end_to_end import log_priors
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
+from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
@@ -86,7 +87,7 @@ class EndToEndStep:
     def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
         `null_prior`: p(z | q) of the null passage, where it is a candidate; `seconds_...`: of the parts of the step,
-        means over ranks."""
+        means over ranks; `num_passages_asked`, `num_passages_read`: of a reader that remembers what it has read."""
         watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
         with watch("searching"):
             chunks = list(self._chunks(batch))
@@ -102,6 +103,9 @@ class EndToEndStep:
                 if output.loss.requires_grad:
                     (output.loss * (0 if batch.is_filler else loss_scale)).backward()
             self._add(sums, chunk, output, scores)
+        if isinstance(self._readings, MemoisedReadings):
+            for name, count in self._readings.take_counts().items():
+                sums[name] = Count(self._zero() + count)
         num_copies = self._topology.dp_size
         for name, seconds in watch.seconds().items():
             sums[f"seconds_{name}"] = Mean(self._zero() + seconds / num_copies, num_copies)

@@ -89,13 +89,12 @@ class WritingReading(Reading, Protocol):
 
 
 class ReaderSide(Protocol):
-    """Puts questions and the passages found for them before a reader.
+    """Puts questions and the passages found for them before a reader."""
 
-    Attributes:
-        passes: that its readings have.
-    """
-
-    passes: ClassVar[frozenset[Pass]]
+    @property
+    def passes(self) -> frozenset[Pass]:
+        """That its readings have."""
+        ...
 
     def reading(self, batch: AskedBatch, rows: Tensor) -> Reading:
         """Lay out n questions with their passages, and the answers to learn.

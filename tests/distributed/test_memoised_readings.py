@@ -1,0 +1,83 @@
+"""A frozen reader reads each passage once; a retriever learns the same from what is remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from end_to_end_setting import SHAPE, Setting, write_inputs
+from torch import Tensor
+
+from megatron_retrieval.data.examples.open_questions import AskedBatch
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
+from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.end_to_end import FreezeConfig
+from megatron_retrieval.models.fusion_reader import FusionReader
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
+from megatron_retrieval.training.steps.readings import FusionReading, FusionReadings
+
+QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}", "w1 w2 w3"] for n in range(5)}
+
+
+class _Counted(FusionReadings):
+    """Counts what is read."""
+
+    num_read = 0
+
+    def reading(self, batch: AskedBatch, rows: Tensor) -> FusionReading:
+        reading = super().reading(batch, rows)
+        side = self
+
+        class _Counting(FusionReading):
+            def each(self) -> Tensor:
+                side.num_read += int(self.has_text.sum())
+                return super().each()
+
+            def each_token(self) -> Tensor:
+                side.num_read += int(self.has_text.sum())
+                return super().each_token()
+
+        return _Counting(**vars(reading))
+
+
+def _setting(topology: ProcessTopology, folder: str) -> tuple[Setting, _Counted]:
+    reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
+    setting = Setting(topology, Path(folder), reader, 3, FreezeConfig(freeze_reader=True), null_passage=True)
+    layout = FusionLayout(FusionFormatConfig(question_seq_length=8, reader_seq_length=24), setting.tokenizer)
+    texts = RetrievedTexts(setting.evidence, layout, setting.tokenizer, max_answer_length=8)
+    return setting, _Counted(FusionReader(reader), texts, topology)
+
+
+def _steps(topology: ProcessTopology, folder: str) -> list[dict[str, Any]]:
+    """Of both objectives: a step as it is, and twice from memory."""
+    results = []
+    for objective in ("individual-topk", "rag-token"):
+        setting, plain = _setting(topology, folder)
+        fresh = setting.step(plain, objective)
+        setting, counted = _setting(topology, folder)
+        remembering = MemoisedReadings(counted)
+        first, num_first = setting.step(remembering, objective), counted.num_read
+        again = setting.step(remembering, objective)
+        assert first["metrics"]["num_passages_asked"] == first["metrics"]["num_passages_read"] == num_first
+        assert again["metrics"]["num_passages_read"] == 0
+        # the training step and the evaluation read the same
+        assert plain.num_read == 2 * num_first > 0
+        assert counted.num_read == num_first
+        results += [fresh, first, again]
+    return results
+
+
+def test_what_is_remembered_is_what_would_be_read(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, QUESTIONS)
+    (results,) = run_on_ranks(_steps, 1, str(folder))
+    for fresh, *remembered in (results[:3], results[3:]):
+        assert any(gradient.abs().max() > 0 for gradient in fresh["gradients"].values())
+        for found in remembered:
+            torch.testing.assert_close(found["gradients"], fresh["gradients"])
+            for name in ("loss", "log_likelihood"):
+                torch.testing.assert_close(found["metrics"][name], fresh["metrics"][name])
+                torch.testing.assert_close(found["evaluated"][name], fresh["evaluated"][name])
