@@ -24,6 +24,7 @@ from megatron_retrieval.training.callbacks import (
     SaveCheckpoints,
 )
 from megatron_retrieval.training.learning_rate import ScheduleConfig
+from megatron_retrieval.training.lr_grid import LrGridConfig
 from megatron_retrieval.training.made_with import MadeWith
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
 from megatron_retrieval.training.resume import Resumable, RunCheckpoints, SaveConfig, SavedModel
@@ -45,6 +46,7 @@ class TrainingConfig(Checked):
     """Names every random stream: initial weights, order of the data, sampled negatives, dropout."""
     log: LogConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    grid: LrGridConfig = field(default_factory=LrGridConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.lr_grid import train_grid
 from megatron_retrieval.training.run import TrainingJob
 from megatron_retrieval.training.run_record import RunRecord
 from megatron_retrieval.training.trainer import Trainer
@@ -29,6 +30,14 @@ def run_training(build: Callable[[Job, ProcessTopology], Trainer], config: Job, 
         build: reads the data, builds the model and makes the trainer; what it refuses leaves at most the
             store of questions in the output folder.
     """
+    if config.training.grid.lr_grid:
+        train_grid(lambda own: _run(build, own, topology), config, topology)
+    else:
+        _run(build, config, topology)
+
+
+def _run(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology: ProcessTopology) -> bool:
+    """One run; whether it came to its end."""
     record = RunRecord(config, topology.world_size)
     folder = Path(config.training.log.output_dir)
     trainer = build(config, topology)
@@ -40,3 +49,4 @@ def run_training(build: Callable[[Job, ProcessTopology], Trainer], config: Job, 
         record.write(folder, iterations=trainer.iteration, finished=finished)
     if any_rank(trainer.stop.number == signal.SIGINT, topology.world_group, topology.device):
         sys.exit(SIGNAL_STATUS + signal.SIGINT)
+    return finished

@@ -131,6 +131,8 @@ class EndToEndConfig:
         interval = self.index.index_refresh_interval
         if interval is None and self.parallel.num_embedding_ranks:
             raise ConfigError("--num-embedding-ranks have nothing to do without --index-refresh-interval.")
+        if self.training.grid.lr_grid and self.parallel.num_embedding_ranks:
+            raise ConfigError("--num-embedding-ranks serve one run: leave them out with --lr-grid.")
         if interval is not None and self.freeze.freeze_passage_encoder:
             raise ConfigError("--freeze-passage-encoder keeps the index right: leave out --index-refresh-interval.")
 

@@ -1,0 +1,45 @@
+"""One training for each learning rate of a grid, and the best of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from programs import command, run, succeed
+
+from megatron_retrieval.testing.tiny import write_tiny_dpr
+
+TINY = (
+    "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --max-position-embeddings 32 --retriever-seq-length 32 "
+    "--query-seq-length 16 --no-tensorboard --log-interval 1 --global-batch-size 8 --hidden-dropout 0 "
+    "--attention-dropout 0 --init-method-std 0.5 --no-retriever-score-scaling --train-iters 3"
+).split()
+
+
+def test_the_best_rate_is_named(tmp_path: Path) -> None:
+    data, vocab = write_tiny_dpr(tmp_path)
+    out = tmp_path / "grid"
+    words = ("tasks/main.py", "--task", "retriever-finetune", *TINY, "--train-data", data, "--vocab-file", vocab)
+    words = (*words, "--valid-data", data, "--output-dir", out, "--save", out / "checkpoints")
+    grid = ("--lr-grid", "1e-2", "1e-7", "1e-7")
+    succeed(command(*words, *grid))
+    found = json.loads((out / "lr_grid.json").read_text())
+    assert [row["lr"] for row in found["runs"]] == [1e-7, 1e-2]
+    losses = {row["lr"]: row["value"] for row in found["runs"]}
+    assert losses[1e-2] < 0.95 * losses[1e-7]
+    assert found["best"] == found["runs"][1]
+    assert (out / "checkpoints" / "best").resolve() == (out / "checkpoints" / "lr-0.01").resolve()
+    for row in found["runs"]:
+        metrics = json.loads((Path(row["output_dir"]) / "metrics.json").read_text())
+        assert metrics["valid_loss"] == row["value"]
+        assert (Path(row["checkpoints"]) / "iter_0000003").is_dir()
+    # what is finished is not repeated; more is better of an accuracy
+    times = [path.stat().st_mtime_ns for path in sorted(out.glob("checkpoints/*/iter_0000003/manifest.json"))]
+    succeed(command(*words, *grid, "--lr-grid-metric", "accuracy"))
+    assert [path.stat().st_mtime_ns for path in sorted(out.glob("checkpoints/*/iter_0000003/manifest.json"))] == times
+    again = json.loads((out / "lr_grid.json").read_text())
+    assert again["best"]["value"] == max(row["value"] for row in again["runs"])
+    wrong = run(command(*words, *grid, "--lr-grid-metric", "luck"))
+    assert wrong.returncode != 0
+    assert "--lr-grid-metric luck:" in wrong.stderr
+    assert "accuracy, accuracy@20" in wrong.stderr
