@@ -123,6 +123,7 @@ VERBS = (
         "a row of a paper's table, and judge it",
         "applications.reproduce:reproduce",
     ),
+    Verb("strategies", EVALUATE, "a table and a picture of ways to train both models", "applications.strategies:main"),
     Verb("plan", PROGRAMS, "say what a run takes on disk, in memory and in hours", "applications.commands:plan"),
     Verb("info", PROGRAMS, "say what this machine is fast in, and which defaults follow", "applications.commands:info"),
     Verb("verify", PROGRAMS, "compare every file of folders with its checksum", "applications.commands:verify_folders"),

@@ -22,6 +22,7 @@ LAUNCHERS = {
     "readers_real_data.sh": ["OUTPUT"],
     "end_to_end_real_data.sh": ["OUTPUT"],
     "pretraining_real_data.sh": ["DATA", "OUTPUT"],
+    "strategies.sh": ["OUTPUT"],
 }
 #: writes down its words, one command a line
 RECORDER = '#!/usr/bin/env bash\nprintf "%s\\n" "$WORLD_SIZE $(printf "%q " "$@")" >> "$COMMANDS"\n'
