@@ -54,13 +54,14 @@ class EncodedSources:
         """See Sources."""
         num_sources, _, length = labels.shape
         size = max(1, MOST_TOKENS // max(1, num_sources * length))
-        parts = [self._score(part) for part in labels.split(size, 1)]
+        memory = _read_once(self.model, self.memory)
+        parts = [self._score(part, memory) for part in labels.split(size, 1)]
         return torch.cat(parts, 1) if parts else torch.zeros(labels.shape, device=self.device)
 
-    def _score(self, labels: Tensor) -> Tensor:
+    def _score(self, labels: Tensor, memory: Memory) -> Tensor:
         rows = labels.flatten(0, 1)
         places = (rows.flatten() >= 0).nonzero()[:, 0]
-        states = self.model.decoder(shift_right(rows, self.model.start_id), self.memory)
+        states = self.model.decoder(shift_right(rows, self.model.start_id), memory)
         losses = vocab_parallel_cross_entropy(self.model.logits(states.flatten(0, 1)[places]), rows.flatten()[places])
         return torch.zeros(rows.numel(), device=self.device).index_copy(0, places, -losses).view_as(labels)
 
@@ -69,8 +70,7 @@ class EncodedState:
     """See `generation.GenerationState`."""
 
     def __init__(self, model: EncoderDecoder, memory: Memory) -> None:
-        self._model, self._cache = model, TokenCache()
-        self._memory = memory.precompute(part for part in model.decoder.modules() if isinstance(part, CrossAttention))
+        self._model, self._cache, self._memory = model, TokenCache(), _read_once(model, memory)
 
     def step(self, newest: Tensor | None) -> Tensor:
         """See GenerationState."""
@@ -82,3 +82,8 @@ class EncodedState:
         """See GenerationState."""
         self._memory = self._memory.select(rows, sources)
         self._cache.select(rows)
+
+
+def _read_once(model: EncoderDecoder, memory: Memory) -> Memory:
+    """The memory with the keys and values of all cross-attention."""
+    return memory.precompute(part for part in model.decoder.modules() if isinstance(part, CrossAttention))
