@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_retrieval.models import encoded_sources
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.memory import EncodedMemory
@@ -259,6 +260,14 @@ def _one_text(topology: ProcessTopology, shape: Shape) -> bool:
         results.append({"loss": loss.detach(), **_gradients(reader, topology)})
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=1e-4, atol=1e-5, msg=name)
+    # several answers to a source, at once and one after the other, are scored as each for itself
+    two = torch.stack([batch.labels, batch.labels.roll(1, 0)], 1)
+    with torch.no_grad():
+        alone = [reader.score_tokens(texts, is_real, answers)[:, 0] for answers in two.unbind(1)]
+        for most in (1, 1024):
+            encoded_sources.MOST_TOKENS = most
+            found = reader.sources(texts, is_real).token_log_likelihoods(two)
+            torch.testing.assert_close(found, torch.stack(alone, 1), rtol=1e-4, atol=1e-5)
     return True
 
 
