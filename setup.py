@@ -3,6 +3,20 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithRecipes(build_py):
+    """Puts the recipes' settings, which stand in `examples`, into the package as well."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib) / "megatron_retrieval" / "examples"
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in Path("examples").glob("*.yaml"):
+                self.copy_file(str(path), str(folder / path.name))
+
 
 setup(
     name="megatron-retrieval",
@@ -20,12 +34,11 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_retrieval", "megatron_retrieval.*"]),
+    # whatever stands beside the code, at any depth
     package_data={
-        "megatron_retrieval.applications.serve": ["page.html"],
-        "megatron_retrieval.data.files": ["resources.yaml"],
-        "megatron_retrieval.reports": ["style.css"],
-        "megatron_retrieval.testing.encyclopedia": ["patterns/*.yaml", "facts/*.tsv"],
+        "": [f"**/*.{ending}" for ending in ("yaml", "tsv", "json", "html", "css", "js", "svg", "png", "txt")]
     },
+    cmdclass={"build_py": BuildWithRecipes},
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.1",
@@ -41,6 +54,7 @@ setup(
         "PyStemmer>=2.2",
         "pytrec-eval-terrier>=0.5.6",
         "regex",
+        "shtab>=1.7",
         "tyro>=0.9",
         "pyyaml",
         "tqdm",

@@ -14,8 +14,15 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.utils.files import read_lines
 
 
+def shipped_settings() -> dict[str, Path]:
+    """The YAML files of the recipes in `examples`, by name; `setup.py` puts them into the package."""
+    package = Path(__file__).parents[1]
+    folder = next(place for place in (package / "examples", package.parent / "examples") if place.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != "registry"}
+
+
 def expand_config_files(words: Sequence[str], known: Callable[[], Set[str]]) -> list[str]:
-    """Replace every `--config FILE` by the flags that the file stands for, in place.
+    """Replace every `--config FILE` by the flags that the file stands for, in place; FILE may be the name of a recipe.
 
     Args:
         known: the keys that a file may have, asked when its extensions are loaded.
@@ -33,7 +40,8 @@ def expand_config_files(words: Sequence[str], known: Callable[[], Set[str]]) -> 
         path = value or next(iterator, "")
         if not path:
             raise ConfigError("--config needs the path of a YAML file.")
-        expanded += _yaml_to_words(Path(path), known)
+        shipped = {} if Path(path).exists() else shipped_settings()
+        expanded += _yaml_to_words(shipped.get(path, Path(path)), known)
     return expanded
 
 

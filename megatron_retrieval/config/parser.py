@@ -33,7 +33,7 @@ from megatron_retrieval.utils.logging import get_logger
 Config = TypeVar("Config")
 _log = get_logger("config")
 
-_COMMON_FLAGS = """--config FILE.yaml reads the same keys from YAML; flags given after it win.
+_COMMON_FLAGS = """--config FILE.yaml reads the same keys from YAML, --config NAME those of a recipe; flags come first.
 --extensions MODULE ... imports modules (or .py files) of your own, which add objectives, losses, encoders, readers or
 data formats to those that are listed here.
 --dry-run does nothing: it prints the settings, which inputs are missing, and what training takes."""

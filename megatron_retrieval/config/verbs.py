@@ -126,6 +126,8 @@ VERBS = (
     Verb("strategies", EVALUATE, "a table and a picture of ways to train both models", "applications.strategies:main"),
     Verb("plan", PROGRAMS, "say what a run takes on disk, in memory and in hours", "applications.commands:plan"),
     Verb("info", PROGRAMS, "say what this machine is fast in, and which defaults follow", "applications.commands:info"),
+    Verb("config", PROGRAMS, "print the settings of a recipe as YAML", "applications.shell:print_settings"),
+    Verb("completion", PROGRAMS, "print what a shell needs to complete this", "applications.shell:print_completion"),
     Verb("verify", PROGRAMS, "compare every file of folders with its checksum", "applications.commands:verify_folders"),
 )
 

@@ -25,8 +25,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(corpus: Path, output: Path, *flags: str, num_processes: int = 1) -> list[str]:
-    """The words of a tiny run, under python or torchrun."""
-    job = ("pretrain_ict.py", *TINY, "--data-path", corpus, "--output-dir", output)
+    """The words of a tiny run, under python or torchrun, of the program in the checkout or of the installed one."""
+    program = ("-m", "megatron_retrieval", "train", "ict") if num_processes > 1 else ("pretrain_ict.py",)
+    job = (*program, *TINY, "--data-path", corpus, "--output-dir", output)
     return programs.command(*job, *flags, num_processes=num_processes)
 
 
