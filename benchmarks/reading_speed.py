@@ -153,7 +153,7 @@ def _same_t5(
 
 @torch.inference_mode()
 def _read(reader: FusionReader, texts: TokenBatch, config: ReadingSpeedConfig, topology: ProcessTopology) -> Answers:
-    """As `FusionAnswerer` reads: questions with as many tokens to read stand together."""
+    """As `GeneratedAnswerer` reads: questions with as many tokens to read stand together."""
     num_texts = config.num_passages
     order = texts.lengths.view(-1, num_texts).sum(1).argsort(descending=True, stable=True)
     answers: Answers = [[]] * len(order)

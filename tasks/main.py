@@ -20,6 +20,7 @@ TASKS = {
     "beir-evaluate": "evaluate beir",
     "extractive-finetune": "train extractive",
     "fusion-finetune": "train fusion",
+    "causal-finetune": "train causal",
     "end-to-end-finetune": "train end-to-end",
     "qa-evaluate": "evaluate reader",
 }

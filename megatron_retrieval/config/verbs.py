@@ -73,7 +73,7 @@ VERBS = (
     Verb(
         "import checkpoint",
         MODELS,
-        "BERT, DPR, T5, sentence-transformers",
+        "BERT, DPR, T5, causal language models, sentence-transformers",
         "applications.checkpoint_import:main",
     ),
     Verb("import embeddings", MODELS, "of DPR, Megatron, Contriever or Tevatron", "applications.embedding_import:main"),
@@ -100,6 +100,13 @@ VERBS = (
         "a reader that writes the answer (FiD)",
         "recipes.reader_finetune:main",
         "readers.fusion:FusionFinetuneConfig",
+    ),
+    Verb(
+        "train causal",
+        TRAIN,
+        "a language model that continues a prompt with the answer",
+        "recipes.reader_finetune:main",
+        "readers.causal:CausalFinetuneConfig",
     ),
     Verb("train end-to-end", TRAIN, "retriever and reader together, from answers", "recipes.end_to_end.finetune:main"),
     Verb("embed", SEARCH, "vectors of all passages", "applications.evidence_embedding:main"),

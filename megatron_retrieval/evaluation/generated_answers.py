@@ -1,4 +1,4 @@
-"""Answers of a fusion reader, generated from all passages of a question."""
+"""Answers of a reader that writes, generated from all passages of a question."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.examples.fusion import fuse_texts
+from megatron_retrieval.data.examples.fusion import TextLayout, fuse_texts
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
-from megatron_retrieval.data.layouts.fusion import FusionLayout
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, tokenize
-from megatron_retrieval.evaluation.fusion_search import AnswerSearch, Written
+from megatron_retrieval.evaluation.fusion_search import AnswerSearch, TextsReader, Written
 from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.evaluation.wordpiece_text import AnswerForms
-from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -25,15 +23,20 @@ from megatron_retrieval.types.tokens import TokenBatch, by_length, real_lengths,
 
 
 @dataclass(frozen=True)
-class _Read:
+class ReadPassages:
     """Token ids of the passages of some questions; rows offsets[i] to offsets[i + 1] belong to question i."""
 
     offsets: Rows
     titles: Ragged
     texts: Ragged
 
+    @property
+    def numbers(self) -> Ragged:
+        """The rows of each question's passages."""
+        return Ragged(np.arange(len(self.texts)), self.offsets)
 
-class FusionAnswerer:
+
+class GeneratedAnswerer:
     """See Reader in `evaluation.reader_task`; a question without passages is answered from its own text.
 
     Args:
@@ -46,9 +49,9 @@ class FusionAnswerer:
 
     def __init__(
         self,
-        reader: FusionReader,
+        reader: TextsReader,
         tokenizer: Vocabulary,
-        layout: FusionLayout,
+        layout: TextLayout,
         config: GenerationConfig,
         topology: ProcessTopology,
         *,
@@ -64,7 +67,7 @@ class FusionAnswerer:
         """See Reader; the score is that of the search (`GenerationConfig`), or the log of the sum over passages where
         each is read separately."""
         read = self._tokenize(questions)
-        texts, is_real = self._lay_out(questions, read)
+        texts, is_real = self.lay_out(tokenize(self._tokenizer, [question.text for question in questions]), read)
         scores = _scores(questions, is_real.size(1))
         num_tokens = real_lengths(texts, is_real).sum(1)
         # batches hold questions with a similar number of tokens
@@ -82,39 +85,36 @@ class FusionAnswerer:
         """See Reader; the end token counts."""
         return sum(len(ids) >= self._config.max_answer_length for ids in self._tokenizer.encode(answers))
 
-    def _prediction(self, written: Written, question: ReaderQuestion, read: _Read, place: int) -> Prediction:
-        text = self._text(written.ids, question, read, place)
+    def _prediction(self, written: Written, question: ReaderQuestion, read: ReadPassages, place: int) -> Prediction:
+        text = self.text(written.ids, question, read, place)
         # a question without passages has a text of its own
         passage = written.passage if question.passages else None
         return Prediction(text, written.score, passage, written.figures)
 
-    def _text(self, ids: Sequence[int], question: ReaderQuestion, read: _Read, place: int) -> str:
+    def text(self, ids: Sequence[int], question: ReaderQuestion, read: ReadPassages, place: int) -> str:
+        """The text of an answer to the question in this place."""
         if self._forms is None:
             return self._tokenizer.decode([ids])[0].strip()
         return self._forms.text(ids, question.passages, read.titles, read.texts, int(read.offsets[place]))
 
-    def _tokenize(self, questions: Sequence[ReaderQuestion]) -> _Read:
+    def _tokenize(self, questions: Sequence[ReaderQuestion]) -> ReadPassages:
         passages = [passage for question in questions for passage in question.passages]
-        return _Read(
+        return ReadPassages(
             to_offsets(np.array([len(question.passages) for question in questions], np.int64)),
             tokenize(self._tokenizer, [passage.title for passage in passages]),
             tokenize(self._tokenizer, [passage.text for passage in passages]),
         )
 
-    def _lay_out(self, questions: Sequence[ReaderQuestion], read: _Read) -> tuple[TokenBatch, Tensor]:
-        most = int(np.diff(read.offsets).max(initial=0))
-        return fuse_texts(
-            self._layout,
-            tokenize(self._tokenizer, [question.text for question in questions]),
-            Ragged(np.arange(len(read.texts)), read.offsets),
-            (read.titles, read.texts),
-            shape=(len(questions), max(1, most)),
-        )
+    def lay_out(self, questions: Ragged, read: ReadPassages) -> tuple[TokenBatch, Tensor]:
+        """The texts [B * K] that the reader gets, and [B, K] bool, False for fillers."""
+        shape = (len(questions), max(1, int(np.diff(read.offsets).max(initial=0))))
+        return fuse_texts(self._layout, questions, read.numbers, (read.titles, read.texts), shape)
 
 
 def _scores(questions: Sequence[ReaderQuestion], num_texts: int) -> Tensor:
     """[B, K] float32 scores of the passages, 0 where there are none."""
     scores = torch.zeros(len(questions), num_texts)
     for row, question in zip(scores, questions, strict=True):
-        row[: len(question.scores)] = torch.tensor(question.scores)
+        own = question.scores[:num_texts]
+        row[: len(own)] = torch.tensor(own)
     return scores

@@ -9,6 +9,7 @@ import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import causal_bias
 from megatron_retrieval.models.causal_config import CausalShape, causal_engine_config
 from megatron_retrieval.models.encoder import EncoderShape
@@ -64,7 +65,11 @@ class CausalStack(nn.Module):
 
         Args:
             cache: takes keys and values of all tokens, [T, B, ...] with padding.
+
+        Raises:
+            ConfigError: a text is longer than the positions.
         """
+        self._require_positions(int(batch.lengths.max()))
         ids, packing = pack(batch, self._weight.device)
         positions = packing.columns[:, None]
         bias = self._window(packing.num_columns) if self._is_cut(packing.num_columns) else None
@@ -87,6 +92,13 @@ class CausalStack(nn.Module):
         states = self.decoder(self.dropout(self.embedding(ids)), inputs)
         output: Tensor = self.final_layernorm(states)
         return output
+
+    def _require_positions(self, num_tokens: int) -> None:
+        if num_tokens > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"a sequence of {num_tokens} tokens exceeds the model's {self.config.max_position_embeddings} "
+                "positions; lower the sequence length, or the number of passages in a prompt."
+            )
 
     def _rotary(self, positions: Tensor) -> Rotary:
         return rotary(positions, self.config.head_width, self.config.rotary_base, self._weight.dtype)

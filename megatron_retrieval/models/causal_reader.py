@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_retrieval.models.causal_lm import CausalLM
 from megatron_retrieval.models.prompt_sources import PromptSources
-from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy
+from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy, vocab_parallel_log_softmax
 from megatron_retrieval.types.causal import continued
 from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
 
@@ -45,8 +48,30 @@ class CausalReader(nn.Module):
         Returns:
             [B, K, L] float32, equal on all tensor-parallel ranks; 0 at padding and for fillers.
         """
+        scores = torch.zeros(is_real.numel() * labels.size(1), device=self.device)
+        for logits, targets, slots in self._each_logits(prompts, is_real, labels):
+            scores = scores.index_copy(0, slots, -vocab_parallel_cross_entropy(logits, targets))
+        return scores.view(*is_real.shape, -1)
+
+    def score_vocabulary(
+        self, prompts: TokenBatch, is_real: Tensor, labels: Tensor, tp_group: dist.ProcessGroup
+    ) -> Tensor:
+        """log p(v | previous tokens, prompt) of every prompt separately, for every token v; see
+        `FusionReader.score_vocabulary`."""
+        found = [
+            (vocab_parallel_log_softmax(logits, tp_group), slots)
+            for logits, _, slots in self._each_logits(prompts, is_real, labels)
+        ]
+        parts, places = (torch.cat(column) for column in zip(*found, strict=True))
+        scores = parts.new_zeros(is_real.numel() * labels.size(1), parts.size(1)).index_copy(0, places, parts)
+        return scores.view(*is_real.shape, labels.size(1), -1)
+
+    def _each_logits(
+        self, prompts: TokenBatch, is_real: Tensor, labels: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of the answers' tokens behind batches of prompts: logits [M, V / tensor-parallel size], the tokens [M], and
+        the places [M] of both among [B * K * L]."""
         device, num_labels = self.device, labels.size(1)
-        scores = torch.zeros(is_real.numel() * num_labels, device=device)
         real = is_real.flatten().nonzero()[:, 0]
         for index in by_length(prompts.lengths[real], self._batch_size) if len(real) else ():
             rows = real[index]
@@ -55,10 +80,8 @@ class CausalReader(nn.Module):
             places = (batch.labels.flatten() >= 0).nonzero()[:, 0]
             owners, columns = (own >= 0).nonzero(as_tuple=True)
             slots = to_device(rows[owners] * num_labels + columns, device)
-            logits = self.model(batch.tokens, to_device(places, device))
-            losses = vocab_parallel_cross_entropy(logits, to_device(batch.labels.flatten()[places], device))
-            scores = scores.index_copy(0, slots, -losses)
-        return scores.view(*is_real.shape, num_labels)
+            targets = to_device(batch.labels.flatten()[places], device)
+            yield self.model(batch.tokens, to_device(places, device)), targets, slots
 
     def sources(self, prompts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> PromptSources:
         """Read one prompt for each of B questions, to continue it.

@@ -17,7 +17,7 @@ from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLay
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
+from megatron_retrieval.evaluation.generated_answers import GeneratedAnswerer
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig, FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
@@ -60,9 +60,9 @@ class OpenFusionReader(OpenReader):
         model = FUSION_READER.build(settings.shape, self.vocabulary.special, topology, dtype, seed=seed)
         self.model, self.reader = model, FusionReader(model, settings.encode)
 
-    def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> FusionAnswerer:
+    def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> GeneratedAnswerer:
         """See OpenReader."""
-        return FusionAnswerer(
+        return GeneratedAnswerer(
             self.reader,
             self.vocabulary,
             self.layout,

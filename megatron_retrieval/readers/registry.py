@@ -8,6 +8,7 @@ from megatron_retrieval.checkpoint.kinds.reader import AnyReaderDescription
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.readers.causal import CAUSAL
 from megatron_retrieval.readers.extractive import EXTRACTIVE
 from megatron_retrieval.readers.fusion import FUSION
 from megatron_retrieval.readers.kind import ReaderKind
@@ -16,6 +17,7 @@ from megatron_retrieval.utils.registry import Registry
 READERS: Registry[ReaderKind] = Registry("kind of reader")
 READERS.add(EXTRACTIVE)
 READERS.add(FUSION)
+READERS.add(CAUSAL)
 
 
 def describe_reader(path: str | Path) -> tuple[ReaderKind, AnyReaderDescription]:

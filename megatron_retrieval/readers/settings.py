@@ -9,6 +9,7 @@ from megatron_retrieval.config.parser import Config, overlaid
 from megatron_retrieval.data.layouts.extractive import PassageSegmentConfig
 from megatron_retrieval.data.layouts.fusion import PrefixConfig
 from megatron_retrieval.data.layouts.lengths import ReaderLengthsConfig
+from megatron_retrieval.data.layouts.prompt import PromptConfig
 from megatron_retrieval.evaluation.extractive_answers import SpanChoiceConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.models.generation import BeamSearchConfig
@@ -30,11 +31,12 @@ class ReaderAnswersConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class ReaderLayoutConfig:
-    """Layout of a question together with a passage; prefixes are of readers that write."""
+    """Layout of a question together with a passage; prefixes are of fusion readers, prompts of causal ones."""
 
     lengths: ReaderLengthsConfig = field(default_factory=ReaderLengthsConfig)
     segment: PassageSegmentConfig = field(default_factory=PassageSegmentConfig)
     prefixes: PrefixConfig = field(default_factory=PrefixConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
 @dataclass(frozen=True)

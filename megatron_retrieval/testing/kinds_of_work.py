@@ -120,8 +120,10 @@ def kinds_of_work(folder: Path) -> list[Kind]:
         Kind("DPR", (*task, "retriever-finetune", *SHAPE, *STEPS, "--train-data", questions, "--vocab-file", vocab)),
         Kind("reader, extractive", (*task, "extractive-finetune", *reader, starts / "extractive")),
         Kind("reader, fusion", (*task, "fusion-finetune", *reader, starts / "fusion")),
+        Kind("reader, causal", (*task, "causal-finetune", *reader, starts / "causal")),
         Kind("end to end, in place", (*jointly, starts / "extractive")),
         Kind("end to end, fusion", (*jointly, starts / "fusion")),
+        Kind("end to end, causal", (*jointly, starts / "causal")),
         Kind("end to end, background", (*fixed, "--index-refresh-mode", "background")),
         Kind("end to end, embedding ranks", fixed, num_sides=1),
     ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.store.folders import LATEST_NAME
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.causal import CausalFinetuneConfig
 from megatron_retrieval.readers.extractive import ExtractiveFinetuneConfig
 from megatron_retrieval.readers.fusion import FusionFinetuneConfig
 from megatron_retrieval.recipes import (
@@ -41,6 +42,7 @@ T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
 READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
+CAUSAL = Recipe(CausalFinetuneConfig, reader_finetune.build)
 END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build)
 
 #: ranks and tensor-parallel size; the rest of the ranks are data-parallel

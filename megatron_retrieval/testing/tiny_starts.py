@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
 from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
@@ -15,15 +16,28 @@ from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
+from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
+from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 TINY = tiny_dual_encoder_config()
 READER = {**dataclasses.asdict(TINY.encoder), "max_position_embeddings": 32}
+CAUSAL = CausalConfig(
+    num_layers=1,
+    hidden_size=16,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=32,
+    max_position_embeddings=512,
+    vocab_size=300,
+    init_method_std=0.2,
+)
 LENGTHS: dict[str, Any] = {"question_seq_length": 6, "reader_seq_length": 32}
 
 
@@ -42,6 +56,8 @@ def _save_starts(topology: ProcessTopology, folder: str) -> None:
     DUAL_ENCODER.save(root / "retriever", retriever, topology, TINY, vocabulary, text_format)
     EXTRACTIVE_READER.save(root / "extractive", pointing, topology, bert, vocabulary, extractive)
     FUSION_READER.save(root / "fusion", writing, topology, seq2seq, vocabulary, fusion)
+    causal = ByteBpeTokenizer(write_byte_bpe(root / "byte-bpe"))
+    CAUSAL_LM.save(root / "causal", CausalLM(CAUSAL, topology, seed=2), topology, CAUSAL, causal)
 
 
 def write_starts(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig, FusionLayout
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.evaluation.generated_answers import FusionAnswerer
+from megatron_retrieval.evaluation.generated_answers import GeneratedAnswerer
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.generation import GenerationConfig
 from megatron_retrieval.models.memory import EncodedMemory
@@ -93,7 +93,7 @@ def _answer(
     micro_batch_size: int = 7,
 ) -> Found:
     tokenizer = SentencePieceTokenizer(model_file)
-    answerer = FusionAnswerer(
+    answerer = GeneratedAnswerer(
         _reader(topology),
         tokenizer,
         FusionLayout(LAYOUT, tokenizer),

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
+from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing import runs
 from megatron_retrieval.testing.encyclopedia.build import Ask, Encyclopedia, build_encyclopedia
 from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages, write_questions
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import file_fingerprint
 
@@ -26,6 +32,16 @@ START = (
 ).split()
 BERT_START = [*START, *"--max-position-embeddings 80 --seq-length 80 --init-method-std 0.12".split()]
 T5_START = [*START, *"--ffn-hidden-size 128 --gated-linear-unit --seq-length 80".split()]
+CAUSAL_SHAPE = CausalConfig(
+    num_layers=2,
+    hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=128,
+    max_position_embeddings=512,
+    vocab_size=NUM_PIECES,
+    init_method_std=0.12,
+)
 STILL = "--train-iters 1 --lr 0 --global-batch-size 1 --seed 3 --no-tensorboard".split()
 TEXT_START = [*STILL, *"--query-seq-length 24 --retriever-seq-length 80 --valid-fraction 0".split()]
 READER_START = [*STILL, *"--question-seq-length 32 --reader-seq-length 80 --num-passages 2".split()]
@@ -79,6 +95,17 @@ class Inputs:
         return self._questions(runs.T5, "t5", T5_START, self.sentencepiece_corpus)
 
     @cached_property
+    def questions_for_causal_lm(self) -> Source:
+        """The same with a causal language model."""
+        data, start = self._folder / "questions.json", self._folder / "causal"
+        self._write_questions(data)
+        texts = [text for passage in self._passages for text in (passage.title, passage.text)]
+        vocabulary = write_byte_bpe(start / "vocabulary", texts, num_tokens=NUM_PIECES)
+        run_on_ranks(_save_causal_lm, 1, str(start), str(vocabulary))
+        flags = ["--train-data", str(data), "--pretrained-checkpoint", str(start)]
+        return Source(flags, f"{file_fingerprint(data)} {ByteBpeTokenizer(vocabulary).fingerprint}")
+
+    @cached_property
     def asked_questions(self) -> Source:
         """Questions without passages, the evidence to find some in, and a retriever and a reader to start from."""
         data, evidence, start = (self._folder / name for name in ("asked.qa.csv", "evidence", "end-to-end"))
@@ -111,11 +138,20 @@ class Inputs:
 
     def _questions(self, recipe: runs.Recipe, name: str, shape: list[str], corpus: Source) -> Source:
         data, start = self._folder / "questions.json", self._folder / name
-        asked = enumerate(self._encyclopedia.train[:NUM_QUESTIONS])
-        data.write_text(json.dumps([_record(ask, number) for number, ask in asked]))
+        self._write_questions(data)
         runs.train(recipe, [*shape, *corpus.flags, "--save", str(start), "--output-dir", str(start / "run")])
         flags = ["--train-data", str(data), "--pretrained-checkpoint", str(start)]
         return Source(flags, f"{file_fingerprint(data)} {corpus.fingerprint}")
+
+    def _write_questions(self, path: Path) -> None:
+        asked = enumerate(self._encyclopedia.train[:NUM_QUESTIONS])
+        path.write_text(json.dumps([_record(ask, number) for number, ask in asked]))
+
+
+def _save_causal_lm(topology: ProcessTopology, folder: str, vocabulary: str) -> None:
+    """One with random weights, which no job here pretrains."""
+    model = CausalLM(CAUSAL_SHAPE, topology, seed=3)
+    CAUSAL_LM.save(folder, model, topology, CAUSAL_SHAPE, ByteBpeTokenizer(vocabulary))
 
 
 def _record(ask: Ask, number: int) -> dict[str, object]:

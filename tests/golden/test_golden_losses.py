@@ -36,6 +36,7 @@ JOBS = {
     "pretrain_t5": Job(runs.T5, "sentencepiece_corpus"),
     "extractive-finetune": Job(runs.READER, "questions_for_bert"),
     "fusion-finetune": Job(runs.FUSION, "questions_for_t5"),
+    "causal-finetune": Job(runs.CAUSAL, "questions_for_causal_lm"),
     "end-to-end-finetune": Job(runs.END_TO_END, "asked_questions"),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import islice
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from megatron_retrieval.data.files.passage_questions import (
     ReaderTrainingDataConfig,
     read_training_questions,
 )
-from megatron_retrieval.data.layouts.fusion import FusionLayout
 from megatron_retrieval.data.layouts.sequences import label_rows
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, token_dtype
 from megatron_retrieval.errors import ConfigError, DataError
@@ -33,7 +34,32 @@ _BLOCK_QUESTIONS = 256
 log = get_logger("data")
 
 
-class FusionDataset:
+class TextLayout(Protocol):
+    """How a question and a passage become a text for a reader that writes.
+
+    Attributes:
+        end_id: last token of an answer.
+        pad_id: fills rows behind their ends.
+    """
+
+    @property
+    def end_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+
+    def with_passages(self, questions: Ragged, titles: Ragged, texts: Ragged) -> TokenBatch:
+        """The texts of P pairs of question and passage."""
+        ...
+
+    def alone(self, questions: Ragged) -> TokenBatch:
+        """The texts of questions that no passage goes with."""
+        ...
+
+
+Batch = TypeVar("Batch")
+
+
+class AnswerDataset(ABC, Generic[Batch]):
     """Questions with all of their passages and their answers; only token ids are kept.
 
     A BatchSource. Where the file names a target, that answer is learned. A question without passages, as all are in
@@ -51,7 +77,7 @@ class FusionDataset:
     def __init__(
         self,
         data: ReaderTrainingDataConfig,
-        layout: FusionLayout,
+        layout: TextLayout,
         tokenizer: Vocabulary,
         *,
         max_answer_length: int,
@@ -59,8 +85,8 @@ class FusionDataset:
     ) -> None:
         if max_answer_length < 2:
             raise ConfigError(f"--max-answer-length must be at least 2 with the end token, not {max_answer_length}.")
-        self._layout, self._max_answer_length, self._seed = layout, max_answer_length, seed
-        self._num_texts = 1 if data.reading.closed_book else data.reading.num_passages
+        self.layout, self._max_answer_length, self._seed = layout, max_answer_length, seed
+        self.num_texts = 1 if data.reading.closed_book else data.reading.num_passages
         self._collect(data, tokenizer)
         if not len(self):
             raise DataError(data.train_data[0], "no question has an answer to learn")
@@ -70,19 +96,28 @@ class FusionDataset:
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
-    ) -> FusionBatch:
+    ) -> Batch:
         """See BatchSource; of several answers one is drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         questions = np.asarray(indices[share.own], np.int64)
         answers = self._answers.take(self._draw(questions, epoch, first_position + share.first))
-        texts, is_real = fuse_texts(
-            self._layout,
+        return self.lay_out(
             self._questions.take(questions),
             self._passages.take(questions),
             (self._titles, self._texts),
-            shape=(share.num_slots, self._num_texts),
+            label_rows(answers, share.num_slots, self.layout.end_id),
         )
-        return FusionBatch(texts, is_real, label_rows(answers, share.num_slots, self._layout.end_id))
+
+    @abstractmethod
+    def lay_out(self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged], labels: Tensor) -> Batch:
+        """What is learned of n questions.
+
+        Args:
+            questions: n sequences.
+            passages: of each question, rows of `columns`; there may be none.
+            columns: titles and texts.
+            labels: [B, L] int64, the answers with their end tokens, -1 behind them and in the fillers from row n on.
+        """
 
     def _collect(self, data: ReaderTrainingDataConfig, tokenizer: Vocabulary) -> None:
         dtype, census = token_dtype(tokenizer.vocab_size), QuestionCensus()
@@ -117,8 +152,19 @@ class FusionDataset:
         return first + draw_answers(end - first, self._seed, epoch, first_position)
 
 
+class FusionDataset(AnswerDataset[FusionBatch]):
+    """See AnswerDataset; every passage is a text of its own."""
+
+    def lay_out(
+        self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged], labels: Tensor
+    ) -> FusionBatch:
+        """See AnswerDataset."""
+        shape = (len(labels), self.num_texts)
+        return FusionBatch(*fuse_texts(self.layout, questions, passages, columns, shape), labels)
+
+
 def fuse_texts(
-    layout: FusionLayout,
+    layout: TextLayout,
     questions: Ragged,
     passages: Ragged,
     columns: tuple[Ragged, Ragged],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from megatron_retrieval.data.examples.fusion import fuse_texts
-from megatron_retrieval.data.layouts.fusion import FusionLayout
+from megatron_retrieval.data.examples.fusion import TextLayout, fuse_texts
 from megatron_retrieval.data.layouts.sequences import label_rows
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, tokenize
@@ -44,12 +43,12 @@ class RetrievedTexts:
     def __init__(
         self,
         evidence: EvidenceStore,
-        layout: FusionLayout,
+        layout: TextLayout,
         tokenizer: Vocabulary,
         *,
         max_answer_length: int,
     ) -> None:
-        self._columns, self._layout = PassageColumns(evidence, tokenizer), layout
+        self.columns, self._layout = PassageColumns(evidence, tokenizer), layout
         self._max_answer_length = max_answer_length
 
     def texts(self, questions: Ragged, rows: Rows) -> tuple[TokenBatch, Tensor]:
@@ -69,7 +68,7 @@ class RetrievedTexts:
         places = np.where(own == NULL_ROW, NULL_ROW, np.searchsorted(distinct, own))
         passages = Ragged(places, to_offsets(is_real.sum(1)))
         shape = (len(questions), max(1, rows.shape[1]))
-        return fuse_texts(self._layout, questions, passages, self._columns.take(distinct), shape)
+        return fuse_texts(self._layout, questions, passages, self.columns.take(distinct), shape)
 
     def labels(self, answers: Ragged) -> Tensor:
         """[n, L] int64, the answers with their end tokens, -1 behind them."""

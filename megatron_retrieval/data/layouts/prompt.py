@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from megatron_retrieval.data.layouts.lengths import ReaderLengthsConfig
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, token_dtype
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.types.tokens import TokenBatch
 
 #: tokens of a sequence that the words of the prompt and the question must leave to a passage
 MIN_PASSAGE_TOKENS = 8
@@ -63,6 +65,25 @@ class PromptLayout:
                 f"--reader-seq-length {config.reader_seq_length} leaves no room for passages: the prompt's words and a "
                 f"question of --question-seq-length {config.question_seq_length} need at least {needed}."
             )
+
+    def with_passages(self, questions: Ragged, titles: Ragged, texts: Ragged) -> TokenBatch:
+        """The prompts of P pairs of question and passage."""
+        numbers = np.arange(len(texts))
+        return self.together(questions, Ragged(numbers, np.arange(len(texts) + 1)), (titles, texts))
+
+    def alone(self, questions: Ragged) -> TokenBatch:
+        """The prompts of questions that no passage goes with."""
+        none = Ragged(questions.values[:0], np.zeros(len(questions) + 1, np.int64))
+        return self.together(questions, none, (none, none))
+
+    def together(self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged]) -> TokenBatch:
+        """See `prompts`; as a batch."""
+        prompts = self.prompts(questions, passages, columns)
+        lengths = prompts.lengths
+        is_real = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
+        ids = np.full(is_real.shape, self.pad_id, np.int64)
+        ids[is_real] = prompts.values
+        return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))
 
     def prompts(self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged]) -> Ragged:
         """The prompts of n questions.

@@ -153,7 +153,7 @@ OBJECTIVES.add(
         name="joint-topk",
         about="reader: all passages together, log p(z | q) in its attention; retriever: the same attention",
         loss=_joint,
-        needs=frozenset({"together"}),
+        needs=frozenset({"together", "weighed"}),
         score_use="bias",
     )
 )

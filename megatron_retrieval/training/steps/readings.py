@@ -28,8 +28,8 @@ from megatron_retrieval.parallel.vocab_loss import (
 from megatron_retrieval.types.search import FILLER_ROW
 from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
 
-#: what an objective may ask a reader for: methods of a reading
-Pass = Literal["each", "each_token", "smoothed", "together"]
+#: what an objective may ask a reader for: methods of a reading; weighed: `together` takes scores of passages
+Pass = Literal["each", "each_token", "smoothed", "together", "weighed"]
 
 
 class Reading(Protocol):
@@ -83,7 +83,8 @@ class WritingReading(Reading, Protocol):
         """[M] log-likelihoods of all answers' tokens, question by question, each with all of its passages together.
 
         Args:
-            passage_scores: [n, K] float, added to the attention to every token of a passage; None: nothing is.
+            passage_scores: [n, K] float, added to the attention to every token of a passage by readers that have the
+                pass `weighed`; None: nothing is.
         """
         ...
 
@@ -230,7 +231,7 @@ class FusionReadings:
         reader: over the parameters in training.
     """
 
-    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "each_token", "smoothed", "together"})
+    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "each_token", "smoothed", "together", "weighed"})
 
     def __init__(self, reader: FusionReader, texts: RetrievedTexts, topology: ProcessTopology) -> None:
         self._reader, self._texts, self._topology = reader, texts, topology

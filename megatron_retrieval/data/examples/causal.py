@@ -1,0 +1,60 @@
+"""Training data of causal readers: a prompt with a question's passages, and one of its answers to learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.examples.fusion import AnswerDataset
+from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
+from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.prompt import PromptLayout
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.types.causal import ContinuedBatch, continued
+from megatron_retrieval.types.tokens import TokenBatch
+
+
+class PromptDataset(AnswerDataset[ContinuedBatch]):
+    """See AnswerDataset; all passages of a question stand in one prompt."""
+
+    def __init__(
+        self,
+        data: ReaderTrainingDataConfig,
+        layout: PromptLayout,
+        tokenizer: Vocabulary,
+        *,
+        max_answer_length: int,
+        seed: int,
+    ) -> None:
+        self._prompts = layout
+        super().__init__(data, layout, tokenizer, max_answer_length=max_answer_length, seed=seed)
+
+    def lay_out(
+        self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged], labels: Tensor
+    ) -> ContinuedBatch:
+        """See AnswerDataset."""
+        prompts = self._prompts.together(questions, passages, columns)
+        num_fillers = len(labels) - len(prompts)
+        ids = torch.cat([prompts.ids, prompts.ids.new_zeros(num_fillers, prompts.ids.size(1))])
+        lengths = torch.cat([prompts.lengths, prompts.lengths.new_ones(num_fillers)])
+        return continued(TokenBatch(ids, lengths), labels)
+
+
+class RetrievedPrompts(RetrievedTexts):
+    """See RetrievedTexts: prompts with one passage each, or with all of a question's."""
+
+    def __init__(
+        self, evidence: EvidenceStore, layout: PromptLayout, tokenizer: Vocabulary, *, max_answer_length: int
+    ) -> None:
+        super().__init__(evidence, layout, tokenizer, max_answer_length=max_answer_length)
+        self._prompts = layout
+
+    def together(self, questions: Ragged, rows: Rows) -> TokenBatch:
+        """The prompts of n questions with all of their passages; for arguments see `texts`."""
+        is_read = rows >= 0
+        distinct = np.unique(rows[is_read])
+        passages = Ragged(np.searchsorted(distinct, rows[is_read]), to_offsets(is_read.sum(1)))
+        return self._prompts.together(questions, passages, self.columns.take(distinct))

@@ -1,0 +1,120 @@
+"""Causal readers: a language model continues a prompt with passages and question (Lewis et al. 2020, arXiv 2005.11401,
+with generators as Lawton et al. use them)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_READER
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.data.examples.causal import PromptDataset, RetrievedPrompts
+from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.lengths import require_positions
+from megatron_retrieval.data.layouts.prompt import PromptFormatConfig, PromptLayout
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.evaluation.causal_answers import CausalAnswerer
+from megatron_retrieval.models.causal_lm import CausalLM
+from megatron_retrieval.models.causal_reader import CausalReader
+from megatron_retrieval.models.generation import GenerationConfig
+from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
+from megatron_retrieval.readers.kind import OpenReader, ReaderKind
+from megatron_retrieval.readers.settings import ReaderSettings
+from megatron_retrieval.training.steps.causal_readings import CausalReadings
+from megatron_retrieval.training.steps.causal_step import CausalStep, CausalStepConfig
+
+
+class OpenCausalReader(OpenReader):
+    """See OpenReader.
+
+    Attributes:
+        reader: the model as it reads prompts.
+        layout: for its vocabulary.
+    """
+
+    checkpoints = CAUSAL_READER
+    model: CausalLM
+
+    def __init__(
+        self,
+        start: AnyDescription,
+        settings: ReaderSettings,
+        topology: ProcessTopology,
+        dtype: torch.dtype,
+        *,
+        seed: int = 0,
+    ) -> None:
+        longest, longest_answer = settings.layout.reader_seq_length, settings.answers.max_answer_length
+        require_positions(settings.shape.max_positions, reader_seq_length=longest + longest_answer)
+        self.settings, self.topology = settings, topology
+        self.vocabulary = start.vocabulary()
+        self.layout = PromptLayout(settings.layout, self.vocabulary)
+        self.model = CausalLM(settings.shape, topology, dtype, seed=seed)
+        end_id, batch_size = self.vocabulary.special.end, settings.encode.encode_batch_size
+        self.reader = CausalReader(self.model, end_id=end_id, batch_size=batch_size)
+
+    def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> CausalAnswerer:
+        """See OpenReader."""
+        return CausalAnswerer(
+            self.reader,
+            self.vocabulary,
+            self.layout,
+            self.settings.answers,
+            self.topology,
+            passage_scores=scores,
+            micro_batch_size=micro_batch_size,
+        )
+
+    def side(self, evidence: EvidenceStore) -> CausalReadings:
+        """See OpenReader."""
+        longest = self.settings.answers.max_answer_length
+        prompts = RetrievedPrompts(evidence, self.layout, self.vocabulary, max_answer_length=longest)
+        return CausalReadings(self.reader, prompts, self.topology)
+
+    def recorded(self, scores: PassageScoreConfig) -> dict[str, Any]:
+        """See OpenReader."""
+        answers = self.settings.answers.resolved(scores)
+        return {name: getattr(answers, name) for name in ("answer_from", "marginal_decoding")}
+
+
+@dataclass(kw_only=True, frozen=True)
+class CausalFinetuneConfig(ReaderFinetuneConfig[OpenCausalReader]):
+    """Fine-tune a causal language model to write answers behind a prompt with the passages of a question."""
+
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
+    """Checkpoint whose weights, shape, vocabulary and, if it is a causal reader, prompt training starts from: of a
+    causal language model or of a causal reader."""
+    layout: PromptFormatConfig = field(default_factory=PromptFormatConfig)
+    answers: GenerationConfig = field(default_factory=GenerationConfig)
+    step: CausalStepConfig = field(default_factory=CausalStepConfig)
+
+    @property
+    def kind(self) -> ReaderKind:
+        """See ReaderFinetuneConfig."""
+        return CAUSAL
+
+    def examples(self, reader: OpenCausalReader, data: ReaderTrainingDataConfig) -> PromptDataset:
+        """See ReaderFinetuneConfig."""
+        longest = self.answers.max_answer_length
+        return PromptDataset(data, reader.layout, reader.vocabulary, max_answer_length=longest, seed=self.training.seed)
+
+    def step_module(self, reader: OpenCausalReader) -> CausalStep:
+        """See ReaderFinetuneConfig."""
+        return CausalStep(reader.reader, self.step, reader.topology, self.training.seed)
+
+
+CAUSAL = ReaderKind(
+    name="causal",
+    about="continues a prompt with the answer (a causal language model)",
+    passes=CausalReadings.passes,
+    needs_passages=False,
+    layout=PromptFormatConfig,
+    answers=GenerationConfig,
+    finetune=CausalFinetuneConfig,
+    open=OpenCausalReader,
+)
