@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,12 +39,13 @@ class Page:
     def __init__(self, profile: Path) -> None:
         program = next((found for name in NAMES if (found := shutil.which(name))), None)
         assert program is not None
-        given, self._write = os.pipe()
-        self._read, taken = os.pipe()
-        # the browser reads commands from descriptor 3 and writes to 4
-        plumbing = f'exec "$0" "$@" 3<&{given} 4>&{taken}'
-        words = ["sh", "-c", plumbing, program, f"--user-data-dir={profile}", *_FLAGS]
-        self._process = subprocess.Popen(words, pass_fds=(given, taken), stdout=-3, stderr=-3, start_new_session=True)
+        # the browser reads commands from descriptor 3 and writes to 4, which are others' in this process
+        given, self._write = map(_out_of_the_way, os.pipe())
+        self._read, taken = map(_out_of_the_way, os.pipe())
+        plumbing = f"import os, sys; os.dup2({given}, 3); os.dup2({taken}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        words = [sys.executable, "-I", "-S", "-c", plumbing, program, f"--user-data-dir={profile}", *_FLAGS]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(words, pass_fds=(given, taken), start_new_session=True, **quiet)
         os.close(given)
         os.close(taken)
         self._buffer, self._number, self._session = b"", 0, ""
@@ -137,6 +140,13 @@ class Page:
             self.faults.append(params["entry"]["text"])
         elif event.get("method") == "Network.requestWillBeSent":
             self.asked.append(params["request"]["url"])
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    """The same under a number above 4."""
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return copy
 
 
 @contextlib.contextmanager

@@ -124,6 +124,7 @@ VERBS = (
     ),
     Verb("evaluate reader", EVALUATE, "exact match and F1", "applications.reader_evaluation:main"),
     Verb("compare", EVALUATE, "two evaluations of the same questions", "applications.run_comparison:main"),
+    Verb("report", EVALUATE, "a page about runs: curves, intervals, differences, cost", "applications.report:report"),
     Verb(
         "reproduce",
         EVALUATE,

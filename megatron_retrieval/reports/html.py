@@ -41,16 +41,18 @@ def facts_table(facts: Mapping[str, object]) -> str:
     return f"<table>\n{rows}</table>\n" if rows else ""
 
 
-def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> str:
-    """A table whose first column names what its row is about; the others are flush right.
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", figures: bool = True) -> str:
+    """A table whose first column names what its row is about.
 
     Args:
         header: text of each column.
         rows: text of each cell.
-        caption: what the table shows, for those who hear it.
+        caption: what the table shows.
+        figures: the other columns hold numbers, flush right; else text, which is broken into lines.
     """
-    titles = "".join(f'<th scope="col"{_flush(n)}>{escape(name)}</th>' for n, name in enumerate(header))
-    cells = ("".join(f"<td{_flush(n)}>{escape(cell)}</td>" for n, cell in enumerate(row)) for row in rows)
+    kind = ' class="number"' if figures else ""
+    titles = "".join(f'<th scope="col"{kind if n else ""}>{escape(name)}</th>' for n, name in enumerate(header))
+    cells = ("".join(f"<td{kind if n else ''}>{escape(cell)}</td>" for n, cell in enumerate(row)) for row in rows)
     lines = "".join(f"<tr>{row}</tr>\n" for row in cells)
     named = f"<caption>{escape(caption)}</caption>" if caption else ""
     table = f"<table>{named}<thead><tr>{titles}</tr></thead>\n<tbody>\n{lines}</tbody></table>"
@@ -66,7 +68,3 @@ def marked(text: str, layers: Sequence[Sequence[Span]], tags: Sequence[tuple[str
             html = f"{start}{html}{stop}" if is_inside else html
         parts.append(html)
     return "".join(parts)
-
-
-def _flush(column: int) -> str:
-    return ' class="number"' if column else ""
