@@ -47,9 +47,9 @@ class ImportEmbeddingsConfig(Checked):
     input: tuple[Path, ...]
     """Pickle files, together the vectors of all passages. Each is held in memory while it is read."""
     evidence: Path
-    """Folder of the evidence that was embedded (tools/build_evidence.py)."""
+    """Folder of the evidence that was embedded (build evidence)."""
     retriever: Path = field(metadata=formerly("load"))
-    """Checkpoint of the dual encoder that made the embeddings (tools/import_checkpoint.py), which encodes the questions
+    """Checkpoint of the dual encoder that made the embeddings (import checkpoint), which encodes the questions
     later."""
     output: Path
     """Folder of the embeddings to write."""

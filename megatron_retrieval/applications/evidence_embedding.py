@@ -24,7 +24,7 @@ class EmbedEvidenceConfig:
     """Encode the evidence. Under torchrun the copies of the model share the work."""
 
     evidence: Path
-    """Folder of the evidence (tools/build_evidence.py)."""
+    """Folder of the evidence (build evidence)."""
     retriever: Path = field(metadata=formerly("load"))
     """Checkpoint of the dual encoder."""
     output: Path

@@ -15,7 +15,7 @@ class BuildBm25Config:
     """Index the evidence for BM25."""
 
     evidence: Path
-    """Folder of the evidence (tools/build_evidence.py)."""
+    """Folder of the evidence (build evidence)."""
     output: Path
     """Folder of the index to write."""
     lexical: LexicalConfig = field(default_factory=LexicalConfig)

@@ -31,11 +31,11 @@ class PassageSearchConfig:
     """Checkpoint of a dual encoder that retrieves the passages; without it and --bm25-index, those of the question file
     are read."""
     evidence: Path | None = None
-    """Folder of the evidence that is searched (tools/build_evidence.py)."""
+    """Folder of the evidence that is searched (build evidence)."""
     embeddings: Path | None = None
-    """Folder of the evidence's embeddings by the retriever (tools/embed_evidence.py)."""
+    """Folder of the evidence's embeddings by the retriever (embed)."""
     bm25_index: Path | None = None
-    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --retriever: both are searched."""
+    """Folder of the evidence's BM25 index (build bm25); beside --retriever: both are searched."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
     """How."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)

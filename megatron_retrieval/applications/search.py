@@ -55,15 +55,15 @@ class SearchConfig:
     """What is searched, and how: by an encoder, by BM25, or by both."""
 
     evidence: Path
-    """Folder of the evidence (tools/build_evidence.py); or one that megatron-retrieval learn keeps, whose newest
+    """Folder of the evidence (build evidence); or one that megatron-retrieval learn keeps, whose newest
     version is searched by words and vectors without any other flag."""
     embeddings: Path | None = None
-    """Folder of the evidence's embeddings (tools/embed_evidence.py), with --retriever; or the --index-dir of a training
+    """Folder of the evidence's embeddings (embed), with --retriever; or the --index-dir of a training
     run: its newest finished version is searched, with the encoder that made it."""
     retriever: Path | None = field(default=None, metadata=formerly("load"))
     """Checkpoint of the dual encoder that made the embeddings."""
     bm25_index: Path | None = None
-    """Folder of the evidence's BM25 index (tools/build_bm25.py); beside --retriever: both are searched."""
+    """Folder of the evidence's BM25 index (build bm25); beside --retriever: both are searched."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
     """How."""
 

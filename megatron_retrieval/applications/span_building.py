@@ -14,7 +14,7 @@ from megatron_retrieval.data.stores.salient import SpanStore
 
 @dataclass(kw_only=True, frozen=True)
 class BuildSalientSpansConfig(Checked):
-    """Find names and dates in sentences, to be masked (pretrain_mss.py)."""
+    """Find names and dates in sentences, to be masked (train mss)."""
 
     show: NonNegativeInt = 0
     """Print so many masked sentences, evenly spaced, for a person to judge; of a folder that is there already they are

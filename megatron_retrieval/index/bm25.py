@@ -30,7 +30,7 @@ from megatron_retrieval.utils.progress import progress_bar
 FORMAT = ManifestFormat(
     what="a BM25 index",
     version=1,
-    hint="Build it anew with tools/build_bm25.py.",
+    hint="Build it anew with megatron-retrieval build bm25.",
     keys=frozenset({"evidence_fingerprint", "num_passages", "settings", "file_bytes"}),
 )
 
@@ -89,7 +89,7 @@ class LexicalIndex:
         if own != evidence_fingerprint:
             raise MismatchError(
                 f"The BM25 index in {self.folder} is of evidence {own}, but the evidence given is "
-                f"{evidence_fingerprint}; index this evidence with tools/build_bm25.py, or give the one that was."
+                f"{evidence_fingerprint}; index it with megatron-retrieval build bm25, or give the one that was."
             )
 
     def search(self, questions: Sequence[str], k: int) -> SearchResult:

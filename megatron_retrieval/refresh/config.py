@@ -16,7 +16,7 @@ class IndexRefreshConfig(Checked):
     """The index that is searched, and its refresh."""
 
     embeddings: Path | None = field(default=None, metadata=INPUT)
-    """Embeddings of the evidence by the initial retriever (tools/embed_evidence.py); default: the evidence is embedded
+    """Embeddings of the evidence by the initial retriever (embed); default: the evidence is embedded
     before the first step."""
     index_refresh_interval: PositiveInt | None = None
     """Steps between two refreshes of the index, each by the current encoder; default: the index is never refreshed."""

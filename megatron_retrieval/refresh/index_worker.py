@@ -41,7 +41,7 @@ class IndexWorkerConfig:
     index_dir: Path
     """Folder of the index versions and requests."""
     evidence: Path
-    """Folder of the evidence (tools/build_evidence.py)."""
+    """Folder of the evidence (build evidence)."""
     worker: int = 0
     """Number of this process, from 0; the first one finishes versions."""
     num_workers: int = 1

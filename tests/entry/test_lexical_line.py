@@ -172,6 +172,6 @@ def test_evidence_that_is_not_the_indexs(folder: Path, tmp_path: Path) -> None:
         evidence=other,
         output=tmp_path / "mined.json",
     )
-    with pytest.raises(MismatchError, match=r"index this evidence with tools/build_bm25\.py"):
+    with pytest.raises(MismatchError, match=r"index it with megatron-retrieval build bm25"):
         mine_negatives(settings)
     assert not (tmp_path / "mined.json").exists()

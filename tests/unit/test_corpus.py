@@ -132,7 +132,7 @@ def _evidence(folder: Path) -> None:
     [
         (_cut, r"sentences\.values: has 10 bytes instead of"),
         (_other_documents, r"documents\.offsets: the offsets do not fit"),
-        (_not_whole, r"no corpus here.*tools/build_corpus\.py"),
+        (_not_whole, r"no corpus here.*megatron-retrieval build corpus"),
         (_evidence, r"not the manifest of a corpus .it has no num_documents"),
     ],
 )

@@ -168,7 +168,7 @@ def test_checkpoints_of_megatron_lm_are_named(tmp_path: Path) -> None:
     weights.mkdir(parents=True)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
     torch.save({"model": {"language_model": {}}}, weights / "model_optim_rng.pt")
-    message = "a checkpoint of Megatron-LM, which cannot be read.*tools/import_checkpoint.py"
+    message = "a checkpoint of Megatron-LM, which cannot be read.*megatron-retrieval import checkpoint"
     with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=message):

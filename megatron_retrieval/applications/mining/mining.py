@@ -43,7 +43,7 @@ class MineNegativesConfig(Checked):
     """What was found for the same questions: results.json of retriever-evaluate, DPR's or Pyserini's JSON, or a TREC
     run with --evidence; or give --bm25-index."""
     bm25_index: Path | None = None
-    """BM25 index (tools/build_bm25.py) that finds the passages instead of --results."""
+    """BM25 index (build bm25) that finds the passages instead of --results."""
     evidence: Path | None = None
     """Folder of the evidence of --bm25-index, or of a TREC run."""
     output: Path

@@ -173,7 +173,7 @@ class PlanConfig(Checked):
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored."""
     index_factory: str | None = None
-    """Approximate index (see tools/build_index.py) for search; default: exact search."""
+    """Approximate index (build index) for search; default: exact search."""
     num_queries: PositiveInt = 64
     """Questions searched at once, over all processes."""
     topk: PositiveInt = 100

@@ -27,7 +27,7 @@ from megatron_retrieval.utils.manifest import MANIFEST
 LATEST_NAME = "latest_checkpointed_iteration.txt"
 MEGATRON_LM = (
     "a checkpoint of Megatron-LM, which cannot be read: its pickles may run programs, and its BERT has other layers. "
-    "Import the Hugging Face model that comes nearest (tools/import_checkpoint.py), and start from that."
+    "Import the Hugging Face model that comes nearest (megatron-retrieval import checkpoint), and start from that."
 )
 _PREFIX, _PARTIAL, _REPLACED = "iter_", ".partial", ".replaced"
 

@@ -35,7 +35,7 @@ class MaskedSentencesConfig(Checked):
     """Sentences with salient spans, and what of them is masked."""
 
     spans: Path = field(metadata=INPUT)
-    """Folder of the salient spans (tools/build_salient_spans.py), built with this evidence."""
+    """Folder of the salient spans (build spans), built with this evidence."""
     masked_spans: Literal["one", "all"] = "one"
     """one: a span of each sentence, drawn anew in every epoch; all: every span at once, for readers that write."""
     max_span_length: PositiveInt = 10

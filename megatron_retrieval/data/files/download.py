@@ -105,5 +105,5 @@ def _read_record(path: Path, *, required: bool = True) -> dict[str, Any]:
     record = read_json(path)
     entries = record.values() if isinstance(record, dict) else [None]
     if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in entries):
-        raise DataError(path, "no record of downloads", hint=f"Expected a {RECORD} of tools/download_data.py.")
+        raise DataError(path, "no record of downloads", hint=f"Expected a {RECORD} of megatron-retrieval download.")
     return record

@@ -38,7 +38,7 @@ def read_passages(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tup
         if columns:
             return Unnamed(tuple(columns))
         if len(row) != 2 or not row[0] or any(map(str.isspace, row[0])):
-            hint = "Name its columns: tools/build_evidence.py --columns title text."
+            hint = "Name its columns: megatron-retrieval build evidence --columns title text."
             raise DataError(path, "the file has no header, nor does it hold ids and texts", line=1, hint=hint)
         return Unnamed(("id", "text"))
 

@@ -65,10 +65,10 @@ def read_records(path: str | Path, unnamed: Callable[[TableForm], Unnamed | None
         case FileKind.TOPICS:
             return read_topics(path)
         case FileKind.SQUAD:
-            hint = "Convert it: tools/convert_dataset.py --format squad."
+            hint = "Convert it: megatron-retrieval convert --format squad."
             raise DataError(path, "SQuAD's nested JSON is not read here", hint=hint)
         case FileKind.RUN:
-            raise DataError(path, "a TREC run holds no texts", hint="Give it to tools/mine_negatives.py --results.")
+            raise DataError(path, "a TREC run holds no texts", hint="Give it to megatron-retrieval mine --results.")
         case FileKind.OTHER_JSON:
             raise DataError(path, "expected a JSON list or JSON lines", line=1)
         case _:

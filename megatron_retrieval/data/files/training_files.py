@@ -26,7 +26,7 @@ _SCORES = ("pos_scores", "neg_scores", "score", "scores")
 #: of Tevatron's corpora apart from the questions, and of MS MARCO's triples
 _PASSAGE_IDS = frozenset({"positive_document_ids", "positive_pids"})
 _BY_IDS = "names passages by their ids, without their texts"
-_CONVERT = "Bring both together: tools/convert_dataset.py --format passage-ids --queries FILE --corpus FILE."
+_CONVERT = "Bring both together: megatron-retrieval convert --format passage-ids --queries FILE --corpus FILE."
 
 
 @dataclass(frozen=True)

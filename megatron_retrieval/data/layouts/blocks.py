@@ -27,7 +27,7 @@ class BlockConfig(Checked):
     """The text that is trained on, cut into blocks of consecutive sentences."""
 
     data_path: str = field(metadata=INPUT)
-    """Corpus folder (tools/build_corpus.py)."""
+    """Corpus folder (build corpus)."""
     use_titles: bool = True
     """Put the document's title in front of each of its blocks."""
     valid_fraction: Annotated[float, Bounds(least=0, below=1)] = 0.005

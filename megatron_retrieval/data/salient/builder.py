@@ -40,13 +40,13 @@ log = get_logger("data")
 
 @dataclass(frozen=True, kw_only=True)
 class SpanBuilderConfig(Checked):
-    """Find names and dates in sentences, to be masked (pretrain_mss.py); run it again to continue after a stop."""
+    """Find names and dates in sentences, to be masked (train mss); run it again to continue after a stop."""
 
     evidence: Path
-    """Folder of the evidence (tools/build_evidence.py): spans are looked for in its passages unless --input is given;
+    """Folder of the evidence (build evidence): spans are looked for in its passages unless --input is given;
     for each sentence, the passages that hold it are found in any case."""
     input: tuple[str, ...] = ()
-    """A corpus of its own, in the kinds of file that tools/build_corpus.py reads; with --tagger import, JSON lines with
+    """A corpus of its own, in the kinds of file that build corpus reads; with --tagger import, JSON lines with
     passage_id, sentence and spans ([[start, end, type], ...]), or EMDR2's with bert_ent_pos."""
     output: str
     """Folder to create; unfinished work is kept in OUTPUT.partial."""

@@ -26,7 +26,7 @@ class CorpusStore(TokenFolder):
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    format = token_format("a corpus", "tools/build_corpus.py", "num_documents", "num_sentences", "num_tokens")
+    format = token_format("a corpus", "megatron-retrieval build corpus", "num_documents", "num_sentences", "num_tokens")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)

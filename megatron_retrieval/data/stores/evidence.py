@@ -31,7 +31,7 @@ class EvidenceStore(TokenFolder):
         DataError: the folder is missing, incomplete or damaged.
     """
 
-    format = token_format("evidence", "tools/build_evidence.py", "num_passages")
+    format = token_format("evidence", "megatron-retrieval build evidence", "num_passages")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)

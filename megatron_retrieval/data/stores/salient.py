@@ -12,7 +12,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import MismatchError
 
-TOOL = "tools/build_salient_spans.py"
+TOOL = "megatron-retrieval build spans"
 #: a row for each sentence: UTF-8 text; start, end and number of the type of each of its spans
 SENTENCES, SPANS = "sentences", "spans"
 #: [num_sentences] the passage that the sentence was read from, -1 for none; and the number of its wording

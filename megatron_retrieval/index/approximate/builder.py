@@ -33,7 +33,7 @@ class IndexBuilderConfig(Checked):
     """Build an approximate index (faiss) of embeddings; run again to continue after a stop."""
 
     embeddings: Path
-    """Folder of the embeddings (tools/embed_evidence.py)."""
+    """Folder of the embeddings (embed)."""
     index_factory: str
     """faiss index factory string: "IVF4096,Flat" (4096 inverted lists), "OPQ48_192,IVF4096,PQ48" (48 bytes a passage),
     "HNSW32" (a graph). Scores are inner products; indexes for Euclidean distances only are refused."""

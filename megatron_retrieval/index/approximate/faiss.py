@@ -52,12 +52,12 @@ class FaissIndex:
             DataError: it is missing, cut off, or no index.
         """
         if not path.is_file():
-            raise DataError(path, "the index is missing", hint="Build it again (tools/build_index.py).")
+            raise DataError(path, "the index is missing", hint="Build it again (megatron-retrieval build index).")
         try:
             return cls(faiss.read_index(str(path)), str(path))
         except RuntimeError as error:
             problem = f"faiss cannot read it ({_reason(error)})"
-            raise DataError(path, problem, hint="Build it again (tools/build_index.py).") from error
+            raise DataError(path, problem, hint="Build it again (megatron-retrieval build index).") from error
 
     def write(self, path: Path) -> None:
         """Write a file; it has reached the disk on return."""

@@ -35,7 +35,7 @@ class ApproximateSearchConfig(Checked):
     """Approximate search."""
 
     index: Path | None = None
-    """Folder of an approximate index of the embeddings (tools/build_index.py) to search; default: exact search."""
+    """Folder of an approximate index of the embeddings (build index) to search; default: exact search."""
     nprobe: PositiveInt | None = None
     """Inverted lists (IVF) searched per question; default: the square root of their number, at least 16."""
     ef_search: PositiveInt | None = None

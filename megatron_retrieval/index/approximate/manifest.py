@@ -16,7 +16,7 @@ INDEX_FILE = "index.faiss"
 FORMAT = ManifestFormat(
     what="an approximate index",
     version=1,
-    hint="Build the index with tools/build_index.py, which continues an unfinished one.",
+    hint="Build the index with megatron-retrieval build index, which continues an unfinished one.",
 )
 
 
@@ -96,7 +96,7 @@ class ApproximateManifest:
                 raise MismatchError(
                     f"The index in {folder} was built of embeddings with {name.replace('_', ' ')} {indexed}, but that "
                     f"of {embeddings.directory} is {given[name]}; build an index of these embeddings "
-                    "(tools/build_index.py), or give those that it was built of."
+                    "(megatron-retrieval build index), or give those that it was built of."
                 )
 
     def verify(self, folder: Path) -> None:

@@ -19,7 +19,7 @@ from megatron_retrieval.utils.manifest import MANIFEST, ManifestFormat
 FORMAT = ManifestFormat(
     what="embeddings",
     version=1,
-    hint="Embed the evidence with tools/embed_evidence.py, which continues an unfinished folder.",
+    hint="Embed the evidence with megatron-retrieval embed, which continues an unfinished folder.",
 )
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]

@@ -18,7 +18,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 class MemoryWriter:
     """Keeps shards in memory instead of on disk, each row on one rank.
 
-    Shards are cut as for the disk, so that the vectors are those of tools/embed_evidence.py; a copy of the model
+    Shards are cut as for the disk, so that the vectors are those of megatron-retrieval embed; a copy of the model
     encodes neighbouring shards, and its tensor-parallel ranks keep a part of their rows each.
     """
 

@@ -103,7 +103,7 @@ class EndToEndConfig:
     """Kind of reader to make of --reader where that is a BERT (a dual encoder, a masked language model); default:
     --reader is a reader."""
     evidence: Path = field(metadata=INPUT)
-    """Folder of the evidence (tools/build_evidence.py), with the retriever's vocabulary."""
+    """Folder of the evidence (build evidence), with the retriever's vocabulary."""
     separate_encoders: bool = False
     """Where the retriever has one encoder for questions and passages, train two that begin as copies of it."""
     share_frozen_weights: bool = False

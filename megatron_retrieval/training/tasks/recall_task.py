@@ -36,7 +36,7 @@ class RecallConfig(Checked):
     eval_questions: str | None = field(default=None, metadata=HELD_OUT)
     """Questions: DPR .qa.csv, JSON lines, or DPR biencoder JSON, plain or gzip; default: no recall is measured."""
     eval_evidence: str | None = field(default=None, metadata=HELD_OUT)
-    """Folder of the evidence that is searched (tools/build_evidence.py), with the model's vocabulary."""
+    """Folder of the evidence that is searched (build evidence), with the model's vocabulary."""
     eval_max_questions: PositiveInt | None = None
     """Ask only so many questions, at equal distances in the file; default: all."""
     eval_max_passages: PositiveInt | None = None
