@@ -90,7 +90,10 @@ def _with_rate(config: Job, lr: float) -> Job:
         save=dataclasses.replace(training.save, save=save, load=save),
         grid=LrGridConfig(),
     )
-    return dataclasses.replace(config, training=own)
+    job = dataclasses.replace(config, training=own)
+    # a run that is continued has the shape of its checkpoint, as when it is continued for itself
+    continues = own.save.resume_folder is not None and hasattr(job, "with_artefact_defaults")
+    return job.with_artefact_defaults() if continues else job
 
 
 def _measured(folder: Path, metric: str) -> dict[str, Any]:
