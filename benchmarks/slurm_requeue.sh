@@ -5,7 +5,7 @@
 #   benchmarks/slurm_requeue.sh OUTPUT [SBATCH-FLAG...]
 #
 # Needs sbatch, slurmctld and slurmd, and a partition whose node has two cores. ITERATIONS (default 900) have to take longer
-# than the first minute, after which SLURM sends USR1.
+# than three minutes, after which SLURM has sent USR1 (its clock is good to a minute).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$1
@@ -19,8 +19,8 @@ flags=(pretrain_ict.py --config examples/quickstart.yaml --no-tensorboard --log-
 
 torchrun --standalone --nproc-per-node 2 "${flags[@]}" --dtype auto --output-dir "$out/uninterrupted"
 
-# three minutes less the two of --signal: the job is told to stop after one
-job=$(sbatch --parsable --wait --nodes 1 --ntasks-per-node 2 --gpus-per-node 0 --time 3 --output "$out/slurm-%j.log" --open-mode append "$@" \
+# five minutes less the two of --signal: the job is told to stop after two or three
+job=$(sbatch --parsable --wait --nodes 1 --ntasks-per-node 2 --gpus-per-node 0 --time 5 --output "$out/slurm-%j.log" --open-mode append "$@" \
   examples/slurm_train.sh "$out/requeued" "${flags[@]}" | tail -n 1)
 echo "job $job was restarted $(scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p') times"
 

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.intervals import mean_interval
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.best_figure import BestFigure
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.resume import RunCheckpoints
 from megatron_retrieval.training.trainer import Callback, StepReport, Trainer, reduce_metrics
@@ -22,18 +24,20 @@ log = get_logger("train")
 
 
 class SaveCheckpoints(Callback):
-    """Saves every `interval` steps and at the end; after a skipped step it waits for the next."""
+    """Saves every `interval` steps, whenever a figure is the best so far, and at the end; after a skipped step it waits
+    for the next."""
 
-    def __init__(self, checkpoints: RunCheckpoints, interval: int) -> None:
+    def __init__(self, checkpoints: RunCheckpoints, interval: int, best: BestFigure | None = None) -> None:
         self._checkpoints, self._interval, self._saved_iteration = checkpoints, interval, -1
-        self._is_due = False
+        self._best, self._is_due, self._is_best = best, False, False
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved_iteration = trainer.iteration if trainer.iteration else -1
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self._checkpoints.look()
-        self._is_due |= report.iteration % self._interval == 0
+        self._is_best |= self._best is not None and self._best.iteration == report.iteration
+        self._is_due |= self._is_best or report.iteration % self._interval == 0
         if self._is_due and report.succeeded:
             self._is_due = False
             self._save_once(report.iteration)
@@ -44,8 +48,8 @@ class SaveCheckpoints(Callback):
 
     def _save_once(self, iteration: int) -> None:
         if iteration != self._saved_iteration:
-            self._checkpoints.save(iteration)
-            self._saved_iteration = iteration
+            self._checkpoints.save(iteration, is_best=self._is_best)
+            self._saved_iteration, self._is_best = iteration, False
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -56,6 +60,16 @@ class EvalConfig(Checked):
     """Iterations between two evaluations."""
     eval_iters: PositiveInt | None = None
     """Held-out batches per evaluation; default: all."""
+    best_metric: str | None = None
+    """Figure of the evaluation by which the best checkpoint is kept (loss, accuracy, recall@5, exact_match, ...); it is
+    read as `best` in the folder of --save. Default: none is kept."""
+    early_stopping_patience: PositiveInt | None = None
+    """Evaluations in a row without a better --best-metric after which training ends; default: it goes on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.early_stopping_patience is not None and self.best_metric is None:
+            raise ConfigError("--early-stopping-patience needs --best-metric: the figure that has to get better.")
 
 
 class EvaluateBatches(Callback):

@@ -46,6 +46,7 @@ class MetricsLog(Callback):
         self._seconds, self._num_steps = 0.0, 0  # since the last logged step, evaluation and saving left out
         self._summary: dict[str, Any] = {}
         self._bar = progress_bar("training", "steps", visible=False)
+        self._summarised: dict[str, int] = {}  # the iteration of each value
 
     def on_start(self, trainer: Trainer) -> None:
         if not self._is_main:
@@ -109,8 +110,13 @@ class MetricsLog(Callback):
     def summarise(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Renew `values` in metrics.json, beside what other callbacks left there in this run."""
         self._summary |= {"iteration": iteration, **values}
+        self._summarised |= dict.fromkeys(values, iteration)
         if self._is_main:
             write_json(Path(self._config.output_dir) / "metrics.json", self._summary)
+
+    def summarised_at(self, iteration: int) -> dict[str, Any]:
+        """What evaluation found after this step, on every rank; empty where there was none."""
+        return {name: value for name, value in self._summary.items() if self._summarised.get(name) == iteration}
 
 
 def drop_lines_after(path: Path, iteration: int) -> None:

@@ -132,9 +132,12 @@ class RunCheckpoints:
         self._made_with, self._topology, self._resumables = made_with, topology, resumables
         self._unfinished: UnfinishedCheckpoint | None = None
 
-    def save(self, iteration: int) -> None:
+    def save(self, iteration: int, *, is_best: bool = False) -> None:
         """Write the state after `iteration` steps, or begin to; all ranks together. Training goes on from what was
         written.
+
+        Args:
+            is_best: it stays as long as none is better.
 
         Raises:
             CheckpointError, DiskError: on all ranks, where this one or the one before cannot be written.
@@ -162,6 +165,7 @@ class RunCheckpoints:
                 STATES_KEY: {resumable.resume_name: resumable.state() for resumable in self._resumables},
             },
             keep_last=self._config.keep_last,
+            is_best=is_best,
             parts=self._saved.parts,
             base=self._saved.base,
             from_copies=self._config.async_save,

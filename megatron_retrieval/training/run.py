@@ -11,11 +11,13 @@ from torch import nn
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.batches import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.training.best_figure import BestFigure
 from megatron_retrieval.training.callbacks import (
     EvalConfig,
     EvaluateBatches,
@@ -104,6 +106,7 @@ class TrainingRun:
         identity = {"--seed": config.seed, "--global-batch-size": config.global_batch_size, **saved.identity}
         self._saved, self._made_with = saved, MadeWith.of(job, identity, saved.config)
         self._callbacks: list[Callback] = [self.metrics_log]
+        self._best: BestFigure | None = None
 
     def add(self, callback: Callback) -> None:
         """Have the trainer call this, after those that were added before; saving comes last.
@@ -124,6 +127,11 @@ class TrainingRun:
             self.add(EvaluateBatches(batches, config.evaluation.eval_interval, self.metrics_log))
         for task in tasks:
             self.add(EvaluateTask(task, config.evaluation.eval_interval, self.metrics_log))
+        if (name := config.evaluation.best_metric) is not None:
+            if held_out is None and not tasks:
+                raise ConfigError(f"--best-metric {name}: there is nothing held out to evaluate on.")
+            self._best = BestFigure(name, config.evaluation.early_stopping_patience, self.metrics_log, topology)
+            self.add(self._best)
 
     def resume(self) -> None:
         """Continue from the checkpoint that `--load` names, or where it is damaged from the newest whole one; nothing
@@ -150,7 +158,7 @@ class TrainingRun:
         train_iters = config.num_steps(len(examples))
         callbacks = list(self._callbacks)
         if config.save.save is not None:
-            callbacks.append(SaveCheckpoints(self._checkpoints(), config.save.save_interval))
+            callbacks.append(SaveCheckpoints(self._checkpoints(), config.save.save_interval, self._best))
         return Trainer(
             model=self._data_parallel,
             step=step,

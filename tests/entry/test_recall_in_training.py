@@ -9,6 +9,7 @@ from pathlib import Path
 import programs
 import pytest
 
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.testing.tiny import write_tiny_evidence
 
 FINETUNE = (
@@ -37,13 +38,16 @@ def _finetune(folder: Path, *flags: object) -> subprocess.CompletedProcess[str]:
 
 def test_recall_rises_and_is_that_of_the_checkpoint(folder: Path) -> None:
     evidence, checkpoint, run = folder / "evidence", folder / "checkpoints", folder / "run"
-    trained = _finetune(folder, "--eval-evidence", evidence, "--output-dir", run, "--save", checkpoint)
+    places = ("--eval-evidence", evidence, "--output-dir", run, "--save", checkpoint)
+    trained = _finetune(folder, *places, "--best-metric", "recall@5")
     assert trained.returncode == 0, trained.stderr
     assert "recall after 0, 22 questions, 22 gold questions, 1,122 passages: valid_recall@1 " in trained.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = {line["iteration"]: line["valid_recall@5"] for line in lines if "valid_recall@5" in line}
     assert list(curve) == [0, 20, 40]
     assert curve[40] > curve[0] + 0.2
+    best = max((20, 40), key=lambda iteration: curve[iteration])
+    assert resolve_checkpoint(checkpoint / "best").name == f"iter_{best:07d}"
     places = ("--evidence", evidence, "--retriever", checkpoint, "--output", folder / "vectors")
     embedded = _run("tools/embed_evidence.py", *places, "--fp32")
     assert embedded.returncode == 0, embedded.stderr

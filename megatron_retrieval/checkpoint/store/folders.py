@@ -4,6 +4,7 @@ What is on disk after a power cut follows from the order of events, each on the 
 checkpoint's files, under a hidden name; its own name; the pointer to it; only then are older ones removed. One of the
 same iteration steps aside under a hidden name until the new one has its own.
 
+    DIR/best_checkpointed_iteration.txt   the best one by a figure of evaluation; DIR/best reads it
     DIR/.iter_0000500.partial     being written, or being removed
     DIR/.iter_0000500.replaced    the one of the same iteration that stepped aside
 """
@@ -25,6 +26,9 @@ from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.manifest import MANIFEST
 
 LATEST_NAME = "latest_checkpointed_iteration.txt"
+BEST_NAME = "best_checkpointed_iteration.txt"
+#: DIR/best is the best checkpoint in DIR, DIR/best/NAME its part NAME
+BEST = "best"
 MEGATRON_LM = (
     "a checkpoint of Megatron-LM, which cannot be read: its pickles may run programs, and its BERT has other layers. "
     "Import the Hugging Face model that comes nearest (megatron-retrieval import checkpoint), and start from that."
@@ -51,7 +55,7 @@ def holds_checkpoints(directory: str | Path) -> bool:
 
 def resolve_checkpoint(path: str | Path, *, compare_contents: bool = False) -> Path:
     """The folder of one checkpoint: `path` itself, the newest whole one inside it, or, where `path` is DIR/NAME, the
-    part NAME of the newest one in DIR.
+    part NAME of the newest one in DIR; DIR/best and DIR/best/NAME are of the best one.
 
     The newest is the one that `latest_checkpointed_iteration.txt` names. Where it is damaged or missing, the newest
     whole one takes its place, and one warning says so. `path` itself is taken as it is; reading it finds damage.
@@ -66,6 +70,10 @@ def resolve_checkpoint(path: str | Path, *, compare_contents: bool = False) -> P
     path = Path(path)
     if is_complete(path):
         return path
+    if not path.exists() and path.name == BEST:
+        return _best(path.parent)
+    if not path.exists() and path.parent.name == BEST and not path.parent.exists():
+        return _existing_part(_best(path.parent.parent), path.name)
     if not path.exists() and not path.name.startswith(_PREFIX) and holds_checkpoints(path.parent):
         return _existing_part(resolve_checkpoint(path.parent, compare_contents=compare_contents), path.name)
     if is_megatron_lm(path):
@@ -125,16 +133,17 @@ def begin(final: Path, parts: Collection[str]) -> None:
         sync_folder(directory.parent)
     for left_over in directory.glob(f".{_PREFIX}*{_PARTIAL}"):
         shutil.rmtree(left_over, ignore_errors=True)
-    for left_over in directory.glob(f".{LATEST_NAME}.*"):
-        left_over.unlink()
+    for name in (LATEST_NAME, BEST_NAME):
+        for left_over in directory.glob(f".{name}.*"):
+            left_over.unlink()
     partial = partial_of(final)
     for folder in (partial, *(partial / name for name in parts)):
         folder.mkdir()
 
 
-def publish(partial: Path, final: Path, iteration: int, keep_last: int | None) -> None:
+def publish(partial: Path, final: Path, iteration: int, keep_last: int | None, *, is_best: bool = False) -> None:
     """Give the finished folder, whose files are on the disk, its name; point to it; then remove the oldest whole ones
-    beyond `keep_last`, and older damaged ones. Bases stay."""
+    beyond `keep_last`, and older damaged ones. The best one and bases stay."""
     directory, aside = final.parent, final.with_name(f".{final.name}{_REPLACED}")
     if final.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -143,6 +152,9 @@ def publish(partial: Path, final: Path, iteration: int, keep_last: int | None) -
     sync_folder(directory)
     with atomic_file(directory / LATEST_NAME) as file:
         file.write(f"{iteration}\n")
+    if is_best:
+        with atomic_file(directory / BEST_NAME) as file:
+            file.write(f"{iteration}\n")
     for replaced in directory.glob(f".{_PREFIX}*{_REPLACED}"):
         shutil.rmtree(replaced, ignore_errors=True)
     if keep_last is not None:
@@ -161,6 +173,8 @@ def _prune(directory: Path, newest: Path, keep_last: int) -> None:
     others = sorted(path for path in _complete(directory).values() if path != newest)
     whole = [path for path in others if not _damage(path, compare_contents=False)]
     kept = {newest, *whole[max(0, len(whole) + 1 - keep_last) :]}
+    if (directory / BEST_NAME).exists():
+        kept.add(_best(directory))
     bases = {base for path in kept for base in _bases(path)}
     for path in others:
         is_old = path in whole or path < newest  # a damaged one that is newer may be a run's that goes on elsewhere
@@ -220,6 +234,21 @@ def _bases(folder: Path) -> set[Path]:
         return bases
     base = (folder / manifest.base.path).resolve()
     return {*bases, base, *_bases(base)}
+
+
+def _best(directory: Path) -> Path:
+    """The checkpoint that the run found best.
+
+    Raises:
+        CheckpointError: it kept none.
+    """
+    pointer = directory / BEST_NAME
+    try:
+        folder = folder_of(directory, int(pointer.read_text()))
+    except (OSError, ValueError):
+        raise CheckpointError(f"{pointer}: no best checkpoint here; --best-metric has a run keep it.") from None
+    require_whole(folder, needs_optimizer=False)
+    return folder
 
 
 def _existing_part(folder: Path, name: str) -> Path:

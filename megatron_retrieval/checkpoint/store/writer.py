@@ -52,6 +52,7 @@ def begin_checkpoint(
     optimizer_tensors: Mapping[str, Tensor] | None = None,
     training: dict[str, Any] | None = None,
     keep_last: int | None = None,
+    is_best: bool = False,
     parts: Mapping[str, ModelPart] | None = None,
     base: BaseCheckpoint | None = None,
     from_copies: bool = False,
@@ -64,6 +65,7 @@ def begin_checkpoint(
         weight_of: gives a parameter's weights as they are to be stored, where the model holds rounded ones.
         optimizer_tensors: moments named `<moment>.<parameter>`.
         keep_last: remove all but this many newest whole checkpoints; None keeps all.
+        is_best: it is the best one so far, which stays as long as none is better.
         parts: submodules of `model` by attribute, each saved as a checkpoint that can be used without the whole.
         base: as a part's, of what is in no part.
         from_copies: copy all tensors into CPU memory, so that they may change before they are written.
@@ -87,7 +89,8 @@ def begin_checkpoint(
     if from_copies:
         for writer in writers:
             writer.copy_tensors()
-    return UnfinishedCheckpoint(final, iteration, keep_last, writers, list(parts), topology)
+    publish = partial(folders.publish, hidden, final, iteration, keep_last, is_best=is_best)
+    return UnfinishedCheckpoint(final, publish, writers, list(parts), topology)
 
 
 class UnfinishedCheckpoint:
@@ -96,13 +99,12 @@ class UnfinishedCheckpoint:
     def __init__(
         self,
         final: Path,
-        iteration: int,
-        keep_last: int | None,
+        publish: Callable[[], None],
         writers: Sequence[ModelWriter],
         parts: Sequence[str],
         topology: ProcessTopology,
     ) -> None:
-        self._final, self._iteration, self._keep_last = final, iteration, keep_last
+        self._final, self._publish_whole = final, publish
         self._writers, self._parts, self._topology = writers, parts, topology
         self._error: Exception | None = None
         self._written: Future[None] | None = None
@@ -161,7 +163,7 @@ class UnfinishedCheckpoint:
                     parts = fingerprints if number == len(self._parts) else {}
                     fingerprint = writer.seal([of_rank[number] for of_rank in written], parts)
                     fingerprints |= dict(zip(self._parts[number : number + 1], [fingerprint], strict=False))
-                folders.publish(hidden, self._final, self._iteration, self._keep_last)
+                self._publish_whole()
         except MegatronRetrievalError:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
