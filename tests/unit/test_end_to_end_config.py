@@ -37,6 +37,7 @@ def test_without_scores_in_the_reader_the_retriever_stays() -> None:
     assert _config().frozen == FreezeConfig()
     frozen = _config(step=EndToEndStepConfig(objective="fid")).frozen
     assert frozen == FreezeConfig(freeze_query_encoder=True, freeze_passage_encoder=True)
+    assert _config(step=EndToEndStepConfig(objective="holding-passages")).frozen == FreezeConfig(freeze_reader=True)
 
 
 def test_rates_of_parts_follow_the_schedule_of_the_whole() -> None:

@@ -124,10 +124,7 @@ class EndToEndConfig:
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
 
     def __post_init__(self) -> None:
-        if not self._trains_retriever and self.freeze.freeze_reader:
-            raise ConfigError(
-                f"--objective {self.step.objective} trains only the reader: --freeze-reader leaves nothing to train."
-            )
+        self._require_something_to_train()
         interval = self.index.index_refresh_interval
         if interval is None and self.parallel.num_embedding_ranks:
             raise ConfigError("--num-embedding-ranks have nothing to do without --index-refresh-interval.")
@@ -136,16 +133,25 @@ class EndToEndConfig:
         if interval is not None and self.freeze.freeze_passage_encoder:
             raise ConfigError("--freeze-passage-encoder keeps the index right: leave out --index-refresh-interval.")
 
-    @property
-    def frozen(self) -> FreezeConfig:
-        """What keeps its weights. A retriever that gets no gradient is frozen as well: weight decay would shrink it."""
-        if self._trains_retriever:
-            return self.freeze
-        return dataclasses.replace(self.freeze, freeze_query_encoder=True, freeze_passage_encoder=True)
+    def _require_something_to_train(self) -> None:
+        objective, freeze = OBJECTIVES[self.step.objective], self.freeze
+        if not objective.trains_retriever and freeze.freeze_reader:
+            raise ConfigError(
+                f"--objective {objective.name} trains only the reader: --freeze-reader leaves nothing to train."
+            )
+        if not objective.trains_reader and freeze.freeze_query_encoder and freeze.freeze_passage_encoder:
+            raise ConfigError(
+                f"--objective {objective.name} trains only the retriever: --freeze-query-encoder "
+                "--freeze-passage-encoder leave nothing to train."
+            )
 
     @property
-    def _trains_retriever(self) -> bool:
-        return OBJECTIVES[self.step.objective].trains_retriever
+    def frozen(self) -> FreezeConfig:
+        """What keeps its weights. What gets no gradient is frozen as well: weight decay would shrink it."""
+        frozen, objective = self.freeze, OBJECTIVES[self.step.objective]
+        if not objective.trains_retriever:
+            frozen = dataclasses.replace(frozen, freeze_query_encoder=True, freeze_passage_encoder=True)
+        return frozen if objective.trains_reader else dataclasses.replace(frozen, freeze_reader=True)
 
     @property
     def parallel(self) -> EmbeddingRanksConfig:

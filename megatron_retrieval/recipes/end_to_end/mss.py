@@ -60,7 +60,7 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
         questions = self.config.data.zero_shot.questions()
         if not questions:
             return []
-        answering = self.config.answering
+        config, answering = self.config, self.config.answering
         task = IndexRecallTask(
             questions,
             answering.eval_topk,
@@ -71,7 +71,7 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
             self.text_format,
             AnswerMatcher(answering.matching),
         )
-        return [EvaluateAtRefresh(task, run.metrics_log)]
+        return [EvaluateAtRefresh(task, config.training.evaluation.eval_interval, run.metrics_log)]
 
 
 def main(config: MssPretrainingConfig, topology: ProcessTopology) -> None:

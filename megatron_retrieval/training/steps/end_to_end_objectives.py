@@ -22,7 +22,7 @@ from megatron_retrieval.objectives.end_to_end import (
     prior_entropy,
     rag_token,
 )
-from megatron_retrieval.training.steps.readings import Pass, Reading, WritingReading
+from megatron_retrieval.training.steps.readings import Pass, PointingReading, Reading, WritingReading
 from megatron_retrieval.training.steps.step import evaluation_mode
 from megatron_retrieval.types.losses import LossOutput
 from megatron_retrieval.utils.registry import Registry
@@ -57,6 +57,7 @@ class Objective:
         loss: see `Loss`.
         needs: passes of the reader that the loss asks for.
         trains_retriever: False: the loss has no gradient for the retriever, which then keeps its weights.
+        trains_reader: likewise of the reader.
         smooths: the loss minds `ObjectiveConfig.label_smoothing`, for which the reader needs the pass "smoothed".
         score_use: what a reader trained with this objective does with the scores of passages when it answers.
     """
@@ -219,6 +220,25 @@ OBJECTIVES.add(
         loss=_distillation,
         needs=frozenset({"each", "together"}),
         score_use="none",
+    )
+)
+
+
+def _holding(
+    reading: PointingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
+    holds = reading.holds()
+    return individual_topk(scores, reading.is_real, torch.zeros_like(scores).where(holds, -torch.inf), num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="holding-passages",
+        about="reader: nothing, it keeps its weights; retriever: the passages that hold the answer (ORQA's early loss)",
+        loss=_holding,
+        needs=frozenset({"holds"}),
+        trains_reader=False,
+        score_use="marginal",
     )
 )
 

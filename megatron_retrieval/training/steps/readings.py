@@ -55,6 +55,14 @@ class Reading(Protocol):
         ...
 
 
+class PointingReading(Reading, Protocol):
+    """A reading of a reader that points to the answer."""
+
+    def holds(self) -> Tensor:
+        """[n, K] bool, which passages hold the answer where the reader would see it."""
+        ...
+
+
 class WritingReading(Reading, Protocol):
     """A reading of a reader that writes the answer token by token."""
 
@@ -195,7 +203,7 @@ class FusionReading:
 
 @dataclass(frozen=True)
 class ExtractiveReading:
-    """See Reading; passages without an answer have no chance, the null passage among them, and are not read.
+    """See PointingReading; passages without an answer have no chance, the null passage among them, and are not read.
 
     Attributes:
         found: the others, on the CPU.
@@ -222,6 +230,12 @@ class ExtractiveReading:
             own = answer_log_likelihoods(self.model(found.passages), found.passages.is_text, found.spans)
             likelihoods = likelihoods.index_copy(0, found.slots, own)
         return likelihoods.view_as(self.is_real)
+
+    def holds(self) -> Tensor:
+        """See PointingReading."""
+        held = torch.zeros(self.is_real.numel(), dtype=torch.bool)
+        held[self.found.slots] = True
+        return to_device(held.view(self.is_real.shape), self.is_real.device)
 
 
 class FusionReadings:
@@ -254,7 +268,7 @@ class ExtractiveReadings:
         batch_size: passages read at once.
     """
 
-    passes: ClassVar[frozenset[Pass]] = frozenset({"each"})
+    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "holds"})
 
     def __init__(
         self, model: ExtractiveReader, answers: RetrievedAnswers, topology: ProcessTopology, *, batch_size: int

@@ -100,10 +100,10 @@ class IndexRecallTask:
 
 
 class EvaluateAtRefresh(EvaluateTask):
-    """Measures before the first step, with every new index, and after the last step; added behind the refresher."""
+    """As EvaluateTask, and with every new index; added behind the refresher."""
 
-    def __init__(self, task: IndexRecallTask, metrics_log: MetricsLog) -> None:
-        super().__init__(task, 1, metrics_log)
+    def __init__(self, task: IndexRecallTask, interval: int, metrics_log: MetricsLog) -> None:
+        super().__init__(task, interval, metrics_log)
         self._recall = task
         self._measured: SearchIndex | None = None
 
@@ -112,6 +112,8 @@ class EvaluateAtRefresh(EvaluateTask):
         super().on_start(trainer)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if self._recall.index is not self._measured or report.iteration == trainer.train_iters:
+        if self._recall.index is not self._measured:
             self._measured = self._recall.index
+            self._evaluate(trainer)
+        else:
             super().on_step(trainer, report)
