@@ -84,7 +84,10 @@ VERBS = (
     Verb("train t5", TRAIN, "span corruption", "recipes.t5_pretraining:main"),
     Verb("train ict", TRAIN, "a retriever from text alone (Inverse Cloze Task)", "recipes.ict_pretraining:main"),
     Verb(
-        "train mss", TRAIN, "retriever and reader from text alone (masked salient spans)", "recipes.end_to_end.mss:main"
+        "train mss",
+        TRAIN,
+        "retriever and reader from text alone (masked salient spans)",
+        "applications.mss_pretraining:main",
     ),
     Verb("train retriever", TRAIN, "a retriever from questions with passages (DPR)", "recipes.retriever_finetune:main"),
     Verb(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.fusion import FusionFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.salient.builder import SpanBuilderConfig, build_salient_spans
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
@@ -58,6 +60,23 @@ def _save_starts(topology: ProcessTopology, folder: str) -> None:
     FUSION_READER.save(root / "fusion", writing, topology, seq2seq, vocabulary, fusion)
     causal = ByteBpeTokenizer(write_byte_bpe(root / "byte-bpe"))
     CAUSAL_LM.save(root / "causal", CausalLM(CAUSAL, topology, seed=2), topology, CAUSAL, causal)
+
+
+def write_spans(folder: Path) -> Path:
+    """Spans over the evidence of `write_starts`: of each sentence both keys, which another passage holds as well.
+
+    Returns:
+        Folder of the spans.
+    """
+    lines = []
+    for record in json.loads((folder / "biencoder.json").read_text()):
+        own = record["positive_ctxs"][0]
+        keys = [[match.start(), match.end(), "NAME"] for match in re.finditer(r"key\d+", own["text"])]
+        lines.append(json.dumps({"passage_id": own["passage_id"], "sentence": own["text"], "spans": keys}) + "\n")
+    (folder / "spans.jsonl").write_text("".join(lines))
+    settings = {"input": (str(folder / "spans.jsonl"),), "output": str(folder / "spans"), "tagger": "import"}
+    build_salient_spans(SpanBuilderConfig(evidence=folder / "evidence", **settings))  # type: ignore[arg-type]
+    return folder / "spans"
 
 
 def write_starts(folder: Path) -> Path:

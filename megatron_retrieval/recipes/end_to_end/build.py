@@ -88,10 +88,10 @@ class EndToEndRun(ABC, Generic[Job]):
         run = TrainingRun(config, self.topology, self.model, self._saved(len(examples)), rates)
         run.add(self._refresher(run))
         run.evaluate(held_out, tasks)
-        for callback in self.callbacks(run):
+        step = EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed)
+        for callback in self.callbacks(run, step):
             run.add(callback)
         run.resume()
-        step = EndToEndStep(self.model, readings, self.search, config.step, self.topology, training.seed)
         return run.trainer(step, examples)
 
     @abstractmethod
@@ -102,7 +102,7 @@ class EndToEndRun(ABC, Generic[Job]):
         """What is evaluated now and then: examples, and tasks."""
         return None, []
 
-    def callbacks(self, run: TrainingRun) -> list[Callback]:
+    def callbacks(self, run: TrainingRun, step: EndToEndStep) -> list[Callback]:
         """Further periodic work."""
         return []
 

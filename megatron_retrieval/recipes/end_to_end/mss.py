@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from megatron_retrieval.config.checks import Checked
 from megatron_retrieval.data.examples.masked_sentences import MaskedSentences, MaskedSentencesConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
+from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.recipes.end_to_end.build import EndToEndRun, run_end_to_end
+from megatron_retrieval.recipes.end_to_end.build import EndToEndRun
 from megatron_retrieval.recipes.end_to_end.config import EndToEndConfig
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.run import TrainingRun
+from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
 from megatron_retrieval.training.tasks.refreshed_recall import EvaluateAtRefresh, IndexRecallTask, ZeroShotConfig
+from megatron_retrieval.training.tasks.watching import WatchConfig, WatchSentences, WatchTask, WritePage, in_vocabulary
 from megatron_retrieval.training.trainer import Callback, Trainer
+from megatron_retrieval.types.questions import Question
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -23,6 +29,7 @@ class MssDataConfig(Checked):
 
     sentences: MaskedSentencesConfig
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -34,14 +41,20 @@ class MssPretrainingConfig(EndToEndConfig):
 
 
 class MssRun(EndToEndRun[MssPretrainingConfig]):
-    """Learns from masked sentences."""
+    """Learns from masked sentences.
 
-    def examples(self) -> MaskedSentences:
-        """See EndToEndRun.
+    Args:
+        write_page: of sentences in words; None: there is no page.
+    """
 
-        Raises:
-            ConfigError: several spans are masked where the reader points to one.
-        """
+    def __init__(
+        self, config: MssPretrainingConfig, topology: ProcessTopology, write_page: WritePage | None = None
+    ) -> None:
+        super().__init__(config, topology)
+        self._write_page = write_page
+
+    @cached_property
+    def _sentences(self) -> MaskedSentences:
         config = self.config
         if config.data.sentences.masked_spans == "all" and self.reader_kind.needs_passages:
             raise ConfigError(f"--masked-spans all: a {self.reader_kind.name} reader points to one span; give one.")
@@ -55,13 +68,28 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
             seed=config.training.seed,
         )
 
-    def callbacks(self, run: TrainingRun) -> list[Callback]:
+    def examples(self) -> MaskedSentences:
+        """See EndToEndRun.
+
+        Raises:
+            ConfigError: several spans are masked where the reader points to one.
+        """
+        return self._sentences
+
+    def callbacks(self, run: TrainingRun, step: EndToEndStep) -> list[Callback]:
         """See EndToEndRun."""
-        questions = self.config.data.zero_shot.questions()
-        if not questions:
-            return []
-        config, answering = self.config, self.config.answering
-        task = IndexRecallTask(
+        interval, data = self.config.training.evaluation.eval_interval, self.config.data
+        callbacks: list[Callback] = []
+        if questions := data.zero_shot.questions():
+            callbacks.append(EvaluateAtRefresh(self._recall(questions), self.search, interval, run.metrics_log))
+        if data.watch.watch_sentences:
+            watch = self._watch(step)
+            callbacks.append(WatchSentences(watch, self.search, interval, run.metrics_log, self._write_page))
+        return callbacks
+
+    def _recall(self, questions: list[Question]) -> IndexRecallTask:
+        answering = self.config.answering
+        return IndexRecallTask(
             questions,
             answering.eval_topk,
             self.model.retriever,
@@ -71,14 +99,21 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
             self.text_format,
             AnswerMatcher(answering.matching),
         )
-        return [EvaluateAtRefresh(task, config.training.evaluation.eval_interval, run.metrics_log)]
+
+    def _watch(self, step: EndToEndStep) -> WatchTask:
+        def answerer(vocabulary: Vocabulary) -> Reader:
+            return in_vocabulary(self.reader, vocabulary).answerer(self.passage_scores())
+
+        return WatchTask(
+            self.config.data.watch,
+            self._sentences,
+            step,
+            self.evidence,
+            answerer,
+            self.reader.vocabulary,
+        )
 
 
-def main(config: MssPretrainingConfig, topology: ProcessTopology) -> None:
-    """Train, or embed beside those that train; leaves configuration, metrics and run record in --output-dir."""
-    run_end_to_end(build, config, topology)
-
-
-def build(config: MssPretrainingConfig, topology: ProcessTopology) -> Trainer:
-    """Open the spans, build the model, and make the trainer; see `EndToEndRun`."""
-    return MssRun(config, topology).trainer()
+def build(config: MssPretrainingConfig, topology: ProcessTopology, write_page: WritePage | None = None) -> Trainer:
+    """Open the spans, build the model, and make the trainer; see `MssRun`."""
+    return MssRun(config, topology, write_page).trainer()

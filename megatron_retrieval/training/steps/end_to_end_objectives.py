@@ -67,6 +67,7 @@ class Objective:
     loss: Loss
     needs: frozenset[Pass]
     trains_retriever: bool = True
+    trains_reader: bool = True
     smooths: bool = False
     score_use: PassageScoreUse
 

@@ -3,7 +3,7 @@ from the answer (Sachan et al. 2021, arXiv 2101.00408, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
 from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
+from megatron_retrieval.training.steps.observing import Observed, answer_likelihoods
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
@@ -125,6 +126,23 @@ class EndToEndStep:
                 part = value * (not batch.is_filler) / batch.num_questions
                 add_metrics(sums, {name: Mean(part, batch.num_questions)})
         return {**sums, "num_questions": Count(self._zero() + len(batch) * (not batch.is_filler))}
+
+    @torch.no_grad()
+    def observe(self, batch: AskedBatch, skipped: Collection[int] = ()) -> Observed:
+        """What the model as it stands thinks of the questions of this rank; a collective over all ranks.
+
+        Args:
+            skipped: see `answer_likelihoods`.
+        """
+        parts = []
+        for chunk in self._chunks(batch):
+            alone = torch.full((len(chunk.rows), 1), NULL_ROW)
+            likelihoods = [
+                answer_likelihoods(self._readings.reading(chunk.asked, rows), chunk.asked, skipped)
+                for rows in (chunk.rows, alone)
+            ]
+            parts.append((chunk.rows, self._fresh_scores(chunk), likelihoods[0], likelihoods[1][:, 0]))
+        return Observed(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
         """The questions with what the index holds for them."""

@@ -21,7 +21,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.retriever import Retriever, tokenize_questions
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.training.callbacks import EvaluateTask
+from megatron_retrieval.training.callbacks import EvaluateTask, MeasuredTask
 from megatron_retrieval.training.metrics_log import MetricsLog
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.step import evaluation_mode
@@ -78,11 +78,6 @@ class IndexRecallTask:
         self._search, self._evidence, self._matcher = search, evidence, matcher
         self._tokens = tokenize_questions([question.text for question in questions], tokenizer, text_format)
 
-    @property
-    def index(self) -> SearchIndex:
-        """What would be searched now."""
-        return self._search.current_index()
-
     def measure(self, topology: ProcessTopology) -> dict[str, Any]:
         """`retrieval_metrics`; a collective over all ranks."""
         with evaluation_mode(self._model):
@@ -90,7 +85,7 @@ class IndexRecallTask:
                 self._questions,
                 self._tokens,
                 self._model.encode_queries,
-                Retriever(self.index),
+                Retriever(self._search.current_index()),
                 self._evidence,
                 self._matcher,
                 topology,
@@ -102,18 +97,18 @@ class IndexRecallTask:
 class EvaluateAtRefresh(EvaluateTask):
     """As EvaluateTask, and with every new index; added behind the refresher."""
 
-    def __init__(self, task: IndexRecallTask, interval: int, metrics_log: MetricsLog) -> None:
+    def __init__(self, task: MeasuredTask, search: PassageSearch, interval: int, metrics_log: MetricsLog) -> None:
         super().__init__(task, interval, metrics_log)
-        self._recall = task
+        self._search = search
         self._measured: SearchIndex | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        self._measured = self._recall.index
+        self._measured = self._search.current_index()
         super().on_start(trainer)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if self._recall.index is not self._measured:
-            self._measured = self._recall.index
+        if self._search.current_index() is not self._measured:
+            self._measured = self._search.current_index()
             self._evaluate(trainer)
         else:
             super().on_step(trainer, report)
