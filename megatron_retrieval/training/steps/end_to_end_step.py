@@ -134,11 +134,11 @@ class EndToEndStep:
         Args:
             skipped: see `answer_likelihoods`.
         """
-        parts = []
+        parts, by_token = [], "each_token" in self._readings.passes
         for chunk in self._chunks(batch):
             alone = torch.full((len(chunk.rows), 1), NULL_ROW)
             likelihoods = [
-                answer_likelihoods(self._readings.reading(chunk.asked, rows), chunk.asked, skipped)
+                answer_likelihoods(self._readings.reading(chunk.asked, rows), chunk.asked, skipped, by_token=by_token)
                 for rows in (chunk.rows, alone)
             ]
             parts.append((chunk.rows, self._fresh_scores(chunk), likelihoods[0], likelihoods[1][:, 0]))

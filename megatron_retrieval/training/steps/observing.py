@@ -53,14 +53,15 @@ class Observed:
         return to_device(self.rows != FILLER_ROW, self.scores.device)
 
 
-def answer_likelihoods(reading: Any, batch: AskedBatch, skipped: Collection[int]) -> Tensor:
+def answer_likelihoods(reading: Any, batch: AskedBatch, skipped: Collection[int], *, by_token: bool) -> Tensor:
     """[n, K] log p(a | q, z).
 
     Args:
+        by_token: the reading has the pass `each_token`.
         skipped: token ids of targets that do not count, such as sentinels; nor does the end token, of a reader that
             writes.
     """
-    if not hasattr(reading, "each_token"):
+    if not by_token:
         own: Reading = reading
         return own.each()
     tokens: Tensor = reading.each_token()

@@ -29,7 +29,7 @@ from megatron_retrieval.types.search import FILLER_ROW
 from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
 
 #: what an objective may ask a reader for: methods of a reading; weighed: `together` takes scores of passages
-Pass = Literal["each", "each_token", "smoothed", "together", "weighed"]
+Pass = Literal["each", "each_token", "smoothed", "together", "weighed", "holds"]
 
 
 class Reading(Protocol):
