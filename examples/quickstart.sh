@@ -4,6 +4,8 @@
 # together, from questions and answers alone. All are measured on questions about things that training never asked for.
 #
 #   examples/quickstart.sh [OUTPUT]     default: runs/quickstart
+#
+# MSS=1 adds a stage behind step 3: masked salient spans, which train the retriever of step 3 further on text alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -39,6 +41,16 @@ step "3/8 train without labels" # the Inverse Cloze Task: which passage does thi
   --eval-questions "$out/data/biencoder-dev.json" --eval-evidence "$out/evidence" --eval-topk 1 5 20 \
   --output-dir "$out/ict" --save "$out/ict/checkpoint" # recall before the first step is that of random weights
 
+masked=()
+if [[ ${MSS:-} == 1 ]]; then # which passages help to recover a name or a date of this sentence?
+  step "between: masked salient spans"
+  "$python" tools/build_salient_spans.py --evidence "$out/evidence" --output "$out/spans"
+  "${train[@]}" pretrain_mss.py --config examples/quickstart_mss.yaml --log-interval 20 --no-tensorboard --spans "$out/spans" \
+    --evidence "$out/evidence" --retriever "$out/ict/checkpoint" --reader "$out/ict/checkpoint" \
+    --eval-questions "$out/data/biencoder-dev.json" --output-dir "$out/mss" --save "$out/mss/checkpoint"
+  masked=(--mss "$out/mss")
+fi
+
 step "4/8 fine-tune" # questions of one title are one another's hard negatives: the title does not tell their passages apart
 "${train[@]}" tasks/main.py --task retriever-finetune "${settings[@]}" --pretrained-checkpoint "$out/ict/checkpoint" \
   --train-data "$out/data/biencoder-train.json" --num-hard-negatives 0 --same-title-questions 4 --train-iters 160 --lr 0.002 \
@@ -69,4 +81,4 @@ step "7/8 train end to end" # the retriever of step 3 learns from what the reade
 
 step "8/8 before, between and after"
 "$python" examples/quickstart_report.py --ict "$out/ict" --end-to-end "$out/end-to-end" \
-  --finetuned "$out/finetuned/evaluation" --reader "$out/reader/evaluation" --started "$started" --output "$out/metrics.json"
+  --finetuned "$out/finetuned/evaluation" --reader "$out/reader/evaluation" --started "$started" --output "$out/metrics.json" "${masked[@]}"

@@ -33,6 +33,8 @@ class QuickstartReportConfig:
     """Output folder of the evaluation after fine-tuning on questions."""
     reader: Path
     """Output folder of the evaluation of the reader, over the passages that the fine-tuned retriever found."""
+    mss: Path | None = None
+    """Output folder of the run with masked salient spans, which started from `ict`; default: there was none."""
     started: int
     """When the quickstart began, in seconds since 1970."""
     output: Path
@@ -42,6 +44,7 @@ class QuickstartReportConfig:
 def main(config: QuickstartReportConfig) -> None:
     sources = {
         "ict": (config.ict, "valid_"),
+        **({"mss": (config.mss, "valid_")} if config.mss is not None else {}),
         "end_to_end": (config.end_to_end, "valid_"),
         "finetuned": (config.finetuned, ""),
     }
@@ -63,7 +66,10 @@ def main(config: QuickstartReportConfig) -> None:
     columns = ("untrained", *sources)
     rows = [[measure, *(percent(metrics[f"{name}/{measure}"]) for name in columns)] for measure in MEASURES]
     answering = ("end_to_end", "reader")
-    rows += [[m, "", "", *(percent(metrics[f"{name}/{m}"]) for name in answering)] for m in READER_MEASURES]
+    rows += [
+        [m, *[""] * (len(columns) - 2), *(percent(metrics[f"{name}/{m}"]) for name in answering)]
+        for m in READER_MEASURES
+    ]
     sys.stdout.write(text_table(["held-out questions, %", *columns], rows) + f"\n\n{seconds} s; {config.output}\n")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_retrieval.errors import MegatronRetrievalError
 from megatron_retrieval.testing.tiny import write_tiny_corpus, write_tiny_evidence
-from megatron_retrieval.testing.tiny_starts import write_starts
+from megatron_retrieval.testing.tiny_starts import write_spans, write_starts
 from megatron_retrieval.testing.warm_start import TORCHRUN, WarmProgram
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,14 @@ def kinds_of_work(folder: Path) -> list[Kind]:
         questions,
     )
     jointly += ("--evidence", starts / "evidence", *JOINTLY, *STEPS, "--reader")
+    masked: tuple[object, ...] = (
+        "pretrain_mss.py",
+        "--spans",
+        write_spans(starts),
+        "--retriever",
+        starts / "retriever",
+    )
+    masked += ("--evidence", starts / "evidence", *JOINTLY, *STEPS, "--watch-sentences", 4, "--reader")
     fixed = (*jointly, starts / "extractive", *FIXED_RETRIEVER)
     build = ("tools/build_evidence.py", "--input", large / "passages.jsonl", "--vocab-file", vocab)
     texts = ("tools/build_corpus.py", "--input", large / "corpus.jsonl", "--vocab-file", large / "corpus-vocab.txt")
@@ -124,6 +132,8 @@ def kinds_of_work(folder: Path) -> list[Kind]:
         Kind("end to end, in place", (*jointly, starts / "extractive")),
         Kind("end to end, fusion", (*jointly, starts / "fusion")),
         Kind("end to end, causal", (*jointly, starts / "causal")),
+        Kind("MSS, extractive", (*masked, starts / "extractive")),
+        Kind("MSS, fusion", (*masked, starts / "fusion", "--null-passage")),
         Kind("end to end, background", (*fixed, "--index-refresh-mode", "background")),
         Kind("end to end, embedding ranks", fixed, num_sides=1),
     ]

@@ -109,6 +109,8 @@ class PlannedTrainingConfig(Checked):
     """Tokens of an answer."""
     num_embedding_ranks: NonNegativeInt = 0
     """GPUs that embed for the next index while the others train; 0: all GPUs embed, and training waits."""
+    salient_spans: bool = False
+    """Retriever and reader learn from masked salient spans (pretrain_mss.py): plan the folder of the spans as well."""
     keep_index_versions: Annotated[int, Bounds(least=2)] = 2
     """Finished index versions kept on disk; another one is being made."""
     keep_last: PositiveInt | None = None
@@ -134,6 +136,8 @@ class RatesConfig(Checked):
     """Lower-case the text, as uncased vocabularies need."""
     build_passages_per_second: PositiveFloat | None = None
     """Passages tokenized and written per second and process; assumed: 2,500."""
+    tag_passages_per_second: PositiveFloat = 80.0
+    """Passages in which salient spans are found per second and process; the default is of a small pipeline of spaCy."""
     encode_passages_per_second: PositiveFloat | None = None
     """Passages encoded per second and GPU (or CPU process)."""
     search_rows_per_second: PositiveFloat | None = None

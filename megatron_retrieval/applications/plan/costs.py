@@ -31,6 +31,15 @@ FP32_BYTES, _SAVED_BYTES = 4, 12
 _SCORE_BYTES = 5
 #: rows of which the 8-bit copy is made at once, in three blocks of float32
 _CODED_ROWS, _CODING_BYTES = 1 << 14, 3 * 4
+#: of sentences with salient spans: tokens and spans of one, bytes of its offsets, rows and holders, and of a span
+_SENTENCE_TOKENS, _SENTENCE_SPANS, _SENTENCE_BYTES, _SPAN_BYTES = 33.0, 3.2, 48, 12
+
+
+def spans_bytes(num_passages: int, text_bytes: float, text_tokens: float) -> int:
+    """The folder of salient spans: sentences, spans, and which passages hold each sentence, where nearly every sentence
+    has a span."""
+    sentences = text_tokens / _SENTENCE_TOKENS
+    return round(num_passages * (text_bytes + sentences * (_SENTENCE_BYTES + _SENTENCE_SPANS * _SPAN_BYTES)))
 
 
 def evidence_bytes(num_passages: int, text_bytes: float, text_tokens: float, vocab_size: int) -> int:

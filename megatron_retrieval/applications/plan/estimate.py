@@ -54,6 +54,8 @@ class Estimate:
         version_bytes: embeddings of all passages, once.
         checkpoint_bytes: of retriever and reader with their moments; 0 without training.
         encoder_bytes: the retriever, saved to make an index version again.
+        spans_bytes: the folder of salient spans; 0 where training does not learn from them.
+        spans_seconds: to find them.
         index_bytes: the approximate index; None: search is exact.
         rank_index_bytes: a process's part of the vectors that exact search compares with; on CPU they are in 8 bits.
         rank_mapped_bytes: on CPU, its part of the vectors on disk, where candidates are looked up; memory that the
@@ -67,6 +69,7 @@ class Estimate:
     version_bytes: int
     checkpoint_bytes: int
     encoder_bytes: int
+    spans_bytes: int
     index_bytes: int | None
     rank_index_bytes: int
     rank_mapped_bytes: int
@@ -75,6 +78,7 @@ class Estimate:
     state_bytes: int
     activation_bytes: int
     build_seconds: float
+    spans_seconds: float
     embed_seconds: float
     refresh_seconds: float
     search_seconds: float
@@ -85,7 +89,7 @@ class Estimate:
         checkpoints with the encoders of all versions."""
         encoders = num_encoders(num_versions, num_checkpoints) * self.encoder_bytes
         vectors = num_versions * self.version_bytes + (self.index_bytes or 0)
-        return self.evidence_bytes + vectors + num_checkpoints * self.checkpoint_bytes + encoders
+        return self.evidence_bytes + self.spans_bytes + vectors + num_checkpoints * self.checkpoint_bytes + encoders
 
     @property
     def device_bytes(self) -> int:
@@ -135,6 +139,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
     version_bytes = costs.vectors_bytes(config.passages, dimension, value_bytes)
     state, activations = _training_bytes(config)
     retriever, reader = costs.dual_encoder_parameters(config.encoder), _reader_parameters(config)
+    has_spans = config.training.salient_spans
     return Estimate(
         evidence_bytes=costs.evidence_bytes(
             config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens, config.encoder.encoder.vocab_size
@@ -142,6 +147,8 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         version_bytes=version_bytes,
         checkpoint_bytes=costs.checkpoint_bytes(retriever + reader) if reader else 0,
         encoder_bytes=costs.FP32_BYTES * retriever,
+        spans_bytes=has_spans
+        * costs.spans_bytes(config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens),
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
         rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, _searched_bytes(config)),
         rank_mapped_bytes=0 if hardware.gpus else costs.vectors_bytes(rank_rows, dimension, value_bytes),
@@ -156,6 +163,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         state_bytes=state,
         activation_bytes=activations,
         build_seconds=rates.build_start_seconds + config.passages / (rates.build.value * hardware.num_workers),
+        spans_seconds=has_spans * config.passages / (config.rates.tag_passages_per_second * hardware.num_workers),
         embed_seconds=config.passages / (rates.encode.value * hardware.num_ranks),
         refresh_seconds=config.passages
         / (rates.encode.value * (config.training.num_embedding_ranks or hardware.num_ranks)),

@@ -105,6 +105,8 @@ def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
 def _disk(plan: Plan) -> list[tuple[str, str, str]]:
     found, rows, versions = plan.estimate, [], num_versions(plan.config)
     rows.append(("evidence", size(found.evidence_bytes), "disk"))
+    if found.spans_bytes:
+        rows.append(("salient spans", size(found.spans_bytes), "disk"))
     rows.append(("embeddings", size(found.version_bytes), "disk"))
     if checkpoints := plan.config.training.num_checkpoints:
         encoders = num_encoders(versions, checkpoints)
@@ -156,11 +158,15 @@ def _times(plan: Plan) -> list[tuple[str, str, str]]:
         ("embedding", duration(found.embed_seconds), ranks),
         (f"an exact search, {config.num_queries} questions", duration(found.search_seconds), training),
     ]
+    if found.spans_bytes:
+        rows.insert(
+            1, ("finding salient spans", duration(found.spans_seconds), f"--workers {config.hardware.num_workers}")
+        )
     if config.training.reader != "none":
         beside = _ranks(config, config.training.num_embedding_ranks) + " beside training"
         waiting = f"{ranks}, training waits"
         where = beside if config.training.num_embedding_ranks else waiting
-        rows.insert(2, ("a refresh of the index", duration(found.refresh_seconds), where))
+        rows.insert(len(rows) - 1, ("a refresh of the index", duration(found.refresh_seconds), where))
     if not config.hardware.gpus:
         rows.append(("an exact search from the disk", duration(found.streamed_seconds), ranks))
     return rows
