@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
+from megatron_retrieval.data.layouts.prompt import PromptFormatConfig
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.evaluation.retrieval_results import recorded
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
@@ -40,11 +41,18 @@ class AnsweringReader:
     protocol: dict[str, Any]
 
 
-def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: ProcessTopology) -> AnsweringReader:
+def open_reader(
+    config: ReaderConfig,
+    reading: PassagesToReadConfig,
+    topology: ProcessTopology,
+    *,
+    prompt: PromptFormatConfig | None = None,
+) -> AnsweringReader:
     """Load the reader at this topology.
 
     Args:
         reading: the passages that it will be given.
+        prompt: layout of a causal reader that is to do something else than to answer.
 
     Raises:
         CheckpointError: no reader there.
@@ -53,7 +61,7 @@ def open_reader(config: ReaderConfig, reading: PassagesToReadConfig, topology: P
     kind, saved = describe_reader(config.reader)
     if kind.needs_passages:
         reading.require_passages()
-    layout = saved.layout or kind.layout()
+    layout = prompt if prompt and kind.layout is PromptFormatConfig else saved.layout or kind.layout()
     settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
     reader = kind.open(saved, settings, topology, config.encode.on(topology.device))
     reader.load(saved)

@@ -13,21 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.applications.learn import adapt, learn
+from megatron_retrieval.applications.learn import adapt, learn, written
 from megatron_retrieval.applications.learn.config import AdaptConfig, LearnConfig
 from megatron_retrieval.applications.learn.folder import LearnedFolder
 from megatron_retrieval.applications.learn.measure import hold_out_sentences, is_better
+from megatron_retrieval.applications.search import SearchConfig, open_search
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.data.documents.cutting import CutConfig
 from megatron_retrieval.data.files.passage_files import read_passages
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.questions import Passage
@@ -116,6 +120,11 @@ def test_only_what_changed_is_embedded(docs: Path, encoder: Path, topology: Proc
     after = LearnedFolder.open(config.learned)
     assert _report(after)["documents_read"] == 1
     assert _report(after)["passages_embedded"] == 1
+    session = open_search(SearchConfig(evidence=config.learned), EncodeConfig(), topology)
+    ((passage, _),) = session.by("bm25").search(["which box is green and old"], 1)[0]
+    assert passage.id == "rows.csv#row=3&passage=3"
+    with pytest.raises(ConfigError, match="has vectors and words of its own"):
+        open_search(SearchConfig(evidence=config.learned, bm25_index=after.bm25_index), EncodeConfig(), topology)
     told = json.loads((after.version / "documents.json").read_text())
     assert {"file": "d2.txt", "same_as": ["copy of d2.txt"]} in told["documents"]
     fresh = _config(docs, encoder, tmp_path / "fresh")
@@ -199,6 +208,45 @@ def test_questions_of_the_user(
     decision = _report(LearnedFolder.open(config.learned))["adaptation"]
     assert (decision["held_out"], decision["num_held_out"]) == ("questions", 2)
     assert [tried["way"] for tried in decision["tries"]] == ["questions"]
+
+
+def test_written_questions_teach_if_they_find_their_passage(
+    docs: Path, encoder: Path, topology: ProcessTopology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer:
+        reader: Any
+
+        def answer(self, questions: list[ReaderQuestion]) -> list[Prediction]:
+            (passages,) = zip(*(question.passages for question in questions), strict=True)
+            asked.extend(passage.id for passage in passages)
+            if len(asked) > 8:
+                raise SystemExit(143)
+            return [Prediction(f"{passage.id} is where", 0.0, 0) for passage in passages]
+
+    class Search:
+        def search(self, questions: list[str], k: int) -> list[list[tuple[Passage, float]]]:
+            ids = [question.split()[0] for question in questions]
+            return [[(Passage(name if name.startswith("d1") else "other", "", ""), 1.0)] for name in ids]
+
+    asked: list[str] = []
+    writer = Writer()
+    writer.reader = writer
+    monkeypatch.setattr(adapt, "_LEAST_QUESTIONS", 1)
+    monkeypatch.setattr(written, "_BLOCK", 4)
+    monkeypatch.setattr(written, "open_reader", lambda *args, **settings: writer)
+    monkeypatch.setattr(written, "open_search", lambda *args: Search())
+    config = _config(docs, encoder, adapt=("written-questions",), question_writer=encoder, adapt_steps=9)
+    with pytest.raises(SystemExit):
+        learn.main(config, topology)
+    first = asked[:8]
+    asked.clear()
+    monkeypatch.setattr(Writer, "answer", lambda _, questions: [Prediction("no", 0.0, 0) for _ in questions])
+    learn.main(config, topology)
+    (data,) = config.learned.glob("runs/*/*/1-written-questions/written.json")
+    questions = list(read_questions(data))
+    assert first
+    assert {question.gold_passage_ids[0] for question in questions} == {name for name in first if name.startswith("d1")}
+    assert {question.text for question in questions} == {f"{name} is where" for name in first if name[:2] == "d1"}
 
 
 def test_an_encoder_from_nothing(docs: Path, topology: ProcessTopology) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.applications.learn.config import LearnConfig
+from megatron_retrieval.applications.learn.encoder import imported
 from megatron_retrieval.applications.learn.folder import PASSAGES
 from megatron_retrieval.applications.learn.indexes import corpus_of, embed, evidence_of
 from megatron_retrieval.applications.learn.measure import HeldOut, figures, found_ranks, hold_out_sentences, is_better
@@ -30,7 +31,7 @@ DECISION = "decision.json"
 #: fewer held-out questions tell nothing
 _LEAST_QUESTIONS = 20
 #: folders that only an unfinished adaptation needs
-_LARGE = ("checkpoints", "mean", "corpus", "evidence", "embeddings-*", "*.tsv")
+_LARGE = ("checkpoints", "mean", "corpus", "evidence", "embeddings-*", "*.tsv", "corpus.jsonl")
 
 log = get_logger("learn")
 
@@ -98,11 +99,19 @@ class Trial:
             yield "questions", lambda start: fine_tune(start, self._users[0], self._training("questions"))
 
     def _adapt(self, way: str, folder: str, start: Path) -> Path:
-        config = self.config
+        config, writer = self.config, self.config.adaptation.question_writer
         passages = self.version / PASSAGES if self._asked else self._held_out.rest
-        corpus = corpus_of(passages, self.folder / "corpus", self.start, config.cutting.language, config.workers)
-        training = self._training(folder)
-        return WAYS[way].train(Adaptation(start=start, passages=passages, corpus=corpus, training=training))
+        corpus, language = self.folder / "corpus", config.cutting.language
+        vocabulary = DUAL_ENCODER.describe(start).vocabulary()
+        adaptation = Adaptation(
+            start=start,
+            passages=passages,
+            searched=self._search(start),
+            training=self._training(folder),
+            writer=imported(writer, config.learned / "writers", self.topology) if writer else None,
+            make_corpus=lambda: corpus_of(passages, corpus, vocabulary, language, config.workers),
+        )
+        return WAYS[way].train(adaptation)
 
     def _training(self, folder: str) -> Training:
         settings = self.config.adaptation
@@ -115,15 +124,18 @@ class Trial:
             topology=self.topology,
         )
 
-    def _ranks(self, encoder: Path) -> Ranks:
-        """What the encoder finds for the held-out questions."""
+    def _search(self, encoder: Path) -> SearchConfig:
+        """The passages that held-out questions are to find, by an encoder."""
         config, evidence = self.config, self.version / "evidence"
         if not self._asked:
             evidence = evidence_of(self._held_out.passages, self.folder / "evidence", self.start, config.workers)
-        questions = self._users[1] if self._asked else self._held_out.questions
         embeddings, _ = embed(evidence, encoder, config.learned, config.encode, self.topology)
-        search = SearchConfig(evidence=evidence, embeddings=embeddings, retriever=encoder)
-        return found_ranks(search, questions, config.encode, self.topology)
+        return SearchConfig(evidence=evidence, embeddings=embeddings, retriever=encoder)
+
+    def _ranks(self, encoder: Path) -> Ranks:
+        """What the encoder finds for the held-out questions."""
+        questions = self._users[1] if self._asked else self._held_out.questions
+        return found_ranks(self._search(encoder), questions, self.config.encode, self.topology)
 
     def _kept(self, best: Path) -> str:
         """Put the best encoder among the others; returns its name there."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from megatron_retrieval.applications.learn import written  # noqa: F401, registers its way
 from megatron_retrieval.applications.learn.ways import WAYS
 from megatron_retrieval.config.checks import Checked, PositiveFloat, PositiveInt
 from megatron_retrieval.config.choices import OneOf
@@ -24,6 +25,9 @@ class AdaptConfig(Checked):
     adapt: tuple[Annotated[str, OneOf(WAYS)], ...] = ()
     """Ways in which the encoder learns from the documents without labels, one after another. The result of each is kept
     only if held-out retrieval gets better; default: none."""
+    question_writer: Path | None = None
+    """Language model that writes the questions of --adapt written-questions: a causal one (Hugging Face's folder or a
+    checkpoint), or a checkpoint of another reader that was trained to write questions."""
     adapt_steps: PositiveInt = 60
     """Training steps of each way."""
     adapt_batch_size: PositiveInt = 128
@@ -42,6 +46,12 @@ class AdaptConfig(Checked):
     """Greatest number of held-out questions, made of sentences where --questions gives none."""
     seed: int = 1234
     """Names what is held out, the order of training and first weights."""
+
+    def num_encoded(self, num_passages: int) -> int:
+        """How many times, about, a passage is encoded: a training step is as long as four times its batch, and what was
+        trained embeds all passages."""
+        num_runs = len(self.adapt) + (self.questions is not None)
+        return num_runs * (4 * self.adapt_steps * self.adapt_batch_size + num_passages)
 
 
 @dataclass(kw_only=True, frozen=True)

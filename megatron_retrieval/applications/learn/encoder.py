@@ -8,17 +8,18 @@ from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
 
+from megatron_retrieval.applications.learn.indexes import corpus_of
 from megatron_retrieval.applications.learn.read import write_passages
 from megatron_retrieval.applications.learn.ways import Training, run_ict
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, format_of, import_model
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.folders import holds_checkpoints
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
-from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_file, sampled_fingerprint
 
@@ -47,6 +48,21 @@ def given_encoder(source: Path, folder: Path, topology: ProcessTopology) -> Path
     checkpoint = folder / name
     if not holds_checkpoints(checkpoint):
         fetch(checkpoint)
+    return checkpoint
+
+
+def imported(source: Path, folder: Path, topology: ProcessTopology) -> Path:
+    """A model of others as a checkpoint in `folder`; a checkpoint as it is.
+
+    Raises:
+        CheckpointError: the model cannot be imported.
+    """
+    kind = format_of(source)
+    if kind is None:
+        return source
+    checkpoint = folder / source.resolve().name
+    if not holds_checkpoints(checkpoint):
+        import_model(kind, [source], checkpoint, topology)
     return checkpoint
 
 
@@ -87,10 +103,7 @@ def encoder_from_nothing(
     if not text.exists():
         _write_vocabulary(passages(), vocabulary)
         write_passages(text, passages())
-    if not corpus.exists():
-        build_corpus(
-            CorpusBuilderConfig(input=(str(text),), output=str(corpus), vocab_file=str(vocabulary), language=language)
-        )
+    corpus_of(text, corpus, WordPieceTokenizer(vocabulary), language)
     shape = DualEncoderConfig(
         encoder=BertConfig(**_OWN_SHAPE),  # type: ignore[arg-type]
         pooling="mean",

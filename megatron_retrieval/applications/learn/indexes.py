@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_retrieval.applications.interface.indexing import EncoderEvidenceConfig
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, load_encoder_for
+from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import build_evidence
@@ -17,7 +19,9 @@ from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.known_vectors import KnownVectors
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.manifest import MANIFEST
 
 
@@ -29,21 +33,33 @@ def evidence_of(passages: Path, output: Path, encoder: Path, workers: int) -> Pa
     return output
 
 
-def corpus_of(passages: Path, output: Path, encoder: Path, language: str, workers: int) -> Path:
-    """The same of its sentences."""
-    if not output.exists():
-        vocabulary = DUAL_ENCODER.describe(encoder).vocabulary()
-        if not isinstance(vocabulary, WordPieceTokenizer):
-            raise ConfigError(f"--adapt: an encoder with a vocabulary of {vocabulary.kind} cannot be adapted yet.")
-        config = CorpusBuilderConfig(
-            input=(str(passages),),
-            output=str(output),
-            vocab_file=str(vocabulary.path),
-            lower_case=vocabulary.settings()["lower_case"],
-            language=language,
-            workers=workers,
+def corpus_of(passages: Path, output: Path, vocabulary: Vocabulary, language: str, workers: int = 1) -> Path:
+    """The sentences of a table of passages, each passage a document: what ICT trains on is as long as what is searched,
+    and passages of one document are one another's negatives.
+
+    Raises:
+        ConfigError: corpora of this kind of vocabulary cannot be built yet.
+    """
+    if output.exists():
+        return output
+    if not isinstance(vocabulary, WordPieceTokenizer):
+        raise ConfigError(
+            f"--adapt: an encoder with a vocabulary of {vocabulary.kind} cannot learn from sentences yet."
         )
-        build_corpus(config)
+    text = output.with_suffix(".jsonl")
+    if not text.exists():
+        with atomic_file(text) as file:
+            for _, passage in read_passages(passages):
+                file.write(json.dumps({"title": passage.title, "text": passage.text}) + "\n")
+    config = CorpusBuilderConfig(
+        input=(str(text),),
+        output=str(output),
+        vocab_file=str(vocabulary.path),
+        lower_case=vocabulary.settings()["lower_case"],
+        language=language,
+        workers=workers,
+    )
+    build_corpus(config)
     return output
 
 

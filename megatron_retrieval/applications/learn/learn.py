@@ -121,6 +121,8 @@ class _Learning:
                 write_passages(table, documents.passages())
             evidence = EvidenceStore(evidence_of(table, version / "evidence", encoder, self.config.workers))
         self.stages.guess(**{name: seconds * len(evidence) for name, seconds in _GUESSES.items()})
+        if ADAPTING in self.stages.names:
+            self.stages.guess(**{ADAPTING: _GUESSES[VECTORS] * self.config.adaptation.num_encoded(len(evidence))})
         with self.stages.stage(WORDS):
             if not (version / "bm25").exists():
                 passages = map(evidence.passage, range(len(evidence)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from megatron_retrieval.evaluation.rank_metrics import NOT_FOUND, UNKNOWN, Ranks
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.files import read_json
 from megatron_retrieval.utils.seeds import fractions, generator
 
 DEPTH = 100
@@ -38,13 +39,16 @@ class HeldOut:
         passages: that are searched.
         questions: DPR's training data.
         rest: passages to learn from.
-        num_questions: perhaps 0.
     """
 
     passages: Path
     questions: Path
     rest: Path
-    num_questions: int
+
+    @property
+    def num_questions(self) -> int:
+        """Perhaps 0."""
+        return len(read_json(self.questions))
 
 
 def hold_out_sentences(passages: Sequence[Passage], folder: Path, *, most: int, language: str, seed: int) -> HeldOut:
@@ -53,6 +57,9 @@ def hold_out_sentences(passages: Sequence[Passage], folder: Path, *, most: int, 
     Args:
         most: questions.
     """
+    files = HeldOut(folder / "passages.tsv", folder / "questions.json", folder / "rest.tsv")
+    if files.questions.exists():  # written last; what was built of the others depends on when they were written
+        return files
     draws = fractions(np.arange(len(passages)), seed, "held-out-passages")
     chosen = set(np.argsort(draws)[: min(most, round(_HELD_OUT_SHARE * len(passages)))].tolist())
     questions: list[dict[str, Any]] = []
@@ -62,12 +69,7 @@ def hold_out_sentences(passages: Sequence[Passage], folder: Path, *, most: int, 
             question, held[row] = pair
             context = biencoder_context(held[row], score=0)
             questions.append({"question": question, "answers": [], "positive_ctxs": [context]})
-
-    def searched() -> Iterator[Passage]:
-        return (held.get(row, passage) for row, passage in enumerate(passages))
-
-    files = HeldOut(folder / "passages.tsv", folder / "questions.json", folder / "rest.tsv", len(questions))
-    write_passages(files.passages, searched())
+    write_passages(files.passages, (held.get(row, passage) for row, passage in enumerate(passages)))
     write_passages(files.rest, (passage for row, passage in enumerate(passages) if row not in held))
     write_json_list(files.questions, questions)
     return files

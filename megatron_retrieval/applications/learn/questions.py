@@ -48,12 +48,12 @@ def hold_out_questions(questions: Path, evidence: Path, bm25_index: Path, folder
     return train, held_out, sum(1 for _ in read_training_records(held_out))
 
 
-def fine_tune(start: Path, train: Path, training: Training) -> Path:
+def fine_tune(start: Path, train: Path, training: Training, *, num_hard_negatives: int = 1) -> Path:
     """Fine-tune an encoder (DPR, arXiv 2004.04906); returns the checkpoints."""
     config = retriever_finetune.RetrieverFinetuneConfig(
         pretrained_checkpoint=str(start),
         training=training.config(),
         contrastive=contrastive_settings(DUAL_ENCODER.describe(start).shape),
-        data=DprDataConfig(train_data=(str(train),)),
+        data=DprDataConfig(train_data=(str(train),), num_hard_negatives=num_hard_negatives),
     )
     return training.run(retriever_finetune.build, config)

@@ -6,7 +6,6 @@ import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.applications.learn.config import LearnConfig
+from megatron_retrieval.config.extensions import load_extension, loaded_extensions
 from megatron_retrieval.data.documents.folder import FoundFile, find_documents
 from megatron_retrieval.data.documents.parsed import ParsedDocuments, read_document
 from megatron_retrieval.data.documents.place import Place
@@ -111,8 +111,9 @@ def read_documents(config: LearnConfig) -> Documents:
 def _read_new(documents: Documents, workers: int) -> None:
     new = [(file, path) for path, file in documents.files.items() if not path.exists()]
     documents.num_read = len(new)
+    open_state = partial(_with_extensions, documents.parsed, loaded_extensions())
     with (
-        worker_pool(read_document, min(workers, max(1, len(new))), partial(copy, documents.parsed)) as read,
+        worker_pool(read_document, min(workers, max(1, len(new))), open_state) as read,
         progress_bar("documents", "files", len(new)) as bar,
     ):
         for (file, path), problem in zip(new, read(new), strict=True):
@@ -120,6 +121,13 @@ def _read_new(documents: Documents, workers: int) -> None:
                 documents.problems[file.name] = problem
                 del documents.files[path]
             bar.update()
+
+
+def _with_extensions(parsed: ParsedDocuments, extensions: tuple[str, ...]) -> ParsedDocuments:
+    """In a process that reads: the readers that extensions add are there too."""
+    for name in extensions:
+        load_extension(name)
+    return parsed
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_retrieval.applications.search import SearchConfig
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.mean_of_weights import save_mean
 from megatron_retrieval.checkpoint.store.folders import holds_checkpoints
@@ -85,14 +86,18 @@ class Adaptation:
     Attributes:
         start: checkpoint of the dual encoder to begin from.
         passages: table of the passages to learn from (psgs.tsv); held-out ones are not among them.
-        corpus: the sentences of the same text (`CorpusStore`).
+        searched: these passages, perhaps among others, by the encoder to begin from.
         training: how long; its folder is the way's own.
+        writer: checkpoint of a reader that writes questions.
+        make_corpus: returns the sentences of the passages (`CorpusStore`).
     """
 
     start: Path
     passages: Path
-    corpus: Path
+    searched: SearchConfig
     training: Training
+    writer: Path | None
+    make_corpus: Callable[[], Path]
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def run_ict(training: Training, corpus: Path, shape: DualEncoderConfig, **start:
 def train_ict(adaptation: Adaptation) -> Path:
     """See `run_ict`."""
     shape = DUAL_ENCODER.describe(adaptation.start).shape
-    return run_ict(adaptation.training, adaptation.corpus, shape, pretrained_checkpoint=str(adaptation.start))
+    return run_ict(adaptation.training, adaptation.make_corpus(), shape, pretrained_checkpoint=str(adaptation.start))
 
 
 def train_ict_mean(adaptation: Adaptation) -> Path:
