@@ -64,7 +64,7 @@ def open_reader(
     layout = prompt if prompt and kind.layout is PromptFormatConfig else saved.layout or kind.layout()
     settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
     reader = kind.open(saved, settings, topology, config.encode.on(topology.device))
-    reader.load(saved)
+    reader.load_saved(saved)
     reader.model.eval()
     protocol = {
         "reader": saved.manifest.kind,

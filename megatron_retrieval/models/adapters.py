@@ -6,6 +6,7 @@ ranks that which is cut like W is cut, and the other is whole: B of a column-par
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_retrieval.config.checks import Checked, Fraction, NonNegativeInt, PositiveFloat
-from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.linear import ColumnParallelLinear, ParallelLinear, RowParallelLinear
 from megatron_retrieval.models.nf4 import Nf4Matrix
 from megatron_retrieval.models.row_parts import block_rows, place_in_part
-from megatron_retrieval.models.sharding import full_shape, layout_of, shard_of
+from megatron_retrieval.models.sharding import full_shape, shard_of
 from megatron_retrieval.parallel.precision import allow_rounding
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.seeds import derive_seed
@@ -42,9 +43,9 @@ NF4_CODES, NF4 = ".nf4.codes", (".nf4.codes", ".nf4.magnitudes", ".nf4.scales", 
 class LoraConfig(Checked):
     """Low-rank adapters (LoRA) beside frozen weights, which are trained in their place; heads are trained as well."""
 
-    lora_rank: NonNegativeInt = 0
-    """Rank of the adapters; 0: none, all weights are trained. Default: none, or those of the checkpoint that training
-    starts from, which are trained further; with other settings, these are merged into the weights first."""
+    lora_rank: NonNegativeInt | None = None
+    """Rank of the adapters; 0: none, all weights are trained. Default: what the checkpoint has that training starts
+    from, with its settings; its adapters are then trained further, and otherwise merged into the weights first."""
     lora_alpha: PositiveFloat = 32.0
     """Factor of the adapters' outputs, times the rank."""
     lora_dropout: Fraction = 0.0
@@ -55,10 +56,16 @@ class LoraConfig(Checked):
     """Number format in which the matrices of these linears are kept: auto: that of --dtype; nf4: four bits a weight
     (QLoRA)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        if self.lora_rank is None and given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} has no effect without --lora-rank.")
+
     @property
     def is_active(self) -> bool:
         """Whether a model differs by it."""
-        return self.lora_rank > 0 or self.is_quantised
+        return bool(self.lora_rank) or self.is_quantised
 
     @property
     def is_quantised(self) -> bool:
@@ -83,18 +90,19 @@ class Adapter(nn.Module):
 
     def __init__(self, linear: ParallelLinear, config: LoraConfig) -> None:
         super().__init__()
-        weight: Any = linear.weight
+        place = next(linear.parameters())
+        dtype, rank = linear.config.params_dtype, config.lora_rank or 0
         self._is_column = isinstance(linear, ColumnParallelLinear)
         self._group, self._num_parts = linear.tp_group, len(linear.parts)
         self._scale, self._dropout = config.scale, config.lora_dropout
-        num_rows, width = weight.shape
-        self.a = nn.Parameter(weight.new_zeros(self._num_parts * config.lora_rank, width))
-        self.b = nn.Parameter(weight.new_zeros(num_rows, config.lora_rank))
-        layout, cut = layout_of(weight), self.b if self._is_column else self.a
+        num_rows, width = linear.shard_shape
+        self.a = nn.Parameter(torch.zeros(self._num_parts * rank, width, dtype=dtype, device=place.device))
+        self.b = nn.Parameter(torch.zeros(num_rows, rank, dtype=dtype, device=place.device))
+        layout, cut = linear.layout, self.b if self._is_column else self.a
         if layout.dim is not None:
             set_tensor_model_parallel_attributes(cut, is_parallel=True, dim=layout.dim, stride=layout.stride)
         part, _ = place_in_part(linear.output_size, linear.parts, layout, self._group.rank(), self._group.size())
-        self.register_buffer("_part", part.to(weight.device), persistent=False)
+        self.register_buffer("_part", part.to(place.device), persistent=False)
 
     def forward(self, states: Tensor, output: Tensor) -> Tensor:
         """[..., D] and the frozen matrix's [..., n] -> [..., n]."""
@@ -116,13 +124,17 @@ class Adapter(nn.Module):
 
 
 def adapt(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, seed: int = 0, fill: bool = True) -> None:
-    """Freeze a model's weights, but for those of heads (plain linears), and put adapters beside its linears.
+    """`freeze`, then `add_adapters`."""
+    freeze(model, config, topology, fill=fill)
+    add_adapters(model, config, topology, seed=seed)
 
-    All ranks of a tensor-parallel group call this together. What is computed stays the same to the bit, up to what
-    quantising rounds.
+
+def freeze(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, fill: bool = True) -> None:
+    """Freeze a model's weights, but for those of heads (plain linears), in the number format that is asked for.
+
+    All ranks of a tensor-parallel group call this together.
 
     Args:
-        seed: names the initial weights, which are the same at any layout of ranks.
         fill: quantise the weights that the model has; otherwise what takes their place is left to be loaded.
 
     Raises:
@@ -134,15 +146,27 @@ def adapt(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, se
             parameter.requires_grad_(False)
             allow_rounding(parameter)
     for name, linear in _targets(model, config.lora_targets):
-        if config.lora_rank:
-            linear.adapter = Adapter(linear, config).train(linear.training)
-            _draw(linear.adapter.a, f"{name}{A}", topology, seed)
         if config.is_quantised:
             matrix = Nf4Matrix(linear.weight, linear.parts, topology.groups.tp, name)
             if fill:
                 matrix.fill(linear.weight)
             linear.weight = None
             linear.nf4 = matrix
+
+
+def add_adapters(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, seed: int = 0) -> None:
+    """Put adapters beside a model's linears, which change nothing before they are trained: to the bit.
+
+    Args:
+        seed: names the initial weights, which are the same at any layout of ranks.
+
+    Raises:
+        ConfigError: there is no linear of a name.
+    """
+    if config.lora_rank:
+        for name, linear in _targets(model, config.lora_targets):
+            linear.adapter = Adapter(linear, config).train(linear.training)
+            _draw(linear.adapter.a, f"{name}{A}", topology, seed)
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, ParallelLinear]]:
@@ -160,12 +184,9 @@ def adapter_settings(model: nn.Module, config: LoraConfig) -> dict[str, Any]:
     return {**to_flat_dict(config), PARTS_KEY: parts}
 
 
-def base_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the model without its adapters."""
-    lora = LoraConfig(lora_targets=tuple(config["lora-targets"]), lora_base_dtype=config["lora-base-dtype"])
-    if lora.is_quantised:
-        return {**config, **to_flat_dict(lora)}
-    return {key: value for key, value in config.items() if key not in {*to_flat_dict(lora), PARTS_KEY}}
+def saved_lora(settings: Mapping[str, Any]) -> LoraConfig:
+    """The adapters of the model that a manifest's settings describe."""
+    return from_flat_dict(LoraConfig, settings) if PARTS_KEY in settings else LoraConfig()
 
 
 def _targets(model: nn.Module, names: tuple[str, ...]) -> list[tuple[str, ParallelLinear]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_retrieval.models.nf4 import Nf4Matrix
+from megatron_retrieval.models.sharding import layout_of
 
 #: oneDNN's matrix product, which PyTorch itself calls from `torch.compile` only; None in builds without oneDNN
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -46,6 +47,7 @@ class ColumnParallelLinear(layers.ColumnParallelLinear):
         parts: which matrices this one stands for, by their rows, see `row_parts`; default: itself.
 
     Attributes:
+        layout: of the matrix's shards, of the shape `shard_shape`.
         nf4: takes the place of `weight`, which is None then.
         adapter: added to the output.
     """
@@ -53,6 +55,7 @@ class ColumnParallelLinear(layers.ColumnParallelLinear):
     def __init__(self, *args: Any, parts: tuple[int, ...] | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.parts = parts or (self.output_size,)
+        self.layout, self.shard_shape = layout_of(self.weight), self.weight.shape
         self.nf4: Nf4Matrix | None = None
         self.adapter: nn.Module | None = None
 
@@ -76,6 +79,7 @@ class RowParallelLinear(layers.RowParallelLinear):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.parts: tuple[int, ...] = (self.output_size,)
+        self.layout, self.shard_shape = layout_of(self.weight), self.weight.shape
         self.nf4: Nf4Matrix | None = None
         self.adapter: nn.Module | None = None
 

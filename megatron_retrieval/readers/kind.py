@@ -64,6 +64,14 @@ class OpenReader(ABC):
         """
         self.checkpoints.start(self.model, start, self.topology)
 
+    def load_saved(self, saved: AnyDescription) -> None:
+        """Take a reader of this kind as it was saved, its adapters too.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        saved.fill(self.model, self.topology)
+
     @abstractmethod
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> Reader:
         """What answers with the weights of the moment.

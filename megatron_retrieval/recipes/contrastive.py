@@ -20,6 +20,7 @@ from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfi
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.training.adapting import adapted
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
@@ -115,6 +116,7 @@ def build_contrastive_trainer(
         tokenizer.assets(),
         identity,
     )
+    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
     run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()

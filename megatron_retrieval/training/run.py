@@ -12,6 +12,7 @@ from torch import nn
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.examples.batches import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.adapters import LoraConfig
 from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer, OptimizerConfig
@@ -54,6 +55,7 @@ class TrainingConfig(Checked):
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def num_steps(self, num_examples: int) -> int:
         """Training steps over `num_examples` examples; the uneven last batch of an epoch is a step too."""

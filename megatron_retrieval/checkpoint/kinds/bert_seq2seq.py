@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
-from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model
+from megatron_retrieval.checkpoint.store.merged import MergedWeights
+from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.models.bert_seq2seq import BertSeq2Seq, BertSeq2SeqConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
@@ -36,7 +37,7 @@ def start_from_bert(model: BertSeq2Seq, source: AnyDescription, topology: Proces
     Raises:
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
-    reader, prefix, config = TensorReader(source.folder, source.manifest), source.encoder.prefix, model.config
+    reader, prefix, config = MergedWeights(source.folder, source.manifest), source.encoder.prefix, model.config
     has_bias = _MASKED_LM_BIAS in reader.names()
 
     def encoder(name: str) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, read_manifest
-from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model, load_weights
+from megatron_retrieval.checkpoint.store.merged import MergedWeights
+from megatron_retrieval.checkpoint.store.reader import fill_model, load_weights
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.errors import CheckpointError, ConfigError
+from megatron_retrieval.models.adapters import LoraConfig, adapt, saved_lora
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
@@ -71,6 +73,11 @@ class Description(Generic[Shape, Layout, Model]):
             raise CheckpointError(f"{self.folder}: a {self.kind.name} has no encoder that another model starts from.")
         return part
 
+    @property
+    def adapters(self) -> LoraConfig:
+        """The adapters that the model has."""
+        return saved_lora(self.manifest.config)
+
     def vocabulary(self, **settings: Any) -> Vocabulary:
         """Open the vocabulary that the model was trained with.
 
@@ -95,8 +102,18 @@ class Description(Generic[Shape, Layout, Model]):
             CheckpointError: the weights are damaged or do not fit.
         """
         model = self.kind.build(self.shape, self.vocabulary().special, topology, dtype)
-        load_weights(self.folder, self.manifest, model, topology)
+        self.fill(model, topology)
         return model.eval()
+
+    def fill(self, model: nn.Module, topology: ProcessTopology) -> None:
+        """Give a new model of this kind and shape all that was saved, its adapters too.
+
+        Raises:
+            CheckpointError: the weights are damaged or do not fit.
+        """
+        if self.adapters.is_active:
+            adapt(model, self.adapters, topology, fill=False)
+        load_weights(self.folder, self.manifest, model, topology)
 
 
 @dataclass(frozen=True)
@@ -270,12 +287,13 @@ def _missing(folder: Path, setting: str) -> CheckpointError:
 
 
 def fill_parts(parts: Iterable[tuple[nn.Module, str]], source: AnyDescription, topology: ProcessTopology) -> None:
-    """Fill parts of a model, each from the tensors of a checkpoint whose names begin with its prefix.
+    """Fill parts of a model, each from the tensors of a checkpoint whose names begin with its prefix, in which adapters
+    are merged.
 
     Raises:
         CheckpointError: parameters or shapes differ; the message names the first of them.
     """
-    reader = TensorReader(source.folder, source.manifest)
+    reader = MergedWeights(source.folder, source.manifest)
     for part, prefix in parts:
         names = {name.removeprefix(prefix) for name in reader.names() if name.startswith(prefix)}
         where = f"{reader.folder}, {prefix.removesuffix('.')}" if prefix else str(reader.folder)

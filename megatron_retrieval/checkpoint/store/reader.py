@@ -24,6 +24,9 @@ GetShard = Callable[[str, nn.Parameter], Tensor]
 class TensorReader:
     """The tensors of a checkpoint, whole or cut for this rank; those that its base holds are read from there.
 
+    Attributes:
+        parts: of a model made of several, the readers of these.
+
     Raises:
         CheckpointError: on construction, where a file is missing or the base is not the one that it was; on reading,
             where a file is damaged or cut off.
@@ -38,12 +41,12 @@ class TensorReader:
         self._open = cache(lambda rank: _checked_file(self.folder / names[rank], manifest))
         self._own: set[str] = set(self._open(0).keys())
         with_parts = manifest.parts if stem == "model" else ()
-        self._parts = {part: TensorReader(self.folder / part, read_manifest(self.folder / part)) for part in with_parts}
+        self.parts = {part: TensorReader(self.folder / part, read_manifest(self.folder / part)) for part in with_parts}
         self._base = open_base(self.folder, manifest) if stem == "model" else None
 
     def names(self) -> set[str]:
         """Of all tensors, those of parts with the part's name before them."""
-        of_parts = {f"{part}.{name}" for part, reader in self._parts.items() for name in reader.names()}
+        of_parts = {f"{part}.{name}" for part, reader in self.parts.items() for name in reader.names()}
         of_base = self._base.names() & self.manifest.layouts.keys() if self._base else set()
         return self._own | of_parts | of_base
 
@@ -78,8 +81,8 @@ class TensorReader:
     def _holder(self, name: str) -> tuple[TensorReader, str]:
         """Who reads a tensor, and under what name."""
         part, _, rest = name.partition(".")
-        if part in self._parts:
-            return self._parts[part], rest
+        if part in self.parts:
+            return self.parts[part], rest
         return (self._base, name) if self._base and name not in self._own else (self, name)
 
 

@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.config.parser import overlaid
@@ -29,6 +32,7 @@ from megatron_retrieval.refresh.index_encoder import IndexEncoder
 from megatron_retrieval.refresh.index_refresh import IndexRefresher
 from megatron_retrieval.refresh.index_worker import worker_command
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.training.adapting import Adapted, adapt_to_train, lora_identity
 from megatron_retrieval.training.callbacks import MeasuredTask
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
@@ -65,6 +69,7 @@ class EndToEndRun(ABC, Generic[Job]):
         self.evidence = EvidenceStore(config.evidence)
         self.tokenizer = self.start_retriever.vocabulary()
         self.evidence.require_vocabulary(self.tokenizer, f"the retriever {self.start_retriever.folder}")
+        self._adapted: dict[str, Adapted] = {}
         self.reader_kind, self.reader = self._open_reader()
         self.model = self._new_model()
         self.search = PassageSearch(
@@ -126,6 +131,8 @@ class EndToEndRun(ABC, Generic[Job]):
         reader = kind.open(start, settings, self.topology, dtype, seed=config.training.seed)
         if config.training.save.resume_folder is None:
             reader.load(start)
+        saved = SavedModel(kind.checkpoints.name, reader.checkpoint_config(), reader.vocabulary.assets(), {})
+        self._adapt(READER, reader.model, start, saved)
         return kind, reader
 
     def _new_model(self) -> EndToEndModel:
@@ -134,7 +141,17 @@ class EndToEndRun(ABC, Generic[Job]):
         retriever = DualEncoder(self._retriever_shape(), topology, config.training.precision.on(topology.device))
         if config.training.save.resume_folder is None:
             DUAL_ENCODER.start(retriever, self.start_retriever, topology)
+        config_of_encoder = DUAL_ENCODER.config(retriever.config, self.tokenizer, self.text_format)
+        saved = SavedModel(DUAL_ENCODER.name, config_of_encoder, self.tokenizer.assets(), {})
+        self._adapt(RETRIEVER, retriever, self.start_retriever, saved)
         return EndToEndModel(retriever, self.reader.model, config.frozen, first_score_weight=config.step.score_weight)
+
+    def _adapt(self, name: str, model: nn.Module, start: AnyDescription, saved: SavedModel) -> None:
+        """Give one of the two adapters, if it is to be trained by them or has some."""
+        training = self.config.training
+        self._adapted[name] = adapt_to_train(
+            model, start, self.config.lora_of(name), saved, training.save, self.topology, seed=training.seed, name=name
+        )
 
     def _retriever_shape(self) -> DualEncoderConfig:
         start = self.start_retriever.shape
@@ -148,7 +165,7 @@ class EndToEndRun(ABC, Generic[Job]):
 
     def _saved(self, num_questions: int) -> SavedModel:
         config = self.config
-        retriever, reader = (self._base(path) for path in (config.retriever, config.reader))
+        retriever, reader = self._base(RETRIEVER, config.retriever), self._base(READER, config.reader)
         parts = {
             RETRIEVER: ModelPart(DUAL_ENCODER.name, self._retriever_config, self.tokenizer.assets(), retriever),
             READER: ModelPart(
@@ -157,17 +174,21 @@ class EndToEndRun(ABC, Generic[Job]):
         }
         frozen = {f"--{name.replace('_', '-')}": value for name, value in vars(config.frozen).items()}
         identity = {"number of training questions": num_questions, "--objective": config.step.objective, **frozen}
+        for name, found in self._adapted.items():
+            identity |= lora_identity(found.settings, f"{name}'s ")
         return SavedModel(KIND, {}, {}, identity, parts)
 
-    def _base(self, start: Path) -> BaseCheckpoint | None:
+    def _base(self, name: str, start: Path) -> BaseCheckpoint | None:
         """What checkpoints share frozen weights with."""
-        return BaseCheckpoint(start) if self.config.share_frozen_weights else None
+        base = BaseCheckpoint(start) if self.config.share_frozen_weights else None
+        return self._adapted[name].base or base
 
     def _retriever_config(self) -> dict[str, Any]:
-        return DUAL_ENCODER.config(self.model.retriever.config, self.tokenizer, self.text_format)
+        config = DUAL_ENCODER.config(self.model.retriever.config, self.tokenizer, self.text_format)
+        return {**config, **self._adapted[RETRIEVER].settings}
 
     def _reader_config(self) -> dict[str, Any]:
-        return self.reader.checkpoint_config(self.passage_scores())
+        return {**self.reader.checkpoint_config(self.passage_scores()), **self._adapted[READER].settings}
 
     def _refresher(self, run: TrainingRun) -> IndexRefresher:
         config, training = self.config, self.config.training

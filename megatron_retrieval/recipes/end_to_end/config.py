@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, DualEncoderDescription
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
@@ -20,6 +20,7 @@ from megatron_retrieval.data.examples.open_questions import AskedDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
 from megatron_retrieval.data.layouts.sequences import TextSizesConfig
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.adapters import LoraConfig
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import EmbeddingRanksConfig
@@ -109,6 +110,9 @@ class EndToEndConfig:
     share_frozen_weights: bool = False
     """Checkpoints refer to --retriever and --reader for frozen weights instead of copying them. Do not move or delete
     these two folders; if their paths are relative, move them together with the checkpoints."""
+    lora_parts: tuple[Literal["retriever", "reader"], ...] = ("retriever", "reader")
+    """Which of the two --lora-rank adapts; the other one is trained in full, or by the adapters that it has. A frozen
+    one gets none."""
     data: Any
     training: EndToEndTrainingConfig
     step: EndToEndStepConfig = field(default_factory=EndToEndStepConfig)
@@ -144,6 +148,14 @@ class EndToEndConfig:
                 f"--objective {objective.name} trains only the retriever: --freeze-query-encoder "
                 "--freeze-passage-encoder leave nothing to train."
             )
+
+    def lora_of(self, part: str) -> LoraConfig:
+        """The adapters to train of one of the two."""
+        freeze = self.frozen
+        is_frozen = (
+            freeze.freeze_reader if part == READER else freeze.freeze_query_encoder and freeze.freeze_passage_encoder
+        )
+        return self.training.lora if part in self.lora_parts and not is_frozen else LoraConfig()
 
     @property
     def frozen(self) -> FreezeConfig:

@@ -1,0 +1,174 @@
+"""Training by adapters over a frozen base: what is trained, saved, resumed, merged, and used by later jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
+from megatron_retrieval.checkpoint.store.merged import MergedWeights
+from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model
+from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.adapters import LoraConfig
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.runs import FINETUNE, LAYOUTS, curve, rewind, train
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny import random_texts, write_tiny_dpr
+from megatron_retrieval.types.tokens import TokenBatch
+
+SHAPE = "--num-layers 1 --hidden-size 128 --num-attention-heads 4 --ffn-hidden-size 256 --max-position-embeddings 32"
+SETTINGS = (
+    "--retriever-seq-length 32 --query-seq-length 16 --no-tensorboard --log-interval 1 --global-batch-size 8 "
+    "--hidden-dropout 0 --attention-dropout 0 --save-interval 2 --lr-warmup-fraction 0 --lr-decay-style constant"
+)
+LORA = ("--lora-rank", "2", "--lora-alpha", "4", "--lr", "1e-2")
+KINDS = {"fp32": (), "nf4": ("--lora-base-dtype", "nf4")}
+
+
+def _words(folder: Path, run: str, *more: str, start: str = "base") -> list[str]:
+    words = ["--train-data", f"{folder}/biencoder.json", *SETTINGS.split(), "--output-dir", f"{folder}/{run}"]
+    words += ["--save", f"{folder}/{run}/saved", *more]
+    return words if start == "" else [*words, "--pretrained-checkpoint", f"{folder}/{start}/saved"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and a run of four steps over it with and without quantising."""
+    folder = tmp_path_factory.mktemp("lora")
+    write_tiny_dpr(folder)
+    base = [*SHAPE.split(), "--vocab-file", f"{folder}/vocab.txt", "--train-iters", "1", "--lr", "0"]
+    train(FINETUNE, _words(folder, "base", *base, start=""))
+    for name, more in KINDS.items():
+        train(FINETUNE, _words(folder, name, "--train-iters", "4", *LORA, *more))
+    return folder
+
+
+def _vectors(topology: ProcessTopology, folder: str, names: list[str]) -> list[Tensor]:
+    """Of the same texts, by models as they were saved; the last one's adapters merged."""
+    texts = random_texts(3, 12, 3)
+    texts = TokenBatch(texts.ids % 20, texts.lengths)
+    with torch.no_grad():
+        found = [DUAL_ENCODER.load(f"{folder}/{name}/saved", topology).model.encode_queries(texts) for name in names]
+        saved = DUAL_ENCODER.describe(f"{folder}/{names[-1]}/saved")
+        weights = MergedWeights(saved.folder, saved.manifest)
+        model = DUAL_ENCODER.build(saved.shape, saved.vocabulary().special, topology)
+        fill_model(model, weights.names(), weights.full, topology, source="test")
+        return [*found, model.eval().encode_queries(texts)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_checkpoints_hold_adapters_and_name_the_base(folder: Path, name: str) -> None:
+    """The base is what was there, or its quantised form beside the checkpoints; it is the same after training."""
+    saved, start = resolve_checkpoint(folder / name / "saved"), resolve_checkpoint(folder / "base" / "saved")
+    stored = load_file(saved / "model.tp0of1.safetensors")
+    assert stored
+    assert all(".adapter." in weight for weight in stored)
+    moments = load_file(saved / "optimizer.tp0of1.safetensors")
+    assert {moment.split(".", 1)[1] for moment in moments} == stored.keys()
+    manifest = read_manifest(saved)
+    assert manifest.base is not None
+    base = start if name == "fp32" else folder / name / "saved" / "base" / "iter_0000000"
+    assert (saved / manifest.base.path).resolve() == base.resolve()
+    assert manifest.base.fingerprint == read_manifest(base).fingerprint
+    before = TensorReader(start, read_manifest(start))
+    after = MergedWeights(saved, manifest)
+    assert after.names() == before.names()
+    plain = [weight for weight in before.names() if "linear" not in weight or weight.endswith("bias")]
+    assert all(torch.equal(after.full(weight), before.full(weight)) for weight in plain)
+    if name == "nf4":
+        quantised = MergedWeights(base, read_manifest(base))
+        error = max(float((quantised.full(w) - before.full(w)).abs().max()) for w in before.names())
+        assert 0 < error < 0.02
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_merged_is_unmerged(folder: Path, name: str) -> None:
+    ((base, adapted, merged),) = run_on_ranks(_vectors, 1, str(folder), ["base", name])
+    assert torch.allclose(adapted, merged, atol=1e-5)
+    assert not torch.allclose(adapted, base, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_step_0_is_the_base(folder: Path, name: str) -> None:
+    """The first loss is that of the run without adapters; quantised, close to it. Then they learn."""
+    losses = curve(folder / name)
+    (expected,) = curve(folder / "base")
+    assert losses[0] == expected if name == "fp32" else losses[0] == pytest.approx(expected, rel=0.02)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("layout", ["TP 2", "DP 2"])
+def test_ranks_do_not_matter(folder: Path, name: str, layout: str) -> None:
+    run = f"{name} {layout}".replace(" ", "-")
+    train(FINETUNE, _words(folder, run, "--train-iters", "3", *LORA, *KINDS[name]), *LAYOUTS[layout])
+    assert curve(folder / run) == pytest.approx(curve(folder / name)[:3], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_resumed_is_uninterrupted(folder: Path, name: str) -> None:
+    """From step 2, with the adapters' settings left to the checkpoint; the base is not made anew."""
+    saved = folder / name / "saved"
+    expected = load_file(saved / "iter_0000004" / "model.tp0of1.safetensors")
+    rewind(saved, 2)
+    train(FINETUNE, _words(folder, name, "--train-iters", "4", "--load", str(saved), "--lr", "1e-2"))
+    found = load_file(saved / "iter_0000004" / "model.tp0of1.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[weight], expected[weight]) for weight in expected)
+
+
+def _refusal(topology: ProcessTopology, words: list[str]) -> str:
+    try:
+        FINETUNE.build(parse_config(FINETUNE.config, words), topology)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "another rank": (["--load", "{}/fp32/saved", "--lora-rank", "3"], "--lora-rank 3 (was 2)"),
+    "no adapters": (["--load", "{}/fp32/saved", "--lora-rank", "0"], "--lora-rank none (was 2)"),
+    "no rank": (["--lora-rank", "0", "--lora-base-dtype", "nf4"], "nf4 leaves nothing to train"),
+    "no linear": (["--lora-rank", "2", "--lora-targets", "q_proj"], "--lora-targets q_proj: the model's linears are"),
+}
+
+
+def test_other_settings_are_refused(folder: Path) -> None:
+    for words, message in REFUSED.values():
+        given = [word.format(folder) for word in words]
+        (found,) = run_on_ranks(_refusal, 1, _words(folder, "refused", *given))
+        assert message in found
+    with pytest.raises(ConfigError, match="--lora-alpha has no effect without --lora-rank"):
+        LoraConfig(lora_alpha=3.0)
+
+
+def _trained(topology: ProcessTopology, words: list[str]) -> dict[str, Any]:
+    """What a run allocates for the weights that it trains."""
+    trainer = FINETUNE.build(parse_config(FINETUNE.config, words), topology)
+    named = dict(trainer.model.module.named_parameters())
+    return {
+        "trained": sum(p.numel() for p in named.values() if p.requires_grad),
+        "buffer_bytes": sum(buffer.grad_data.nbytes for buffer in trainer.model.ddp.buffers),
+        "state": sum(tensor.nbytes for tensor in trainer.optimizer.state_tensors().values()),
+        "frozen_bytes": sum(p.nbytes for name, p in named.items() if "linear" in name and not p.requires_grad),
+    }
+
+
+def test_the_frozen_base_is_in_no_buffer(folder: Path) -> None:
+    """Two towers of one layer: A and B of rank 2 for query, key, value, projection and two matrices of 128 x 256."""
+    per_layer = 3 * 2 * (128 + 128) + 2 * (128 + 128) + 2 * 2 * (128 + 256)
+    (plain,) = run_on_ranks(_trained, 1, _words(folder, "measured", *LORA))
+    (quantised,) = run_on_ranks(_trained, 1, _words(folder, "measured", *LORA, *KINDS["nf4"]))
+    for found in (plain, quantised):
+        assert found["trained"] == 2 * per_layer
+        assert found["buffer_bytes"] == 4 * found["trained"]
+        assert found["state"] == 2 * 4 * found["trained"]
+    assert quantised["frozen_bytes"] < 0.2 * plain["frozen_bytes"]
