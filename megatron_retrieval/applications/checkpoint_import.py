@@ -23,6 +23,8 @@ class ImportConfig:
     """Folder of the model; for two towers a folder with question_encoder and ctx_encoder, or both, questions first."""
     output: Path
     """Folder of the checkpoint to write."""
+    base: Path | None = None
+    """Checkpoint of the model that the adapters of --input belong to, which --format peft needs."""
     separate_towers: bool = False
     """Start a question tower and a passage tower from the one encoder of the input, as DPR does."""
     embedding: EmbeddingSettingsConfig = field(default_factory=EmbeddingSettingsConfig)
@@ -38,5 +40,6 @@ def main(config: ImportConfig, topology: ProcessTopology) -> None:
         topology,
         separate_towers=config.separate_towers,
         embedding=config.embedding,
+        base=config.base,
     )
     get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)

@@ -78,6 +78,12 @@ VERBS = (
     ),
     Verb("import embeddings", MODELS, "of DPR, Megatron, Contriever or Tevatron", "applications.embedding_import:main"),
     Verb(
+        "merge checkpoints",
+        MODELS,
+        "the mean of several, or adapters into their base",
+        "applications.checkpoint_merging:main",
+    ),
+    Verb(
         "export checkpoint", MODELS, "for transformers or sentence-transformers", "applications.checkpoint_export:main"
     ),
     Verb("train bert", TRAIN, "masked language modelling", "recipes.bert_pretraining:main"),

@@ -7,6 +7,7 @@ ranks that which is cut like W is cut, and the other is whole: B of a column-par
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from megatron_retrieval.models.linear import ColumnParallelLinear, ParallelLinea
 from megatron_retrieval.models.nf4 import Nf4Matrix
 from megatron_retrieval.models.row_parts import block_rows, place_in_part
 from megatron_retrieval.models.sharding import full_shape, shard_of
-from megatron_retrieval.parallel.precision import allow_rounding
+from megatron_retrieval.parallel.precision import allow_rounding, may_round
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.seeds import derive_seed
 
@@ -37,6 +38,9 @@ PARTS_KEY = "lora-parts"
 #: endings of the names of parameters: an adapter's, and those that take a matrix's place
 A, B = ".adapter.a", ".adapter.b"
 NF4_CODES, NF4 = ".nf4.codes", (".nf4.codes", ".nf4.magnitudes", ".nf4.scales", ".nf4.offsets")
+
+#: matrices of adapted models, by what is compared first
+_HELD: dict[tuple[Any, ...], list[weakref.ref[nn.Parameter]]] = {}
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -169,6 +173,21 @@ def add_adapters(model: nn.Module, config: LoraConfig, topology: ProcessTopology
             _draw(linear.adapter.a, f"{name}{A}", topology, seed)
 
 
+def hold_once(model: nn.Module) -> None:
+    """Keep frozen matrices in memory once that an adapted model of this process, or another tower of this one, has as
+    well: the base is there once, whatever the number of adapters over it. To be called after weights are loaded."""
+    for parameter in model.parameters():
+        if parameter.requires_grad or not may_round(parameter) or parameter.dim() < 2:
+            continue
+        first = tuple(parameter.detach().flatten()[:8].tolist())
+        held = _HELD.setdefault((parameter.shape, parameter.dtype, parameter.device, first), [])
+        held[:] = [reference for reference in held if reference() is not None]
+        equal = (other for reference in held if (other := reference()) is not None and torch.equal(other, parameter))
+        if (other := next(equal, None)) is not None:
+            parameter.data = other.data
+        held.append(weakref.ref(parameter))
+
+
 def linears(model: nn.Module) -> Iterator[tuple[str, ParallelLinear]]:
     """The linears of a model that can be adapted, by name."""
     for name, module in model.named_modules():
@@ -182,6 +201,11 @@ def adapter_settings(model: nn.Module, config: LoraConfig) -> dict[str, Any]:
         return {}
     parts = {name.rpartition(".")[2]: list(linear.parts) for name, linear in linears(model) if len(linear.parts) > 1}
     return {**to_flat_dict(config), PARTS_KEY: parts}
+
+
+def without_adapters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's settings of the model whose matrices are plain."""
+    return {key: value for key, value in settings.items() if key not in {*to_flat_dict(LoraConfig()), PARTS_KEY}}
 
 
 def saved_lora(settings: Mapping[str, Any]) -> LoraConfig:

@@ -16,7 +16,7 @@ from megatron_retrieval.checkpoint.store.reader import TensorReader, load_weight
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.adapters import LoraConfig, adapter_settings, add_adapters, freeze
+from megatron_retrieval.models.adapters import LoraConfig, adapter_settings, add_adapters, freeze, hold_once
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.resume import SaveConfig, SavedModel
 from megatron_retrieval.utils.logging import get_logger
@@ -87,6 +87,8 @@ def adapt_to_train(
     add_adapters(model, lora, topology, seed=seed)
     if goes_on:
         load_weights(start.folder, start.manifest, model, topology)
+    if not is_resumed:
+        hold_once(model)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s is frozen; adapters of rank %d have %d weights to train", start.folder, lora.lora_rank, num_trained)
     return Adapted(adapter_settings(model, lora), base)

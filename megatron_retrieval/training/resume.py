@@ -25,6 +25,7 @@ from megatron_retrieval.checkpoint.store.writer import ModelPart, UnfinishedChec
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.errors import CheckpointError, DivergenceError
+from megatron_retrieval.models.adapters import hold_once
 from megatron_retrieval.models.sharding import layout_of
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.optimizer import Optimizer
@@ -221,6 +222,7 @@ class RunCheckpoints:
             )
         self._made_with.require_unchanged(training, folder, accept_changes=self._config.accept_changes)
         load_weights(folder, manifest, self._model, self._topology, take=self._optimizer.load_main_weight)
+        hold_once(self._model)
         self._optimizer.load_state(SavedMoments(folder, manifest, self._model, self._topology), training["optimizer"])
         states = training.get(STATES_KEY, {})
         for resumable in self._resumables:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.huggingface.adapter_folders import import_adapter
+from megatron_retrieval.checkpoint.huggingface.formats import export_model
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
@@ -22,6 +26,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.runs import FINETUNE, LAYOUTS, curve, rewind, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts, write_tiny_dpr
+from megatron_retrieval.testing.tiny_hf import attention_mask
 from megatron_retrieval.types.tokens import TokenBatch
 
 SHAPE = "--num-layers 1 --hidden-size 128 --num-attention-heads 4 --ffn-hidden-size 256 --max-position-embeddings 32"
@@ -51,10 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _texts() -> TokenBatch:
+    texts = random_texts(3, 12, 3)
+    return TokenBatch(texts.ids % 20, texts.lengths)
+
+
 def _vectors(topology: ProcessTopology, folder: str, names: list[str]) -> list[Tensor]:
     """Of the same texts, by models as they were saved; the last one's adapters merged."""
-    texts = random_texts(3, 12, 3)
-    texts = TokenBatch(texts.ids % 20, texts.lengths)
+    texts = _texts()
     with torch.no_grad():
         found = [DUAL_ENCODER.load(f"{folder}/{name}/saved", topology).model.encode_queries(texts) for name in names]
         saved = DUAL_ENCODER.describe(f"{folder}/{names[-1]}/saved")
@@ -131,6 +140,46 @@ def _refusal(topology: ProcessTopology, words: list[str]) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def _memory(topology: ProcessTopology, folder: str, name: str) -> list[int]:
+    """Bytes of the frozen matrices of one model, of these in memory beside a second model, and of all as counted."""
+    models = [DUAL_ENCODER.load(f"{folder}/{name}/saved", topology).model for _ in range(2)]
+    frozen = [[p for p in model.parameters() if not p.requires_grad and p.dim() > 1] for model in models]
+    once = {p.data_ptr(): p.nbytes for own in frozen for p in own}
+    return [sum(p.nbytes for p in frozen[0]), sum(once.values()), sum(p.nbytes for own in frozen for p in own)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_base_is_in_memory_once(folder: Path, name: str) -> None:
+    ((one, together, counted),) = run_on_ranks(_memory, 1, str(folder), name)
+    assert 0 < one == together
+    assert counted == 2 * one
+
+
+def _import(topology: ProcessTopology, folder: str) -> None:
+    root = Path(folder)
+    import_adapter([root / "exported"], root / "base" / "saved", root / "again" / "saved", topology)
+
+
+def test_peft_opens_what_is_exported_and_it_comes_back(folder: Path) -> None:
+    """The base as Hugging Face's folders, the adapters as PEFT's; both directions compute what the checkpoint does."""
+    export_model("hf-bert", folder / "base" / "saved", folder / "plain")
+    export_model("hf-bert", folder / "fp32" / "saved", folder / "merged")
+    export_model("peft", folder / "fp32" / "saved", folder / "exported")
+    run_on_ranks(_import, 1, str(folder))
+    ((adapted, again, _),) = run_on_ranks(_vectors, 1, str(folder), ["fp32", "again"])
+    assert torch.equal(adapted, again)
+    texts = _texts()
+    with torch.no_grad():
+        base = transformers.BertModel.from_pretrained(folder / "plain" / "question_encoder", add_pooling_layer=False)
+        merged = transformers.BertModel.from_pretrained(folder / "merged" / "question_encoder", add_pooling_layer=False)
+        theirs = peft.PeftModel.from_pretrained(base, str(folder / "exported" / "question_encoder"))
+        for model in (merged, theirs):
+            vectors = model.eval()(input_ids=texts.ids, attention_mask=attention_mask(texts))[0][:, 0]
+            assert torch.allclose(vectors, adapted, atol=1e-4)
+    stored = load_file(resolve_checkpoint(folder / "again" / "saved") / "model.tp0of1.safetensors")
+    assert all(".adapter." in weight for weight in stored)
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, bert_table
+from megatron_retrieval.checkpoint.huggingface.causal import causal_config_from_hf, causal_names, causal_table
 from megatron_retrieval.checkpoint.huggingface.peft import (
     A,
     B,
@@ -23,12 +24,13 @@ from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_fr
 from megatron_retrieval.checkpoint.huggingface.weight_table import import_weights
 from megatron_retrieval.models.adapters import LoraConfig, adapt
 from megatron_retrieval.models.bert import BertEncoder
+from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.models.t5 import T5, shift_right
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_bert, tiny_t5
+from megatron_retrieval.testing.tiny_hf import attention_mask, random_batch, tiny_bert, tiny_causal, tiny_t5
 
 LORA = LoraConfig(lora_rank=3, lora_alpha=6.0)
 BERT_TARGETS, T5_TARGETS = ["query", "key", "value", "dense"], ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
@@ -140,6 +142,37 @@ def test_t5() -> None:
     ((logits, gradients),) = run_on_ranks(_t5_step, 1, full, ours, labels)
     assert torch.allclose(logits, found.logits, atol=1e-3)
     _assert_close(export_adapters(gradients, t5_table(shape)), _named(theirs))
+
+
+def _causal_step(topology: ProcessTopology, shape: CausalConfig, full: Weights, adapters: Weights) -> list[Any]:
+    model = CausalLM(shape, topology)
+    _fill(model, full, topology)
+    adapt(model.eval(), LORA, topology)
+    _fill(model, adapters, topology)
+    batch = random_batch()
+    places = attention_mask(batch).flatten().nonzero()[:, 0]
+    logits = model(batch, places)[:, :50]
+    logits.pow(2).sum().backward()
+    return [logits.detach(), _gradients(model, topology)]
+
+
+def test_llama() -> None:
+    """Also heads that share keys and values: queries have more rows of the matrix than these."""
+    plain, batch = tiny_causal("llama"), random_batch()
+    shape = causal_config_from_hf(plain.config.to_dict(), "tiny")
+    table = list(causal_table(shape))
+    state = {name: w.detach().clone() for name, w in causal_names(plain.state_dict(), shape, "tiny").items()}
+    full = import_weights(state, table, "tiny", "a causal language model")
+    theirs = _with_peft(plain, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    is_real = attention_mask(batch).bool()
+    expected = theirs(input_ids=batch.ids, attention_mask=attention_mask(batch)).logits[is_real][:, :50]
+    expected.pow(2).sum().backward()
+    adapters = {name.replace(".default", ""): p.detach() for name, p in theirs.base_model.model.named_parameters()}
+    adapters = {name: tensor for name, tensor in adapters.items() if name.endswith((A, B))}
+    ours = import_adapters(adapters, table, 3, full.__getitem__, Path("peft"))
+    ((logits, gradients),) = run_on_ranks(_causal_step, 1, shape, full, ours)
+    assert torch.allclose(logits, expected, atol=1e-3)
+    _assert_close(export_adapters(gradients, table), _named(theirs))
 
 
 def test_folders_go_both_ways(tmp_path: Path) -> None:

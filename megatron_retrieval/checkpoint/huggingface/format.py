@@ -14,6 +14,7 @@ from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIE
 from megatron_retrieval.checkpoint.kinds.kind import ModelKind
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.adapters import LoraConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
@@ -29,6 +30,8 @@ class ForeignModel:
         layout: of texts, for kinds that have one.
         weights: full fp32 tensors under the parameter names of the kind's model.
         assumed: settings that the folder does not state, each with what is taken.
+        adapters: settings of those that stand among the weights, apart from their matrices; default: none do.
+        base: where these matrices come from, for whoever reads the export.
     """
 
     kind: ModelKind[Any, Any, Any]
@@ -37,6 +40,8 @@ class ForeignModel:
     vocabulary: Vocabulary
     layout: Any = None
     assumed: Mapping[str, str] = field(default_factory=dict)
+    adapters: LoraConfig = field(default_factory=LoraConfig)
+    base: str = ""
 
     def build(self, topology: ProcessTopology) -> Any:
         """A model of the kind with these weights.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from megatron_retrieval.checkpoint.huggingface.adapter_folders import PEFT, import_adapter
 from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
@@ -16,15 +18,17 @@ from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENT
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
 from megatron_retrieval.checkpoint.huggingface.towers import HF_BERT, HF_DISTILBERT, HF_MPNET, TOWER_FOLDERS
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
+from megatron_retrieval.checkpoint.store.merged import MergedWeights
 from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.adapters import A, B
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
 _ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
-for _format in (*_ENCODERS, HF_T5, HF_CAUSAL_LM):
+for _format in (*_ENCODERS, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
 
 
@@ -54,6 +58,7 @@ def import_model(
     *,
     separate_towers: bool = False,
     embedding: EmbeddingSettingsConfig = EmbeddingSettingsConfig(),  # noqa: B008
+    base: Path | None = None,
 ) -> Path:
     """Turn a model of a foreign format into a checkpoint; all ranks call this together.
 
@@ -61,10 +66,13 @@ def import_model(
         folders: see `Format.read`; for errors likewise.
         separate_towers: make two towers of one.
         embedding: asked for, in the place of what the folder states.
+        base: what adapters belong to, see `import_adapter`.
 
     Returns:
         The folder of the checkpoint.
     """
+    if name == PEFT.name and base is not None:
+        return import_adapter(folders, base, output, topology)
     found = embedding.over(FORMATS[name].read(folders, separate_towers=separate_towers), folders[0])
     further = () if found.layout is None else (found.layout,)
     return found.kind.save(output, found.build(topology), topology, found.shape, found.vocabulary, *further)
@@ -82,9 +90,16 @@ def export_model(name: str, path: Path, output: Path) -> None:
         others = [other for other in FORMATS if FORMATS[other].holds(found.kind.name, found.shape)]
         choice = f"choose --format {' or '.join(others)}" if others else "no other format can"
         raise CheckpointError(f"{found.folder}: {name} cannot hold this {found.kind.name}; {choice}.")
-    reader = TensorReader(found.folder, found.manifest)
-    weights = {weight: reader.full(weight) for weight in reader.names()}
-    write_model(name, ForeignModel(found.kind, found.shape, weights, found.vocabulary(), found.layout), output)
+    if name == PEFT.name:
+        reader = TensorReader(found.folder, found.manifest)
+        weights = {weight: reader.full(weight) for weight in reader.names() if weight.endswith((A, B))}
+        base = str((found.folder / found.manifest.base.path).resolve()) if found.manifest.base else ""
+        further: dict[str, Any] = {"adapters": found.adapters, "base": base}
+    else:
+        merged = MergedWeights(found.folder, found.manifest)
+        weights, further = {weight: merged.full(weight) for weight in merged.names()}, {}
+    model = ForeignModel(found.kind, found.shape, weights, found.vocabulary(), found.layout, **further)
+    write_model(name, model, output)
 
 
 def write_model(name: str, model: ForeignModel, output: Path) -> None:

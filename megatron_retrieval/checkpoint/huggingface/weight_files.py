@@ -26,7 +26,7 @@ _UNREAD = {
     "*.ckpt.index": ("a TensorFlow checkpoint", "convert it to PyTorch with transformers 4"),
     "flax_model.msgpack": ("Flax weights", _TO_PYTORCH),
     "*.onnx": ("an ONNX graph", "fetch the release's model.safetensors"),
-    "adapter_config.json": ("a LoRA adapter alone", "merge it into its base model (peft's merge_and_unload) and save"),
+    "adapter_config.json": ("a LoRA adapter alone", "give its base as well: --format peft --base CHECKPOINT"),
     "*.gguf": ("GGUF weights", "fetch the release's model.safetensors"),
     "consolidated.*.pth": ("weights of Llama's first format", "fetch the release's model.safetensors"),
 }

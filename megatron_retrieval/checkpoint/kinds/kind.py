@@ -17,7 +17,7 @@ from megatron_retrieval.checkpoint.store.reader import fill_model, load_weights
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.errors import CheckpointError, ConfigError
-from megatron_retrieval.models.adapters import LoraConfig, adapt, saved_lora
+from megatron_retrieval.models.adapters import LoraConfig, adapt, hold_once, saved_lora
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
@@ -114,6 +114,7 @@ class Description(Generic[Shape, Layout, Model]):
         if self.adapters.is_active:
             adapt(model, self.adapters, topology, fill=False)
         load_weights(self.folder, self.manifest, model, topology)
+        hold_once(model)
 
 
 @dataclass(frozen=True)

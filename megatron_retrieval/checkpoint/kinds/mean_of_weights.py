@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
-from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model
+from megatron_retrieval.checkpoint.store.merged import MergedWeights
+from megatron_retrieval.checkpoint.store.reader import fill_model
+from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.models.adapters import without_adapters
 from megatron_retrieval.parallel.topology import ProcessTopology
 
 
-def save_mean(sources: Sequence[AnyDescription], output: Path, topology: ProcessTopology) -> Path:
-    """Write the mean of the models' weights as a checkpoint; shape, layout and vocabulary are those of the first.
+def save_mean(
+    sources: Sequence[AnyDescription], output: Path, topology: ProcessTopology, shares: Sequence[float] = ()
+) -> Path:
+    """Write the mean of the models' weights as a checkpoint, in fp32; all settings and the vocabulary are those of the
+    first. Adapters are merged into their matrices, so that a single model becomes a plain one.
+
+    Args:
+        shares: of each in the mean; default: equal ones.
 
     Returns:
         The folder of the checkpoint.
@@ -23,22 +31,23 @@ def save_mean(sources: Sequence[AnyDescription], output: Path, topology: Process
     Raises:
         CheckpointError: the models are not of one kind, or a weight is missing or of another shape.
     """
-    first = sources[0]
-    readers = [TensorReader(source.folder, source.manifest) for source in sources]
+    first, shares = sources[0], shares or [1 / len(sources)] * len(sources)
+    readers = [MergedWeights(source.folder, source.manifest) for source in sources]
     names = readers[0].names()
     for source, reader in zip(sources, readers, strict=True):
         if source.kind is not first.kind or reader.names() != names:
             raise CheckpointError(f"{source.folder}: not the weights of {first.folder}, so that they have no mean.")
 
     def mean(name: str) -> Tensor:
-        tensors = [reader.full(name) for reader in readers]
-        if any(tensor.shape != tensors[0].shape for tensor in tensors):
-            raise CheckpointError(f"{name}: of another shape in one of the models, so that they have no mean.")
-        return torch.stack([tensor.float() for tensor in tensors]).mean(0)
+        total = readers[0].full(name).float() * shares[0]
+        for reader, share in zip(readers[1:], shares[1:], strict=True):
+            if (tensor := reader.full(name)).shape != total.shape:
+                raise CheckpointError(f"{name}: of another shape in one of the models, so that they have no mean.")
+            total += tensor.float() * share
+        return total
 
     vocabulary = first.vocabulary()
     model = first.kind.build(first.shape, vocabulary.special, topology)
     fill_model(model, names, mean, topology, source="the mean")
-    further = () if first.layout is None else (first.layout,)
-    saved: Path = first.kind.save(output, model, topology, first.shape, vocabulary, *further)
-    return saved
+    settings, assets = without_adapters(first.manifest.config), vocabulary.assets()
+    return save_checkpoint(output, model, topology, kind=first.kind.name, config=settings, assets=assets)
