@@ -154,8 +154,9 @@ def freeze(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, f
             matrix = Nf4Matrix(linear.weight, linear.parts, topology.groups.tp, name)
             if fill:
                 matrix.fill(linear.weight)
-            linear.weight = None
-            linear.nf4 = matrix
+            linear.weight, linear.nf4 = None, matrix
+            for parameter in matrix.parameters():
+                allow_rounding(parameter)
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, seed: int = 0) -> None:

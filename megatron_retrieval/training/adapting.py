@@ -16,7 +16,7 @@ from megatron_retrieval.checkpoint.store.reader import TensorReader, load_weight
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.models.adapters import LoraConfig, adapter_settings, add_adapters, freeze, hold_once
+from megatron_retrieval.models.adapters import LoraConfig, adapter_settings, add_adapters, freeze, hold_once, linears
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.resume import SaveConfig, SavedModel
 from megatron_retrieval.utils.logging import get_logger
@@ -52,7 +52,7 @@ def adapt_to_train(
     name: str = "",
 ) -> Adapted:
     """Freeze `model`, which has its first weights unless the run is resumed, and put adapters beside its linears; or
-    leave it as it is.
+    leave it as it is. Adapters beside weights that are frozen already are so too.
 
     Adapters of the start are trained further where the settings are theirs. The base is the start, or else, where the
     start has other tensors than the model, a checkpoint that is written to the folder `base` of `--save`.
@@ -76,6 +76,7 @@ def adapt_to_train(
         raise ConfigError("--lora-base-dtype nf4 leaves nothing to train without adapters: give --lora-rank.")
     is_resumed = save.resume_folder is not None
     goes_on = not is_resumed and start.adapters == lora and start.manifest.kind == saved.kind
+    frozen = [linear for _, linear in linears(model) if not linear.weight.requires_grad]
     freeze(model, lora, topology, fill=not (is_resumed or goes_on))
     base = _saved_base(start) if is_resumed or goes_on else None
     if base is None and not is_resumed:
@@ -85,6 +86,9 @@ def adapt_to_train(
             else _new_base(model, lora, saved, save, topology, name)
         )
     add_adapters(model, lora, topology, seed=seed)
+    for linear in frozen:  # of a tower that is not to be trained
+        if linear.adapter is not None:
+            linear.adapter.requires_grad_(False)
     if goes_on:
         load_weights(start.folder, start.manifest, model, topology)
     if not is_resumed:

@@ -15,10 +15,11 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.huggingface.adapter_folders import import_adapter
 from megatron_retrieval.checkpoint.huggingface.formats import export_model
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.checkpoint.kinds.mean_of_weights import save_mean
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
-from megatron_retrieval.checkpoint.store.reader import TensorReader, fill_model
+from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.adapters import LoraConfig
@@ -67,10 +68,8 @@ def _vectors(topology: ProcessTopology, folder: str, names: list[str]) -> list[T
     with torch.no_grad():
         found = [DUAL_ENCODER.load(f"{folder}/{name}/saved", topology).model.encode_queries(texts) for name in names]
         saved = DUAL_ENCODER.describe(f"{folder}/{names[-1]}/saved")
-        weights = MergedWeights(saved.folder, saved.manifest)
-        model = DUAL_ENCODER.build(saved.shape, saved.vocabulary().special, topology)
-        fill_model(model, weights.names(), weights.full, topology, source="test")
-        return [*found, model.eval().encode_queries(texts)]
+        merged = save_mean([saved], Path(folder) / "merged" / names[-1], topology)
+        return [*found, DUAL_ENCODER.load(merged, topology).model.encode_queries(texts)]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -105,6 +104,20 @@ def test_merged_is_unmerged(folder: Path, name: str) -> None:
     assert not torch.allclose(adapted, base, atol=1e-2)
 
 
+def _mean(topology: ProcessTopology, folder: str) -> list[Tensor]:
+    """A matrix of the base, of a model with adapters, and of a mean of both."""
+    found = [DUAL_ENCODER.describe(f"{folder}/{name}/saved") for name in ("base", "fp32")]
+    mean = DUAL_ENCODER.describe(save_mean(found, Path(folder) / "mean", topology, (0.25, 0.75)))
+    matrix = "towers.query.bert.encoder.layers.0.self_attention.linear_qkv.weight"
+    return [MergedWeights(one.folder, one.manifest).full(matrix) for one in (*found, mean)]
+
+
+def test_a_mean_has_shares(folder: Path) -> None:
+    ((base, adapted, mean),) = run_on_ranks(_mean, 1, str(folder))
+    assert not torch.equal(base, adapted)
+    assert torch.allclose(mean, 0.25 * base + 0.75 * adapted, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_step_0_is_the_base(folder: Path, name: str) -> None:
     """The first loss is that of the run without adapters; quantised, close to it. Then they learn."""
@@ -114,8 +127,7 @@ def test_step_0_is_the_base(folder: Path, name: str) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("layout", ["TP 2", "DP 2"])
+@pytest.mark.parametrize(("name", "layout"), [("fp32", "TP 2"), ("nf4", "TP 2"), ("fp32", "DP 2")])
 def test_ranks_do_not_matter(folder: Path, name: str, layout: str) -> None:
     run = f"{name} {layout}".replace(" ", "-")
     train(FINETUNE, _words(folder, run, "--train-iters", "3", *LORA, *KINDS[name]), *LAYOUTS[layout])
@@ -134,12 +146,13 @@ def test_resumed_is_uninterrupted(folder: Path, name: str) -> None:
     assert all(torch.equal(found[weight], expected[weight]) for weight in expected)
 
 
-def _refusal(topology: ProcessTopology, words: list[str]) -> str:
-    try:
-        FINETUNE.build(parse_config(FINETUNE.config, words), topology)
-    except ConfigError as error:
-        return str(error)
-    return ""
+def _refusals(topology: ProcessTopology, cases: list[list[str]]) -> list[str]:
+    found = []
+    for words in cases:
+        with pytest.raises(ConfigError) as error:
+            FINETUNE.build(parse_config(FINETUNE.config, words), topology)
+        found.append(str(error.value))
+    return found
 
 
 def _memory(topology: ProcessTopology, folder: str, name: str) -> list[int]:
@@ -165,7 +178,7 @@ def _import(topology: ProcessTopology, folder: str) -> None:
 def test_peft_opens_what_is_exported_and_it_comes_back(folder: Path) -> None:
     """The base as Hugging Face's folders, the adapters as PEFT's; both directions compute what the checkpoint does."""
     export_model("hf-bert", folder / "base" / "saved", folder / "plain")
-    export_model("hf-bert", folder / "fp32" / "saved", folder / "merged")
+    export_model("hf-bert", folder / "fp32" / "saved", folder / "merged-hf")
     export_model("peft", folder / "fp32" / "saved", folder / "exported")
     run_on_ranks(_import, 1, str(folder))
     ((adapted, again, _),) = run_on_ranks(_vectors, 1, str(folder), ["fp32", "again"])
@@ -173,7 +186,9 @@ def test_peft_opens_what_is_exported_and_it_comes_back(folder: Path) -> None:
     texts = _texts()
     with torch.no_grad():
         base = transformers.BertModel.from_pretrained(folder / "plain" / "question_encoder", add_pooling_layer=False)
-        merged = transformers.BertModel.from_pretrained(folder / "merged" / "question_encoder", add_pooling_layer=False)
+        merged = transformers.BertModel.from_pretrained(
+            folder / "merged-hf" / "question_encoder", add_pooling_layer=False
+        )
         theirs = peft.PeftModel.from_pretrained(base, str(folder / "exported" / "question_encoder"))
         for model in (merged, theirs):
             vectors = model.eval()(input_ids=texts.ids, attention_mask=attention_mask(texts))[0][:, 0]
@@ -191,12 +206,15 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 
 def test_other_settings_are_refused(folder: Path) -> None:
-    for words, message in REFUSED.values():
-        given = [word.format(folder) for word in words]
-        (found,) = run_on_ranks(_refusal, 1, _words(folder, "refused", *given))
-        assert message in found
+    cases = [_words(folder, "refused", *[word.format(folder) for word in words]) for words, _ in REFUSED.values()]
+    (found,) = run_on_ranks(_refusals, 1, cases)
+    assert all(message in said for said, (_, message) in zip(found, REFUSED.values(), strict=True))
     with pytest.raises(ConfigError, match="--lora-alpha has no effect without --lora-rank"):
         LoraConfig(lora_alpha=3.0)
+
+
+def _all_trained(topology: ProcessTopology, runs: list[list[str]]) -> list[dict[str, Any]]:
+    return [_trained(topology, words) for words in runs]
 
 
 def _trained(topology: ProcessTopology, words: list[str]) -> dict[str, Any]:
@@ -206,6 +224,7 @@ def _trained(topology: ProcessTopology, words: list[str]) -> dict[str, Any]:
     return {
         "trained": sum(p.numel() for p in named.values() if p.requires_grad),
         "buffer_bytes": sum(buffer.grad_data.nbytes for buffer in trainer.model.ddp.buffers),
+        "passages": sum(p.numel() for name, p in named.items() if p.requires_grad and ".passage." in name),
         "state": sum(tensor.nbytes for tensor in trainer.optimizer.state_tensors().values()),
         "frozen_bytes": sum(p.nbytes for name, p in named.items() if "linear" in name and not p.requires_grad),
     }
@@ -214,8 +233,9 @@ def _trained(topology: ProcessTopology, words: list[str]) -> dict[str, Any]:
 def test_the_frozen_base_is_in_no_buffer(folder: Path) -> None:
     """Two towers of one layer: A and B of rank 2 for query, key, value, projection and two matrices of 128 x 256."""
     per_layer = 3 * 2 * (128 + 128) + 2 * (128 + 128) + 2 * 2 * (128 + 256)
-    (plain,) = run_on_ranks(_trained, 1, _words(folder, "measured", *LORA))
-    (quantised,) = run_on_ranks(_trained, 1, _words(folder, "measured", *LORA, *KINDS["nf4"]))
+    runs = [_words(folder, "measured", *LORA, *more) for more in ((), KINDS["nf4"], ("--freeze-passage-encoder",))]
+    ((plain, quantised, frozen),) = run_on_ranks(_all_trained, 1, runs)
+    assert (plain["passages"], frozen["passages"], frozen["trained"]) == (per_layer, 0, per_layer)
     for found in (plain, quantised):
         assert found["trained"] == 2 * per_layer
         assert found["buffer_bytes"] == 4 * found["trained"]
