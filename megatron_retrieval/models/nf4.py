@@ -112,18 +112,31 @@ def dequantise(
         scales: fp32, one for 256 magnitudes of a part, part after part.
         offsets: fp32, one for each part.
     """
-    rows_cut, columns_cut = (num_ranks if layout.dim == dim else 1 for dim in (0, 1))
-    num_rows, num_blocks = len(codes) * rows_cut, magnitudes.size(1) * columns_cut
-    part, place = place_in_part(num_rows, parts, layout, rank, num_ranks).to(codes.device)
-    groups = torch.tensor([-(-(num_rows // sum(parts) * rows * num_blocks) // GROUP) for rows in parts])
-    first = (groups.cumsum(0) - groups).to(codes.device)
-    column = torch.arange(magnitudes.size(1), device=codes.device)
-    column += rank * magnitudes.size(1) if columns_cut > 1 else 0
-    group = first[part][:, None] + (place[:, None] * num_blocks + column) // GROUP
+    part, group = _groups_of(tuple(magnitudes.shape), parts, layout, rank, num_ranks, codes.device)
     tree = _on(_tree(), codes.device)
     largest = tree[magnitudes.int()] * scales[group] + offsets[part][:, None]
     pairs = nn.functional.embedding(codes.int(), _on(_pairs(), codes.device))
     return (pairs.view(*magnitudes.shape, BLOCK) * largest[..., None]).flatten(1).to(dtype)
+
+
+@cache
+def _groups_of(
+    shape: tuple[int, int],
+    parts: tuple[int, ...],
+    layout: ShardLayout,
+    rank: int,
+    num_ranks: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Of a rank's magnitudes [n, blocks] the part [n] of each row, and the factor [n, blocks] that each is stored with;
+    kept, as layers have few shapes."""
+    rows_cut, columns_cut = (num_ranks if layout.dim == dim else 1 for dim in (0, 1))
+    num_rows, num_blocks = shape[0] * rows_cut, shape[1] * columns_cut
+    part, place = place_in_part(num_rows, parts, layout, rank, num_ranks)
+    groups = torch.tensor([-(-(num_rows // sum(parts) * rows * num_blocks) // GROUP) for rows in parts])
+    column = torch.arange(shape[1]) + (rank * shape[1] if columns_cut > 1 else 0)
+    group = (groups.cumsum(0) - groups)[part][:, None] + (place[:, None] * num_blocks + column) // GROUP
+    return part.to(device), group.to(device)
 
 
 def nearest_quantile(quotients: Tensor) -> Tensor:

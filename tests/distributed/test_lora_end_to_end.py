@@ -12,6 +12,7 @@ from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.registry import describe_reader
+from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.testing.runs import END_TO_END, curve, rewind, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_starts import write_starts
@@ -36,12 +37,12 @@ def _words(folder: Path, reader: str, run: str, *more: str) -> list[str]:
 
 
 def _load(topology: ProcessTopology, folder: str) -> list[int]:
-    """Both parts, and the encoder that embedded the last index, as other jobs load them."""
-    saved, root = resolve_checkpoint(Path(folder) / "extractive-run" / "saved"), Path(folder) / "extractive-run"
-    _, reader = describe_reader(saved / "reader")
-    models = [DUAL_ENCODER.load(saved / "retriever", topology).model, reader.load(topology)]
-    snapshot = max((root / "index").glob("**/manifest.json"), key=lambda path: path.stat().st_mtime, default=None)
-    assert snapshot is not None
+    """How many tensors of adapters both parts have as other jobs load them, and the encoder of the last index."""
+    run = Path(folder) / "extractive-run"
+    saved, versions = resolve_checkpoint(run / "saved"), IndexVersions(run / "index")
+    retrievers = [saved / "retriever", versions.snapshot(versions.complete()[-1])]
+    models = [DUAL_ENCODER.load(path, topology).model for path in retrievers]
+    models.append(describe_reader(saved / "reader")[1].load(topology))
     return [sum(".adapter." in name for name, _ in model.named_parameters()) for model in models]
 
 
