@@ -25,10 +25,18 @@ from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch, to_device
 
+#: beginning of all prompts that is read once rather than for each; shorter ones cost no time
+MIN_SHARED_TOKENS = 8
+
 
 @dataclass(kw_only=True, frozen=True)
 class CausalConfig(CausalShape, EncoderShape):
     """Shape and regularisation of a causal language model, which encodes texts too: a token sees those before it."""
+
+    @property
+    def is_causal(self) -> bool:
+        """See EncoderShape."""
+        return True
 
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> CausalStack:
         """See EncoderShape."""
@@ -64,16 +72,18 @@ class CausalStack(nn.Module):
         """[N, D] hidden states of the real tokens, text by text, and where they stand; padding is not computed.
 
         Args:
-            cache: takes keys and values of all tokens, [T, B, ...] with padding.
+            cache: takes keys and values of all tokens, [T, B, ...] with padding; the texts continue what it has seen.
 
         Raises:
             ConfigError: a text is longer than the positions.
         """
-        self._require_positions(int(batch.lengths.max()))
+        num_seen = 0 if cache is None else cache.num_tokens
+        self._require_positions(num_seen + int(batch.lengths.max()))
         ids, packing = pack(batch, self._weight.device)
-        positions = packing.columns[:, None]
-        bias = self._window(packing.num_columns) if self._is_cut(packing.num_columns) else None
-        inputs = LayerInputs(bias, cache=cache, rotary=self._rotary(positions), packing=packing, is_causal=bias is None)
+        positions = packing.columns[:, None] + num_seen
+        is_plain = num_seen == 0 and not self._is_cut(packing.num_columns)
+        bias = None if is_plain else self._bias(packing.num_columns, num_seen)
+        inputs = LayerInputs(bias, cache=cache, rotary=self._rotary(positions), packing=packing, is_causal=is_plain)
         return self._run(ids[:, None], inputs)[:, 0], packing
 
     def step(self, ids: Tensor, prompts: Prompts, cache: TokenCache) -> Tensor:
@@ -106,9 +116,9 @@ class CausalStack(nn.Module):
     def _is_cut(self, num_tokens: int) -> bool:
         return self.config.window_size is not None and num_tokens > self.config.window_size
 
-    def _window(self, num_tokens: int) -> Tensor | None:
+    def _bias(self, num_tokens: int, num_seen: int) -> Tensor | None:
         weight = self._weight
-        return causal_bias(num_tokens, 0, weight.dtype, weight.device, window=self.config.window_size)
+        return causal_bias(num_tokens, num_seen, weight.dtype, weight.device, window=self.config.window_size)
 
     @property
     def _weight(self) -> Tensor:
@@ -159,16 +169,36 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def read_prompts(self, tokens: TokenBatch) -> Prompts:
-        """Read B prompts of two or more tokens, for generation to continue them; padding is not computed."""
+        """Read B prompts of two or more tokens, for generation to continue them.
+
+        Padding is not computed, and the tokens that all of them begin with (an instruction) are read once.
+        """
         cache, lengths = TokenCache(), tokens.lengths - 1
-        self.stack.read(TokenBatch(tokens.ids[:, : int(lengths.max())], lengths), cache)
         device = self.stack.embedding.weight.device
+        if num_shared := _num_shared(tokens.ids, int(lengths.min())):
+            self.stack.read(TokenBatch(tokens.ids[:1, :num_shared], torch.tensor([num_shared])), cache)
+            cache.select(torch.zeros(len(tokens), dtype=torch.int64, device=device))
+        rest = tokens.ids[:, num_shared : int(lengths.max())]
+        self.stack.read(TokenBatch(rest, lengths - num_shared), cache)
         newest = to_device(tokens.ids.gather(1, lengths.to(tokens.ids.device)[:, None])[:, 0], device)
         computed = {attention: by_head(*parts) for attention, parts in cache.computed.items()}
-        return Prompts(computed, to_device(lengths, device), newest)
+        is_padded = bool((lengths < lengths.max()).any())
+        return Prompts(computed, to_device(lengths, device), newest, is_padded)
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] hidden states -> [..., V / tensor-parallel size] float32, this rank's part of the (padded)
         vocabulary; the lowest number at entries beyond `vocab_size`."""
         matrix = self.stack.embedding.weight if self.output is None else self.output
         return vocab_parallel_logits(states, matrix, None, self._num_real, self._groups)
+
+
+def _num_shared(ids: Tensor, shortest: int) -> int:
+    """How many tokens B texts of `shortest` tokens or more begin with alike, if reading them once is worth it; each
+    keeps one of its own.
+
+    Args:
+        ids: [B, T] on the CPU.
+    """
+    differs = (ids[:, : shortest - 1] != ids[:1, : shortest - 1]).any(0)
+    num_shared = int(differs.int().argmax()) if bool(differs.any()) else len(differs)
+    return num_shared if num_shared >= MIN_SHARED_TOKENS and len(ids) > 1 else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,8 @@ from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch, to_device
 
+Pooling = Literal["cls", "mean", "last"]
+
 
 @dataclass(kw_only=True, frozen=True)
 class DualEncoderConfig:
@@ -23,14 +26,21 @@ class DualEncoderConfig:
 
     encoder: EncoderShape = field(default_factory=BertConfig)
     """The encoder of both towers."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """A text's vector: the hidden state of [CLS], or the mean over its tokens."""
+    pooling: Pooling = "cls"
+    """A text's vector: the hidden state of [CLS], the mean over its tokens, or the state of its last token, which alone
+    has seen all others in a causal language model."""
     biencoder_shared_query_context_model: bool = False
     """Questions and passages share one encoder."""
     biencoder_projection_dim: int = 0
     """Width of a linear layer after pooling; 0: none."""
     normalize_embeddings: bool = False
     """Scale vectors to length 1, so that scores are cosines."""
+
+    def __post_init__(self) -> None:
+        if self.encoder.is_causal and self.pooling == "cls":
+            raise ConfigError(
+                "--pooling cls: the first token of a causal language model sees no other; give --pooling last, or mean."
+            )
 
     @property
     def dimension(self) -> int:
@@ -126,14 +136,27 @@ class Tower(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         states = self.bert(batch)
-        # a copy of [CLS]: a view would keep the states of all tokens in memory
-        vectors = states[:, 0].float().clone() if self.config.pooling == "cls" else _mean(states, batch)
+        vectors = _POOLINGS[self.config.pooling](states, batch)
         if self.projection is not None:
             vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
         return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors
+
+
+def _first(states: Tensor, _: TokenBatch) -> Tensor:
+    """[B, T, D] -> [B, D], the first token's; a copy, since a view would keep the states of all tokens in memory."""
+    return states[:, 0].float().clone()
+
+
+def _last(states: Tensor, batch: TokenBatch) -> Tensor:
+    """[B, T, D] -> [B, D], the last real token's."""
+    columns = to_device(batch.lengths - 1, states.device)
+    return states[torch.arange(len(states), device=states.device), columns].float()
 
 
 def _mean(states: Tensor, batch: TokenBatch) -> Tensor:
     """[B, T, D] -> [B, D], over each row's real tokens, in float32."""
     weights = batch.is_real().float() / to_device(batch.lengths, states.device)[:, None]
     return torch.einsum("btd,bt->bd", states.float(), weights)
+
+
+_POOLINGS: dict[Pooling, Callable[[Tensor, TokenBatch], Tensor]] = {"cls": _first, "mean": _mean, "last": _last}

@@ -43,6 +43,11 @@ class EncoderShape(ABC):
     def max_positions(self) -> int | None:
         """Longest sequence in tokens; None: any."""
 
+    @property
+    def is_causal(self) -> bool:
+        """A token sees those before it alone."""
+        return False
+
     @abstractmethod
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> Encoder:
         """An encoder whose parameters are laid out for `topology`'s tensor-parallel group.

@@ -21,11 +21,13 @@ class Prompts:
         computed: by attention module, [T, B, groups of this rank, head width] with padding.
         lengths: [B] int64 on the model's device, tokens of each.
         newest: [B] int64, the last token of each prompt, which is not among them: generation begins with it.
+        is_padded: prompts differ in length.
     """
 
     computed: Mapping[Hashable, KeysAndValues]
     lengths: Tensor
     newest: Tensor
+    is_padded: bool
 
     @property
     def device(self) -> torch.device:
@@ -39,6 +41,8 @@ class Prompts:
     def bias(self, window: int | None, num_new: int) -> Tensor | None:
         """[B, T + num_new] what is added to the logits of the newest of `num_new` tokens behind each prompt: the lowest
         number at padding, and where a `window` of so many tokens does not reach; None: nothing."""
+        if window is None and not self.is_padded:
+            return None
         key = next(iter(self.computed.values()))[0]
         columns = torch.arange(len(key), device=self.device)
         hidden = columns >= self.lengths[:, None]
@@ -47,8 +51,7 @@ class Prompts:
         if window is not None:
             first = self.lengths[:, None] + num_new - window
             hidden, behind = hidden | (columns < first), self.lengths[:, None] + new < first
-        hidden = torch.cat([hidden, behind], 1)
-        return additive(hidden, key.dtype) if bool(hidden.any()) else None
+        return additive(torch.cat([hidden, behind], 1), key.dtype)
 
     def attend(self, attention: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend to the prompts and to what was written behind them, without copying the prompts for the sequences.

@@ -12,8 +12,8 @@ from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.contrastive import DualEncoderTrainingConfig, build_contrastive_trainer
+from megatron_retrieval.tokenizers.vocabularies import open_encoder_vocabulary
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training
 
@@ -73,7 +73,7 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
 
 def _vocabulary(config: RetrieverFinetuneConfig, start: AnyDescription | None) -> Vocabulary:
     """The starting point's vocabulary, or the one that `--vocab-file` names; both only if they are the same."""
-    given = None if config.vocab_file is None else WordPieceTokenizer(config.vocab_file, config.lower_case)
+    given = None if config.vocab_file is None else open_encoder_vocabulary(config.vocab_file, config.lower_case)
     if start is None:
         if given is None:
             raise ConfigError(

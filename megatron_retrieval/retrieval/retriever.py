@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_questions
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.index.api import SearchIndex
 from megatron_retrieval.parallel.collectives import all_reduce_sum
@@ -39,8 +39,7 @@ class Retriever:
 def tokenize_questions(questions: Sequence[str], tokenizer: Vocabulary, text_format: TextFormatConfig) -> TokenBatch:
     """Questions laid out as in training."""
     ids = Ragged.from_sequences(tokenizer.encode(questions), np.int64)
-    prefix = prefix_ids(text_format.query_prefix, tokenizer)
-    return format_questions(ids, tokenizer.special, text_format.query_seq_length, prefix)
+    return lay_out_questions(ids, tokenizer, text_format)
 
 
 def encode_questions(

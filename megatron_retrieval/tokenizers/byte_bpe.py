@@ -28,8 +28,8 @@ _HINT = "Give the tokenizer.json of a GPT-2, Llama 3, Qwen or SmolLM2; tokenizer
 class ByteBpeTokenizer:
     """A `Vocabulary`: byte-level BPE over a `tokenizer.json`.
 
-    A text has other ids behind a space than at the beginning of a sequence: `encode` gives those at the beginning, also
-    to stores, and `after_space` turns them into the others where a layout puts a space before the text.
+    A text has other ids behind a space, or behind a prefix, than at the beginning of a sequence. `encode`, and with it
+    stores, have those at the beginning; they say the whole text, so that a layout can join texts and encode them anew.
 
     Args:
         tokenizer_file: of Hugging Face's tokenizers; a tokenizer_config.json beside it names the end token where the
@@ -44,6 +44,7 @@ class ByteBpeTokenizer:
 
     kind = "byte-level BPE"
     is_reversible = True
+    is_separable = False
     sentinel_ids: tuple[int, ...] = ()
 
     def __init__(self, tokenizer_file: str | Path) -> None:
@@ -100,11 +101,6 @@ class ByteBpeTokenizer:
         """The token ids of every text at the beginning of a sequence, without special tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
-
-    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """See `Vocabulary`; an empty text has no space before it."""
-        texts = self._tokenizer.decode_batch([list(map(int, ids)) for ids in sequences], skip_special_tokens=False)
-        return self.encode([text and f" {text}" for text in texts])
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The text of every sequence up to its end token; other special tokens and ids without a token say nothing."""

@@ -36,6 +36,7 @@ class SentencePieceTokenizer:
 
     kind = "SentencePiece"
     is_reversible = True
+    is_separable = True
     special = SpecialIds(begin=None, end=SPECIAL_IDS["eos"], pad=SPECIAL_IDS["pad"], unknown=SPECIAL_IDS["unk"])
 
     def __init__(self, model_file: str | Path) -> None:
@@ -70,10 +71,6 @@ class SentencePieceTokenizer:
         """The token ids of every text, without special tokens."""
         ids: list[list[int]] = self._model.encode(list(texts))
         return ids
-
-    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """See `Vocabulary`: the same."""
-        return [list(ids) for ids in sequences]
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The text of every sequence up to its end token; padding, unknowns, sentinels and ids without a piece say

@@ -71,13 +71,25 @@ VOCABULARIES.add(
         name=ByteBpeTokenizer.kind,
         about="pieces of text, of bytes where need be, as GPT-2 and Llama 3 have them (tokenizer.json)",
         file_name="tokenizer.json",
-        flag="--tokenizer-file",
+        flag="--vocab-file",
         library="tokenizers",
         open=lambda path, _: ByteBpeTokenizer(path),
         from_huggingface=huggingface.read_byte_bpe,
         to_huggingface=huggingface.write_byte_bpe,
     )
 )
+
+
+def open_encoder_vocabulary(path: str | Path, lower_case: bool = True) -> Vocabulary:
+    """The vocabulary of an encoder, of the kind that its file is of: a vocab.txt, or a tokenizer.json.
+
+    Args:
+        lower_case: of a vocab.txt; the other file says for itself.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return ByteBpeTokenizer(path) if Path(path).suffix == ".json" else WordPieceTokenizer(path, lower_case)
 
 
 def building_flags(vocabulary: Vocabulary) -> str:

@@ -44,6 +44,8 @@ class Vocabulary(Protocol):
         vocab_size: all ids are below it.
         fingerprint: equal fingerprints give equal ids.
         is_reversible: `decode` gives texts back as they were written; False: in lower case, or with other spaces.
+        is_separable: the ids of texts one after another are those of the texts joined by spaces; False: a text has
+            other ids behind a space, or behind a prefix, than `encode` gives it at the beginning of a sequence.
         sentinel_ids: ids that stand for gaps in a text, in the order in which a text uses them; empty: none.
     """
 
@@ -58,17 +60,14 @@ class Vocabulary(Protocol):
     @property
     def is_reversible(self) -> bool: ...
     @property
+    def is_separable(self) -> bool: ...
+    @property
     def special(self) -> SpecialIds: ...
     @property
     def sentinel_ids(self) -> Sequence[int]: ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text, without special tokens."""
-        ...
-
-    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The ids that whole texts have behind a space, given those that `encode` gives them; the same ones where a
-        vocabulary makes no difference."""
         ...
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:

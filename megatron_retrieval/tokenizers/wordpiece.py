@@ -42,6 +42,7 @@ class WordPieceTokenizer:
     kind = "WordPiece"
     #: letter case, accents and the spaces around punctuation are lost
     is_reversible = False
+    is_separable = True
     sentinel_ids: tuple[int, ...] = ()
 
     def __init__(self, vocab_file: str | Path, lower_case: bool = True, *, tokens: Sequence[str] | None = None) -> None:
@@ -81,10 +82,6 @@ class WordPieceTokenizer:
         """The token ids of every text, without special tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
-
-    def after_space(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """See `Vocabulary`: the same."""
-        return [list(ids) for ids in sequences]
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """The words of every sequence up to its [SEP], joined by spaces: punctuation stands apart, and what

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import test_causal_reader as causal
 import test_end_to_end_extractive as extractive_setting
 import test_end_to_end_step as fusion_setting
 import test_extractive_step as extractive
@@ -13,6 +14,8 @@ import test_masked_lm_step as masked
 import torch
 from torch import nn
 
+from megatron_retrieval.models.causal_lm import CausalLM
+from megatron_retrieval.models.causal_reader import CausalReader
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
@@ -23,6 +26,7 @@ from megatron_retrieval.testing.tiny import (
     contrastive_share,
     tiny_dual_encoder_config,
 )
+from megatron_retrieval.training.steps.causal_step import CausalStep, CausalStepConfig
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
@@ -31,6 +35,7 @@ from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStep
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.steps.step import StepModule
+from megatron_retrieval.types.causal import continued
 from megatron_retrieval.types.pretraining import CorruptedBatch
 
 #: a model, its step, and this rank's share of a batch
@@ -74,6 +79,14 @@ def _extractive(topology: ProcessTopology) -> Paradigm:
     return model, step, extractive._share(topology)
 
 
+def _causal(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
+    reader = CausalReader(CausalLM(causal.SHAPE, topology, dtype, seed=3), end_id=causal.END, batch_size=2)
+    step = CausalStep(reader, CausalStepConfig(micro_batch_size=2), topology, seed=3)
+    prompts, _, labels = causal._prompts()
+    batch = continued(prompts, labels.repeat_interleave(causal.K, 0))
+    return reader, step, batch.rows(torch.arange(len(prompts)).chunk(topology.dp_size)[topology.dp_rank])
+
+
 def _end_to_end(topology: ProcessTopology, folder: str, objective: str, reads: str) -> Paradigm:
     setting: Any = (
         fusion_setting.FusionSetting(topology, f"{folder}/writing", 4)
@@ -96,6 +109,8 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
         "fusion, mask": (lambda topology: _fusion(topology, "mask"), fp32),
         "fusion, feature": (lambda topology: _fusion(topology, "feature"), fp32),
         "extractive": (_extractive, fp32),
+        "causal": (lambda topology: _causal(topology, torch.float32), fp32),
+        "causal, bf16": (lambda topology: _causal(topology, torch.bfloat16), bf16),
         **{
             name: (lambda topology, name=name: _end_to_end(topology, folder, name, "writing"), fp32)
             for name in OBJECTIVES

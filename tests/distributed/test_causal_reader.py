@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from megatron_retrieval.data.examples.causal import RetrievedPrompts
+from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.data.layouts.prompt import PromptFormatConfig, PromptLayout
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.evaluation.causal_answers import CausalAnswerer
 from megatron_retrieval.models.beams import Generated
-from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
+from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM, _num_shared
 from megatron_retrieval.models.causal_reader import CausalReader
 from megatron_retrieval.models.generation import GenerationConfig, generate
 from megatron_retrieval.models.mixture import MixedSources
@@ -25,7 +32,9 @@ from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
 from megatron_retrieval.testing.tiny_sentencepiece import SENTENCES
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
+from megatron_retrieval.training.steps.causal_readings import CausalReadings
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.search import FILLER_ROW, NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
 
 SHAPE = CausalConfig(
@@ -58,8 +67,8 @@ def _prompts() -> tuple[TokenBatch, Tensor, Tensor]:
     )
 
 
-def _model(topology: ProcessTopology) -> CausalLM:
-    model = CausalLM(SHAPE, topology, seed=4).eval()
+def _model(topology: ProcessTopology, window: int | None = SHAPE.window_size) -> CausalLM:
+    model = CausalLM(dataclasses.replace(SHAPE, window_size=window), topology, seed=4).eval()
     with torch.no_grad():  # answers end sooner or later
         if topology.tp_rank == 0:
             model.stack.embedding.weight[END] *= 2
@@ -158,6 +167,21 @@ def _greedy(next_tokens: Callable[[list[int]], Tensor]) -> list[int]:
     return written
 
 
+@pytest.mark.parametrize("window", [None, 9])
+def test_what_all_prompts_begin_with_is_read_once(window: int | None) -> None:
+    prompts, _, _ = _prompts()
+    ids, lengths = torch.cat([torch.arange(40, 52).expand(2 * K, -1), prompts.ids], 1), prompts.lengths + 12
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        model = _model(topology, window)
+        assert _num_shared(ids, int(lengths.min()) - 1) == 12
+        together = model.read_prompts(TokenBatch(ids, lengths))
+        for row, length in enumerate(lengths.tolist()):
+            alone = model.read_prompts(TokenBatch(ids[row : row + 1], lengths[row : row + 1]))
+            for attention, parts in alone.computed.items():
+                for one, own in zip(together.computed[attention], parts, strict=True):
+                    torch.testing.assert_close(one[: length - 1, row], own[:, 0], rtol=0, atol=1e-5)
+
+
 def test_ranks_that_share_the_model_agree(result: dict[str, Any]) -> None:
     for other in run_on_ranks(_read, 2, 2, tensor_model_parallel_size=2):
         for name, ours in result.items():
@@ -177,7 +201,7 @@ def test_answers_to_questions(tmp_path: Path) -> None:
     ]
     layout = PromptLayout(LAYOUT, vocabulary)
     with process_topology(ParallelConfig(device="cpu")) as topology:
-        reader = CausalReader(_model(topology), end_id=END, batch_size=2)
+        reader = CausalReader(_model(topology, None), end_id=END, batch_size=2)
         found = {}
         for use in ("none", "marginal", "token"):
             scores = PassageScoreConfig(passage_score_use=use)
@@ -191,3 +215,44 @@ def test_answers_to_questions(tmp_path: Path) -> None:
     assert found["marginal"][1].passage == found["token"][1].passage == 0
     assert found["none"][1].text == found["marginal"][1].text == found["token"][1].text
     assert found["token"][1].score == pytest.approx(found["marginal"][1].score, abs=1e-4)
+
+
+def test_what_end_to_end_training_asks(tmp_path: Path) -> None:
+    vocabulary = ByteBpeTokenizer(write_byte_bpe(tmp_path))
+    passages = [{"id": str(number), "title": text[:9], "text": text} for number, text in enumerate(SENTENCES)]
+    (tmp_path / "passages.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
+    source = str(tmp_path / "passages.jsonl")
+    output = str(tmp_path / "evidence")
+    build_evidence(EvidenceBuilderConfig(input=(source,), output=output, vocab_file=str(vocabulary.path)))
+    evidence, layout = EvidenceStore(output), PromptLayout(LAYOUT, vocabulary)
+    rows = torch.tensor([[2, 0, FILLER_ROW], [FILLER_ROW] * 3, [NULL_ROW, 1, 3]])
+    asked = tokenize(vocabulary, ["where is it?", "who?", "did it?"])
+    answers = tokenize(vocabulary, ["Rome", "Paris", "in 1889"])
+    queries = TokenBatch(torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, dtype=torch.int64))
+    own = tuple(answers.take(np.array([row])) for row in range(3))
+    batch = AskedBatch(queries, asked, answers, own, torch.empty(3, 0, dtype=torch.int64), 3)
+    with process_topology(ParallelConfig(device="cpu")) as topology, torch.no_grad():
+        reader = CausalReader(_model(topology, None), end_id=END, batch_size=2)
+        side = CausalReadings(reader, RetrievedPrompts(evidence, layout, vocabulary, max_answer_length=9), topology)
+        reading = side.reading(batch, rows)
+        each, tokens = reading.each(), reading.each_token()
+        smoothed, uniform = reading.smoothed()
+        together, alone = reading.together(), side.without_passages(batch)["log_likelihood_alone"]
+        nothing = side.reading(batch, torch.full((3, 1), FILLER_ROW)).each()
+        title, text = (tokenize(vocabulary, [string]) for string in (SENTENCES[3][:9], SENTENCES[3]))
+        prompt = layout.with_passages(asked.take(np.array([2])), title, text)
+        by_hand = reader.score_each(prompt, torch.ones(1, 1, dtype=torch.bool), reading.labels[2:])
+        with pytest.raises(ValueError, match="no place for scores"):
+            reading.together(torch.zeros(3, 3))
+    assert reading.is_real.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    torch.testing.assert_close(tokens.sum(2)[reading.is_real], each[reading.is_real])
+    torch.testing.assert_close(smoothed[reading.is_real], tokens[reading.is_real], rtol=1e-4, atol=1e-4)
+    is_scored = reading.is_real[:, :, None] & reading.is_token[:, None]
+    assert bool((uniform[is_scored] < -torch.tensor(300.0).log() + 1e-4).all())  # at most that of equal chances
+    torch.testing.assert_close(each[2, 2], by_hand[0, 0])
+    torch.testing.assert_close(each[2, 0], nothing[2, 0])  # the null passage: the question alone
+    torch.testing.assert_close(nothing.sum(), alone)
+    lengths = reading.is_token.sum(1).tolist()
+    joint = torch.stack([part.sum() for part in together.split(lengths)])
+    torch.testing.assert_close(joint[1], each[1, 0])  # nothing was found for it
+    assert not torch.allclose(joint[0], each[0, 0], atol=1e-3)

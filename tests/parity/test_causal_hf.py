@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 from foreign import re_export
+from sentence_transformers import SentenceTransformer
+from sentence_transformers import models as parts_of
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.causal import (
@@ -26,6 +28,7 @@ from megatron_retrieval.models.causal_config import causal_engine_config
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
+from megatron_retrieval.retrieval.retriever import encode_questions
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
@@ -129,6 +132,32 @@ def test_a_folder_goes_in_and_out(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     assert tokenizer("the tower")["input_ids"] == ByteBpeTokenizer(exported / "tokenizer.json").encode(["the tower"])[0]
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("qwen3", "lasttoken"), ("mistral", "mean")])
+def test_embedders_go_through_sentence_transformers(tmp_path: Path, name: str, pooling: str) -> None:
+    tiny_causal(name, with_output=False).save_pretrained(tmp_path / "hf")
+    write_byte_bpe(tmp_path / "hf", ends_texts=True)
+    parts = [parts_of.Transformer(str(tmp_path / "hf"), max_seq_length=40), parts_of.Pooling(32, pooling)]
+    prompts = {"query": "Instruct: find the capital\nQuery:", "document": ""}
+    model = SentenceTransformer(modules=parts, device="cpu", similarity_fn_name="cosine", prompts=prompts)
+    model.save(str(tmp_path / "st"))
+    texts = ["the tower stands in Paris", "did it? " * 30, "naïve", "who wrote"]
+    expected = model.encode(texts, prompt_name="query", normalize_embeddings=True, convert_to_tensor=True)
+    found = FORMATS["sentence-transformers"].read([tmp_path / "st"])
+    assert (found.shape.pooling, found.layout.query_prefix) == (pooling.replace("token", ""), prompts["query"])
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        encode = found.build(topology).eval().encode_queries
+        vectors = encode_questions(texts, found.vocabulary, found.layout, encode, device=topology.device)
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=2e-6)
+    exported = re_export("sentence-transformers", [tmp_path / "st"], tmp_path / "out")
+    again = SentenceTransformer(str(exported), device="cpu").encode(texts, prompt_name="query", convert_to_tensor=True)
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match="first token of a causal language model sees no other"):
+        dataclasses.replace(found.shape, pooling="cls")
+    write_byte_bpe(tmp_path / "st")
+    with pytest.raises(CheckpointError, match="writes no end token behind a text"):
+        FORMATS["sentence-transformers"].read([tmp_path / "st"])
 
 
 @pytest.mark.real_data

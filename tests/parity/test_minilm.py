@@ -155,5 +155,5 @@ def test_other_pooling_is_refused(tmp_path: Path) -> None:
     SentenceTransformer(
         modules=[models.Transformer(str(tmp_path / "bert")), models.Pooling(32, "max")], device="cpu"
     ).save(str(tmp_path / "st"))
-    with pytest.raises(CheckpointError, match="only cls or mean can be imported"):
+    with pytest.raises(CheckpointError, match="only cls, mean or lasttoken can be imported"):
         FORMATS["sentence-transformers"].read([tmp_path / "st"])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import transformers
 
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_passages, lay_out_questions
+from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny_byte_bpe import END, write_byte_bpe
 from megatron_retrieval.testing.tiny_sentencepiece import SENTENCES
@@ -37,11 +39,25 @@ def test_no_text_forges_a_frame(vocabulary: ByteBpeTokenizer) -> None:
     assert vocabulary.decode([ids]) == [f"the {END} of"]
 
 
-def test_behind_a_space(vocabulary: ByteBpeTokenizer) -> None:
-    texts = [text for text in TEXTS if not text.startswith(" ")]
-    first, second = vocabulary.encode(texts), vocabulary.encode([text and f" {text}" for text in texts])
-    assert first != second
-    assert vocabulary.after_space(first) == second
+def test_texts_are_joined_as_they_would_be_written(vocabulary: ByteBpeTokenizer) -> None:
+    layout = TextFormatConfig(
+        passage_format="title-text", query_prefix="Find: the ", passage_prefix="Query:", retriever_seq_length=30
+    )
+    titles, texts = ["Paris", "", "the tower"], ["the capital of France", "a river runs", "stands in Paris " * 9]
+    columns = tokenize(vocabulary, titles), tokenize(vocabulary, texts)
+    passages = lay_out_passages(*columns, vocabulary, layout)
+    written = [f"Query:{title} {text}".replace(": ", ":") for title, text in zip(titles, texts, strict=True)]
+    assert written[1] == "Query:a river runs"
+    for ids, length, own in zip(passages.ids, passages.lengths, vocabulary.encode(written), strict=True):
+        assert ids[:length].tolist() == [*own[:29], vocabulary.special.end]
+    questions = lay_out_questions(columns[1], vocabulary, layout)
+    for ids, length, own in zip(
+        questions.ids, questions.lengths, vocabulary.encode([f"Find: the {text}" for text in texts]), strict=True
+    ):
+        assert ids[:length].tolist() == [*own[:63], vocabulary.special.end]
+    plain = lay_out_passages(*columns, vocabulary, TextFormatConfig())
+    first = [*columns[0][0].tolist(), vocabulary.special.end, *columns[1][0].tolist(), vocabulary.special.end]
+    assert plain.ids[0, : plain.lengths[0]].tolist() == first
 
 
 def test_offsets_are_of_characters(vocabulary: ByteBpeTokenizer) -> None:

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from megatron_retrieval.applications.plan import costs
-from megatron_retrieval.applications.plan.config import PlanConfig
+from megatron_retrieval.applications.plan.config import READERS, PlanConfig
 from megatron_retrieval.applications.plan.plan import duration, make_plan, size
 from megatron_retrieval.applications.plan.rates import _line
+from megatron_retrieval.applications.plan.reader_costs import ReaderShape, reader_parameters
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
@@ -89,9 +92,10 @@ def test_assumed_rates_follow_from_operations() -> None:
 
 
 def _count_parameters(
-    topology: ProcessTopology, encoders: list[DualEncoderConfig], readers: list[T5Config]
+    topology: ProcessTopology, encoders: list[DualEncoderConfig], readers: list[ReaderShape]
 ) -> list[int]:
-    models = [DualEncoder(encoder, topology) for encoder in encoders] + [T5(reader, topology) for reader in readers]
+    models: list[nn.Module] = [DualEncoder(encoder, topology) for encoder in encoders]
+    models += [(T5 if isinstance(reader, T5Config) else CausalLM)(reader, topology) for reader in readers]
     return [sum(parameter.numel() for parameter in model.parameters()) for model in models]
 
 
@@ -109,10 +113,22 @@ def test_parameters_are_those_of_the_models() -> None:
     )
     plain = T5Config(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=64, vocab_size=70)
     projected = replace(tiny_dual_encoder_config(), biencoder_projection_dim=8)
-    encoders, readers = [projected, tiny_dual_encoder_config(shared=True)], [gated, plain]
+    causal = CausalConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_query_groups=2,
+        ffn_hidden_size=48,
+        add_qkv_bias=True,
+        qk_layernorm=True,
+        untie_embeddings_and_output_weights=True,
+        vocab_size=70,
+    )
+    encoders, readers = [projected, tiny_dual_encoder_config(shared=True)], [gated, plain, causal]
     (counted,) = run_on_ranks(_count_parameters, 1, encoders, readers)
     computed = [costs.dual_encoder_parameters(encoder) for encoder in encoders]
-    assert counted == computed + [costs.t5_parameters(reader) for reader in readers]
+    assert counted == computed + [reader_parameters(reader) for reader in readers]
+    assert reader_parameters(READERS["smollm2-135m"]) == 134_515_008
     assert costs.bert_parameters(BertConfig()) == 108_891_648 + 70 * 768  # 30,522 words become 30,592
     assert costs.t5_parameters(T5Config()) == 222_903_552
 

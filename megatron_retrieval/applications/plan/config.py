@@ -16,6 +16,7 @@ from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.layouts.sequences import TextSizesConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel import machine
@@ -23,11 +24,12 @@ from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 
 GB = 10**9
 
-ReaderName = Literal["none", "t5-small", "t5-base", "t5-large"]
-READERS: dict[ReaderName, T5Config] = {
+ReaderName = Literal["none", "t5-small", "t5-base", "t5-large", "smollm2-135m"]
+READERS: dict[ReaderName, T5Config | CausalConfig] = {
     "t5-small": T5Config(num_layers=6, hidden_size=512, num_attention_heads=8, ffn_hidden_size=2048),
     "t5-base": T5Config(),
     "t5-large": T5Config(num_layers=24, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096),
+    "smollm2-135m": CausalConfig(num_query_groups=3),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.flat import QUERIES_AT_ONCE
@@ -127,57 +126,19 @@ def stack_activation_bytes(
     return inputs + layer_activation_bytes(min(num_tokens, tokens_at_once), width, half_precision=half_precision)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingShape:
-    """What a rank computes with at once in end-to-end training.
-
-    Attributes:
-        num_questions: of a micro-batch.
-        num_passages: for each question.
-        passages_at_once: that the retriever encodes at once.
-    """
-
-    retriever: DualEncoderConfig
-    reader: T5Config
-    num_questions: int
-    num_passages: int
-    passages_at_once: int
-    retriever_tokens: int
-    reader_tokens: int
-    answer_tokens: int
-    half_precision: bool
-
-
-def training_activation_bytes(shape: TrainingShape) -> int:
-    """Activations of retriever and reader at the end of the forward pass, when all of them are there."""
-    half, texts = shape.half_precision, shape.num_questions * shape.num_passages
-    bert, t5 = bert_of(shape.retriever), shape.reader
-    encoded = stack_activation_bytes(
-        texts * shape.retriever_tokens,
+def retriever_activation_bytes(
+    config: DualEncoderConfig, num_texts: int, text_tokens: int, texts_at_once: int, *, half_precision: bool
+) -> int:
+    """What the retriever keeps of the passages of a micro-batch, encoded `texts_at_once`."""
+    bert = bert_of(config)
+    return stack_activation_bytes(
+        num_texts * text_tokens,
         bert.num_layers,
         bert.hidden_size,
-        half_precision=half,
+        half_precision=half_precision,
         recompute=bert.recompute_granularity == "full",
-        tokens_at_once=shape.passages_at_once * shape.retriever_tokens,
+        tokens_at_once=texts_at_once * text_tokens,
     )
-    recompute_reader = t5.recompute_granularity == "full"
-    memory_tokens, answer_tokens = texts * shape.reader_tokens, shape.num_questions * shape.answer_tokens
-    read = sum(
-        stack_activation_bytes(
-            tokens,
-            num_layers,
-            t5.hidden_size,
-            half_precision=half,
-            recompute=recompute_reader,
-            tokens_at_once=tokens,
-        )
-        for tokens, num_layers in ((memory_tokens, t5.num_layers), (answer_tokens, t5.num_decoder_layers))
-    )
-    # keys and values of what was read, in every layer of the decoder unless they are computed again
-    kept_layers = 1 if recompute_reader else t5.num_decoder_layers
-    memory = 2 * memory_tokens * t5.num_attention_heads * t5.head_width * kept_layers * (2 if half else 4)
-    logits = 2 * answer_tokens * t5.vocab_size * 4
-    return encoded + read + memory + logits
 
 
 def embedding_process_bytes(config: DualEncoderConfig, num_tokens: int, *, half_precision: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
 from megatron_retrieval.applications.plan.rates import MeasuredRates
+from megatron_retrieval.applications.plan.reader_costs import reader_activation_bytes, reader_parameters
 from megatron_retrieval.index.approximate.faiss import FaissIndex
 from megatron_retrieval.index.store.embedding_store import torch_dtype
 
@@ -191,7 +192,7 @@ def with_recompute(config: PlanConfig) -> PlanConfig:
 def _reader_parameters(config: PlanConfig) -> int:
     """0 without training."""
     name = config.training.reader
-    return 0 if name == "none" else costs.t5_parameters(READERS[name])
+    return 0 if name == "none" else reader_parameters(READERS[name])
 
 
 def _training_bytes(config: PlanConfig) -> tuple[int, int]:
@@ -202,21 +203,23 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
     reader = replace(READERS[training.reader], recompute_granularity=costs.bert_of(encoder).recompute_granularity)
     half = encode.is_half
     num_parameters = costs.dual_encoder_parameters(encoder) + _reader_parameters(config)
-    shape = costs.TrainingShape(
-        retriever=encoder,
-        reader=reader,
-        num_questions=training.questions_per_gpu,
-        num_passages=training.num_passages,
-        passages_at_once=training.passage_batch_size,
-        retriever_tokens=config.text_format.retriever_seq_length,
-        reader_tokens=training.reader_seq_length,
-        answer_tokens=training.max_answer_length,
+    num_texts = training.questions_per_gpu * training.num_passages
+    encoded = costs.retriever_activation_bytes(
+        encoder,
+        num_texts,
+        config.text_format.retriever_seq_length,
+        training.passage_batch_size,
         half_precision=half,
     )
-    return (
-        costs.training_state_bytes(num_parameters, half_precision=half),
-        costs.training_activation_bytes(shape),
+    read = reader_activation_bytes(
+        reader,
+        training.questions_per_gpu,
+        training.num_passages,
+        training.reader_seq_length,
+        training.max_answer_length,
+        half=half,
     )
+    return costs.training_state_bytes(num_parameters, half_precision=half), encoded + read
 
 
 def _rate(given: float | None, measured: MeasuredRates | None, name: str, assumed: float) -> Rate:

@@ -42,7 +42,9 @@ def read_dpr(folder: Path) -> TowerFolder:
 def write_dpr(folder: Path, tower: TowerFolder, role: str) -> None:
     """Raises CheckpointError where vectors are not [CLS] vectors of a BERT as they are: DPR knows nothing else."""
     if tower.config.pooling != "cls" or tower.config.normalize_embeddings:
-        raise CheckpointError("mean pooling and normalised vectors cannot be held by hf-dpr; export another format.")
+        raise CheckpointError(
+            "hf-dpr holds [CLS] vectors as they are, neither pooled otherwise nor normalised; export another format."
+        )
     if ENCODER_FAMILIES.of(tower.config.encoder) is not BERT:
         raise CheckpointError("hf-dpr holds encoders of BERT's family alone; export another format.")
     settings = {"model_type": "dpr", "architectures": [DPR_ARCHITECTURES[role]]}

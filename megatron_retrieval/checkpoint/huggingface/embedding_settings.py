@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
 from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig, prefix_ids
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.dual_encoder import Pooling
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("checkpoint")
@@ -19,9 +19,9 @@ log = get_logger("checkpoint")
 class EmbeddingSettingsConfig:
     """How an imported dual encoder makes vectors, where its folder does not state it; the checkpoint keeps it."""
 
-    pooling: Literal["cls", "mean"] | None = None
-    """A text's vector: the hidden state of [CLS], or the mean over its tokens (Contriever, E5); default: as the folder
-    states, else cls."""
+    pooling: Pooling | None = None
+    """A text's vector: the hidden state of [CLS], the mean over its tokens (Contriever, E5), or the state of its last
+    token (causal language models); default: as the folder states, else cls."""
     normalize_embeddings: bool = False
     """Scale vectors to length 1, so that scores are cosines; also without the flag where the folder states it."""
     passage_format: PassageFormat | None = None
@@ -61,6 +61,6 @@ class EmbeddingSettingsConfig:
                     log.info("%s: %s is %r as asked for, in the place of %r", folder, name, value, before)
             parts.append(dataclasses.replace(part, **own))
         shape, layout = parts
-        for prefix in (layout.query_prefix, layout.passage_prefix):
+        for prefix in (layout.query_prefix, layout.passage_prefix) if found.vocabulary.is_separable else ():
             prefix_ids(prefix, found.vocabulary)
         return dataclasses.replace(found, shape=shape, layout=layout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +25,10 @@ from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights,
 from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.dual_encoder import DualEncoderConfig, Pooling
 from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils.files import read_json, write_json
 from megatron_retrieval.utils.logging import get_logger
 
@@ -35,8 +36,14 @@ CHAINS = [
     ["Transformer", "Pooling", *dense, *normalize] for dense in ([], ["Dense"]) for normalize in ([], ["Normalize"])
 ]
 IDENTITY = "torch.nn.modules.linear.Identity"
-# releases before 6 spell the two supported modes as flags
-POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+# releases before 6 spell the supported modes as flags
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+#: its name of a mode -> ours
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
 SETTINGS_NAME, SIMILARITY = "config_sentence_transformers.json", "similarity_fn_name"
 QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")
@@ -60,7 +67,7 @@ def read_sentence_transformer(folder: Path) -> TowerFolder:
     if "Dense" in modules:
         projection = _read_dense(modules["Dense"])
         config = dataclasses.replace(config, biencoder_projection_dim=projection["weight"].size(0))
-    _check_text_handling(body)
+    _check_text_handling(body, vocabulary)
     query_prefix, passage_prefix = _read_prompts(folder)
     text_format = dataclasses.replace(
         _sentence_text_format(body, encoder), query_prefix=query_prefix, passage_prefix=passage_prefix
@@ -99,7 +106,7 @@ def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> N
     )
     length = tower.text_format.retriever_seq_length
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
-    modes = {"pooling_mode_cls_token": config.pooling == "cls", "pooling_mode_mean_tokens": config.pooling == "mean"}
+    modes = {flag: POOLINGS[mode] == config.pooling for flag, mode in POOLING_FLAGS.items()}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config.encoder.hidden_size, **modes})
     prompts = {"query": tower.text_format.query_prefix, "document": tower.text_format.passage_prefix}
     similarity = "cosine" if config.normalize_embeddings else "dot"
@@ -112,7 +119,7 @@ def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> N
 
 def _read_encoder(path: Path) -> EncoderShape:
     """The shape of the Transformer, of the family that its model_type names; what names none is read as a BERT."""
-    families = {family.model_type: family for family in ENCODER_FAMILIES.values()}
+    families = {name: family for family in ENCODER_FAMILIES.values() for name in family.model_types}
     settings = read_model_settings(path, *families)
     return families[settings.get("model_type", BERT.model_type)].from_huggingface(settings, path)
 
@@ -135,17 +142,16 @@ def _read_modules(folder: Path) -> dict[str, Path]:
     return modules
 
 
-def _read_pooling(path: Path) -> Literal["cls", "mean"]:
+def _read_pooling(path: Path) -> Pooling:
     settings = read_settings(path)
     flags = [name for name, is_on in settings.items() if name.startswith("pooling_mode_") and is_on is True]
     if not settings.get("include_prompt", True):
         raise CheckpointError(f"{path}: include_prompt is false: the mean leaves prefixes out, which is not supported.")
     modes = settings.get("pooling_mode") or [POOLING_FLAGS.get(flag, flag) for flag in flags]
-    if modes in ("cls", ["cls"]):
-        return "cls"
-    if modes in ("mean", ["mean"]):
-        return "mean"
-    raise CheckpointError(f"{path}: pooling {modes}; only cls or mean can be imported.")
+    for mode, pooling in POOLINGS.items():
+        if modes in (mode, [mode]):
+            return pooling
+    raise CheckpointError(f"{path}: pooling {modes}; only cls, mean or lasttoken can be imported.")
 
 
 def _read_dense(folder: Path) -> dict[str, Tensor]:
@@ -186,8 +192,12 @@ def _read_prompts(folder: Path) -> tuple[str, str]:
     return query, passage
 
 
-def _check_text_handling(body: Path) -> None:
-    """Refuse what would change the text before it reaches the tokenizer."""
+def _check_text_handling(body: Path, vocabulary: Vocabulary) -> None:
+    """Refuse what would change the text before it reaches the tokenizer, and texts without an end token."""
+    if isinstance(vocabulary, ByteBpeTokenizer) and not vocabulary.ends_texts:
+        raise CheckpointError(
+            f"{body}/tokenizer.json: its tokenizer writes no end token behind a text, as this project does."
+        )
     sentence = read_optional_settings(body / "sentence_bert_config.json")
     if sentence.get("do_lower_case"):
         raise CheckpointError(f"{body}/sentence_bert_config.json: do_lower_case is not supported.")

@@ -121,7 +121,7 @@ def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, 
     """
 
     def read_tower(folder: Path) -> TowerFolder:
-        settings = read_model_settings(folder / "config.json", family.model_type)
+        settings = read_model_settings(folder / "config.json", *family.model_types)
         encoder = family.from_huggingface(settings, folder / "config.json")
         vocabulary = tower_vocabulary(folder, encoder)
         text_format = text_format_within(TextFormatConfig(), encoder)

@@ -41,7 +41,7 @@ class DualEncoderKind(ModelKind[DualEncoderConfig, TextFormatConfig, DualEncoder
 
     name = "dual-encoder"
     about = "questions and passages to vectors of one space"
-    starts_from = ("dual-encoder", "masked-lm")
+    starts_from = ("dual-encoder", "masked-lm", "causal-lm")
     shape_class, layout_class, model_class = DualEncoderConfig, TextFormatConfig, DualEncoder
 
     def read_shape(self, settings: Mapping[str, Any]) -> DualEncoderConfig:

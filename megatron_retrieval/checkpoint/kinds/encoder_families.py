@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface import bert, distilbert, mpnet
+from megatron_retrieval.checkpoint.huggingface import bert, causal, distilbert, mpnet
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
 from megatron_retrieval.checkpoint.kinds.family_registry import Families
 from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.distilbert import DistilBertConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.mpnet import MpnetConfig
@@ -32,6 +33,7 @@ class EncoderFamily:
             setting is missing, or the model is not what this family computes.
         to_huggingface: the shape to the contents of a config.json, with model_type and architectures.
         table: of a shape, our weights and what they are called there.
+        other_model_types: what else a config.json may call it.
         current_names: the weights of a folder under the names that `table` has, without what belongs to no encoder.
     """
 
@@ -44,6 +46,12 @@ class EncoderFamily:
     to_huggingface: Callable[[Any], dict[str, Any]]
     table: Callable[[Any], Iterable[WeightEntry]]
     current_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    other_model_types: tuple[str, ...] = ()
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """All that a config.json may call it."""
+        return self.model_type, *self.other_model_types
 
 
 ENCODER_FAMILIES: Families[EncoderFamily] = Families("family of encoders", key="encoder-family", default="bert")
@@ -84,6 +92,20 @@ DISTILBERT = ENCODER_FAMILIES.add(
         to_huggingface=distilbert.distilbert_config_to_hf,
         table=distilbert.distilbert_table,
         current_names=distilbert.encoder_names,
+    )
+)
+CAUSAL = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="causal",
+        about="Llama, Mistral, Qwen 2 and 3: a token sees those before it",
+        shape=CausalConfig,
+        vocabulary="byte-level BPE",
+        model_type="llama",
+        other_model_types=("mistral", "qwen2", "qwen3"),
+        from_huggingface=causal.causal_config_from_hf,
+        to_huggingface=causal.causal_config_to_hf,
+        table=causal.stack_table,
+        current_names=causal.stack_names,
     )
 )
 

@@ -15,7 +15,7 @@ from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.batches import Bundles, Share
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.files.training_files import read_biencoder
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_questions
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -74,11 +74,10 @@ class DprDataset:
     """
 
     def __init__(self, config: DprDataConfig, text_format: TextFormatConfig, tokenizer: Vocabulary, seed: int) -> None:
-        self._config, self._format, self._special, self._seed = config, text_format, tokenizer.special, seed
+        self._config, self._format, self._tokenizer, self._seed = config, text_format, tokenizer, seed
         collector = PassageCollector()
         self._examples = _read_examples(config, collector)
         self._pool = collector.pool(tokenizer, text_format)
-        self._prefix = prefix_ids(text_format.query_prefix, tokenizer)
         # one empty question at the end stands for a filler
         self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
         get_logger("data").info("training passages: %s different ones", f"{len(self._pool):,}")
@@ -136,8 +135,7 @@ class DprDataset:
     def _question_tokens(self, indices: Sequence[int], num_slots: int) -> TokenBatch:
         rows = np.full(num_slots, len(self), np.int64)
         rows[: len(indices)] = indices
-        length = self._format.query_seq_length
-        return format_questions(self._questions.take(rows, length), self._special, length, self._prefix)
+        return lay_out_questions(self._questions.take(rows), self._tokenizer, self._format)
 
     def _passages_of(self, example: _Example, epoch: int, position: int) -> list[int]:
         """The positive and the hard negatives of an example at its position, filled up with `NO_PASSAGE`."""

@@ -13,7 +13,7 @@ from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.answer_draw import draw_answers
 from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.files.question_files import AskedQuestionsConfig
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_questions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.questions import QuestionStore
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
@@ -97,8 +97,7 @@ class AskedQuestions:
         seed: int,
         excluded_from: EvidenceStore | None = None,
     ) -> None:
-        self.store, self._format, self._special = store, text_format, vocabulary.special
-        self._prefix = prefix_ids(text_format.query_prefix, vocabulary)
+        self.store, self._format, self._vocabulary = store, text_format, vocabulary
         self._seed, self._excluded_from = seed, excluded_from
 
     def __len__(self) -> int:
@@ -127,7 +126,7 @@ class AskedQuestions:
     def queries(self, rows: Rows) -> TokenBatch:
         """The questions `rows` as the retriever reads them."""
         queries = self.store.retriever_queries.take(rows)
-        return format_questions(queries, self._special, self._format.query_seq_length, self._prefix)
+        return lay_out_questions(queries, self._vocabulary, self._format)
 
     def _excluded(self, rows: Rows) -> Tensor:
         """[n, E] rows of the evidence that are no candidates, -1 behind each question's own."""

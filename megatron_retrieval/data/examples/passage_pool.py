@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages, prefix_ids
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_passages
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
@@ -45,8 +45,7 @@ class PassagePool:
         tokenizer: Vocabulary,
         text_format: TextFormatConfig,
     ) -> None:
-        self._titles, self._texts, self._format, self._special = titles, texts, text_format, tokenizer.special
-        self._prefix = prefix_ids(text_format.passage_prefix, tokenizer)
+        self._titles, self._texts, self._format, self._tokenizer = titles, texts, text_format, tokenizer
         # one empty passage at the end stands for `NO_PASSAGE`
         self._title_tokens, self._text_tokens = (tokenize(tokenizer, [*field, ""]) for field in (titles, texts))
         #: the text of a passage, normalised for answer matching
@@ -62,17 +61,9 @@ class PassagePool:
         """The passages laid out for the encoder; an empty sequence for `NO_PASSAGE`."""
         is_filler = numbers == NO_PASSAGE
         rows = np.where(is_filler, len(self), numbers)
-        length = self._format.retriever_seq_length
-        titles, texts = (column.take(rows, length) for column in (self._title_tokens, self._text_tokens))
-        batch = format_passages(
-            titles,
-            texts,
-            self._special,
-            seq_length=length,
-            passage_format=self._format.passage_format,
-            prefix=self._prefix,
-        )
-        batch.lengths.numpy()[is_filler] = len(self._special.frame)
+        titles, texts = (column.take(rows) for column in (self._title_tokens, self._text_tokens))
+        batch = lay_out_passages(titles, texts, self._tokenizer, self._format)
+        batch.lengths.numpy()[is_filler] = len(self._tokenizer.special.frame)
         return batch
 
     def _normalized_text(self, number: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.config.parser import from_flat_dict
-from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, tokenize
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages
@@ -76,6 +76,47 @@ def prefix_ids(prefix: str, vocabulary: Vocabulary) -> list[int]:
     if own + probe != together:
         raise ConfigError(f"the prefix {prefix!r} runs into the text after it; end it with a space or a colon.")
     return own
+
+
+def lay_out_questions(questions: Ragged, vocabulary: Vocabulary, text_format: TextFormatConfig) -> TokenBatch:
+    """The sequences of whole questions, with the format's prefix; see `format_questions`."""
+    length, special = text_format.query_seq_length, vocabulary.special
+    if vocabulary.is_separable:
+        prefix = prefix_ids(text_format.query_prefix, vocabulary)
+        return format_questions(_cut(questions, length), special, length, prefix)
+    return format_questions(_joined(text_format.query_prefix, [questions], vocabulary), special, length)
+
+
+def lay_out_passages(
+    titles: Ragged, texts: Ragged, vocabulary: Vocabulary, text_format: TextFormatConfig
+) -> TokenBatch:
+    """The sequences of whole passages, with the format's prefix; see `format_passages`."""
+    length, passage_format = text_format.retriever_seq_length, text_format.passage_format
+    prefix: Sequence[int] = ()
+    if vocabulary.is_separable:
+        titles, texts = _cut(titles, length), _cut(texts, length)
+        prefix = prefix_ids(text_format.passage_prefix, vocabulary)
+    elif passage_format == "title-text":
+        titles, texts = _joined(text_format.passage_prefix, [titles, texts], vocabulary), _nothing(titles)
+    else:
+        titles = _joined(text_format.passage_prefix, [titles], vocabulary)
+    return format_passages(
+        titles, texts, vocabulary.special, seq_length=length, passage_format=passage_format, prefix=prefix
+    )
+
+
+def _cut(column: Ragged, length: int) -> Ragged:
+    return column.take(np.arange(len(column)), length)
+
+
+def _nothing(column: Ragged) -> Ragged:
+    return Ragged(column.values[:0], np.zeros(len(column) + 1, np.int64))
+
+
+def _joined(prefix: str, columns: Sequence[Ragged], vocabulary: Vocabulary) -> Ragged:
+    """The ids of the prefix and, behind it, each row's texts joined by spaces, given the ids of each text."""
+    texts = [vocabulary.decode([column[row].tolist() for row in range(len(column))]) for column in columns]
+    return tokenize(vocabulary, [prefix + " ".join(filter(None, row)) for row in zip(*texts, strict=True)])
 
 
 def format_questions(questions: Ragged, special: SpecialIds, seq_length: int, prefix: Sequence[int] = ()) -> TokenBatch:

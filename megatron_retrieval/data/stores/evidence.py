@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_passages, prefix_ids
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_passages
 from megatron_retrieval.data.stores.id_table import IdTable
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.data.stores.token_folder import TokenFolder, token_format
@@ -55,16 +55,11 @@ class EvidenceStore(TokenFolder):
         """The passages `rows` laid out for the encoder; `NULL_ROW` has an empty title and an empty text."""
         is_null = np.asarray(rows, np.int64) == NULL_ROW
         rows = self._checked(np.where(is_null, 0, rows))
-        lengths = np.where(is_null, 0, text_format.retriever_seq_length)
+        # where ids are joined as they are, those behind the end of a sequence are not read at all
+        longest = text_format.retriever_seq_length if self.vocabulary.is_separable else np.iinfo(np.int64).max
+        lengths = np.where(is_null, 0, longest)
         titles, texts = (column.take(rows, lengths) for column in (self._title_tokens, self._text_tokens))
-        return format_passages(
-            titles,
-            texts,
-            self.special,
-            seq_length=text_format.retriever_seq_length,
-            passage_format=text_format.passage_format,
-            prefix=prefix_ids(text_format.passage_prefix, self.vocabulary),
-        )
+        return lay_out_passages(titles, texts, self.vocabulary, text_format)
 
     def token_columns(self, rows: Sequence[int] | Rows) -> tuple[Ragged, Ragged]:
         """The token ids of the titles and of the texts of `rows`, whole and without special tokens."""

@@ -28,9 +28,8 @@ from megatron_retrieval.data.stores.id_table import sort_id_table
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.data.stores.token_folder import token_entries, write_vocabulary
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES, open_encoder_vocabulary
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
@@ -52,15 +51,16 @@ class EvidenceBuilderConfig(Checked):
     output: str
     """Folder to create; unfinished work is kept in OUTPUT.partial."""
     vocab_file: str
-    """WordPiece vocabulary (vocab.txt) of the encoder that will read the passages."""
+    """Vocabulary of the encoder that will read the passages: WordPiece (vocab.txt), or byte-level BPE
+    (tokenizer.json)."""
     lower_case: bool = True
-    """Lower-case the text, as uncased vocabularies need."""
+    """Lower-case the text, as uncased WordPiece vocabularies need."""
     workers: PositiveInt = 1
     """Processes that tokenize; the result does not depend on it."""
 
     def open_vocabulary(self) -> Vocabulary:
         """What the passages are tokenized with."""
-        return WordPieceTokenizer(self.vocab_file, self.lower_case)
+        return open_encoder_vocabulary(self.vocab_file, self.lower_case)
 
 
 @dataclass

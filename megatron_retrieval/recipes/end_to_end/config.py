@@ -98,8 +98,8 @@ class EndToEndConfig:
     retriever: Path = field(metadata=INPUT)
     """Checkpoint of the dual encoder that training starts from."""
     reader: Path = field(metadata=INPUT)
-    """Checkpoint of the reader that training starts from: a fusion reader, a T5, or an extractive reader, which learns
-    by --objective individual-topk."""
+    """Checkpoint of the reader that training starts from: a fusion reader, a T5, a causal reader or language model, or
+    an extractive reader, which learns by --objective individual-topk."""
     reader_kind: Annotated[str, OneOf(READERS)] | None = None
     """Kind of reader to make of --reader where that is a BERT (a dual encoder, a masked language model); default:
     --reader is a reader."""

@@ -1,0 +1,58 @@
+"""Costs of readers that write: an encoder-decoder, or a causal language model."""
+
+from __future__ import annotations
+
+from megatron_retrieval.applications.plan import costs
+from megatron_retrieval.models.causal_lm import CausalConfig
+from megatron_retrieval.models.engine import padded_vocab_size
+from megatron_retrieval.models.t5_config import T5Config
+
+ReaderShape = T5Config | CausalConfig
+
+
+def reader_parameters(shape: ReaderShape) -> int:
+    """Weights of a reader."""
+    return costs.t5_parameters(shape) if isinstance(shape, T5Config) else causal_parameters(shape)
+
+
+def causal_parameters(shape: CausalConfig) -> int:
+    """Weights of a causal language model: embeddings, output layer, layers and norms."""
+    width, heads = shape.hidden_size, shape.num_attention_heads * shape.head_width
+    fused = heads + 2 * shape.num_groups * shape.head_width
+    attention = width * (fused + heads) + fused * shape.add_qkv_bias + 2 * shape.head_width * shape.qk_layernorm
+    layer = attention + 3 * width * shape.ffn_hidden_size + 2 * width
+    words = padded_vocab_size(shape.vocab_size, 1) * width * (2 if shape.untie_embeddings_and_output_weights else 1)
+    return words + shape.num_layers * layer + width
+
+
+def reader_activation_bytes(
+    shape: ReaderShape, num_questions: int, num_passages: int, text_tokens: int, answer_tokens: int, *, half: bool
+) -> int:
+    """What a reader keeps of a micro-batch for the backward pass: layers, what a decoder reads, and logits.
+
+    Args:
+        text_tokens: of a question together with a passage.
+        answer_tokens: of an answer.
+    """
+    read, recompute = num_questions * num_passages * text_tokens, shape.recompute_granularity == "full"
+    if isinstance(shape, CausalConfig):
+        written = num_questions * num_passages * answer_tokens
+        stacks, memory = [(read + written, shape.num_layers)], 0
+    else:
+        written = num_questions * answer_tokens
+        stacks = [(read, shape.num_layers), (written, shape.num_decoder_layers)]
+        # keys and values of what was read, in every layer of the decoder unless they are computed again
+        kept_layers = 1 if recompute else shape.num_decoder_layers
+        memory = 2 * read * shape.num_attention_heads * shape.head_width * kept_layers * (2 if half else 4)
+    layers = sum(
+        costs.stack_activation_bytes(
+            tokens,
+            num_layers,
+            shape.hidden_size,
+            half_precision=half,
+            recompute=recompute,
+            tokens_at_once=tokens,
+        )
+        for tokens, num_layers in stacks
+    )
+    return layers + memory + 2 * written * shape.vocab_size * 4
