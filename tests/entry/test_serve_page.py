@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -17,6 +18,7 @@ from chromium import Page, browser
 from served import COLOURS
 
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.hostile_requests import hostile_request
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.warm_start import WarmProgram
 
@@ -174,6 +176,14 @@ def test_a_server_that_does_not_answer_is_said_and_asked_again(server: Served, p
     page.evaluate("document.querySelector('#problem button').click()")
     _answered(page)
     assert page.evaluate("document.getElementById('problem').hidden")
+
+
+def test_hostile_requests_break_nothing(server: Served) -> None:
+    seen = Counter(hostile_request(int(server.address.rpartition(":")[2]), seed) for seed in range(60))
+    statuses = [status for status in seen if isinstance(status, int)]
+    assert statuses
+    assert max(statuses) < 500, seen
+    assert server.process.poll() is None
 
 
 def test_a_stop_signal_lets_requests_finish(server: Served) -> None:

@@ -43,6 +43,7 @@ def _serve(config: ServeConfig, service: Service, listening: socket.socket) -> N
     settings = uvicorn.Config(
         make_app(config, service),
         log_config=None,
+        log_level="error",  # not of every request that is none
         access_log=False,  # questions are nobody else's business
         server_header=False,
         ws="none",
