@@ -51,13 +51,17 @@ finetune() { # NAME RETRIEVER READER FLAGS...: a training with the reader
 }
 
 measure() { # NAME RETRIEVER READER RUNS...: recall and answers; the runs are what the hours are of
-  local name=$1 retriever=$2 reader=$3 embeddings=$root/embeddings dev=$out/squad/dev-v1.1.qa.csv
+  local name=$1 retriever=$2 reader=$3 dev=$out/squad/dev-v1.1.qa.csv
   shift 3
-  if [[ ${INDEX:-fixed} == refreshed && $retriever != "$out/minilm" ]]; then
-    embeddings=$root/$name/embeddings
-    embed "$retriever" "$embeddings"
+  local search=(--retriever "$retriever" --evidence "$out/squad-evidence" --questions "$dev")
+  if [[ $retriever == "$out/minilm" ]]; then
+    search+=(--embeddings "$root/embeddings")
+  elif [[ ${INDEX:-fixed} == fixed ]]; then # passages are encoded as before
+    search+=(--embeddings "$root/embeddings" --embedded-by "$out/minilm")
+  else
+    embed "$retriever" "$root/$name/embeddings"
+    search+=(--embeddings "$root/$name/embeddings")
   fi
-  local search=(--retriever "$retriever" --evidence "$out/squad-evidence" --embeddings "$embeddings" --questions "$dev")
   once "$root/results/$name/recall" parallel tasks/main.py --task retriever-evaluate --dtype auto "${search[@]}" \
     --question-stride 5 --topk 1 5 20 --output-dir "$root/results/$name/recall"
   once "$root/results/$name/answers" parallel tasks/main.py --task qa-evaluate --config examples/strategy_answers.yaml --dtype auto \

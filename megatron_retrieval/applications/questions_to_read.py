@@ -34,6 +34,8 @@ class PassageSearchConfig:
     """Folder of the evidence that is searched (build evidence)."""
     embeddings: Path | None = None
     """Folder of the evidence's embeddings by the retriever (embed)."""
+    embedded_by: Path | None = None
+    """Checkpoint that made the embeddings, where --retriever has the same encoder of passages, frozen in training."""
     bm25_index: Path | None = None
     """Folder of the evidence's BM25 index (build bm25); beside --retriever: both are searched."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
@@ -62,6 +64,7 @@ class PassageSearchConfig:
             evidence=self.evidence,
             embeddings=self.embeddings,
             retriever=self.retriever,
+            embedded_by=self.embedded_by,
             bm25_index=self.bm25_index,
             options=self.options,
         )

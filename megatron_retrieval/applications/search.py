@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_retrieval.applications.learn.folder import LearnedFolder
-from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder_for
+from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, embedding_encoder, load_encoder_for
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
@@ -62,6 +62,8 @@ class SearchConfig:
     run: its newest finished version is searched, with the encoder that made it."""
     retriever: Path | None = field(default=None, metadata=formerly("load"))
     """Checkpoint of the dual encoder that made the embeddings."""
+    embedded_by: Path | None = None
+    """Checkpoint that made the embeddings, where --retriever has the same encoder of passages, frozen in training."""
     bm25_index: Path | None = None
     """Folder of the evidence's BM25 index (build bm25); beside --retriever: both are searched."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
@@ -196,7 +198,8 @@ def open_search(
         embeddings = EmbeddingStore(config.embeddings)
         embeddings.require(evidence_fingerprint=evidence.fingerprint)
         encoder = encoder or load_encoder_for(evidence, config.retriever, topology, encode.on(topology.device))
-        embeddings.require(encoder_fingerprint=encoder.description.fingerprint)
+        made_by = embedding_encoder(encoder, config.embedded_by, topology)
+        embeddings.require(encoder_fingerprint=made_by.fingerprint)
         if options.verify_embeddings and topology.is_main:
             embeddings.verify()
         index = open_index(options.approximate, embeddings, topology, options.index_placement)

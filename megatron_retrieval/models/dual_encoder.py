@@ -111,10 +111,13 @@ class DualEncoder(nn.Module):
         """[P, T] -> [P, D] float32."""
         return self._encode("passage", passages)
 
-    def _encode(self, name: str, batch: TokenBatch) -> Tensor:
-        tower = self.towers[name if name in self.towers else "shared"]
-        vectors: Tensor = tower(batch)
+    def _encode(self, name: Literal["query", "passage"], batch: TokenBatch) -> Tensor:
+        vectors: Tensor = self.tower_of(name)(batch)
         return vectors
+
+    def tower_of(self, name: Literal["query", "passage"]) -> nn.Module:
+        """What encodes questions or passages; both, where they share it."""
+        return self.towers[name if name in self.towers else "shared"]
 
 
 class Tower(nn.Module):

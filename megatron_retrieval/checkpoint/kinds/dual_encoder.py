@@ -19,10 +19,10 @@ from megatron_retrieval.checkpoint.kinds.kind import (
     ModelKind,
     fill_parts,
 )
-from megatron_retrieval.config.parser import from_flat_dict
+from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, read_text_format, without_empty_prefixes
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.errors import CheckpointError, MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -121,6 +121,36 @@ def load_encoder_for(
     description = DUAL_ENCODER.describe(checkpoint)
     evidence.require_vocabulary(description.vocabulary(), f"the checkpoint {checkpoint}")
     return Loaded(description.load(topology, dtype), description)
+
+
+def embedding_encoder(
+    encoder: LoadedDualEncoder, embedded_by: Path | None, topology: ProcessTopology
+) -> DualEncoderDescription:
+    """What names the embeddings that an encoder searches: itself, or a checkpoint that encodes passages as it does.
+
+    Raises:
+        CheckpointError: no dual encoder there.
+        MismatchError: it encodes passages otherwise.
+    """
+    if embedded_by is None:
+        return encoder.description
+    made_by = DUAL_ENCODER.describe(embedded_by)
+    other = made_by.load(topology, next(encoder.model.parameters()).dtype)
+    own, theirs = (dict(model.tower_of("passage").named_parameters()) for model in (encoder.model, other))
+    is_same = own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
+    if not is_same or _passage_settings(encoder.description) != _passage_settings(made_by):
+        raise MismatchError(
+            f"--embedded-by {embedded_by} encodes passages otherwise than {encoder.description.folder}: embed the "
+            "evidence with the retriever."
+        )
+    return made_by
+
+
+def _passage_settings(description: DualEncoderDescription) -> dict[str, Any]:
+    """What a passage's vector depends on beside weights."""
+    shape, layout = description.shape, to_flat_dict(description.layout)
+    settings = {name: value for name, value in layout.items() if not name.startswith("query")}
+    return {**settings, "pooling": shape.pooling, "normalize": shape.normalize_embeddings}
 
 
 def text_format_within(text_format: TextFormatConfig, encoder: EncoderShape) -> TextFormatConfig:
