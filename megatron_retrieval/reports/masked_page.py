@@ -31,9 +31,8 @@ def write_masked_page(path: Path, iteration: int, sentences: Sequence[WatchedSen
 
 
 def _sentence(sentence: WatchedSentence) -> str:
-    is_right = sentence.prediction.casefold() == sentence.hidden.casefold()
     facts = [f"hidden: <b>{escape(sentence.hidden)}</b> ({escape(sentence.type)})"]
-    facts.append(f"answer: <b>{escape(sentence.prediction) or 'none'}</b> {'✓' if is_right else '✗'}")
+    facts.append(f"answer: <b>{escape(sentence.prediction) or 'none'}</b> {'✓' if sentence.is_right else '✗'}")
     if sentence.utility is not None:
         facts.append(f"utility {sentence.utility:+.3f}")
     passages = "".join(_passage(found, sentence.hidden) for found in sentence.passages)

@@ -19,6 +19,7 @@ from megatron_retrieval.data.salient.shown import masked_words
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_sample import spread_rows
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.evaluation.exact_match import normalized_answer
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -64,6 +65,11 @@ class WatchedSentence:
     prediction: str
     utility: float | None
     passages: tuple[WatchedPassage, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the reader's answer is the span, by exact match."""
+        return normalized_answer(self.prediction) == normalized_answer(self.hidden)
 
 
 #: (iteration, examples) to a page
@@ -119,8 +125,9 @@ class WatchTask:
         """`masked_log_likelihood` log sum_z p(z | x) p(span | x, z); `retrieval_utility` of it over what the reader
         makes of the sentence alone, in all and by type (REALM, arXiv 2002.08909, section 4.4); `prior_entropy`;
         `posterior_divergence`, of p(z | x, span) from p(z | x), in nats; `holding_passages`, the share of passages that
-        hold the span. Likelihoods are of the span's tokens, without sentinels and the end; of sentences without a
-        chance in any passage, nothing is counted but the share. A collective over all ranks."""
+        hold the span; `span_exact_match` of the examples. Likelihoods are of the span's tokens, without sentinels and
+        the end; of sentences without a chance in any passage, nothing is counted but the share. A collective over all
+        ranks."""
         share = Share.of(len(self._sentences), topology.dp_rank, topology.dp_size)
         own = self._sentences[share.own] or self._sentences[:1]
         with evaluation_mode(self._step.model):
@@ -128,12 +135,15 @@ class WatchTask:
             seen = self._step.observe(batch, self._vocabulary.sentinel_ids)
             self.examples = self._examples(own[: self._num_shown], seen) if topology.dp_rank == 0 else []
         types = self._source.store.types
-        sums = torch.stack(list(self._sums(own, seen).values())) * bool(share.num_real)
-        totals = dict(zip(self._sums(own, seen), all_reduce_sum(sums, topology.groups.dp).tolist(), strict=True))
+        parts = self._sums(own, seen)
+        sums = torch.stack(list(parts.values())) * bool(share.num_real)
+        totals = dict(zip(parts, all_reduce_sum(sums, topology.groups.dp).tolist(), strict=True))
         figures: dict[str, Any] = {"num_sentences": len(self._sentences)}
         for name in ("masked_log_likelihood", "prior_entropy", "posterior_divergence"):
             figures[name] = totals[name] / totals["readable"] if totals["readable"] else 0.0
         figures["holding_passages"] = totals["holding"] / totals["passages"] if totals["passages"] else 0.0
+        if totals["shown"]:
+            figures["span_exact_match"] = totals["right"] / totals["shown"]
         for suffix in ("", *(f"_{name}" for name in types)):
             if count := totals[f"comparable{suffix}"]:
                 figures[f"retrieval_utility{suffix}"] = totals[f"utility{suffix}"] / count
@@ -153,6 +163,8 @@ class WatchTask:
             "posterior_divergence": divergence.sum(1).where(readable, 0.0).sum(),
             "holding": torch.tensor(sum(sum(held) for held in self._holding(own, seen))),
             "passages": (seen.rows >= 0).sum(),
+            "shown": torch.tensor(len(self.examples)),
+            "right": torch.tensor(sum(shown.is_right for shown in self.examples)),
             "comparable": comparable.sum(),
             "utility": utility.sum(),
         }
