@@ -75,10 +75,11 @@ def test_continued_it_goes_on_bit_for_bit(folder: Path, tmp_path: Path, num_rank
 
 
 def test_a_reader_can_begin_as_a_plain_encoder(folder: Path, tmp_path: Path) -> None:
-    begin = ("--reader-kind", "fusion", "--train-iters", 2)
-    runs.train(runs.MSS, _words(folder, tmp_path / "run", "retriever", *begin, "--reader-seq-length", 32))
+    runs.train(
+        runs.MSS, _words(folder, tmp_path / "run", "retriever", "--reader-kind", "extractive", "--train-iters", 2)
+    )
     assert all(map(math.isfinite, runs.curve(tmp_path / "run")))
-    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert len(runs.curve(tmp_path / "run")) == 2
 
 
 def test_the_retriever_alone_learns_which_passage_holds_the_span(folder: Path, tmp_path: Path) -> None:
