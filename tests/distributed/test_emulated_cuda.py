@@ -48,7 +48,7 @@ MOST_WAITS, MOST_WAITS_FP16 = 3, 6
 MOST_WAITS_END_TO_END = 40
 #: what two ranks do: shares of a batch, and parts of a model, where no other paradigm does anything else
 SHARED = ["contrastive, fp16", "masked LM", "T5", "fusion, feature", "extractive", "emdr2", "extractive end to end"]
-CUT = ["contrastive", "fusion, feature", "joint-topk"]
+CUT = ["contrastive", "fusion, feature", "causal", "joint-topk"]
 
 
 def _trainer(topology: ProcessTopology, paradigm: Paradigm, precision: PrecisionConfig) -> Trainer:

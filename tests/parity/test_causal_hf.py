@@ -178,4 +178,4 @@ def test_smollm2() -> None:
     with process_topology(ParallelConfig(device="cpu")) as topology, torch.no_grad():
         places = torch.arange(batch.ids.numel())
         ours = found.build(topology).double().eval()(batch, places)[:, : found.shape.vocab_size]
-        torch.testing.assert_close(ours, model(batch.ids).logits.flatten(0, 1).float(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours, model(batch.ids).logits.flatten(0, 1).float(), rtol=0, atol=1e-4)
