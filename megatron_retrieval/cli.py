@@ -69,7 +69,8 @@ def reader_verb(kind: str, words: Sequence[str]) -> Verb | None:
     from megatron_retrieval.readers.registry import READERS
 
     name, target = f"train {kind}", "recipes.reader_finetune:main"
-    return Verb(name, TRAIN, "a reader", target, READERS[kind].finetune) if kind in READERS else None
+    finetune = READERS[kind].finetune if kind in READERS else None
+    return None if finetune is None else Verb(name, TRAIN, "a reader", target, finetune)
 
 
 def _find(words: list[str]) -> tuple[Verb, list[str]]:

@@ -95,6 +95,12 @@ VERBS = (
         "retriever and reader from text alone (masked salient spans)",
         "applications.mss_pretraining:main",
     ),
+    Verb(
+        "train realm",
+        TRAIN,
+        "the same with a masked language model as the reader",
+        "applications.mss_pretraining:train_realm",
+    ),
     Verb("train retriever", TRAIN, "a retriever from questions with passages (DPR)", "recipes.retriever_finetune:main"),
     Verb(
         "train extractive",

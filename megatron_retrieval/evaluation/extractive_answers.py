@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
@@ -19,8 +20,10 @@ from megatron_retrieval.evaluation.likeliest_answer import likeliest_answer
 from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.models.span_reader import SpanReader
+from megatron_retrieval.objectives.extractive import span_log_sums
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
+from megatron_retrieval.types.extractive import ExtractivePassages, PairLogits, SpanLogits
 from megatron_retrieval.types.tokens import by_length, in_given_order
 
 
@@ -72,7 +75,7 @@ class ExtractiveAnswerer:
 
     def __init__(
         self,
-        model: ExtractiveReader,
+        model: ExtractiveReader | SpanReader,
         tokenizer: Vocabulary,
         layout: ExtractiveFormatConfig,
         config: ExtractiveAnswerConfig,
@@ -119,9 +122,13 @@ class ExtractiveAnswerer:
         return BestSpans(*(in_given_order(column, batches) for column in columns))
 
     def _best_of(self, passages: ExtractivePassages) -> BestSpans:
-        logits: SpanLogits = self._model(passages)
+        logits: SpanLogits | PairLogits = self._model(passages)
         continues = self._continues_word[passages.tokens.ids.clamp(max=len(self._continues_word) - 1)]
-        return best_spans(logits, passages.is_text, continues, self._config.max_answer_length)
+        best = best_spans(logits, passages.is_text, continues, self._config.max_answer_length)
+        if self._scores.passage_score_use != "logit":
+            return best
+        no_spans = best.first.new_full((len(passages), 1, 2), -1)
+        return replace(best, scores=best.scores + span_log_sums(logits, passages.is_text, no_spans)[1])
 
     def _choose(
         self, question: ReaderQuestion, passages: ExtractivePassages, best: BestSpans, rows: slice
@@ -147,7 +154,7 @@ class ExtractiveAnswerer:
 
     def _log_weights(self, question: ReaderQuestion, selection: Tensor) -> Tensor:
         """[K] float64 log p(z | q) of a question's passages, from the retriever's or the reader's scores."""
-        if self._scores.passage_score_use != "marginal":
+        if self._scores.passage_score_use not in ("marginal", "logit"):
             return selection.double().log_softmax(0)
         scores = torch.tensor(question.scores or (0.0,) * len(question.passages), dtype=torch.float64)
         return (scores / self._scores.passage_score_divisor).log_softmax(0)
@@ -162,7 +169,7 @@ class ExtractiveAnswerer:
         return text[offsets[first][0] : offsets[last][1]]
 
 
-def best_spans(logits: SpanLogits, is_text: Tensor, continues: Tensor, max_length: int) -> BestSpans:
+def best_spans(logits: SpanLogits | PairLogits, is_text: Tensor, continues: Tensor, max_length: int) -> BestSpans:
     """The likeliest span of each passage: whole words of the text, at most `max_length` tokens.
 
     Args:
@@ -170,7 +177,9 @@ def best_spans(logits: SpanLogits, is_text: Tensor, continues: Tensor, max_lengt
         continues: [P, T] bool, tokens that continue the word before them.
     """
     lowest = float("-inf")
-    follows = torch.nn.functional.pad(continues[:, 1:] & is_text[:, 1:], (0, 1))
+    if isinstance(logits, PairLogits):
+        return _best_pairs(logits, is_text, continues, max_length)
+    follows = F.pad(continues[:, 1:] & is_text[:, 1:], (0, 1))
     starts = logits.starts.masked_fill(~is_text, lowest).log_softmax(1).masked_fill(continues, lowest)
     ends = logits.ends.masked_fill(~is_text, lowest).log_softmax(1).masked_fill(follows, lowest)
     # the softmax of a passage without text is NaN
@@ -185,3 +194,17 @@ def best_spans(logits: SpanLogits, is_text: Tensor, continues: Tensor, max_lengt
         scores, first = torch.where(is_better, value, scores), torch.where(is_better, place, first)
         last = torch.where(is_better, place + extra, last)
     return BestSpans(scores, first, last, logits.selection)
+
+
+def _best_pairs(logits: PairLogits, is_text: Tensor, continues: Tensor, max_length: int) -> BestSpans:
+    """See `best_spans`; log P of a span among all of its passage."""
+    width = logits.spans.size(2)
+    follows = F.pad(continues[:, 1:] & is_text[:, 1:], (0, 1))
+    may_end = torch.stack([F.pad((is_text & ~follows)[:, more:], (0, more)) for more in range(width)], 2)
+    is_short = torch.arange(width, device=is_text.device) < max_length
+    may_be = (is_text & ~continues)[:, :, None] & may_end & is_short
+    _, total = span_log_sums(logits, is_text, is_text.new_full((len(is_text), 1, 2), -1, dtype=torch.int64))
+    scores, place = logits.spans.masked_fill(~may_be, float("-inf")).flatten(1).max(1)
+    first = place // width
+    normal = torch.where(scores == float("-inf"), scores, scores - total)
+    return BestSpans(normal, first, first + place % width, torch.zeros_like(scores))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.encoder import EncoderShape
@@ -18,10 +19,12 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 Pooling = Literal["cls", "mean", "last"]
+#: as in BERT's norms
+_NORM_EPSILON = 1e-12
 
 
 @dataclass(kw_only=True, frozen=True)
-class DualEncoderConfig:
+class DualEncoderConfig(Checked):
     """How two texts become two vectors."""
 
     encoder: EncoderShape = field(default_factory=BertConfig)
@@ -33,14 +36,23 @@ class DualEncoderConfig:
     """Questions and passages share one encoder."""
     biencoder_projection_dim: int = 0
     """Width of a linear layer after pooling; 0: none."""
+    biencoder_projection_norm: bool = False
+    """Normalise what the linear layer gives (LayerNorm), as ORQA and REALM do."""
+    biencoder_projection_dropout: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    """Share of the normalised numbers that training drops (ORQA: 0.1)."""
     normalize_embeddings: bool = False
     """Scale vectors to length 1, so that scores are cosines."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.encoder.is_causal and self.pooling == "cls":
             raise ConfigError(
                 "--pooling cls: the first token of a causal language model sees no other; give --pooling last, or mean."
             )
+        if self.biencoder_projection_norm and not self.biencoder_projection_dim:
+            raise ConfigError("--biencoder-projection-norm follows a projection: give --biencoder-projection-dim.")
+        if self.biencoder_projection_dropout and not self.biencoder_projection_norm:
+            raise ConfigError("--biencoder-projection-dropout follows --biencoder-projection-norm: give it as well.")
 
     @property
     def dimension(self) -> int:
@@ -121,7 +133,8 @@ class DualEncoder(nn.Module):
 
 
 class Tower(nn.Module):
-    """One encoder with pooling and projection: [B, T] -> [B, D] float32."""
+    """One encoder with pooling and projection: [B, T] -> [B, D] float32. A norm behind the projection, with dropout, is
+    ORQA's (Lee et al. 2019, arXiv 1906.00300, section 5.1)."""
 
     def __init__(self, config: DualEncoderConfig, topology: ProcessTopology, dtype: torch.dtype) -> None:
         super().__init__()
@@ -136,12 +149,19 @@ class Tower(nn.Module):
         )
         if self.projection is not None:
             nn.init.zeros_(self.projection.bias)
+        self.projection_norm: nn.Module | None = None
+        if config.biencoder_projection_norm:
+            self.projection_norm = nn.LayerNorm(config.dimension, _NORM_EPSILON, dtype=dtype)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         states = self.bert(batch)
         vectors = _POOLINGS[self.config.pooling](states, batch)
         if self.projection is not None:
-            vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
+            vectors = self.projection(vectors.to(self.projection.weight.dtype))
+            if self.projection_norm is not None:
+                vectors = self.projection_norm(vectors)
+                vectors = F.dropout(vectors, self.config.biencoder_projection_dropout, self.training)
+            vectors = vectors.float()
         return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors
 
 

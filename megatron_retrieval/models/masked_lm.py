@@ -35,18 +35,19 @@ class MaskedLanguageModel(nn.Module):
         initialise_normal(self, topology, std=config.init_method_std, seed=seed)
         self.to(topology.device)
 
-    def forward(self, tokens: TokenBatch, places: Tensor) -> Tensor:
+    def forward(self, tokens: TokenBatch, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """The logits of the tokens at `places`.
 
         Args:
             tokens: B sequences, padded to T.
             places: [M] int64, b * T + t for row b and column t of a token.
+            segments: [B, T] int64, index of the segment embedding of every token; default: 0.
 
         Returns:
             [M, V / tensor-parallel size] float32, this rank's part of the padded vocabulary; the lowest
             number of the model's dtype at padding entries.
         """
-        states = self.bert(tokens).flatten(0, 1)[places]
+        states = self.bert(tokens, segments).flatten(0, 1)[places]
         logits: Tensor = self.head(states, self.bert.embedding.word_embeddings.weight)
         return logits
 

@@ -8,7 +8,7 @@ from typing import Literal, Self, get_args
 from megatron_retrieval.config.checks import Checked
 from megatron_retrieval.errors import ConfigError
 
-PassageScoreUse = Literal["none", "bias", "marginal", "token"]
+PassageScoreUse = Literal["none", "bias", "marginal", "token", "logit"]
 AnswerFrom = Literal["concatenated", "sequence", "token"]
 MarginalDecoding = Literal["fast", "thorough", "token"]
 
@@ -24,7 +24,8 @@ class PassageScoreConfig:
     """none: ignored; an extractive reader weighs passages by its own scores. bias: passages are read jointly, with
     p(z | q) in the decoder's attention (Joint Top-k). marginal: passages are read separately, and answers are weighed
     by p(z | q) (Individual Top-k, RAG-Sequence). token: they are read separately, and the next token's probabilities
-    are weighed by p(z | q) (RAG-Token)."""
+    are weighed by p(z | q) (RAG-Token). logit: spans of all passages compete, with the score as part of their logits
+    (ORQA)."""
     passage_score_weight: float = 1.0
     """Factor of log p(z | q) in the decoder's attention."""
     passage_score_divisor: float = 1.0

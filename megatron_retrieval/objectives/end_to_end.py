@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.types.losses import LossOutput
-from megatron_retrieval.types.metrics import Count, Mean, Metric
+from megatron_retrieval.types.metrics import Count, Mean, Metric, Rate
 
 
 def individual_topk(
@@ -81,6 +81,34 @@ def rag_token(
         return _output(answers, priors, num_questions)
     spread = _wide(uniform).masked_fill(~is_token, 0).sum(1)
     return _output(answers, priors, num_questions, (1 - smoothing) * answers + smoothing * spread)
+
+
+#: depths at which candidates with an answer are counted
+MATCH_DEPTHS = (5, 10, 50, 100, 500, 1000, 5000)
+
+
+def early_loss(scores: Tensor, is_real: Tensor, holds: Tensor, num_questions: float) -> LossOutput:
+    """ORQA's early updates: the retriever learns which of many candidates hold the answer, read or not.
+
+        loss = -1/B * sum_i log sum_{z holds a_i} p(z | q_i),   p over all candidates
+
+    (Lee et al. 2019, arXiv 1906.00300, section 5.3.) A question that no candidate answers adds nothing.
+
+    Args:
+        scores: [n, C] of the candidates, best first by the index.
+        holds: [n, C] bool.
+
+    Returns:
+        See the module; metrics: `early_log_likelihood`, and `match@k`, the share of questions that one of the first k
+        candidates answers.
+    """
+    likelihoods = torch.zeros_like(scores).where(holds, -torch.inf)
+    found = individual_topk(scores, is_real, likelihoods, num_questions)
+    metrics: dict[str, Metric] = {"early_log_likelihood": found.metrics["log_likelihood"]}
+    for depth in MATCH_DEPTHS:
+        if depth <= scores.size(1):
+            metrics[f"match@{depth}"] = Rate(holds[:, :depth].any(1).sum() / num_questions, num_questions)
+    return LossOutput(found.loss, metrics)
 
 
 def joint_topk(token_log_likelihoods: Tensor, num_questions: float) -> LossOutput:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 
-from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER, SPAN_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.reader import ReaderModelKind
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.extractive import ExtractiveDataset
 from megatron_retrieval.data.examples.extractive_examples import ExtractiveDataConfig
@@ -23,14 +25,14 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
+from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
-from megatron_retrieval.training.steps.readings import ExtractiveReadings
 
 
 class OpenExtractiveReader(OpenReader):
     """See OpenReader."""
 
-    checkpoints = EXTRACTIVE_READER
+    checkpoints: ClassVar[ReaderModelKind[Any, Any, Any]] = EXTRACTIVE_READER
     model: ExtractiveReader
 
     def __init__(
@@ -45,7 +47,8 @@ class OpenExtractiveReader(OpenReader):
         require_positions(settings.shape.max_positions, reader_seq_length=settings.layout.reader_seq_length)
         self.settings, self.topology = settings, topology
         self.vocabulary = start.vocabulary()
-        self.model = ExtractiveReader(settings.shape, topology, dtype, seed=seed)
+        special = self.vocabulary.special
+        self.model = self.checkpoints.build(settings.shape, special, topology, dtype, seed=seed)
 
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> ExtractiveAnswerer:
         """See OpenReader."""
@@ -62,11 +65,18 @@ class OpenExtractiveReader(OpenReader):
     def side(self, evidence: EvidenceStore) -> ExtractiveReadings:
         """See OpenReader; the head that selects passages is frozen: the retriever does that now, and weight decay would
         wear it down."""
-        self.model.selection.requires_grad_(False)
+        if isinstance(self.model, ExtractiveReader):
+            self.model.selection.requires_grad_(False)
         longest = self.settings.answers.max_answer_length
         answers = RetrievedAnswers(evidence, self.settings.layout, self.vocabulary, max_answer_length=longest)
         batch_size = self.settings.encode.encode_batch_size
         return ExtractiveReadings(self.model, answers, self.topology, batch_size=batch_size)
+
+
+class OpenSpanReader(OpenExtractiveReader):
+    """See OpenReader; first and last token of a span are judged together (ORQA)."""
+
+    checkpoints = SPAN_READER
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -107,4 +117,16 @@ EXTRACTIVE = ReaderKind(
     answers=ExtractiveAnswerConfig,
     finetune=ExtractiveFinetuneConfig,
     open=OpenExtractiveReader,
+)
+
+#: trained with a retriever only
+SPAN = ReaderKind(
+    name="span",
+    about="points to the answer, first and last token of a span judged together (ORQA)",
+    passes=ExtractiveReadings.passes,
+    needs_passages=True,
+    layout=ExtractiveFormatConfig,
+    answers=ExtractiveAnswerConfig,
+    finetune=None,
+    open=OpenSpanReader,
 )

@@ -115,7 +115,7 @@ class ReaderKind:
         needs_passages: it has no answer to a question alone.
         layout: configuration class of its layout, with a default for every setting.
         answers: configuration class of how it answers, likewise.
-        finetune: configuration class of its fine-tuning, a `finetune.ReaderFinetuneConfig`.
+        finetune: configuration class of its fine-tuning, a `finetune.ReaderFinetuneConfig`; None: there is none.
         open: the class of its readers.
     """
 
@@ -125,7 +125,7 @@ class ReaderKind:
     needs_passages: bool
     layout: type[Any]
     answers: type[Any]
-    finetune: type[Any]
+    finetune: type[Any] | None
     open: type[OpenReader]
 
     @property

@@ -9,7 +9,7 @@ from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.readers.causal import CAUSAL
-from megatron_retrieval.readers.extractive import EXTRACTIVE
+from megatron_retrieval.readers.extractive import EXTRACTIVE, SPAN
 from megatron_retrieval.readers.fusion import FUSION
 from megatron_retrieval.readers.kind import ReaderKind
 from megatron_retrieval.utils.registry import Registry
@@ -18,6 +18,7 @@ READERS: Registry[ReaderKind] = Registry("kind of reader")
 READERS.add(EXTRACTIVE)
 READERS.add(FUSION)
 READERS.add(CAUSAL)
+READERS.add(SPAN)
 
 
 def describe_reader(path: str | Path) -> tuple[ReaderKind, AnyReaderDescription]:

@@ -30,6 +30,10 @@ JOINTLY = (
     "--objective individual-topk --global-batch-size 4 --num-passages 8 --max-answer-length 4 "
     "--index-refresh-interval 3 --embedding-dtype float32"
 ).split()
+MASKED = (
+    "--global-batch-size 4 --num-passages 4 --reader-seq-length 16 --query-seq-length 12 --question-seq-length 8 "
+    "--index-refresh-interval 3 --embedding-dtype float32"
+).split()
 #: ranks draw dropout of their own, so that their number may change only without it
 NO_DROPOUT = ("--hidden-dropout", "0", "--attention-dropout", "0")
 #: which version a step searches depends on the clock where others embed; vectors that stay the same make it not matter
@@ -107,15 +111,25 @@ def kinds_of_work(folder: Path) -> list[Kind]:
         questions,
     )
     jointly += ("--evidence", starts / "evidence", *JOINTLY, *STEPS, "--reader")
+    spans = write_spans(starts)
     masked: tuple[object, ...] = (
         "pretrain_mss.py",
         "--spans",
-        write_spans(starts),
+        spans,
         "--retriever",
         starts / "retriever",
     )
     masked += ("--evidence", starts / "evidence", *JOINTLY, *STEPS, "--watch-sentences", 4, "--reader")
     fixed = (*jointly, starts / "extractive", *FIXED_RETRIEVER)
+    realm: tuple[object, ...] = (
+        "pretrain_realm.py",
+        "--retriever",
+        starts / "retriever",
+        "--reader",
+        starts / "retriever",
+        "--spans",
+    )
+    realm += (spans, "--evidence", starts / "evidence", *MASKED, *STEPS)
     build = ("tools/build_evidence.py", "--input", large / "passages.jsonl", "--vocab-file", vocab)
     texts = ("tools/build_corpus.py", "--input", large / "corpus.jsonl", "--vocab-file", large / "corpus-vocab.txt")
     embed = ("--evidence", evidence, "--retriever", starts / "retriever", "--rows-per-shard", 512)
@@ -134,6 +148,7 @@ def kinds_of_work(folder: Path) -> list[Kind]:
         Kind("end to end, causal", (*jointly, starts / "causal")),
         Kind("MSS, extractive", (*masked, starts / "extractive")),
         Kind("MSS, fusion", (*masked, starts / "fusion", "--null-passage")),
+        Kind("REALM", realm),
         Kind("end to end, background", (*fixed, "--index-refresh-mode", "background")),
         Kind("end to end, embedding ranks", fixed, num_sides=1),
     ]

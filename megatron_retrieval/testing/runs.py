@@ -25,7 +25,7 @@ from megatron_retrieval.recipes import (
 )
 from megatron_retrieval.recipes.end_to_end import config as end_to_end_finetune
 from megatron_retrieval.recipes.end_to_end import finetune as end_to_end
-from megatron_retrieval.recipes.end_to_end import mss
+from megatron_retrieval.recipes.end_to_end import mss, realm
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.trainer import Trainer
 
@@ -45,6 +45,7 @@ READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
 CAUSAL = Recipe(CausalFinetuneConfig, reader_finetune.build)
 MSS = Recipe(mss.MssPretrainingConfig, mss.build)
+REALM = Recipe(realm.RealmPretrainingConfig, realm.build)
 END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build)
 
 #: ranks and tensor-parallel size; the rest of the ranks are data-parallel

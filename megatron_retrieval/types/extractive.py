@@ -69,6 +69,17 @@ class SpanLogits:
 
 
 @dataclass(frozen=True)
+class PairLogits:
+    """What a reader of whole spans says of P passages.
+
+    Attributes:
+        spans: [P, T, W] float32, the answer begins at a token and has 1, 2, ... W tokens.
+    """
+
+    spans: Tensor
+
+
+@dataclass(frozen=True)
 class ExtractiveBatch:
     """One rank's share of a global batch of questions, each with K passages of which the first holds an answer.
 

@@ -19,6 +19,7 @@ LAUNCHERS = {
     "finetune_reader.sh": ["nq", "fusion", "DATA", "RETRIEVER", "MODEL", "OUTPUT"],
     "finetune_end_to_end.sh": ["trivia", "joint-topk", "DATA", "RETRIEVER", "READER", "OUTPUT"],
     "retriever_real_data.sh": ["DATA", "MODEL", "OUTPUT"],
+    "pretrain_realm.sh": ["PASSAGES", "MODEL", "OUTPUT"],
     "readers_real_data.sh": ["OUTPUT"],
     "end_to_end_real_data.sh": ["OUTPUT"],
     "pretraining_real_data.sh": ["DATA", "OUTPUT"],

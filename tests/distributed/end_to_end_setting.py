@@ -118,9 +118,9 @@ class Setting:
         """That of all ranks."""
         return self.questions.batch(range(len(self.questions)), 0, 0)
 
-    def step(self, readings: ReaderSide, objective: str) -> dict[str, Any]:
+    def step(self, readings: ReaderSide, objective: str, **settings: Any) -> dict[str, Any]:
         """The gradients of all parameters, and the metrics of a step and of an evaluation."""
-        config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4)
+        config = EndToEndStepConfig(objective=objective, micro_batch_size=2, passage_batch_size=4, **settings)
         step = EndToEndStep(self.model, readings, self.search, config, self.topology, seed=3)
         parallel = DataParallelModel(self.model, self.topology)
         parallel.zero_gradients()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -17,6 +20,7 @@ from megatron_retrieval.parallel.megatron_compat import seed_dropout
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.tokens import TokenBatch
 
 BERT = BertConfig(
@@ -67,7 +71,12 @@ def _weights_and_gradients(topology: ProcessTopology, config: DualEncoderConfig)
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_tensor_parallel_equals_one_process(shared: bool) -> None:
-    config = dataclasses.replace(CONFIG, biencoder_shared_query_context_model=shared, normalize_embeddings=shared)
+    config = dataclasses.replace(
+        CONFIG,
+        biencoder_shared_query_context_model=shared,
+        normalize_embeddings=shared,
+        biencoder_projection_norm=not shared,
+    )
     (single,) = run_on_ranks(_weights_and_gradients, 1, config)
     assert single["weights"].keys() == single["gradients"].keys()
     for rank in run_on_ranks(_weights_and_gradients, 2, config, tensor_model_parallel_size=2):
@@ -89,6 +98,30 @@ def test_recompute_gives_the_same_gradients() -> None:
         assert (without["layer calls"], with_recompute["layer calls"]) == (1, 2)
         for name, gradient in without["gradients"].items():
             torch.testing.assert_close(with_recompute["gradients"][name], gradient, rtol=0, atol=1e-6, msg=name)
+
+
+def _saved_with_a_norm(topology: ProcessTopology, folder: str) -> dict[str, Any]:
+    """Vectors in evaluation, before and after a checkpoint, and in training."""
+    config = dataclasses.replace(CONFIG, biencoder_projection_norm=True, biencoder_projection_dropout=0.5)
+    model, vocabulary = DualEncoder(config, topology, seed=5), Path(folder) / "vocab.txt"
+    vocabulary.write_text("".join(f"{word}\n" for word in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *range(125)]))
+    DUAL_ENCODER.save(f"{folder}/saved", model, topology, config, WordPieceTokenizer(vocabulary), TextFormatConfig())
+    found = DUAL_ENCODER.load(f"{folder}/saved", topology)
+    with torch.no_grad():
+        models = {"trained": model.train, "before": model.eval, "after": found.model.eval}
+        return {name: in_mode().encode_queries(_batch(1, 3)) for name, in_mode in models.items()}
+
+
+def test_a_projection_may_have_a_norm(tmp_path: Path) -> None:
+    """ORQA's: numbers of mean 0 and variance 1, some of them dropped in training; checkpoints say so."""
+    (found,) = run_on_ranks(_saved_with_a_norm, 1, str(tmp_path))
+    torch.testing.assert_close(found["before"].mean(1), torch.zeros(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["before"].var(1, correction=0), torch.ones(3), rtol=1e-4, atol=0)
+    assert torch.equal(found["after"], found["before"])
+    kept = found["trained"] != 0
+    assert 0 < kept.float().mean() < 1
+    with pytest.raises(ConfigError, match="--biencoder-projection-norm follows a projection"):
+        DualEncoderConfig(biencoder_projection_norm=True)
 
 
 def _behaviours(topology: ProcessTopology) -> dict[str, Any]:

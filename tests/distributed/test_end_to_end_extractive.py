@@ -23,7 +23,7 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.training.steps.readings import ExtractiveReadings
+from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.search import NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,9 @@ def test_hf_bert_refuses_a_projection(tmp_path: Path) -> None:
     encoder = FORMATS["hf-dpr"].read([tmp_path])
     with pytest.raises(CheckpointError, match="has a projection, which hf-bert cannot hold"):
         write_model("hf-bert", encoder, tmp_path / "out")
+    normalised = dataclasses.replace(encoder.shape, biencoder_projection_norm=True)
+    with pytest.raises(CheckpointError, match="projection has a norm, which none of the foreign formats holds"):
+        write_model("hf-dpr", dataclasses.replace(encoder, shape=normalised), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -30,6 +30,8 @@ from megatron_retrieval.testing.tiny_hf import (
 
 State = dict[str, Tensor]
 BATCH = random_batch()
+#: a text and a passage: the second half of the columns
+SEGMENTS = (torch.arange(BATCH.ids.size(1)) >= BATCH.ids.size(1) // 2).long().expand_as(BATCH.ids)
 
 
 def _save(folder: Path) -> Path:
@@ -54,7 +56,7 @@ def _logits(topology: ProcessTopology, folder: str) -> Tensor:
     imported = HF_BERT_MLM.read([Path(folder)])
     model = imported.build(topology).eval()
     with torch.no_grad():
-        return model(BATCH, attention_mask(BATCH).flatten().nonzero()[:, 0])
+        return model(BATCH, attention_mask(BATCH).flatten().nonzero()[:, 0], SEGMENTS)
 
 
 @pytest.mark.parametrize("tp_size", [1, 2])
@@ -63,7 +65,7 @@ def test_logits_and_loss(tmp_path: Path, tp_size: int) -> None:
     targets = torch.randint(5, NUM_EMBEDDINGS, BATCH.ids.shape, generator=torch.Generator().manual_seed(6))
     labels = targets.where((mask == 1) & (targets % 3 == 0), -100)
     with torch.no_grad():
-        reference = _open(folder)(BATCH.ids, attention_mask=mask, labels=labels)
+        reference = _open(folder)(BATCH.ids, attention_mask=mask, labels=labels, token_type_ids=SEGMENTS)
     parts = run_on_ranks(_logits, tp_size, str(folder), tensor_model_parallel_size=tp_size)
     logits = torch.cat(parts, 1)
     torch.testing.assert_close(logits[:, :NUM_EMBEDDINGS], reference.logits[mask.bool()], rtol=0, atol=1e-5)

@@ -17,13 +17,14 @@ from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
 from megatron_retrieval.applications.plan.plan import duration, make_plan, size
 from megatron_retrieval.applications.plan.rates import _line
-from megatron_retrieval.applications.plan.reader_costs import ReaderShape, reader_parameters
+from megatron_retrieval.applications.plan.reader_costs import ReaderShape, reader_activation_bytes, reader_parameters
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -91,11 +92,14 @@ def test_assumed_rates_follow_from_operations() -> None:
     assert many.rates.search.value == pytest.approx(1e13 / (2 * 4000 * 768))
 
 
+_READERS: dict[type, Any] = {T5Config: T5, CausalConfig: CausalLM, BertConfig: MaskedLanguageModel}
+
+
 def _count_parameters(
     topology: ProcessTopology, encoders: list[DualEncoderConfig], readers: list[ReaderShape]
 ) -> list[int]:
     models: list[nn.Module] = [DualEncoder(encoder, topology) for encoder in encoders]
-    models += [(T5 if isinstance(reader, T5Config) else CausalLM)(reader, topology) for reader in readers]
+    models += [_READERS[type(reader)](reader, topology) for reader in readers]
     return [sum(parameter.numel() for parameter in model.parameters()) for model in models]
 
 
@@ -112,7 +116,7 @@ def test_parameters_are_those_of_the_models() -> None:
         vocab_size=70,
     )
     plain = T5Config(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=64, vocab_size=70)
-    projected = replace(tiny_dual_encoder_config(), biencoder_projection_dim=8)
+    projected = replace(tiny_dual_encoder_config(), biencoder_projection_dim=8, biencoder_projection_norm=True)
     causal = CausalConfig(
         num_layers=2,
         hidden_size=32,
@@ -124,13 +128,23 @@ def test_parameters_are_those_of_the_models() -> None:
         untie_embeddings_and_output_weights=True,
         vocab_size=70,
     )
-    encoders, readers = [projected, tiny_dual_encoder_config(shared=True)], [gated, plain, causal]
+    masked = costs.bert_of(projected)  # of REALM
+    encoders, readers = [projected, tiny_dual_encoder_config(shared=True)], [gated, plain, causal, masked]
     (counted,) = run_on_ranks(_count_parameters, 1, encoders, readers)
     computed = [costs.dual_encoder_parameters(encoder) for encoder in encoders]
     assert counted == computed + [reader_parameters(reader) for reader in readers]
     assert reader_parameters(READERS["smollm2-135m"]) == 134_515_008
     assert costs.bert_parameters(BertConfig()) == 108_891_648 + 70 * 768  # 30,522 words become 30,592
     assert costs.t5_parameters(T5Config()) == 222_903_552
+
+
+def test_a_masked_language_model_keeps_what_it_reads_and_its_logits() -> None:
+    """REALM: 8 candidates, texts with passages of 384 tokens, 10 of them masked, whose logits every passage gives."""
+    layers = costs.stack_activation_bytes(
+        8 * 384, 12, 768, half_precision=False, recompute=False, tokens_at_once=8 * 384
+    )
+    kept = reader_activation_bytes(READERS["bert-base"], 1, 8, 384, 10, half=False)
+    assert kept == layers + 2 * 8 * 10 * 30522 * 4
 
 
 def test_training_memory_by_hand() -> None:

@@ -16,6 +16,7 @@ from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.layouts.sequences import TextSizesConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
@@ -24,12 +25,13 @@ from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 
 GB = 10**9
 
-ReaderName = Literal["none", "t5-small", "t5-base", "t5-large", "smollm2-135m"]
-READERS: dict[ReaderName, T5Config | CausalConfig] = {
+ReaderName = Literal["none", "t5-small", "t5-base", "t5-large", "smollm2-135m", "bert-base"]
+READERS: dict[ReaderName, T5Config | CausalConfig | BertConfig] = {
     "t5-small": T5Config(num_layers=6, hidden_size=512, num_attention_heads=8, ffn_hidden_size=2048),
     "t5-base": T5Config(),
     "t5-large": T5Config(num_layers=24, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096),
     "smollm2-135m": CausalConfig(num_query_groups=3),
+    "bert-base": BertConfig(),
 }
 
 
@@ -98,7 +100,7 @@ class PlannedTrainingConfig(Checked):
     """End-to-end training of retriever and reader with index refresh."""
 
     reader: ReaderName = "t5-base"
-    """Reader to train with the retriever; none: plan no training."""
+    """Reader to train with the retriever; bert-base: a masked language model (REALM); none: plan no training."""
     num_passages: PositiveInt = 50
     """Passages read per question."""
     questions_per_gpu: PositiveInt = 1
@@ -108,7 +110,7 @@ class PlannedTrainingConfig(Checked):
     reader_seq_length: PositiveInt = 512
     """Tokens of a question with a passage as the reader's input."""
     max_answer_length: PositiveInt = 32
-    """Tokens of an answer."""
+    """Tokens of an answer, or masked tokens of a text."""
     num_embedding_ranks: NonNegativeInt = 0
     """GPUs that embed for the next index while the others train; 0: all GPUs embed, and training waits."""
     salient_spans: bool = False

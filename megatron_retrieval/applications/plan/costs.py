@@ -86,7 +86,8 @@ def bert_of(config: DualEncoderConfig) -> BertConfig:
 def dual_encoder_parameters(config: DualEncoderConfig) -> int:
     """Weights of both towers, or of the one that serves as both."""
     projection = config.biencoder_projection_dim
-    tower = bert_parameters(bert_of(config)) + (config.encoder.hidden_size + 1) * projection
+    norm = 2 * projection * config.biencoder_projection_norm
+    tower = bert_parameters(bert_of(config)) + (config.encoder.hidden_size + 1) * projection + norm
     return tower * (1 if config.biencoder_shared_query_context_model else 2)
 
 

@@ -1,18 +1,27 @@
-"""Costs of readers that write: an encoder-decoder, or a causal language model."""
+"""Costs of readers: an encoder-decoder, or a causal or masked language model."""
 
 from __future__ import annotations
 
 from megatron_retrieval.applications.plan import costs
+from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.engine import padded_vocab_size
 from megatron_retrieval.models.t5_config import T5Config
 
-ReaderShape = T5Config | CausalConfig
+ReaderShape = T5Config | CausalConfig | BertConfig
 
 
 def reader_parameters(shape: ReaderShape) -> int:
     """Weights of a reader."""
+    if isinstance(shape, BertConfig):
+        return masked_lm_parameters(shape)
     return costs.t5_parameters(shape) if isinstance(shape, T5Config) else causal_parameters(shape)
+
+
+def masked_lm_parameters(bert: BertConfig) -> int:
+    """Weights of an encoder with the head of its pretraining: a layer, a norm, and a bias for each word."""
+    width = bert.hidden_size
+    return costs.bert_parameters(bert) + (width + 1) * width + 2 * width + padded_vocab_size(bert.vocab_size, 1)
 
 
 def causal_parameters(shape: CausalConfig) -> int:
@@ -35,9 +44,11 @@ def reader_activation_bytes(
         answer_tokens: of an answer.
     """
     read, recompute = num_questions * num_passages * text_tokens, shape.recompute_granularity == "full"
-    if isinstance(shape, CausalConfig):
+    if not isinstance(shape, T5Config):
         written = num_questions * num_passages * answer_tokens
-        stacks, memory = [(read + written, shape.num_layers)], 0
+        # masked tokens are among those that are read
+        further = written if isinstance(shape, CausalConfig) else 0
+        stacks, memory = [(read + further, shape.num_layers)], 0
     else:
         written = num_questions * answer_tokens
         stacks = [(read, shape.num_layers), (written, shape.num_decoder_layers)]

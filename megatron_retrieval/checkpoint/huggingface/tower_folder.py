@@ -20,6 +20,7 @@ from megatron_retrieval.checkpoint.huggingface.format import (
 from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, read_text_format, without_empty_prefixes
+from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -95,7 +96,13 @@ def assemble_tower(
 
 
 def write_common(folder: Path, tower: TowerFolder, settings: dict[str, Any]) -> None:
-    """Write configuration, vocabulary and what the formats have no place for."""
+    """Write configuration, vocabulary and what the formats have no place for.
+
+    Raises:
+        CheckpointError: there is a norm behind the projection.
+    """
+    if tower.config.biencoder_projection_norm:
+        raise CheckpointError("the encoder's projection has a norm, which none of the foreign formats holds.")
     encoder = tower.config.encoder
     of_encoder = ENCODER_FAMILIES.of(encoder).to_huggingface(encoder)
     write_json(folder / "config.json", {**of_encoder, **settings, "dtype": "float32"})

@@ -31,6 +31,9 @@ from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("checkpoint")
 
+#: what a manifest does not say of projections without a norm: such an encoder is named as it was before there were any
+_PLAIN = {"biencoder-projection-norm": False, "biencoder-projection-dropout": 0.0}
+
 DualEncoderDescription = Description[DualEncoderConfig, TextFormatConfig, DualEncoder]
 LoadedDualEncoder = Loaded[DualEncoderConfig, TextFormatConfig, DualEncoder]
 
@@ -46,7 +49,9 @@ class DualEncoderKind(ModelKind[DualEncoderConfig, TextFormatConfig, DualEncoder
 
     def read_shape(self, settings: Mapping[str, Any]) -> DualEncoderConfig:
         """See ModelKind."""
-        return from_flat_dict(DualEncoderConfig, settings, {EncoderShape: ENCODER_FAMILIES.saved(settings).shape})
+        return from_flat_dict(
+            DualEncoderConfig, {**_PLAIN, **settings}, {EncoderShape: ENCODER_FAMILIES.saved(settings).shape}
+        )
 
     def read_layout(self, settings: Mapping[str, Any]) -> TextFormatConfig:
         """See ModelKind."""
@@ -54,7 +59,8 @@ class DualEncoderKind(ModelKind[DualEncoderConfig, TextFormatConfig, DualEncoder
 
     def config(self, shape: DualEncoderConfig, vocabulary: Vocabulary, *further: Any) -> dict[str, Any]:
         """See ModelKind."""
-        return without_empty_prefixes(super().config(shape, vocabulary, *further))
+        settings = without_empty_prefixes(super().config(shape, vocabulary, *further))
+        return {name: value for name, value in settings.items() if name not in _PLAIN or value != _PLAIN[name]}
 
     def vocabulary(self, shape: DualEncoderConfig) -> str:
         """See ModelKind."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, family_marks
-from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, Model
 from megatron_retrieval.checkpoint.kinds.one_encoder import OneEncoderKind
 from megatron_retrieval.checkpoint.kinds.reader import ReaderDescription, ReaderModelKind
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
@@ -16,19 +16,16 @@ from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.span_reader import SpanReader
 
 
-class ExtractiveReaderKind(
-    ReaderModelKind[EncoderShape, ExtractiveFormatConfig, ExtractiveReader],
-    OneEncoderKind[EncoderShape, ExtractiveFormatConfig, ExtractiveReader],
+class PointingReaderKind(
+    ReaderModelKind[EncoderShape, ExtractiveFormatConfig, Model],
+    OneEncoderKind[EncoderShape, ExtractiveFormatConfig, Model],
 ):
-    """See ModelKind."""
+    """See ModelKind; a reader that points to the answer in one of the passages."""
 
-    name = "extractive-reader"
-    about = "an encoder that points to the answer in one of the passages"
-    starts_from = ("dual-encoder", "masked-lm", "extractive-reader")
-    reads = ("extractive-reader",)
-    layout_class, model_class = ExtractiveFormatConfig, ExtractiveReader
+    layout_class = ExtractiveFormatConfig
 
     def read_shape(self, settings: Mapping[str, Any]) -> EncoderShape:
         """See ModelKind."""
@@ -44,7 +41,7 @@ class ExtractiveReaderKind(
 
     def read(
         self, folder: Path, manifest: CheckpointManifest
-    ) -> ReaderDescription[EncoderShape, ExtractiveFormatConfig, ExtractiveReader]:
+    ) -> ReaderDescription[EncoderShape, ExtractiveFormatConfig, Model]:
         """See ModelKind."""
         found = super().read(folder, manifest)
         if found.passage_scores.passage_score_use == "bias":
@@ -56,4 +53,24 @@ class ExtractiveReaderKind(
         return source.encoder.shape
 
 
-EXTRACTIVE_READER = ExtractiveReaderKind()
+class ExtractiveReaderKind(PointingReaderKind[ExtractiveReader]):
+    """See ModelKind."""
+
+    name = "extractive-reader"
+    about = "an encoder that points to the answer in one of the passages"
+    starts_from = ("dual-encoder", "masked-lm", "extractive-reader")
+    reads = ("extractive-reader",)
+    model_class = ExtractiveReader
+
+
+class SpanReaderKind(PointingReaderKind[SpanReader]):
+    """See ModelKind."""
+
+    name = "span-reader"
+    about = "an encoder that points to the answer, first and last token judged together (ORQA)"
+    starts_from = ("dual-encoder", "masked-lm", "span-reader")
+    reads = ("span-reader",)
+    model_class = SpanReader
+
+
+EXTRACTIVE_READER, SPAN_READER = ExtractiveReaderKind(), SpanReaderKind()

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM, CAUSAL_READER
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
-from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER, SPAN_READER
 from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, ModelKind, require_kind
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
@@ -17,7 +17,16 @@ from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.utils.registry import Registry
 
 MODEL_KINDS: Registry[ModelKind[Any, Any, Any]] = Registry("kind of model")
-for _kind in (DUAL_ENCODER, MASKED_LM, T5_KIND, CAUSAL_LM, EXTRACTIVE_READER, FUSION_READER, CAUSAL_READER):
+for _kind in (
+    DUAL_ENCODER,
+    MASKED_LM,
+    T5_KIND,
+    CAUSAL_LM,
+    EXTRACTIVE_READER,
+    SPAN_READER,
+    FUSION_READER,
+    CAUSAL_READER,
+):
     MODEL_KINDS.add(_kind)
 
 

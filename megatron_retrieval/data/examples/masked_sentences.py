@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,19 @@ class MaskedSentence:
     question: MaskedText
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What may be hidden in a sentence.
+
+    Attributes:
+        spans: that it is; none where it is no span of the store.
+        places: of each, the characters [start, end) of all occurrences, the one to recover first.
+    """
+
+    spans: tuple[Span, ...]
+    places: Sequence[Sequence[tuple[int, int]]]
+
+
 class MaskedSentences:
     """The sentences of a span store, each with hidden spans and without the passages that hold it; a BatchSource.
 
@@ -78,6 +91,9 @@ class MaskedSentences:
         MismatchError: the spans were built with other evidence.
     """
 
+    #: as many masks as a span has tokens, in vocabularies without sentinels
+    each_token: ClassVar = False
+
     def __init__(
         self,
         config: MaskedSentencesConfig,
@@ -93,7 +109,9 @@ class MaskedSentences:
         self.store.require_evidence(evidence)
         self._config, self._seed = config, seed
         self._special = retriever.special
-        self._query_masker, self.question_masker = TextMasker(retriever), TextMasker(reader)
+        self._query_masker, self.question_masker = (
+            TextMasker(vocabulary, each_token=self.each_token) for vocabulary in (retriever, reader)
+        )
         self._prefix = prefix_ids(text_format.query_prefix, retriever)
         self._format, self._question_seq_length = text_format, question_seq_length
         self._query_room = text_format.query_seq_length - len(retriever.special.frame) - len(self._prefix)
@@ -112,7 +130,7 @@ class MaskedSentences:
 
     def asked(self, sentences: Sequence[MaskedSentence], num_questions: int, *, is_filler: bool = False) -> AskedBatch:
         """Masked sentences as a batch."""
-        types = [self.store.types.index(sentence.spans[0].type) for sentence in sentences]
+        types = [self.store.types.index(sentence.spans[0].type) for sentence in sentences if sentence.spans]
         return AskedBatch(
             format_questions(
                 _ragged([sentence.query.ids for sentence in sentences]),
@@ -121,12 +139,12 @@ class MaskedSentences:
                 self._prefix,
             ),
             _ragged([sentence.question.ids for sentence in sentences]),
-            _ragged([self.question_masker.target(sentence.question) for sentence in sentences]),
+            _ragged([self.target(sentence.question) for sentence in sentences]),
             tuple(_ragged(sentence.question.spans) for sentence in sentences),
             self._excluded([sentence.row for sentence in sentences]),
             num_questions,
             is_filler,
-            groups=torch.tensor(types),
+            groups=torch.tensor(types) if types else None,
         )
 
     def draw(self, row: int, epoch: int, position: int) -> MaskedSentence:
@@ -138,26 +156,35 @@ class MaskedSentences:
         for tried in range(min(_MAX_TRIES, len(self))):
             candidate = (row + tried) % len(self)
             text, spans = self.store.sentence(candidate)
-            order = generator(self._seed, "salient-span", epoch, position).permutation(len(spans)).tolist()
-            choices = [[spans[place]] for place in order] if self._config.masked_spans == "one" else [spans]
-            for chosen in choices:
-                if (masked := self._masked(candidate, text, chosen)) is not None:
+            random = generator(self._seed, "salient-span", epoch, position)
+            for choice in self.choices(text, spans, random):
+                if (masked := self.masked(candidate, text, choice)) is not None:
                     return masked
         problem = f"none of {min(_MAX_TRIES, len(self)):,} sentences has a span that fits both vocabularies and lengths"
         raise DataError(self.store.folder, problem, hint="Raise --query-seq-length and --question-seq-length.")
 
-    def _masked(self, row: int, text: str, spans: Sequence[Span]) -> MaskedSentence | None:
-        """None where the spans cannot be masked."""
-        places = [occurrences(text, span.start, span.end) for span in spans]
+    def choices(self, text: str, spans: Sequence[Span], random: np.random.Generator) -> Iterator[Choice]:
+        """What may be hidden in a sentence, the best first."""
+        order = random.permutation(len(spans)).tolist()
+        for chosen in [[spans[place]] for place in order] if self._config.masked_spans == "one" else [spans]:
+            yield Choice(tuple(chosen), [occurrences(text, span.start, span.end) for span in chosen])
+
+    def target(self, question: MaskedText) -> list[int]:
+        """What the reader learns to say, without an end token."""
+        return self.question_masker.target(question)
+
+    def masked(self, row: int, text: str, choice: Choice) -> MaskedSentence | None:
+        """None where the choice cannot be masked."""
+        places = choice.places
         query = self._query_masker.mask(text, places)
         if query is None or query.end > self._query_room:
             return None
-        if max(map(len, query.spans)) > self._config.max_span_length:
+        if max(map(len, query.spans), default=0) > self._config.max_span_length:
             return None
         question = self.question_masker.mask(text, places)
         if question is None or question.end > self._question_seq_length:
             return None
-        return MaskedSentence(row, tuple(spans), query, question)
+        return MaskedSentence(row, choice.spans, query, question)
 
     def _excluded(self, rows: Sequence[int]) -> Tensor:
         """[n, E] rows of the evidence that hold the sentences, -1 behind each one's own."""

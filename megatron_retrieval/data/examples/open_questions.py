@@ -48,6 +48,7 @@ class AskedBatch:
         num_questions: in the global batch (the denominator of the loss).
         is_filler: the rank has no share of an uneven last batch, and the questions count nothing.
         groups: [n] int64, kinds of questions whose figures are kept apart (types of spans); None: all are of one kind.
+        num_target_tokens: tokens of the targets of the global batch, scalar; None until a step has counted them.
     """
 
     retriever_queries: TokenBatch
@@ -58,6 +59,7 @@ class AskedBatch:
     num_questions: int
     is_filler: bool = False
     groups: Tensor | None = None
+    num_target_tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.retriever_queries)
@@ -74,6 +76,7 @@ class AskedBatch:
             self.num_questions,
             self.is_filler,
             None if self.groups is None else self.groups[index],
+            self.num_target_tokens,
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_retrieval.data.examples.answer_spans import AnswerFinder, span_columns
@@ -26,8 +27,8 @@ class AnswerPassages:
     Attributes:
         slots: [P] int64, number of the question * K + place of the passage.
         passages: P of them, each together with its question.
-        spans: [P, A, 2] int64, first and last column of each occurrence of an answer, at least one in every passage; -1
-            where there are fewer than A.
+        spans: [P, A, 2] int64, first and last column of each occurrence of an answer, at least one in every passage
+            unless others are among them as well; -1 where there are fewer than A.
     """
 
     slots: Tensor
@@ -64,25 +65,22 @@ class RetrievedAnswers:
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._finder = AnswerFinder(tokenizer.continues_word(), self._dtype)
 
-    def find(self, questions: Ragged, answers: Sequence[Ragged], rows: Rows) -> AnswerPassages:
+    def find(
+        self, questions: Ragged, answers: Sequence[Ragged], rows: Rows, *, everything: bool = False
+    ) -> AnswerPassages:
         """Every occurrence of every answer in the part of the text that is read.
 
         Args:
+            everything: passages without an answer as well, without spans.
             questions: n of them, as ids of the reader's vocabulary.
             answers: n times all answers of a question.
             rows: [n, K], `FILLER_ROW` and `NULL_ROW`, which holds no answer, behind a question's own ones.
         """
         distinct = np.unique(rows[rows >= 0])
         titles, texts = self._columns.take(distinct)
-        slots: list[int] = []
-        found: list[list[tuple[int, int]]] = []
-        for number, (own_answers, own) in enumerate(zip(answers, rows, strict=True)):
-            needles = self._needles(own_answers)
-            for place, passage in enumerate(np.searchsorted(distinct, own[own >= 0]).tolist()):
-                room = self._layout.room_for_text(len(questions[number]), len(titles[passage]))
-                if spans := self._spans(texts, passage, needles, room):
-                    slots.append(number * rows.shape[1] + place)
-                    found.append(spans)
+        occurrences = self._occurrences(questions, answers, rows, distinct, (titles, texts))
+        read = [(slot, spans) for slot, spans in occurrences if spans or everything]
+        slots, found = [slot for slot, _ in read], [spans for _, spans in read]
         owners, places = np.divmod(np.array(slots, np.int64), rows.shape[1])
         passages = np.searchsorted(distinct, rows[owners, places])
         laid_out = self._layout.lay_out(
@@ -90,6 +88,30 @@ class RetrievedAnswers:
         )
         columns = span_columns(found, laid_out.text_starts.tolist())
         return AnswerPassages(torch.tensor(slots, dtype=torch.int64), laid_out, columns)
+
+    def holds(self, questions: Ragged, answers: Sequence[Ragged], rows: Rows) -> NDArray[np.bool_]:
+        """[n, C] bool, which of many candidates hold an answer where the reader would see it, as whole words."""
+        distinct = np.unique(rows[rows >= 0])
+        held = np.zeros(rows.size, np.bool_)
+        for slot, spans in self._occurrences(questions, answers, rows, distinct, self._columns.take(distinct)):
+            held[slot] = bool(spans)
+        return held.reshape(rows.shape)
+
+    def _occurrences(
+        self,
+        questions: Ragged,
+        answers: Sequence[Ragged],
+        rows: Rows,
+        distinct: Rows,
+        columns: tuple[Ragged, Ragged],
+    ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """The slot of each passage, and the places of answers in it; `columns` are titles and texts of `distinct`."""
+        titles, texts = columns
+        for number, (own_answers, own) in enumerate(zip(answers, rows, strict=True)):
+            needles = self._needles(own_answers)
+            for place, passage in enumerate(np.searchsorted(distinct, own[own >= 0]).tolist()):
+                room = self._layout.room_for_text(len(questions[number]), len(titles[passage]))
+                yield number * rows.shape[1] + place, self._spans(texts, passage, needles, room)
 
     def _needles(self, answers: Ragged) -> list[bytes]:
         lengths = answers.lengths

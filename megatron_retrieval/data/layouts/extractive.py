@@ -25,8 +25,8 @@ class PassageSegmentConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class ExtractiveFormatConfig(PassageSegmentConfig, ReaderLengthsConfig):
-    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
+class QuestionRoomConfig(ReaderLengthsConfig):
+    """Lengths of a question and of the sequence that it shares with a passage."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,6 +35,11 @@ class ExtractiveFormatConfig(PassageSegmentConfig, ReaderLengthsConfig):
                 f"--question-seq-length {self.question_seq_length} must leave 8 tokens of --reader-seq-length "
                 f"{self.reader_seq_length}."
             )
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExtractiveFormatConfig(PassageSegmentConfig, QuestionRoomConfig):
+    """Layout of a question together with a passage: [CLS] question [SEP] title [SEP] text [SEP]."""
 
     def lay_out(self, questions: Ragged, titles: Ragged, texts: Ragged, special: SpecialIds) -> ExtractivePassages:
         """The sequences of P pairs of question and passage."""

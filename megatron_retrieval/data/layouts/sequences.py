@@ -151,6 +151,15 @@ def format_question_and_passage(
     return ExtractivePassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
 
 
+def format_question_and_text(
+    questions: Ragged, texts: Ragged, special: SpecialIds, seq_length: int
+) -> ExtractivePassages:
+    """[CLS] question [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
+    tokens = _frame([questions, texts], special, seq_length, separated=True)
+    starts = torch.from_numpy(np.minimum(len(special.frame) + questions.lengths, seq_length))
+    return ExtractivePassages(tokens, starts, starts)
+
+
 def join_segments(segments: Sequence[Ragged], seq_length: int, *, end_id: int, pad_id: int) -> TokenBatch:
     """The segments of each row one after another and the end token; at most `seq_length` tokens, cut before the end
     token."""

@@ -19,11 +19,13 @@ class MaskedText:
         ids: of the sentence, every masked occurrence replaced.
         spans: ids that the first occurrence of each span had, in the order of the spans.
         end: place in `ids` behind the last mask.
+        hidden: ids of everything that is masked, every occurrence of every span, in the order of the text.
     """
 
     ids: list[int]
     spans: list[list[int]]
     end: int
+    hidden: list[int]
 
 
 class TextMasker:
@@ -62,13 +64,16 @@ class TextMasker:
                     return None
                 found.append((tokens, number))
         targets = [[ids[place] for place in found[first][0]] for first in _firsts(spans)]
-        masked, done, end = [], 0, 0
+        masked: list[int] = []
+        hidden: list[int] = []
+        done, end = 0, 0
         for tokens, number in sorted(found, key=lambda item: item[0].start):
             if tokens.start < done:
                 return None
             masked += ids[done : tokens.start] + self.masks(number, len(tokens))
+            hidden += ids[tokens.start : tokens.stop]
             done, end = tokens.stop, len(masked)
-        return MaskedText(masked + ids[done:], targets, end)
+        return MaskedText(masked + ids[done:], targets, end, hidden)
 
     def masks(self, number: int, num_tokens: int) -> list[int]:
         """What stands for the span of this number."""

@@ -115,7 +115,7 @@ class EndToEndRun(ABC, Generic[Job]):
         """What the reader does with the scores of passages, as it stands."""
         step = self.config.step
         return PassageScoreConfig(
-            passage_score_use=OBJECTIVES[step.objective].score_use,
+            passage_score_use=OBJECTIVES[step.objective].use_of_scores(step.of_objective),
             passage_score_weight=float(self.model.score_weight.detach()),
             passage_score_divisor=step.scaling.score_divisor(self.model.retriever.dimension),
         )

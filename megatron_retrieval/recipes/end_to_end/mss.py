@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 from megatron_retrieval.config.checks import Checked
 from megatron_retrieval.data.examples.masked_sentences import MaskedSentences, MaskedSentencesConfig
@@ -47,6 +48,9 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
         write_page: of sentences in words; None: there is no page.
     """
 
+    #: what makes the examples
+    sentences_class: ClassVar[type[MaskedSentences]] = MaskedSentences
+
     def __init__(
         self, config: MssPretrainingConfig, topology: ProcessTopology, write_page: WritePage | None = None
     ) -> None:
@@ -58,7 +62,7 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
         config = self.config
         if config.data.sentences.masked_spans == "all" and self.reader_kind.needs_passages:
             raise ConfigError(f"--masked-spans all: a {self.reader_kind.name} reader points to one span; give one.")
-        return MaskedSentences(
+        return self.sentences_class(
             config.data.sentences,
             self.evidence,
             retriever=self.tokenizer,
@@ -82,10 +86,15 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
         callbacks: list[Callback] = []
         if questions := data.zero_shot.questions():
             callbacks.append(EvaluateAtRefresh(self._recall(questions), self.search, interval, run.metrics_log))
-        if data.watch.watch_sentences:
+        if self.num_watched:
             watch = self._watch(step)
             callbacks.append(WatchSentences(watch, self.search, interval, run.metrics_log, self._write_page))
         return callbacks
+
+    @property
+    def num_watched(self) -> int:
+        """Sentences that are looked at in training."""
+        return self.config.data.watch.watch_sentences
 
     def _recall(self, questions: list[Question]) -> IndexRecallTask:
         answering = self.config.answering

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ from megatron_retrieval.objectives.end_to_end import (
     prior_entropy,
     rag_token,
 )
+from megatron_retrieval.objectives.extractive import global_spans
+from megatron_retrieval.objectives.masked_tokens import MaskMarginal, masked_tokens
+from megatron_retrieval.training.steps.extractive_readings import ExtractiveReading
+from megatron_retrieval.training.steps.masked_readings import MaskedReading
 from megatron_retrieval.training.steps.readings import Pass, PointingReading, Reading, WritingReading
 from megatron_retrieval.training.steps.step import evaluation_mode
 from megatron_retrieval.types.losses import LossOutput
@@ -40,6 +44,12 @@ class ObjectiveConfig(Checked):
     emdr2_dropout: bool = True
     """emdr2: the reader that the retriever learns from drops activations, as in its authors' code; off: it does not, as
     in distillation."""
+    mask_marginal: MaskMarginal = "token"
+    """realm: likelihoods are summed over passages for every masked token, and tokens weigh the same, as in its authors'
+    code (token); or for all that is masked in a text, and texts weigh the same, as in the paper (span)."""
+    span_normalization: Literal["global", "passage"] = "global"
+    """orqa: spans of all passages compete, as in ORQA (global); or those of each passage, and passages are weighed by
+    p(z | q), as REALM's paper writes (passage)."""
 
 
 #: `(reading, scores [n, K], score weight [1], questions of the global batch, settings)` to this rank's part of it.
@@ -59,7 +69,9 @@ class Objective:
         trains_retriever: False: the loss has no gradient for the retriever, which then keeps its weights.
         trains_reader: likewise of the reader.
         smooths: the loss minds `ObjectiveConfig.label_smoothing`, for which the reader needs the pass "smoothed".
-        score_use: what a reader trained with this objective does with the scores of passages when it answers.
+        counts_tokens: its loss is a mean over tokens of the targets, which the step counts.
+        score_use: what a reader trained with this objective does with the scores of passages when it answers; or that
+            by the settings.
     """
 
     name: str
@@ -69,7 +81,12 @@ class Objective:
     trains_retriever: bool = True
     trains_reader: bool = True
     smooths: bool = False
-    score_use: PassageScoreUse
+    counts_tokens: bool = False
+    score_use: PassageScoreUse | Callable[[ObjectiveConfig], PassageScoreUse]
+
+    def use_of_scores(self, settings: ObjectiveConfig) -> PassageScoreUse:
+        """`score_use` with these settings."""
+        return self.score_use(settings) if callable(self.score_use) else self.score_use
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")
@@ -138,6 +155,54 @@ OBJECTIVES.add(
         needs=frozenset({"each_token"}),
         smooths=True,
         score_use="token",
+    )
+)
+
+
+def _realm(
+    reading: MaskedReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
+    assert reading.num_tokens is not None, "nobody has counted the tokens"
+    likelihoods, per = reading.each_mask(), settings.mask_marginal
+    return masked_tokens(
+        scores,
+        reading.is_real,
+        reading.is_null,
+        likelihoods,
+        reading.is_token,
+        num_questions,
+        reading.num_tokens,
+        per,
+    )
+
+
+OBJECTIVES.add(
+    Objective(
+        name="realm",
+        about="reader: masked tokens, each passage for itself; retriever: the sum over passages of their likelihood",
+        loss=_realm,
+        needs=frozenset({"each_mask"}),
+        counts_tokens=True,
+        score_use="marginal",
+    )
+)
+
+
+def _orqa(
+    reading: ExtractiveReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+) -> LossOutput:
+    if settings.span_normalization == "passage":
+        return individual_topk(scores, reading.is_real, reading.each(), num_questions)
+    return global_spans(scores, reading.is_real, *reading.span_sums(), num_questions)
+
+
+OBJECTIVES.add(
+    Objective(
+        name="orqa",
+        about="reader: spans of all passages at once; retriever: its scores, as part of the spans' logits",
+        loss=_orqa,
+        needs=frozenset({"span_sums"}),
+        score_use=lambda settings: "logit" if settings.span_normalization == "global" else "marginal",
     )
 )
 

@@ -4,7 +4,7 @@ from the answer (Sachan et al. 2021, arXiv 2101.00408, section 3)."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import torch
@@ -14,11 +14,14 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.data.examples.open_questions import AskedBatch
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.end_to_end import EndToEndModel
-from megatron_retrieval.objectives.end_to_end import log_priors
+from megatron_retrieval.objectives.end_to_end import early_loss, log_priors
+from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
+from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
 from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
 from megatron_retrieval.training.steps.observing import Observed, answer_likelihoods
 from megatron_retrieval.training.steps.passage_search import PassageSearch
@@ -40,6 +43,9 @@ class EndToEndStepConfig(Checked):
     score_weight: float = field(default=1.0, metadata=FREE)
     """What log p(z | q) is multiplied with in the reader's attention at the start (joint-topk); it is learned, see
     --score-weight-lr."""
+    early_loss: bool = False
+    """Let the retriever learn, beside the objective, which of all --num-candidates hold the answer, read or not (ORQA);
+    with an extractive or span reader and --freeze-passage-encoder, so that their vectors are those of the index."""
     of_objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     scaling: ScoreScalingConfig = field(default_factory=ScoreScalingConfig)
     micro_batch_size: PositiveInt = 1
@@ -56,11 +62,13 @@ class _Chunk:
         asked: m questions.
         rows: [m, K] on the CPU, see `PassageSearch.find`.
         vectors: [m, K, D] of the passages as the index has them; None: they are encoded anew.
+        early: rows [m, C] on the CPU and vectors [m, C, D] of all candidates, for the early loss.
     """
 
     asked: AskedBatch
     rows: Tensor
     vectors: Tensor | None
+    early: tuple[Tensor, Tensor] | None = None
 
 
 class EndToEndStep:
@@ -84,12 +92,19 @@ class EndToEndStep:
         self._readings, self._topology, self._seed = readings, topology, seed
         self._objective = OBJECTIVES[config.objective]
         self._divisor = config.scaling.score_divisor(model.retriever.dimension)
+        self._side = readings.side if isinstance(readings, MemoisedReadings) else readings
+        if config.early_loss and not (search.frozen and isinstance(self._side, ExtractiveReadings)):
+            raise ConfigError(
+                "--early-loss asks which of many candidates hold the answer as a span, and takes their vectors from "
+                "the index: give it with an extractive or span reader and --freeze-passage-encoder."
+            )
 
     def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
         `null_prior`: p(z | q) of the null passage, where it is a candidate; `seconds_...`: of the parts of the step,
         means over ranks; `num_passages_asked`, `num_passages_read`: of a reader that remembers what it has read."""
         watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
+        batch = self._counted(batch)
         with watch("searching"):
             chunks = list(self._chunks(batch))
         self.model.train()
@@ -97,9 +112,9 @@ class EndToEndStep:
         for number, chunk in enumerate(chunks):
             start_dropout(self._seed, self._topology, iteration, number)
             with watch("encoding"):
-                scores = self._fresh_scores(chunk)
+                scores, early_scores = self._fresh_scores(chunk)
             with watch("reading"):
-                output = self._loss(chunk, scores)
+                output = self._loss(chunk, scores, early_scores)
                 # with a frozen retriever, passages without an answer leave nothing to learn from
                 if output.loss.requires_grad:
                     (output.loss * (0 if batch.is_filler else loss_scale)).backward()
@@ -116,12 +131,13 @@ class EndToEndStep:
     @torch.no_grad()
     def evaluate(self, batch: AskedBatch) -> Metrics:
         """See StepModule; beside it what the reader makes of questions without any passage."""
+        batch = self._counted(batch)
         chunks = list(self._chunks(batch))
         self.model.eval()
         sums: dict[str, Metric] = {}
         for chunk in chunks:
-            scores = self._fresh_scores(chunk)
-            self._add(sums, chunk, self._loss(chunk, scores), scores)
+            scores, early_scores = self._fresh_scores(chunk)
+            self._add(sums, chunk, self._loss(chunk, scores, early_scores), scores)
             for name, value in self._readings.without_passages(chunk.asked).items():
                 part = value * (not batch.is_filler) / batch.num_questions
                 add_metrics(sums, {name: Mean(part, batch.num_questions)})
@@ -141,31 +157,57 @@ class EndToEndStep:
                 answer_likelihoods(self._readings.reading(chunk.asked, rows), chunk.asked, skipped, by_token=by_token)
                 for rows in (chunk.rows, alone)
             ]
-            parts.append((chunk.rows, self._fresh_scores(chunk), likelihoods[0], likelihoods[1][:, 0]))
+            parts.append((chunk.rows, self._fresh_scores(chunk)[0], likelihoods[0], likelihoods[1][:, 0]))
         return Observed(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _counted(self, batch: AskedBatch) -> AskedBatch:
+        """With the number of target tokens of all ranks, where the objective needs it."""
+        if not self._objective.counts_tokens:
+            return batch
+        own = torch.tensor(float(batch.targets.lengths.sum()) * (not batch.is_filler))
+        total = all_reduce_sum(to_device(own, self._topology.device), self._topology.groups.dp)
+        return replace(batch, num_target_tokens=total)
 
     def _chunks(self, batch: AskedBatch) -> Iterator[_Chunk]:
         """The questions with what the index holds for them."""
-        rows = self.search.find(batch).rows.cpu()
+        candidates = self.search.candidates(batch)
+        rows = self.search.to_read(candidates).rows.cpu()
         # for the whole batch at once: ranks may have different numbers of chunks
         vectors = self.search.stored_vectors(rows) if self.search.frozen else None
+        every = (candidates.rows.cpu(), self.search.stored_vectors(candidates.rows)) if self.config.early_loss else None
         for places in torch.arange(len(batch)).split(self.config.micro_batch_size):
-            own = None if vectors is None else vectors[places[0] : places[-1] + 1]
-            yield _Chunk(batch.questions(places), rows[places], own)
+            own = slice(int(places[0]), int(places[-1]) + 1)
+            yield _Chunk(
+                batch.questions(places),
+                rows[own],
+                None if vectors is None else vectors[own],
+                None if every is None else (every[0][own], every[1][own]),
+            )
 
-    def _fresh_scores(self, chunk: _Chunk) -> Tensor:
-        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now; where
-        that of passages is frozen, its vectors are those of the index."""
+    def _fresh_scores(self, chunk: _Chunk) -> tuple[Tensor, Tensor | None]:
+        """[m, K] s(q, z) / tau of what was found, by the encoders as they are now; where that of passages is frozen,
+        its vectors are those of the index. And [m, C] of all candidates for the early loss."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._objective.trains_retriever):
             queries = self.model.retriever.encode_queries(chunk.asked.retriever_queries.to(self._topology.device))
-            if chunk.vectors is not None:
-                return torch.einsum("nd,nkd->nk", queries, chunk.vectors) / self._divisor
-            return self.search.fresh_scores(queries, chunk.rows) / self._divisor
+            if chunk.vectors is None:
+                return self.search.fresh_scores(queries, chunk.rows) / self._divisor, None
+            scores, early = (
+                None if vectors is None else torch.einsum("nd,nkd->nk", queries, vectors) / self._divisor
+                for vectors in (chunk.vectors, chunk.early and chunk.early[1])
+            )
+            assert scores is not None
+            return scores, early
 
-    def _loss(self, chunk: _Chunk, scores: Tensor) -> LossOutput:
+    def _loss(self, chunk: _Chunk, scores: Tensor, early_scores: Tensor | None) -> LossOutput:
         reading = self._readings.reading(chunk.asked, chunk.rows)
         weight, num_questions = self.model.score_weight, chunk.asked.num_questions
-        return self._objective.loss(reading, scores, weight, num_questions, self.config.of_objective)
+        output = self._objective.loss(reading, scores, weight, num_questions, self.config.of_objective)
+        if chunk.early is None or early_scores is None:
+            return output
+        assert isinstance(self._side, ExtractiveReadings)
+        holds = self._side.holds(chunk.asked, chunk.early[0])
+        early = early_loss(early_scores, to_device(chunk.early[0] != FILLER_ROW, holds.device), holds, num_questions)
+        return LossOutput(output.loss + early.loss, {**output.metrics, **early.metrics})
 
     def _add(self, sums: dict[str, Metric], chunk: _Chunk, output: LossOutput, scores: Tensor) -> None:
         """Add a chunk's numbers; those of fillers are nothing, but have the same names."""

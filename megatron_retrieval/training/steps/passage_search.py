@@ -32,7 +32,7 @@ class TopkConfig(Checked):
     """Passages read for each question (the k of top-k)."""
     num_candidates: int | None = None
     """Retrieve so many, encode them anew, and read the best --num-passages by their fresh scores; default: as many as
-    are read, in the order of the index."""
+    are read, in the order of the index. With --freeze-passage-encoder nothing is encoded, see --early-loss."""
     null_passage: bool = False
     """The last of the --num-passages is the null passage, which has neither title nor text: the retriever learns when
     no passage helps, and the reader reads the question alone (REALM). Of training and its validation loss; answers are
@@ -84,7 +84,6 @@ class PassageSearch:
         self._null_vector: Tensor | None = None
         self.last_queries: Tensor | None = None
 
-    @torch.no_grad()
     def find(self, batch: AskedBatch) -> SearchResult:
         """The passages to read for each question, best first: [n, K] rows; then the null passage, if it is a candidate;
         then fillers, where the evidence has no more.
@@ -93,13 +92,27 @@ class PassageSearch:
         the number of ranks. Scores are those of the index, or the fresh ones where candidates are re-ranked; the null
         passage has none (NaN).
         """
+        return self.to_read(self.candidates(batch))
+
+    @torch.no_grad()
+    def candidates(self, batch: AskedBatch) -> SearchResult:
+        """[n, C] by the index: as many as are read, or --num-candidates. A collective over all ranks."""
         device = self._topology.device
         with evaluation_mode(self._model):
             self.last_queries = vectors = self._model.encode_queries(batch.retriever_queries.to(device))
-            found = self._ask(vectors, to_device(batch.excluded_rows, device))
-            if self.config.num_candidates is not None:
-                found = self._best(found) if self.frozen else self._rerank(vectors, found)
-            return with_null_passage(found) if self.config.null_passage else found
+            return self._ask(vectors, to_device(batch.excluded_rows, device))
+
+    @torch.no_grad()
+    def to_read(self, found: SearchResult) -> SearchResult:
+        """Of the candidates of the last search, the passages to read; see `find`."""
+        if self.config.num_candidates is not None:
+            if self.frozen:
+                found = self._best(found)
+            else:
+                assert self.last_queries is not None
+                with evaluation_mode(self._model):
+                    found = self._rerank(self.last_queries, found)
+        return with_null_passage(found) if self.config.null_passage else found
 
     def _ask(self, vectors: Tensor, excluded: Tensor) -> SearchResult:
         """Tensor-parallel neighbours have the same questions: the first of them asks, and tells the others."""
@@ -138,7 +151,9 @@ class PassageSearch:
             if self._null_vector is None:
                 null = self.tokens(torch.tensor([NULL_ROW])).to(self._topology.device)
                 self._null_vector = self._model.encode_passages(null)[0]
-            vectors[to_device(rows == NULL_ROW, vectors.device)] = self._null_vector
+            # no assignment through a mask: a GPU would make the host wait for its size
+            is_null = to_device(rows == NULL_ROW, vectors.device)
+            vectors = torch.where(is_null[:, :, None], self._null_vector, vectors)
         return vectors
 
     def fresh_scores(self, vectors: Tensor, rows: Tensor) -> Tensor:

@@ -11,13 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_retrieval.data.examples.open_questions import AskedBatch
-from megatron_retrieval.data.examples.retrieved_extractive import AnswerPassages, RetrievedAnswers
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
-from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.models.t5 import shift_right
 from megatron_retrieval.objectives.end_to_end import sum_over_passages
-from megatron_retrieval.objectives.extractive import answer_log_likelihoods
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.parallel.vocab_loss import (
     copy_to_vocab_ranks,
@@ -25,11 +22,10 @@ from megatron_retrieval.parallel.vocab_loss import (
     vocab_parallel_mean,
     vocab_parallel_pick,
 )
-from megatron_retrieval.types.search import FILLER_ROW
-from megatron_retrieval.types.tokens import TokenBatch, by_length, to_device
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 #: what an objective may ask a reader for: methods of a reading; weighed: `together` takes scores of passages
-Pass = Literal["each", "each_token", "smoothed", "together", "weighed", "holds"]
+Pass = Literal["each", "each_mask", "each_token", "holds", "smoothed", "span_sums", "together", "weighed"]
 
 
 class Reading(Protocol):
@@ -201,43 +197,6 @@ class FusionReading:
         return -vocab_parallel_cross_entropy(logits, to_device(labels[places], self.device))
 
 
-@dataclass(frozen=True)
-class ExtractiveReading:
-    """See PointingReading; passages without an answer have no chance, the null passage among them, and are not read.
-
-    Attributes:
-        found: the others, on the CPU.
-        is_real: [n, K] bool on the model's device.
-        batch_size: passages read at once.
-    """
-
-    model: ExtractiveReader
-    found: AnswerPassages
-    is_real: Tensor
-    batch_size: int
-
-    @property
-    def module(self) -> nn.Module:
-        """See Reading."""
-        return self.model
-
-    def each(self) -> Tensor:
-        """See Reading."""
-        likelihoods = torch.full((self.is_real.numel(),), -torch.inf, device=self.is_real.device)
-        lengths = self.found.passages.tokens.lengths
-        for rows in by_length(lengths, self.batch_size) if len(lengths) else ():
-            found = self.found.rows(rows).to(self.is_real.device)
-            own = answer_log_likelihoods(self.model(found.passages), found.passages.is_text, found.spans)
-            likelihoods = likelihoods.index_copy(0, found.slots, own)
-        return likelihoods.view_as(self.is_real)
-
-    def holds(self) -> Tensor:
-        """See PointingReading."""
-        held = torch.zeros(self.is_real.numel(), dtype=torch.bool)
-        held[self.found.slots] = True
-        return to_device(held.view(self.is_real.shape), self.is_real.device)
-
-
 class FusionReadings:
     """The side of a reader that writes; see ReaderSide.
 
@@ -259,28 +218,3 @@ class FusionReadings:
         """`log_likelihood_alone`: of the answers' tokens."""
         no_rows = torch.empty(len(batch), 0, dtype=torch.int64)
         return {"log_likelihood_alone": self.reading(batch, no_rows).together().sum()}
-
-
-class ExtractiveReadings:
-    """The side of an extractive reader, which learns all answers of a question; see ReaderSide.
-
-    Args:
-        batch_size: passages read at once.
-    """
-
-    passes: ClassVar[frozenset[Pass]] = frozenset({"each", "holds"})
-
-    def __init__(
-        self, model: ExtractiveReader, answers: RetrievedAnswers, topology: ProcessTopology, *, batch_size: int
-    ) -> None:
-        self._model, self._answers, self._device, self._batch_size = model, answers, topology.device, batch_size
-
-    def reading(self, batch: AskedBatch, rows: Tensor) -> ExtractiveReading:
-        """See ReaderSide."""
-        found = self._answers.find(batch.reader_questions, batch.answers, rows.numpy())
-        is_real = to_device(rows != FILLER_ROW, self._device)
-        return ExtractiveReading(self._model, found, is_real, self._batch_size)
-
-    def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
-        """See ReaderSide."""
-        return {}

@@ -1,0 +1,61 @@
+"""A reader that scores whole spans: what its first and its last token say is judged together (Lee et al. 2019, ORQA,
+arXiv 1906.00300, section 5.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.types.extractive import ExtractivePassages, PairLogits
+
+#: width of the projections of a span's first and last token
+SPAN_WIDTH = 256
+#: most tokens of a span
+LONGEST_SPAN = 10
+_NORM_EPSILON = 1e-12
+
+
+class SpanReader(nn.Module):
+    """An encoder over question and passage, with a head over pairs of tokens: w . LN(ReLU(W_s h_s + W_e h_e)).
+
+    Args:
+        config: shape of the encoder.
+        topology: parameters are sharded over its tensor-parallel group, on its device.
+        dtype: of parameters and activations; logits are always float32.
+        seed: of the initial weights, which are equal at any tensor-parallel size.
+    """
+
+    def __init__(
+        self, config: EncoderShape, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        # of whatever family; the name is that of its parameters in checkpoints
+        self.bert = config.build_encoder(topology, dtype)
+        # small, hence replicated on all tensor-parallel ranks
+        self.first = nn.Linear(config.hidden_size, SPAN_WIDTH, dtype=dtype)
+        self.last = nn.Linear(config.hidden_size, SPAN_WIDTH, bias=False, dtype=dtype)
+        self.norm = nn.LayerNorm(SPAN_WIDTH, _NORM_EPSILON, dtype=dtype)
+        self.score = nn.Linear(SPAN_WIDTH, 1, bias=False, dtype=dtype)
+        nn.init.zeros_(self.first.bias)
+        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
+        self.to(topology.device)
+
+    def forward(self, passages: ExtractivePassages) -> PairLogits:
+        """P passages of T tokens -> logits of their spans; they are undefined outside the text."""
+        states = self.bert(passages.tokens, passages.segments)
+        first, last = self.first(states), self.last(states)
+        num_tokens = states.size(1)
+        logits = [
+            F.pad(self._scores(first[:, : num_tokens - more] + last[:, more:]), (0, more))
+            for more in range(min(LONGEST_SPAN, num_tokens))
+        ]
+        return PairLogits(torch.stack(logits, 2))
+
+    def _scores(self, pairs: Tensor) -> Tensor:
+        """[P, T, D] -> [P, T] float32."""
+        scores: Tensor = self.score(self.norm(F.relu(pairs))).float()[:, :, 0]
+        return scores
