@@ -32,7 +32,7 @@ JOINTLY = (
 ).split()
 MASKED = (
     "--global-batch-size 4 --num-passages 4 --reader-seq-length 16 --query-seq-length 12 --question-seq-length 8 "
-    "--index-refresh-interval 3 --embedding-dtype float32"
+    "--index-refresh-interval 3 --embedding-dtype float32 --watch-sentences 4"
 ).split()
 #: ranks draw dropout of their own, so that their number may change only without it
 NO_DROPOUT = ("--hidden-dropout", "0", "--attention-dropout", "0")
