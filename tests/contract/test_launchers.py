@@ -15,6 +15,8 @@ from megatron_retrieval.applications.dry_run import dry_run
 #: words of each script; capitals are folders that are not there
 LAUNCHERS = {
     "pretrain_ict.sh": ["TEXT", "MODEL", "OUTPUT"],
+    "pretrain_mss.sh": ["EVIDENCE", "RETRIEVER", "READER", "OUTPUT"],
+    "mss_real_data.sh": ["dev-articles", "DATA", "MODEL", "OUTPUT"],
     "finetune_dpr.sh": ["webquestions", "DATA", "MODEL", "OUTPUT"],
     "finetune_reader.sh": ["nq", "fusion", "DATA", "RETRIEVER", "MODEL", "OUTPUT"],
     "finetune_end_to_end.sh": ["trivia", "joint-topk", "DATA", "RETRIEVER", "READER", "OUTPUT"],
