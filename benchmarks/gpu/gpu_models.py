@@ -28,7 +28,7 @@ from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, 
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
-from megatron_retrieval.training.steps.readings import FusionReading
+from megatron_retrieval.training.steps.readings import FusionReading, FusionReadings
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.types.contrastive import ContrastiveBatch, SameGroup
@@ -132,7 +132,7 @@ SMALL: Mapping[str, Callable[[ProcessTopology, torch.dtype], Paradigm]] = {
     "T5": _t5,
     "fusion": _fusion,
     "extractive": _extractive,
-    **{name: partial(_objective, name=name) for name in OBJECTIVES},
+    **{name: partial(_objective, name=name) for name, row in OBJECTIVES.items() if row.needs <= FusionReadings.passes},
 }
 
 

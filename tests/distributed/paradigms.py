@@ -11,6 +11,8 @@ import test_end_to_end_step as fusion_setting
 import test_extractive_step as extractive
 import test_fusion_reader as fusion
 import test_masked_lm_step as masked
+import test_orqa_step as orqa_setting
+import test_realm_step as realm_setting
 import torch
 from torch import nn
 
@@ -28,7 +30,6 @@ from megatron_retrieval.testing.tiny import (
 )
 from megatron_retrieval.training.steps.causal_step import CausalStep, CausalStepConfig
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
@@ -98,6 +99,20 @@ def _end_to_end(topology: ProcessTopology, folder: str, objective: str, reads: s
     return setting.model, step, setting.batch()
 
 
+def _realm(topology: ProcessTopology, folder: str) -> Paradigm:
+    setting = realm_setting.RealmSetting(topology, f"{folder}/writing")
+    config = EndToEndStepConfig(objective="realm", micro_batch_size=2, passage_batch_size=4)
+    step = EndToEndStep(setting.model, setting.readings, setting.search, config, topology, seed=3)
+    return setting.model, step, setting.batch()
+
+
+def _orqa(topology: ProcessTopology, folder: str) -> Paradigm:
+    setting = orqa_setting.SpanSetting(topology, f"{folder}/extractive")
+    config = EndToEndStepConfig(objective="orqa", early_loss=True, micro_batch_size=2)
+    step = EndToEndStep(setting.model, setting.readings, setting.search, config, topology, seed=3)
+    return setting.model, step, setting.batch()
+
+
 def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradigm], PrecisionConfig]]:
     fp32, bf16, fp16 = PrecisionConfig(), PrecisionConfig(bf16=True), PrecisionConfig(fp16=True)
     return {
@@ -113,8 +128,10 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
         "causal, bf16": (lambda topology: _causal(topology, torch.bfloat16), bf16),
         **{
             name: (lambda topology, name=name: _end_to_end(topology, folder, name, "writing"), fp32)
-            for name in OBJECTIVES
+            for name in fusion_setting.WRITERS
         },
+        "realm": (lambda topology: _realm(topology, folder), fp32),
+        "orqa": (lambda topology: _orqa(topology, folder), fp32),
         "extractive end to end": (
             lambda topology: _end_to_end(topology, folder, "individual-topk", "extractive"),
             fp32,

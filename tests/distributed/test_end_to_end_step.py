@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class FusionSetting(Setting):
     """With a reader that writes."""
 
-    def __init__(self, topology: ProcessTopology, folder: str, k: int, *, null_passage: bool) -> None:
+    def __init__(self, topology: ProcessTopology, folder: str, k: int, *, null_passage: bool = False) -> None:
         reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
         super().__init__(topology, Path(folder), reader, k, null_passage=null_passage)
         layout = FusionLayout(LAYOUT, self.tokenizer)
