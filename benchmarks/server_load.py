@@ -16,7 +16,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,8 @@ def _measure(config: ServerLoadConfig, server: Server, questions: Sequence[str])
     )
     after = server.health()
     phases.append(tally.row(f"{config.clients} clients", elapsed))
-    statuses = Counter(hostile_request(server.port, seed) for seed in range(config.hostile))
+    with ThreadPoolExecutor(8) as pool:  # some wait until the server gives up waiting for them
+        statuses = Counter(pool.map(partial(hostile_request, server.port), range(config.hostile)))
     alive = server.process.poll() is None and server.health()["status"] == "ok"
     restart = _restart_under_load(config, server, path, questions)
     return {

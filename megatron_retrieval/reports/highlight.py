@@ -55,23 +55,28 @@ def marked_pieces(text: str, *layers: Sequence[Span]) -> Iterator[tuple[str, tup
 def best_window(text: str, question: str) -> Span:
     """(start, stop) in characters of the `WINDOW_WORDS` words that hold most distinct words of the question,
     narrowed to the first and last of them; (0, 0) where none is found."""
-    words = question_words(text, question)
-    return (words[0][0], words[-1][1]) if words else (0, 0)
+    words, shared = _shared(text, question)
+    found = [_stem(words[number].group().lower()) for number in shared]
+    best, most = (0, 0), 0
+    for place, first in enumerate(shared):
+        inside = [number for number in shared[place:] if number < first + WINDOW_WORDS]
+        distinct = len(set(found[place : place + len(inside)]))
+        if distinct > most:
+            best, most = (words[first].start(), words[inside[-1]].end()), distinct
+    return best
 
 
 def question_words(text: str, question: str) -> list[Span]:
-    """The words of the question in the `WINDOW_WORDS` words of `text` that hold most distinct ones of them."""
+    """Where words of the question stand in `text`, but for those that every question has."""
+    words, shared = _shared(text, question)
+    return [words[number].span() for number in shared]
+
+
+def _shared(text: str, question: str) -> tuple[list[re.Match[str]], list[int]]:
+    """The words of `text`, and the numbers of those that the question has too."""
     wanted = {_stem(word) for word in _words(question) if word not in _QUESTION_WORDS}
     words = list(_WORD.finditer(text))
-    found = [_stem(match.group().lower()) for match in words]
-    best: list[int] = []
-    most = 0
-    for first in (number for number, word in enumerate(found) if word in wanted):
-        inside = [number for number in range(first, min(first + WINDOW_WORDS, len(found))) if found[number] in wanted]
-        distinct = len({found[number] for number in inside})
-        if distinct > most:
-            best, most = inside, distinct
-    return [words[number].span() for number in best]
+    return words, [number for number, word in enumerate(words) if _stem(word.group().lower()) in wanted]
 
 
 def _words(text: str) -> Iterable[str]:

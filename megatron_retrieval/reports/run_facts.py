@@ -31,7 +31,8 @@ def cost_rows(runs: Sequence[Run], price_per_hour: float | None) -> Iterator[lis
     if price_per_hour is not None:
         price = price_per_hour / _SECONDS_PER_HOUR
         yield ["cost", *(_per_run(run, lambda seconds, ranks: f"{seconds * ranks * price:,.2f}") for run in runs)]
-    yield ["finished", *(text_of(run.record.get("finished")) for run in runs)]
+    if any("finished" in run.record for run in runs):  # of training
+        yield ["finished", *(text_of(run.record.get("finished")) for run in runs)]
 
 
 def machine_rows(runs: Sequence[Run]) -> Iterator[list[str]]:
