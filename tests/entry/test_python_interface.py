@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said() -> None:
     retriever.index(["the box of key1", "the box of key2"])
     with pytest.raises(ConfigError, match="list of questions"):
         retriever.search("where")
-    with pytest.raises(ConfigError, match="indexed without it"):
+    with pytest.raises(ConfigError, match="indexed for dense only"):
         retriever.search(["where"], by="hybrid")
     with pytest.raises(ConfigError, match=r"no setting 'weight_decoy'\. Perhaps you meant 'weight_decay'"):
         retriever.fit([("where is key1", "the box of key1")], weight_decoy=0.1)
@@ -121,3 +121,14 @@ def test_the_package_costs_nothing_until_it_is_used() -> None:
     words = "import sys, megatron_retrieval; assert 'torch' not in sys.modules; print(megatron_retrieval.__version__)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", words], check=True, env=environment, timeout=60)
+
+
+def test_a_folder_that_learn_keeps_is_opened(folder: Path, tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for number in range(3):
+        (documents / f"{number}.txt").write_text(f"the box of key{number} stands in the corner")
+    learn = ("-m", "megatron_retrieval", "learn", documents, "--encoder", folder / "encoder", "--device", "cpu")
+    succeed(command(*learn))
+    found = Retriever.load(tmp_path / "documents.learned").search(["where is key2"], k=1, by="bm25")
+    assert found[0][0].id.startswith("2.txt")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_retrieval.applications.interface.opening import BM25, EMBEDDINGS, EVIDENCE
+from megatron_retrieval.applications.search import SearchConfig
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, LoadedDualEncoder
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
@@ -40,10 +40,13 @@ def build_index_folder(
     topology: ProcessTopology,
     *,
     bm25: bool,
-) -> None:
+) -> SearchConfig:
     """Write evidence, embeddings and, if wanted, words of a file of passages; all ranks call this together.
 
     The same call continues after a stop.
+
+    Returns:
+        How all of it is searched.
 
     Raises:
         DataError: the file is malformed, or `folder` holds evidence of others.
@@ -52,23 +55,15 @@ def build_index_folder(
         input=(str(passages),), output=str(folder / EVIDENCE), checkpoint=encoder.description.folder
     )
     on_first_rank(lambda: build_evidence(config), topology.world_group)
-    _embed(folder, encoder, encode, topology)
+    embed(folder / EVIDENCE, folder / EMBEDDINGS, encoder, encode, topology)
     if bm25:
         on_first_rank(lambda: index_words(folder), topology.world_group)
-
-
-def embed_folder(
-    old: Path, folder: Path, encoder: LoadedDualEncoder, encode: EncodeConfig, topology: ProcessTopology
-) -> None:
-    """Write a new folder with the evidence and words of another one, embedded by this encoder."""
-
-    def copy() -> None:
-        for part in (EVIDENCE, BM25):
-            if (old / part).is_dir():
-                shutil.copytree(old / part, folder / part)
-
-    on_first_rank(copy, topology.world_group)
-    _embed(folder, encoder, encode, topology)
+    return SearchConfig(
+        evidence=folder / EVIDENCE,
+        embeddings=folder / EMBEDDINGS,
+        retriever=encoder.description.folder,
+        bm25_index=folder / BM25 if bm25 else None,
+    )
 
 
 def index_words(folder: Path) -> None:
@@ -78,12 +73,15 @@ def index_words(folder: Path) -> None:
     build_lexical_index(passages, len(evidence), LexicalConfig(), evidence.fingerprint, folder / BM25)
 
 
-def _embed(folder: Path, encoder: LoadedDualEncoder, encode: EncodeConfig, topology: ProcessTopology) -> None:
+def embed(
+    evidence: Path, output: Path, encoder: LoadedDualEncoder, encode: EncodeConfig, topology: ProcessTopology
+) -> None:
+    """Write the vectors of all passages; all ranks call this together."""
     job = EmbeddingJob(
-        evidence=EvidenceStore(folder / EVIDENCE),
+        evidence=EvidenceStore(evidence),
         encode=encoder.model.encode_passages,
         text_format=encoder.description.layout,
         encoder_fingerprint=encoder.description.fingerprint,
         micro_batch_size=encode.micro_batch_size,
     )
-    embed_evidence(job, folder / EMBEDDINGS, topology)
+    embed_evidence(job, output, topology)

@@ -8,30 +8,37 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_retrieval.applications.interface.indexing import build_index_folder, embed_folder
+from megatron_retrieval.applications.interface.fitting import fit_pairs
+from megatron_retrieval.applications.interface.indexing import build_index_folder, embed
 from megatron_retrieval.applications.interface.opening import (
     BM25,
     EMBEDDINGS,
     EVIDENCE,
     RETRIEVER,
+    RetrieverConfig,
     Scratch,
     find_checkpoint,
+    find_index,
 )
 from megatron_retrieval.applications.interface.texts import (
     FoundPassage,
     PassageLike,
     as_passages,
-    write_pairs,
+    as_question,
     write_passages,
 )
-from megatron_retrieval.applications.search import SearchConfig, SearchOptionsConfig, SearchSession, open_search
+from megatron_retrieval.applications.search import (
+    SearchConfig,
+    SearchMethod,
+    SearchSession,
+    open_search,
+)
 from megatron_retrieval.checkpoint.huggingface.formats import export_model
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, LoadedDualEncoder
 from megatron_retrieval.checkpoint.kinds.kind import Loaded
@@ -40,21 +47,9 @@ from megatron_retrieval.data.examples.passage_pool import PassagePool
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.collectives import on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology, standing_topology
-from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
-from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig, encode_sequences
+from megatron_retrieval.retrieval.encode_batches import encode_sequences
 from megatron_retrieval.retrieval.retriever import encode_questions
-from megatron_retrieval.training.training_run import run_training
 from megatron_retrieval.utils.files import atomic_directory
-
-By = Literal["dense", "bm25", "hybrid"]
-
-
-@dataclass(kw_only=True, frozen=True)
-class RetrieverConfig:
-    """How a retriever encodes and searches."""
-
-    encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
-    options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
 
 
 class Retriever:
@@ -70,7 +65,7 @@ class Retriever:
     ('2', 'title', 'the box of key1 stands in the room')
     >>> pairs = [(f"where is key{n}", passage) for n, passage in enumerate(passages)]
     >>> _ = retriever.fit(pairs, epochs=30, batch_size=8, lr=3e-3)
-    >>> [best.id for best, in retriever.search([question for question, _ in pairs], k=1)]
+    >>> [best.id for best, in retriever.search([question for question, _ in pairs], k=1, by="dense")]
     ['1', '2', '3', '4', '5', '6', '7', '8']
     >>> retriever.save("mine")
     >>> Retriever.load("mine").search(["where is key4"], k=2)[0][0].text
@@ -82,18 +77,18 @@ class Retriever:
         self._config, self._topology, self._scratch = config, topology, scratch
         #: what is searched, None before `index`; other programs may use it directly
         self.session: SearchSession | None = None
-        self._folder: Path | None = None
+        self._searched: SearchConfig | None = None
         self._take(checkpoint)
 
     @classmethod
     def load(
         cls, path: str | Path, *, device: str | None = None, topology: ProcessTopology | None = None, **settings: Any
     ) -> Self:
-        """Open an encoder, or a folder that `save` wrote, with its passages.
+        """Open an encoder, or one with its passages.
 
         Args:
-            path: a checkpoint; a folder of sentence-transformers or Hugging Face (of DPR with both encoders); or a
-                folder with `retriever`, `evidence`, and `embeddings`, `bm25` or both.
+            path: a checkpoint; a folder of sentence-transformers or Hugging Face (of DPR with both encoders); what
+                `save` or `megatron-retrieval learn` wrote.
             device: cpu or cuda; default: cuda where it is available.
             topology: of the ranks that share the work; default: this process, or those of its torchrun.
             settings: flags of `megatron-retrieval search`, such as `dtype="bf16"` or `fusion="rrf"`.
@@ -104,10 +99,11 @@ class Retriever:
         """
         topology = topology or standing_topology(device)
         config, scratch = config_of(RetrieverConfig, **settings), Scratch(topology)
-        checkpoint = find_checkpoint(path, RETRIEVER, scratch, topology)
-        retriever = cls(checkpoint, config, topology, scratch)
-        if any((Path(path) / part).is_dir() for part in (EMBEDDINGS, BM25)):
-            retriever._open(Path(path))
+        index = find_index(Path(path), config.options)
+        if index is None:
+            return cls(find_checkpoint(path, RETRIEVER, scratch, topology), config, topology, scratch)
+        retriever = cls(index.retriever or Path(path) / RETRIEVER, config, topology, scratch)
+        retriever._open(index)
         return retriever
 
     @property
@@ -126,7 +122,7 @@ class Retriever:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         if is_query:
-            questions = [_question(text) for text in texts]
+            questions = [as_question(text) for text in texts]
             encode, layout = self._encoder.model.encode_queries, description.layout
             vectors = encode_questions(questions, vocabulary, layout, encode, device=device, micro_batch_size=size)
         else:
@@ -152,15 +148,17 @@ class Retriever:
         source = Path(passages) if isinstance(passages, str | Path) else self._scratch.new("passages.jsonl")
         if not isinstance(passages, str | Path):
             on_first_rank(lambda: write_passages(source, passages), self._topology.world_group)
-        build_index_folder(source, place, self._encoder, self._config.encode, self._topology, bm25=bm25)
-        self._open(place)
+        index = build_index_folder(source, place, self._encoder, self._config.encode, self._topology, bm25=bm25)
+        self._open(dataclasses.replace(index, options=self._config.options))
         return self
 
-    def search(self, questions: Sequence[str], k: int = 5, *, by: By | None = None) -> list[list[FoundPassage]]:
+    def search(
+        self, questions: Sequence[str], k: int = 5, *, by: SearchMethod | None = None
+    ) -> list[list[FoundPassage]]:
         """For each question the k best passages, best first.
 
         Args:
-            by: vectors (dense), words (bm25) or both (hybrid); default: vectors where there are any.
+            by: vectors (dense), words (bm25) or both (hybrid); default: all that was indexed.
 
         Raises:
             ConfigError: nothing was indexed, or not for this kind of search.
@@ -192,27 +190,13 @@ class Retriever:
         Raises:
             ConfigError: a pair is none, or a setting is unknown or out of range.
         """
-        folder, data = Path(output or self._scratch.new("training")), self._scratch.new("pairs.json")
-        on_first_rank(lambda: write_pairs(data, pairs), self._topology.world_group)
-        has_negatives = any(len(pair) > 2 for pair in pairs)
-        defaults = {"num_hard_negatives": int(has_negatives), "tensorboard": False, "gradient_caching": False}
-        config = config_of(
-            RetrieverFinetuneConfig,
-            pretrained_checkpoint=self.checkpoint,
-            train_data=[data],
-            output_dir=folder,
-            save=folder / "checkpoints",
-            epochs=epochs,
-            global_batch_size=batch_size,
-            lr=lr,
-            **{**defaults, **settings},
-        )
-        run_training(build, config, self._topology)
-        self._take(folder / "checkpoints")
-        if self._folder is not None and self.session is not None and self.session.dense is not None:
-            place = self._scratch.new("index")
-            embed_folder(self._folder, place, self._encoder, self._config.encode, self._topology)
-            self._open(place)
+        folder = Path(output or self._scratch.new("training"))
+        given = {"epochs": epochs, "global_batch_size": batch_size, "lr": lr, **settings}
+        self._take(fit_pairs(pairs, self.checkpoint, folder, self._scratch, self._topology, **given))
+        if (index := self._searched) is not None and index.embeddings is not None:
+            vectors = self._scratch.new(EMBEDDINGS)
+            embed(index.evidence, vectors, self._encoder, self._config.encode, self._topology)
+            self._open(dataclasses.replace(index, embeddings=vectors, retriever=self.checkpoint))
         return self
 
     def save(self, folder: str | Path) -> None:
@@ -221,12 +205,15 @@ class Retriever:
         Its parts are artefacts as every command reads them: `--retriever FOLDER/retriever --evidence FOLDER/evidence`.
         """
 
+        parts: dict[str, Path | None] = {RETRIEVER: self._encoder.description.folder}
+        if (index := self._searched) is not None:
+            parts |= {EVIDENCE: index.evidence, EMBEDDINGS: index.embeddings, BM25: index.bm25_index}
+
         def write() -> None:
             with atomic_directory(folder) as new:
-                shutil.copytree(self._encoder.description.folder, new / RETRIEVER)
-                for part in (EVIDENCE, EMBEDDINGS, BM25):
-                    if self._folder is not None and (self._folder / part).is_dir():
-                        shutil.copytree(self._folder / part, new / part)
+                for name, part in parts.items():
+                    if part is not None:
+                        shutil.copytree(part, new / name)
 
         on_first_rank(write, self._topology.world_group)
 
@@ -249,34 +236,19 @@ class Retriever:
         self.checkpoint = checkpoint
         self._encoder: LoadedDualEncoder = Loaded(model, description)
 
-    def _open(self, folder: Path) -> None:
-        """Search what a folder holds from now on."""
-        has_vectors, has_words = ((folder / part).is_dir() for part in (EMBEDDINGS, BM25))
-        config = SearchConfig(
-            evidence=folder / EVIDENCE,
-            embeddings=folder / EMBEDDINGS if has_vectors else None,
-            retriever=self.checkpoint if has_vectors else None,
-            bm25_index=folder / BM25 if has_words else None,
-            options=self._config.options,
-        )
-        self.session = open_search(config, self._config.encode, self._topology, encoder=self._encoder)
-        self._folder = folder
+    def _open(self, index: SearchConfig) -> None:
+        """Search this from now on."""
+        self.session = open_search(index, self._config.encode, self._topology, encoder=self._encoder)
+        self._searched = index
 
-    def _searching(self, by: By | None) -> SearchSession:
-        session = self.session
-        if session is None:
+    def _searching(self, by: SearchMethod | None) -> SearchSession:
+        if self.session is None:
             raise ConfigError("nothing to search yet: call index(passages), or load a folder with evidence.")
-        kind = by or ("dense" if session.dense else "bm25")
-        if kind not in ("dense", "bm25", "hybrid"):
-            raise ConfigError(f"by={kind!r}: expected dense, bm25 or hybrid.")
-        if (kind != "bm25" and session.dense is None) or (kind != "dense" and session.lexical is None):
-            raise ConfigError(f"by={kind!r}: the passages were indexed without it; index(passages, bm25=True) has all.")
-        if kind == "bm25":
-            return dataclasses.replace(session, dense=None)
-        return session if kind == "hybrid" else dataclasses.replace(session, lexical=None)
-
-
-def _question(given: PassageLike) -> str:
-    if not isinstance(given, str):
-        raise ConfigError(f"a question is a string; got {given!r:.80}.")
-    return given
+        if by is None:
+            return self.session
+        if by not in self.session.methods:
+            raise ConfigError(
+                f"by={by!r}: the passages were indexed for {', '.join(self.session.methods)} only; "
+                "index(passages, bm25=True) has all."
+            )
+        return self.session.by(by)

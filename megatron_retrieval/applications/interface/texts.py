@@ -62,6 +62,17 @@ def as_passages(given: Iterable[PassageLike]) -> list[Passage]:
     return [as_passage(each, number) for number, each in enumerate(given, 1)]
 
 
+def as_question(given: PassageLike) -> str:
+    """A question, which has one form.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(given, str):
+        raise ConfigError(f"a question is a string; got {given!r:.80}.")
+    return given
+
+
 def write_passages(path: Path, passages: Iterable[PassageLike]) -> None:
     """A file that `build evidence` reads; passages may be a stream."""
     with atomic_file(path) as file:
