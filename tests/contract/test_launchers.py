@@ -26,8 +26,6 @@ LAUNCHERS = {
     "end_to_end_real_data.sh": ["OUTPUT"],
     "pretraining_real_data.sh": ["DATA", "OUTPUT"],
     "strategies.sh": ["OUTPUT"],
-    "pretrain_mss.sh": ["EVIDENCE", "RETRIEVER", "READER", "OUTPUT"],
-    "mss_real_data.sh": ["small", "DATA", "PRETRAINED", "OUTPUT"],
 }
 #: writes down its words, one command a line
 RECORDER = '#!/usr/bin/env bash\nprintf "%s\\n" "$WORLD_SIZE $(printf "%q " "$@")" >> "$COMMANDS"\n'
