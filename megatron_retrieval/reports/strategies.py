@@ -118,7 +118,8 @@ def _run_hours(run: Path) -> tuple[dict[str, float], float]:
     # logged steps stand for those between them
     share = record["world_size"] * (record["iterations"] / len(steps) if steps else 0) / 3600
     parts = {name: share * sum(step[f"seconds_{name}"] for step in steps) for name in PARTS[:-1]}
-    parts["rest"] = max(0.0, record["seconds"] * record["world_size"] / 3600 - sum(parts.values()))
+    seconds = record["seconds"] + record.get("earlier_seconds", 0.0)
+    parts["rest"] = max(0.0, seconds * record["world_size"] / 3600 - sum(parts.values()))
     num_asked, num_read = (sum(step.get(f"num_passages_{name}", 0) for step in steps) for name in ("asked", "read"))
     return parts, parts["reading"] * (num_asked / num_read - 1) if num_read else 0.0
 

@@ -13,8 +13,9 @@ from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.lr_grid import train_grid
 from megatron_retrieval.training.run import TrainingJob
-from megatron_retrieval.training.run_record import RunRecord
+from megatron_retrieval.training.run_record import RUN_RECORD, RunRecord
 from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.utils.files import read_json
 from megatron_retrieval.utils.signals import SIGNAL_STATUS
 
 Job = TypeVar("Job", bound=TrainingJob)
@@ -44,9 +45,17 @@ def _run(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology
     if topology.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder / "config.yaml")
+    earlier_seconds = _seconds_so_far(folder) if trainer.iteration else 0.0
     finished = trainer.fit()
     if topology.is_main:
-        record.write(folder, iterations=trainer.iteration, finished=finished)
+        record.write(folder, iterations=trainer.iteration, finished=finished, earlier_seconds=earlier_seconds)
     if any_rank(trainer.stop.number == signal.SIGINT, topology.world_group, topology.device):
         sys.exit(SIGNAL_STATUS + signal.SIGINT)
     return finished
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """What the sessions of a run have taken that is continued, as far as they came to write it down."""
+    path = folder / RUN_RECORD
+    record = read_json(path) if path.exists() else {}
+    return float(record.get("seconds", 0.0) + record.get("earlier_seconds", 0.0))

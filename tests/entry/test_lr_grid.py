@@ -34,12 +34,15 @@ def test_the_best_rate_is_named(tmp_path: Path) -> None:
         metrics = json.loads((Path(row["output_dir"]) / "metrics.json").read_text())
         assert metrics["valid_loss"] == row["value"]
         assert (Path(row["checkpoints"]) / "iter_0000003").is_dir()
+        assert json.loads((Path(row["output_dir"]) / "run_record.json").read_text())["earlier_seconds"] == 0
     # what is finished is not repeated; more is better of an accuracy
     times = [path.stat().st_mtime_ns for path in sorted(out.glob("checkpoints/lr-*/iter_0000003/manifest.json"))]
     succeed(command(*words, *grid, "--lr-grid-metric", "accuracy"))
     assert [
         path.stat().st_mtime_ns for path in sorted(out.glob("checkpoints/lr-*/iter_0000003/manifest.json"))
     ] == times
+    for row in found["runs"]:
+        assert json.loads((Path(row["output_dir"]) / "run_record.json").read_text())["earlier_seconds"] > 0
     again = json.loads((out / "lr_grid.json").read_text())
     assert again["best"]["value"] == max(row["value"] for row in again["runs"])
     wrong = run(command(*words, *grid, "--lr-grid-metric", "luck"))
