@@ -19,6 +19,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.adapters import LoraConfig, adapter_settings, add_adapters, freeze, hold_once, linears
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.resume import SaveConfig, SavedModel
+from megatron_retrieval.utils.late_files import seen_late
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("lora")
@@ -143,5 +144,7 @@ def _new_base(
         return None
     without = dataclasses.replace(lora, lora_rank=0, lora_alpha=LoraConfig.lora_alpha, lora_dropout=0.0)
     config = {**saved.config, **adapter_settings(model, without)}
-    folder = Path(save.save) / BASE / name
-    return BaseCheckpoint(save_checkpoint(folder, model, topology, kind=saved.kind, config=config, assets=saved.assets))
+    folder = save_checkpoint(
+        Path(save.save) / BASE / name, model, topology, kind=saved.kind, config=config, assets=saved.assets
+    )
+    return seen_late(lambda: BaseCheckpoint(folder))

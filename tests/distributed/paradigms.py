@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import test_realm_step as realm_setting
 import torch
 from torch import nn
 
+from megatron_retrieval.models.adapters import LoraConfig, adapt
 from megatron_retrieval.models.causal_lm import CausalLM
 from megatron_retrieval.models.causal_reader import CausalReader
 from megatron_retrieval.models.dual_encoder import DualEncoder
@@ -45,6 +47,16 @@ Paradigm = tuple[nn.Module, StepModule, Any]
 
 def _contrastive(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
     model = DualEncoder(tiny_dual_encoder_config(), topology, dtype, seed=3)
+    step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=4), topology, seed=3)
+    return model, step, contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
+
+
+def _adapters(topology: ProcessTopology) -> Paradigm:
+    """A row is as wide as a block of four-bit weights."""
+    config = tiny_dual_encoder_config()
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, hidden_size=64))
+    model = DualEncoder(config, topology, torch.bfloat16, seed=3)
+    adapt(model, LoraConfig(lora_rank=2, lora_base_dtype="nf4"), topology, seed=3)
     step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=4), topology, seed=3)
     return model, step, contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
 
@@ -118,6 +130,7 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
     return {
         "contrastive": (lambda topology: _contrastive(topology, torch.float32), fp32),
         "contrastive, bf16": (lambda topology: _contrastive(topology, torch.bfloat16), bf16),
+        "contrastive, QLoRA": (_adapters, bf16),
         "contrastive, fp16": (lambda topology: _contrastive(topology, torch.float16), fp16),
         "masked LM": (_masked_lm, fp32),
         "T5": (_span_corruption, fp32),
