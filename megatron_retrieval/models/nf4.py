@@ -58,6 +58,7 @@ class Nf4Matrix(nn.Module):
         self.scales = nn.Parameter(torch.zeros(sum(num_groups)), requires_grad=False)
         self.offsets = nn.Parameter(torch.zeros(len(parts)), requires_grad=False)
         self.to(weight.device)
+        self.read(torch.float32)  # tables are on the device before the first step
 
     @torch.no_grad()
     def fill(self, values: Tensor) -> None:

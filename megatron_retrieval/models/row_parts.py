@@ -61,5 +61,5 @@ def block_rows(matrix: Tensor, part: Tensor, num_parts: int) -> Tensor:
     """
     if num_parts == 1:
         return matrix
-    is_own = torch.nn.functional.one_hot(part, num_parts).to(matrix.dtype)
+    is_own = part[:, None] == torch.arange(num_parts, device=part.device)
     return (matrix[:, None] * is_own[..., None]).flatten(1)

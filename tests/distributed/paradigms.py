@@ -55,7 +55,7 @@ def _adapters(topology: ProcessTopology) -> Paradigm:
     """A row is as wide as a block of four-bit weights."""
     config = tiny_dual_encoder_config()
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, hidden_size=64))
-    model = DualEncoder(config, topology, torch.bfloat16, seed=3)
+    model = DualEncoder(config, topology, seed=3)
     adapt(model, LoraConfig(lora_rank=2, lora_base_dtype="nf4"), topology, seed=3)
     step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=4), topology, seed=3)
     return model, step, contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
@@ -130,7 +130,7 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
     return {
         "contrastive": (lambda topology: _contrastive(topology, torch.float32), fp32),
         "contrastive, bf16": (lambda topology: _contrastive(topology, torch.bfloat16), bf16),
-        "contrastive, QLoRA": (_adapters, bf16),
+        "contrastive, QLoRA": (_adapters, fp32),
         "contrastive, fp16": (lambda topology: _contrastive(topology, torch.float16), fp16),
         "masked LM": (_masked_lm, fp32),
         "T5": (_span_corruption, fp32),
