@@ -13,6 +13,7 @@ from end_to_end_setting import NUM_PASSAGES, SHAPE, WORDS, Setting, all_rows, wr
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_retrieval.checkpoint.kinds.extractive_reader import SPAN_READER
 from megatron_retrieval.data.examples.retrieved_extractive import RetrievedAnswers
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError
@@ -20,7 +21,9 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.span_reader import SpanReader
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.runs import END_TO_END, curve, train
 from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny_starts import write_starts
 from megatron_retrieval.training.steps.end_to_end_objectives import ObjectiveConfig
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
@@ -141,3 +144,19 @@ def _trained_passages(topology: ProcessTopology, folder: str) -> str:
 
 def test_early_loss_needs_vectors_that_stay(folder: Path) -> None:
     assert "--freeze-passage-encoder" in run_on_ranks(_trained_passages, 1, str(folder))[0]
+
+
+def test_a_span_reader_starts_from_a_bert_is_saved_and_answers(tmp_path: Path) -> None:
+    """As its user trains it: held-out questions are answered by the logits that it was trained by."""
+    starts = write_starts(tmp_path)
+    places = {"retriever": "retriever", "reader": "retriever", "evidence": "evidence", "train-data": "biencoder.json"}
+    words: list[object] = [word for flag, name in places.items() for word in (f"--{flag}", starts / name)]
+    words += ["--reader-kind", "span", "--objective", "orqa", "--early-loss", "--freeze-passage-encoder"]
+    words += ["--num-passages", 3, "--num-candidates", 8, "--global-batch-size", 4, "--train-iters", 2, "--lr", "1e-3"]
+    words += ["--valid-data", starts / "biencoder.json", "--max-valid-questions", 4, "--no-tensorboard"]
+    words += ["--output-dir", tmp_path / "run", "--save", tmp_path / "checkpoints", "--log-interval", 1]
+    train(END_TO_END, [str(word) for word in words])
+    saved = SPAN_READER.describe(tmp_path / "checkpoints" / "reader")
+    assert saved.passage_scores.passage_score_use == "logit"
+    assert curve(tmp_path / "run", "match@5")
+    assert "valid_exact_match" in (tmp_path / "run" / "metrics.jsonl").read_text()
