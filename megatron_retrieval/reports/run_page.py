@@ -12,12 +12,11 @@ from typing import Any
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.evaluation.paired_runs import compare_runs, differences
 from megatron_retrieval.reports import plots
-from megatron_retrieval.reports.highlight import answer_spans
-from megatron_retrieval.reports.html import html_table, marked, page_end, page_start
+from megatron_retrieval.reports.html import html_table, page_end, page_start
 from megatron_retrieval.reports.run_facts import cost_rows, machine_rows, settings_that_differ, started, text_of
 from megatron_retrieval.reports.run_files import Run
 from megatron_retrieval.reports.tables import percent
-from megatron_retrieval.reports.won_and_lost import Example, Outcome, won_and_lost
+from megatron_retrieval.reports.won_and_lost import example_articles, won_and_lost
 from megatron_retrieval.utils.files import atomic_file
 
 #: headings and the metrics that stand under them, in this order; what is left comes last
@@ -145,7 +144,7 @@ def _comparisons(runs: Sequence[Run], options: ReportOptions) -> Iterator[str]:
             yield "<p>They have no metric in common.</p>\n"
             continue
         yield _differences(rows, comparison["num_questions"], number, f"{run.name} beside {told[0].name}")
-        yield from _examples(*won_and_lost(told[0].folder, run.folder, options.num_examples))
+        yield from example_articles(*won_and_lost(told[0].folder, run.folder, options.num_examples))
 
 
 def _differences(rows: Sequence[tuple[str, dict[str, Any]]], num_questions: int, run: int, about: str) -> str:
@@ -160,30 +159,6 @@ def _differences(rows: Sequence[tuple[str, dict[str, Any]]], num_questions: int,
         "Paired differences with 95 % intervals", plots.differences_svg(bars, run, f"differences of {about}")
     )
     return f'<div class="broad">{figure}</div>\n{html_table(header, cells, caption=caption)}'
-
-
-def _examples(won: Sequence[Example], lost: Sequence[Example]) -> Iterator[str]:
-    for title, examples, side in (("won", won, "better"), ("lost", lost, "worse")):
-        if examples:
-            articles = "".join(_example(example, side) for example in examples)
-            yield f"<details><summary>Questions {title}: {len(examples)} examples</summary>\n{articles}</details>\n"
-
-
-def _example(example: Example, side: str) -> str:
-    answers = example.after.answers or example.before.answers
-    known = f"<p><small>answer: {' · '.join(map(escape, answers[:5]))}</small></p>" if answers else ""
-    change = f'{escape(example.before.says)} → <b class="{side}">{escape(example.after.says)}</b>'
-    found = "".join(
-        _passage(name, one, answers) for name, one in (("before", example.before), ("after", example.after))
-    )
-    return f"<article><h3>{escape(example.question)}</h3><p>{change}</p>{known}{found}</article>\n"
-
-
-def _passage(name: str, outcome: Outcome, answers: Sequence[str]) -> str:
-    if outcome.passage is None:
-        return ""
-    text = marked(outcome.passage.text, [answer_spans(outcome.passage.text, answers)], [("<mark>", "</mark>")])
-    return f"<p><small>first {name}: {escape(outcome.passage.title)}</small><br><q>{text}</q></p>"
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import islice
 from pathlib import Path
 
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, read_reader_questions
 from megatron_retrieval.evaluation.predictions import PREDICTIONS
 from megatron_retrieval.evaluation.retrieval_results import RANKS, RESULTS, read_ranks
+from megatron_retrieval.reports.highlight import answer_spans
+from megatron_retrieval.reports.html import marked
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import read_lines
 
@@ -60,6 +63,14 @@ def won_and_lost(baseline: Path, candidate: Path, num: int) -> tuple[list[Exampl
     return won, lost
 
 
+def example_articles(won: Sequence[Example], lost: Sequence[Example]) -> Iterator[str]:
+    """The questions as parts of a page, folded."""
+    for title, examples, side in (("won", won, "better"), ("lost", lost, "worse")):
+        if examples:
+            articles = "".join(_example(example, side) for example in examples)
+            yield f"<details><summary>Questions {title}: {len(examples)} examples</summary>\n{articles}</details>\n"
+
+
 def _ranks(run: Path) -> tuple[list[str], list[Outcome]]:
     """By answers where they are known, else by gold passages."""
     questions, ranks, _ = read_ranks(run / RANKS)
@@ -86,3 +97,20 @@ def _add_passages(run: Path, outcomes: Sequence[Outcome], wanted: Collection[int
         if number in wanted:
             outcome.answers = question.answers
             outcome.passage = question.passages[0] if question.passages else None
+
+
+def _example(example: Example, side: str) -> str:
+    answers = example.after.answers or example.before.answers
+    known = f"<p><small>answer: {' · '.join(map(escape, answers[:5]))}</small></p>" if answers else ""
+    change = f'{escape(example.before.says)} → <b class="{side}">{escape(example.after.says)}</b>'
+    found = "".join(
+        _passage(name, one, answers) for name, one in (("before", example.before), ("after", example.after))
+    )
+    return f"<article><h3>{escape(example.question)}</h3><p>{change}</p>{known}{found}</article>\n"
+
+
+def _passage(name: str, outcome: Outcome, answers: Sequence[str]) -> str:
+    if outcome.passage is None:
+        return ""
+    text = marked(outcome.passage.text, [answer_spans(outcome.passage.text, answers)], [("<mark>", "</mark>")])
+    return f"<p><small>first {name}: {escape(outcome.passage.title)}</small><br><q>{text}</q></p>"
