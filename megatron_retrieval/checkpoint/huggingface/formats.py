@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.checkpoint.huggingface.adapter_folders import PEFT, import_adapter
+from megatron_retrieval.checkpoint.huggingface.causal import RELEASES
 from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
@@ -45,6 +46,8 @@ def format_of(folder: Path) -> str | None:
     model_type = read_optional_settings(model / "config.json").get("model_type")
     if model_type is None:
         return None
+    if model_type in RELEASES:
+        return HF_CAUSAL_LM.name
     if (name := f"hf-{model_type}") not in FORMATS:
         raise CheckpointError(f"{model}: model_type is {model_type!r}; models of {', '.join(FORMATS)} can be imported.")
     return name
