@@ -2,7 +2,7 @@
 # SQuAD as a knowledge base of 34,627 passages: all-MiniLM-L6-v2 as it is published and the fusion reader of readers_real_data.sh
 # learn together, from questions and answers alone. Before; with the passage encoder frozen (RAG); with both encoders, and a new
 # index every 100 steps. Exact match, F1 and answer recall on every fifth dev question. Hours on two CPU cores; a stage whose output
-# is there is not repeated, an interrupted one continues. benchmarks/README.md records what came out.
+# is there is not repeated, an interrupted one continues. benchmarks/records holds what came out.
 #
 #   examples/end_to_end_real_data.sh OUTPUT
 #

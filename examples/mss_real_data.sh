@@ -3,7 +3,7 @@
 # squad: all-MiniLM-L6-v2 on the passages of SQuAD's train and dev paragraphs (dev-articles: of the dev paragraphs alone), asked every
 # fifth dev question. small: the small BERT of pretraining_real_data.sh after the Inverse Cloze Task on the passages of NQ-QED and
 # wiki_extra, asked NQ-QED dev. Hours on two CPU cores; a stage whose output is there is not repeated, an interrupted one continues.
-# benchmarks/README.md records what came out.
+# benchmarks/records holds what came out.
 #
 #   examples/mss_real_data.sh squad|dev-articles DATA MODEL OUTPUT [FLAG...]
 #   examples/mss_real_data.sh small DATA PRETRAINED OUTPUT [FLAG...]

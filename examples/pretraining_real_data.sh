@@ -3,7 +3,7 @@
 # Sachan et al. 2021 (arXiv 2101.00408) and the score scaling of its table 5. A BERT is pretrained from random weights on the
 # paragraphs of SQuAD train, NQ-QED train and wiki_extra, then a dual encoder by the Inverse Cloze Task; answer recall on
 # NQ-QED dev over 35,822 passages is measured zero-shot and after fine-tuning (DPR). About three hours on two CPU cores; a
-# stage whose output is there is not repeated, an interrupted one continues. benchmarks/README.md records what came out.
+# stage whose output is there is not repeated, an interrupted one continues. benchmarks/records holds what came out.
 #
 #   examples/pretraining_real_data.sh DATA OUTPUT
 #

@@ -2,7 +2,7 @@
 # Readers on real questions: SQuAD, with the passages that the retriever of retriever_real_data.sh finds among 34,627. An
 # extractive reader and a fusion reader, both from all-MiniLM-L6-v2, read the best 5 and the best 20; exact match and F1 on
 # every fifth dev question. Hours on two CPU cores, minutes on a GPU; a stage whose output is there is not repeated, an
-# interrupted one continues. benchmarks/README.md records what came out.
+# interrupted one continues. benchmarks/records holds what came out.
 #
 #   examples/readers_real_data.sh OUTPUT
 #

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A public encoder on two real question sets, zero-shot and fine-tuned: all-MiniLM-L6-v2 on NQ-QED and on SQuAD, answer
 # recall at 1 / 5 / 20 / 100, paired differences with 95 % intervals. Hours on two CPU cores, minutes on a GPU; a stage
-# whose output is there is not repeated. benchmarks/README.md records what came out.
+# whose output is there is not repeated. benchmarks/records holds what came out.
 #
 #   examples/retriever_real_data.sh DATA MODEL OUTPUT
 #
