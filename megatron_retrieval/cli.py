@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,14 @@ DRY_RUN = "--dry-run"
 
 def main(args: Sequence[str] | None = None) -> None:
     """Do what the first words name."""
+    try:
+        _do(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head` and its like have seen enough; the interpreter's last flush must find a place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _do(args: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     firsts = {verb.name.split()[0] for verb in VERBS if " " in verb.name}
     if not words or words[0] in HELP:

@@ -17,6 +17,7 @@ from megatron_retrieval.applications.answering import (
 )
 from megatron_retrieval.applications.search import SearchMethod
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.data.documents.place import Place
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.terminal import bold, found_lines, uses_color
@@ -72,6 +73,12 @@ def _asked() -> Iterator[str]:
             yield question
 
 
+def _place(passage_id: str) -> str:
+    """File and page of a document's passage; of other evidence its id."""
+    place = Place.of(passage_id)
+    return f"id {passage_id}" if place is None else str(place)
+
+
 def _lines(answered: Answered, topk: int, in_color: bool) -> str:
     if not answered.found:
         return "No passage was found.\n\n"
@@ -81,7 +88,7 @@ def _lines(answered: Answered, topk: int, in_color: bool) -> str:
             source = ""
         else:
             passage, _ = answered.found[answered.source]
-            source = f"  (from {passage.title or passage.id}, id {passage.id})"
+            source = f"  (from {passage.title or passage.id}, {_place(passage.id)})"
         lines = f"{bold(prediction.text or 'no answer in these passages', in_color)}{source}\n\n"
     answers = [prediction.text] if prediction is not None else []
     return lines + found_lines(answered.found[:topk], answered.question, answers, in_color=in_color)

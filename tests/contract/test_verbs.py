@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,9 @@ def test_recipes_are_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     assert parse_config(job.config, [*given, "dpr"]) == parse_config(job.config, [*given, str(copy)])
     with pytest.raises(SystemExit):
         main(["config", "dbr"])
+
+
+def test_a_pipe_that_is_closed_ends_nothing_badly() -> None:
+    words = f"{sys.executable} -m megatron_retrieval --help | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -74,6 +74,9 @@ class _Chunk:
 class EndToEndStep:
     """Losses are means over the questions of the global batch. Dropout depends on (seed, iteration, rank, chunk) only.
 
+    Attributes:
+        score_divisor: what scores are divided by before they weigh passages.
+
     Args:
         readings: over `model.reader`.
         search: over the index of the moment.
@@ -91,7 +94,7 @@ class EndToEndStep:
         self.model, self.search, self.config = model, search, config
         self._readings, self._topology, self._seed = readings, topology, seed
         self._objective = OBJECTIVES[config.objective]
-        self._divisor = config.scaling.score_divisor(model.retriever.dimension)
+        self.score_divisor = config.scaling.score_divisor(model.retriever.dimension)
         self._side = readings.side if isinstance(readings, MemoisedReadings) else readings
         if config.early_loss and not (search.frozen and isinstance(self._side, ExtractiveReadings)):
             raise ConfigError(
@@ -190,9 +193,9 @@ class EndToEndStep:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._objective.trains_retriever):
             queries = self.model.retriever.encode_queries(chunk.asked.retriever_queries.to(self._topology.device))
             if chunk.vectors is None:
-                return self.search.fresh_scores(queries, chunk.rows) / self._divisor, None
+                return self.search.fresh_scores(queries, chunk.rows) / self.score_divisor, None
             scores, early = (
-                None if vectors is None else torch.einsum("nd,nkd->nk", queries, vectors) / self._divisor
+                None if vectors is None else torch.einsum("nd,nkd->nk", queries, vectors) / self.score_divisor
                 for vectors in (chunk.vectors, chunk.early and chunk.early[1])
             )
             assert scores is not None

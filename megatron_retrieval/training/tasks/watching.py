@@ -193,7 +193,7 @@ class WatchTask:
             name = f"\0{number}"  # no text of a passage is this
             known[name] = sentence.question.ids
             found = self._evidence.passages([row for row in rows if row >= 0])
-            scores = seen.scores[number, : len(found)].tolist()
+            scores = (seen.scores[number, : len(found)] * self._step.score_divisor).tolist()  # a reader divides itself
             questions.append(ReaderQuestion(name, name, (), tuple(found), tuple(scores)))
         vocabulary: Any = KnownTexts(self._vocabulary, known)
         predictions = self._answerer(vocabulary).answer(questions) if questions else []
