@@ -117,8 +117,7 @@ def reproduce(config: ReproduceConfig) -> None:
     """
     rows = read_registry(config.registry)
     if not config.name:
-        header = ["row", "what", "paper", "ours", "scale of ours", "hours"]
-        sys.stdout.write(text_table(header, [_listed(name, row) for name, row in rows.items()]) + "\n")
+        sys.stdout.write("\n".join(line for name, row in rows.items() for line in _listed(name, row)) + "\n")
         return
     if config.name not in rows:
         raise ConfigError(f"{config.name!r} is no row of {config.registry}; without a name all are listed.")
@@ -181,11 +180,15 @@ def _run(ours: Measured, config: ReproduceConfig, output: Path) -> float:
     return time.monotonic() - started
 
 
-def _listed(name: str, row: Row) -> list[str]:
-    paper = _scores(row.paper.scores) if row.paper else ""
-    ours = _scores({key: value for key, (value, _, _) in row.ours.expected.items()}) if row.ours else "not measured"
-    source = f"{row.about} ({row.paper.source})" if row.paper else row.about
-    return [name, source, paper, ours, row.ours.at if row.ours else "", f"{row.ours.hours:g}" if row.ours else ""]
+def _listed(name: str, row: Row) -> Iterator[str]:
+    yield f"{name}: {row.about}"
+    if row.paper:
+        yield f"  paper  {_scores(row.paper.scores)}  ({row.paper.source}; {row.paper.at})"
+    if row.ours:
+        figures = _scores({key: value for key, (value, _, _) in row.ours.expected.items()})
+        yield f"  ours   {figures}  ({row.ours.at}; {row.ours.hours:g} hours)"
+    elif row.full:
+        yield f"  not measured here; {row.full}"
 
 
 def _scores(scores: Mapping[str, float]) -> str:
