@@ -11,6 +11,8 @@ from megatron_retrieval.testing.tiny_sentencepiece import SENTENCES
 from megatron_retrieval.utils.files import write_json
 
 END, PAD = "<|end|>", "<|pad|>"
+#: in the order of their ids
+ROBERTA_SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 
 
 def write_byte_bpe(
@@ -24,18 +26,36 @@ def write_byte_bpe(
     Returns:
         The path of the first.
     """
+    tokenizer = _trained(texts, num_tokens, [END, PAD])
+    if ends_texts:
+        tokenizer.post_processor = processors.TemplateProcessing(f"$A {END}", f"$A $B {END}", [(END, 0)])
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD}
+    return _write(folder, tokenizer, names)
+
+
+def write_roberta_bpe(folder: Path, texts: Iterable[str] = SENTENCES, *, num_tokens: int = 300) -> Path:
+    """As `write_byte_bpe`, with RoBERTa's special tokens: <s> text </s>, and <s> text </s> </s> text </s>."""
+    tokenizer = _trained(texts, num_tokens, list(ROBERTA_SPECIAL.values()))
+    begin, end = (ROBERTA_SPECIAL[name] for name in ("bos", "eos"))
+    tokenizer.post_processor = processors.RobertaProcessing((end, 2), (begin, 0), add_prefix_space=False)
+    names = {f"{name}_token": token for name, token in ROBERTA_SPECIAL.items()}
+    return _write(folder, tokenizer, {"tokenizer_class": "RobertaTokenizer", **names})
+
+
+def _trained(texts: Iterable[str], num_tokens: int, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=num_tokens, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
+        vocab_size=num_tokens, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if ends_texts:
-        tokenizer.post_processor = processors.TemplateProcessing(f"$A {END}", f"$A $B {END}", [(END, 0)])
+    return tokenizer
+
+
+def _write(folder: Path, tokenizer: Tokenizer, names: dict[str, str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD}
     write_json(folder / "tokenizer_config.json", names)
     return folder / "tokenizer.json"

@@ -44,6 +44,14 @@ def tiny_distilbert() -> transformers.DistilBertModel:
     return _random_model(lambda: transformers.DistilBertModel(transformers.DistilBertConfig(**shape)), seed=10)
 
 
+def tiny_roberta() -> transformers.RobertaModel:
+    """A RoBERTa of that shape, with more words."""
+    settings = {"vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 42, "layer_norm_eps": 1e-5}
+    return _random_model(
+        lambda: transformers.RobertaModel(transformers.RobertaConfig(**{**SHAPE, **settings})), seed=12
+    )
+
+
 def tiny_masked_lm() -> transformers.BertForMaskedLM:
     """The same shape with the head of a masked language model, and so many word embeddings that two ranks share them
     (some without a token, as public models have them)."""

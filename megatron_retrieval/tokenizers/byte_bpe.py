@@ -1,5 +1,5 @@
-"""Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2): text to token ids and back, the same ids as Hugging Face's tokenizer
-with the same `tokenizer.json`, but that special tokens in a text are text."""
+"""Byte-level BPE (GPT-2, RoBERTa, Llama 3, Qwen, SmolLM2): text to token ids and back, the same ids as Hugging Face's
+tokenizer with the same `tokenizer.json`, but that special tokens in a text are text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_retrieval.utils.files import open_binary, read_json
 SETTINGS_NAME = "tokenizer_config.json"
 #: what byte-level BPE writes in the place of spaces, line ends and tabs
 SPACES = ("\u0120", "\u010a", "\u010d", "\u0109")
-_HINT = "Give the tokenizer.json of a GPT-2, Llama 3, Qwen or SmolLM2; tokenizer_config.json may stand beside it."
+_HINT = "Give the tokenizer.json of a GPT-2, RoBERTa, Llama 3 or Qwen; tokenizer_config.json may stand beside it."
 
 
 class ByteBpeTokenizer:
@@ -55,7 +55,7 @@ class ByteBpeTokenizer:
         self._settings_content = settings_path.read_bytes() if settings_path.is_file() else None
         description = _read_description(self.path, self._content)
         settings = read_json(settings_path) if settings_path.is_file() else {}
-        before, behind = _template(self.path, description.get("post_processor"))
+        before, behind, num_between = _template(self.path, description.get("post_processor"))
         names = {name: _content_of(settings.get(f"{name}_token")) for name in ("eos", "pad", "mask")}
         end = behind or names["eos"]
         if end is None:
@@ -70,6 +70,7 @@ class ByteBpeTokenizer:
             end=self._id(end),
             pad=self._id(names["pad"] or end),
             mask=None if names["mask"] is None else self._id(names["mask"]),
+            num_between=num_between,
         )
         self.ends_texts = behind is not None
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -154,22 +155,27 @@ def _open(path: Path, description: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _template(path: Path, processor: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
-    """The tokens that Hugging Face's tokenizer writes before and behind every text; None: none."""
+def _template(path: Path, processor: Mapping[str, Any] | None) -> tuple[str | None, str | None, int]:
+    """The tokens that Hugging Face's tokenizer writes before and behind every text (None: none), and how many end
+    tokens between two."""
     before: list[str] = []
     behind: list[str] = []
+    num_between = 1
     for part in _parts(processor, "processors"):
         if part["type"] in ("RobertaProcessing", "BertProcessing"):
             before, behind = [part["cls"][0]], [part["sep"][0]]
+            num_between = 2 if part["type"] == "RobertaProcessing" else 1
         elif part["type"] == "TemplateProcessing":
-            kinds = ["Sequence" in piece for piece in part["single"]]
             names = [piece.get("SpecialToken", {}).get("id") for piece in part["single"]]
-            before, behind = names[: kinds.index(True)], names[kinds.index(True) + 1 :]
+            before, behind = names[: names.index(None)], names[names.index(None) + 1 :]
+            # all end tokens of a pair but for the last
+            pair = [piece.get("SpecialToken", {}).get("id") for piece in part["pair"]]
+            num_between = max(sum(pair.count(end) for end in behind) - 1, 1)
     if len(before) > 1 or len(behind) > 1:
         raise DataError(
             path, f"frames a text with {[*before, *behind]}; one token on each side can be used", hint=_HINT
         )
-    return before[0] if before else None, behind[0] if behind else None
+    return before[0] if before else None, behind[0] if behind else None, num_between
 
 
 def _parts(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ class SpecialIds:
     Attributes:
         begin: what a sequence begins with; None: nothing.
         end: what a sequence ends with, and what stands between two texts in one sequence.
+        num_between: how many of them stand there (RoBERTa: two).
         pad: fills the rows of a batch behind their ends.
         mask: hides a token that a masked language model is to predict; None: the vocabulary has no such token.
         unknown: stands for characters that the vocabulary cannot write; None: it writes all.
@@ -28,6 +29,7 @@ class SpecialIds:
     pad: int
     mask: int | None = None
     unknown: int | None = None
+    num_between: int = 1
 
     @property
     def frame(self) -> list[int]:

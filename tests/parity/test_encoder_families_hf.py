@@ -22,6 +22,7 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.retriever import encode_questions
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe
 from megatron_retrieval.testing.tiny_hf import (
     VOCABULARY,
     attention_mask,
@@ -29,10 +30,15 @@ from megatron_retrieval.testing.tiny_hf import (
     save_with_vocabulary,
     tiny_distilbert,
     tiny_mpnet,
+    tiny_roberta,
 )
 
 MPNET_VOCABULARY = ["<s>", "<pad>", "</s>", "[UNK]", "[CLS]", *VOCABULARY[5:-1], "<mask>"]
-TINY = {"mpnet": (tiny_mpnet, MPNET_VOCABULARY), "distilbert": (tiny_distilbert, VOCABULARY)}
+TINY = {"mpnet": tiny_mpnet, "distilbert": tiny_distilbert, "roberta": tiny_roberta}
+WORDPIECE = {
+    "mpnet": (MPNET_VOCABULARY, transformers.MPNetTokenizer),
+    "distilbert": (VOCABULARY, transformers.BertTokenizer),
+}
 ONES = torch.linspace(-1, 1, 32)
 State = dict[str, Tensor]
 every_family = pytest.mark.parametrize("name", TINY)
@@ -56,7 +62,7 @@ def _run(topology: ProcessTopology, name: str, settings: dict[str, object], full
 @every_family
 @pytest.mark.parametrize("tp_size", [1, 2])
 def test_states_and_gradients(name: str, tp_size: int) -> None:
-    model, batch = TINY[name][0](), random_batch(num_tokens=20)
+    model, batch = TINY[name](), random_batch(num_tokens=20)
     mask, settings = attention_mask(batch), model.config.to_dict()
     shape = ENCODER_FAMILIES[name].from_huggingface(settings, Path("tiny"))
     state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
@@ -78,10 +84,7 @@ def test_states_and_gradients(name: str, tp_size: int) -> None:
 
 @every_family
 def test_it_goes_through_sentence_transformers(tmp_path: Path, name: str) -> None:
-    build, vocabulary = TINY[name]
-    save_with_vocabulary(build(), tmp_path / "hf", vocabulary)
-    tokenizer = {"mpnet": transformers.MPNetTokenizer, "distilbert": transformers.BertTokenizer}[name]
-    tokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "hf")
+    _save(name, tmp_path / "hf")
     parts = [models.Transformer(str(tmp_path / "hf"), max_seq_length=20), models.Pooling(32, "mean")]
     SentenceTransformer(modules=parts, device="cpu", similarity_fn_name="dot").save(str(tmp_path / "st"))
     texts = ["w1 w2 W3, w9", "w4 " * 30, ""]
@@ -92,6 +95,18 @@ def test_it_goes_through_sentence_transformers(tmp_path: Path, name: str) -> Non
     assert torch.equal(again, expected)
     with pytest.raises(CheckpointError, match=f"model_type is '{name}'; only 'bert'"):
         FORMATS["hf-bert"].read([tmp_path / "hf"])
+
+
+def _save(name: str, folder: Path) -> None:
+    """Model and tokenizer, as transformers saves them."""
+    if name in WORDPIECE:
+        vocabulary, tokenizer = WORDPIECE[name]
+        save_with_vocabulary(TINY[name](), folder, vocabulary)
+    else:
+        TINY[name]().save_pretrained(folder)
+        write_roberta_bpe(folder)
+        tokenizer = transformers.RobertaTokenizer
+    tokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def _encode(folder: Path, texts: list[str]) -> Tensor:

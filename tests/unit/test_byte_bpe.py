@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import transformers
+from tokenizers import Tokenizer, processors
 
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_passages, lay_out_questions
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.testing.tiny_byte_bpe import END, write_byte_bpe
+from megatron_retrieval.testing.tiny_byte_bpe import END, write_byte_bpe, write_roberta_bpe
 from megatron_retrieval.testing.tiny_sentencepiece import SENTENCES
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 
 TEXTS = (*SENTENCES, "", " two  spaces \n\tand a line", "naïve Łódź 北京 🙂🙃", "it's 1889's", "x" * 30)
 
@@ -87,6 +90,36 @@ def test_a_frame_is_found(tmp_path: Path) -> None:
     vocabulary = ByteBpeTokenizer(write_byte_bpe(tmp_path, ends_texts=True))
     assert vocabulary.ends_texts
     assert vocabulary.special.frame == [0]
+
+
+@pytest.mark.parametrize("is_template", [False, True])
+def test_two_texts_are_framed_as_roberta_does(tmp_path: Path, is_template: bool) -> None:
+    path = write_roberta_bpe(tmp_path)
+    if is_template:
+        template = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 0), ("</s>", 2)])
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.post_processor = template
+        tokenizer.save(str(path))
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+    vocabulary = ByteBpeTokenizer(path)
+    assert vocabulary.special == SpecialIds(begin=0, end=2, pad=1, mask=4, num_between=2)
+    titles, texts = ["Paris", "", "the tower"], ["the capital of France", "a river", "stands in Paris " * 9]
+    columns = tokenize(vocabulary, titles), tokenize(vocabulary, texts)
+    for length in (64, 5):
+        passages = lay_out_passages(*columns, vocabulary, TextFormatConfig(retriever_seq_length=length))
+        for row, pair in enumerate(zip(titles, texts, strict=True)):
+            whole = reference(*pair)["input_ids"]
+            expected = whole if len(whole) <= length else [*whole[: length - 1], 2]
+            assert passages.ids[row, : passages.lengths[row]].tolist() == expected
+    layout = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=30)
+    read = layout.lay_out(columns[1], *columns, vocabulary.special)
+    for row, (title, text) in enumerate(zip(titles, texts, strict=True)):
+        own = vocabulary.encode([text, title])
+        start = 1 + min(len(own[0]), 8) + 2 + len(own[1]) + 2
+        room = layout.room_for_text(len(own[0]), len(own[1]), vocabulary.special)
+        assert int(read.text_starts[row]) == start
+        assert read.tokens.ids[row, start : read.tokens.lengths[row] - 1].tolist() == own[0][:room]
+        assert read.tokens.ids[row, start - 2 : start].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(

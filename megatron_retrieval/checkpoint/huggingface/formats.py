@@ -17,7 +17,13 @@ from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Forma
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
-from megatron_retrieval.checkpoint.huggingface.towers import HF_BERT, HF_DISTILBERT, HF_MPNET, TOWER_FOLDERS
+from megatron_retrieval.checkpoint.huggingface.towers import (
+    HF_BERT,
+    HF_DISTILBERT,
+    HF_MPNET,
+    HF_ROBERTA,
+    TOWER_FOLDERS,
+)
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
 from megatron_retrieval.checkpoint.store.reader import TensorReader
@@ -28,7 +34,7 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-_ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
+_ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
 for _format in (*_ENCODERS, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
 

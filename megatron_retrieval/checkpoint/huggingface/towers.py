@@ -28,6 +28,7 @@ from megatron_retrieval.checkpoint.kinds.encoder_families import (
     DISTILBERT,
     ENCODER_FAMILIES,
     MPNET,
+    ROBERTA,
     EncoderFamily,
 )
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
@@ -200,3 +201,4 @@ HF_BERT = body_format(
 )
 HF_MPNET = body_format("hf-mpnet", "MPNetModel; a dual encoder", MPNET, (DUAL_ENCODER.name,))
 HF_DISTILBERT = body_format("hf-distilbert", "DistilBertModel; a dual encoder", DISTILBERT, (DUAL_ENCODER.name,))
+HF_ROBERTA = body_format("hf-roberta", "RobertaModel; a dual encoder", ROBERTA, (DUAL_ENCODER.name,))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface import bert, causal, distilbert, mpnet
+from megatron_retrieval.checkpoint.huggingface import bert, causal, distilbert, mpnet, roberta
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
 from megatron_retrieval.checkpoint.kinds.family_registry import Families
 from megatron_retrieval.models.bert import BertConfig
@@ -17,6 +17,7 @@ from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.distilbert import DistilBertConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.mpnet import MpnetConfig
+from megatron_retrieval.models.roberta import RobertaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,19 @@ DISTILBERT = ENCODER_FAMILIES.add(
         to_huggingface=distilbert.distilbert_config_to_hf,
         table=distilbert.distilbert_table,
         current_names=distilbert.encoder_names,
+    )
+)
+ROBERTA = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="roberta",
+        about="RoBERTa: BERT's layers, byte-level BPE, no segments",
+        shape=RobertaConfig,
+        vocabulary="byte-level BPE",
+        model_type="roberta",
+        from_huggingface=roberta.roberta_config_from_hf,
+        to_huggingface=roberta.roberta_config_to_hf,
+        table=roberta.roberta_table,
+        current_names=roberta.encoder_names,
     )
 )
 CAUSAL = ENCODER_FAMILIES.add(

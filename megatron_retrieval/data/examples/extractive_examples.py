@@ -87,7 +87,8 @@ class ExampleCollector:
         negatives = []
         for number in dict.fromkeys(numbers):
             text = self.passages.texts[number]
-            room = self._layout.room_for_text(len(question), self.passages.titles.length(number))
+            title_length = self.passages.titles.length(number)
+            room = self._layout.room_for_text(len(question), title_length, self._tokenizer.special)
             spans = [span for span in self._finder.spans(text, short) if span[1] < room]
             if spans:
                 positives.append((number, spans))

@@ -153,6 +153,7 @@ def _layout(corpus: SentenceCorpus, config: IctDataConfig, text_format: TextForm
         seq_length=text_format.retriever_seq_length,
         passage_format=text_format.passage_format,
         prefix=tuple(prefix_ids(text_format.passage_prefix, corpus.vocabulary)),
+        num_between=corpus.special.num_between,
     )
 
 

@@ -110,7 +110,8 @@ class RetrievedAnswers:
         for number, (own_answers, own) in enumerate(zip(answers, rows, strict=True)):
             needles = self._needles(own_answers)
             for place, passage in enumerate(np.searchsorted(distinct, own[own >= 0]).tolist()):
-                room = self._layout.room_for_text(len(questions[number]), len(titles[passage]))
+                lengths = len(questions[number]), len(titles[passage])
+                room = self._layout.room_for_text(*lengths, self._tokenizer.special)
                 yield number * rows.shape[1] + place, self._spans(texts, passage, needles, room)
 
     def _needles(self, answers: Ragged) -> list[bytes]:

@@ -122,11 +122,13 @@ class BlockLayout(BlockRoom):
 
     passage_format: PassageFormat
     prefix: tuple[int, ...] = ()
+    num_between: int = 1
 
     @property
     def num_special(self) -> int:
         """Special tokens of a sequence, and those of the prefix."""
-        return (3 if self.passage_format == "title-sep-text" else 2) + len(self.prefix)
+        between = self.num_between if self.passage_format == "title-sep-text" else 0
+        return 2 + between + len(self.prefix)
 
     def tokens(self, corpus: SentenceCorpus, documents: Rows, texts: Ragged) -> TokenBatch:
         """The sequences of `texts`, which come from `documents`; long ones are cut."""

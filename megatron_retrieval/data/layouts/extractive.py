@@ -47,6 +47,7 @@ class ExtractiveFormatConfig(PassageSegmentConfig, QuestionRoomConfig):
         passages = format_question_and_passage(questions, titles, texts, special, self.reader_seq_length)
         return passages if self.passage_segment else dataclasses.replace(passages, passage_starts=None)
 
-    def room_for_text(self, question_length: int, title_length: int) -> int:
+    def room_for_text(self, question_length: int, title_length: int, special: SpecialIds) -> int:
         """Tokens of a text that are kept."""
-        return self.reader_seq_length - 4 - min(question_length, self.question_seq_length) - title_length
+        frame = len(special.frame) + 2 * special.num_between
+        return self.reader_seq_length - frame - min(question_length, self.question_seq_length) - title_length

@@ -27,5 +27,6 @@ class MaskedFormatConfig(QuestionRoomConfig):
         bool says that there is no passage."""
         cut = questions.take(np.arange(len(questions)), self.question_seq_length)
         pairs = format_question_and_text(cut, texts, special, self.reader_seq_length)
-        lengths = pairs.tokens.lengths - torch.from_numpy(is_null).long()  # but for the [SEP] of an empty text
+        # but for what an empty text adds
+        lengths = pairs.tokens.lengths - special.num_between * torch.from_numpy(is_null).long()
         return dataclasses.replace(pairs, tokens=TokenBatch(pairs.tokens.ids, lengths))

@@ -146,8 +146,8 @@ def format_question_and_passage(
 ) -> ExtractivePassages:
     """[CLS] question [SEP] title [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
     tokens = _frame([questions, titles, texts], special, seq_length, separated=True)
-    passage_starts = np.minimum(len(special.frame) + questions.lengths, seq_length)
-    text_starts = np.minimum(passage_starts + titles.lengths + 1, seq_length)
+    passage_starts = np.minimum(_start_of_second(questions, special), seq_length)
+    text_starts = np.minimum(passage_starts + titles.lengths + special.num_between, seq_length)
     return ExtractivePassages(tokens, torch.from_numpy(passage_starts), torch.from_numpy(text_starts))
 
 
@@ -156,7 +156,7 @@ def format_question_and_text(
 ) -> ExtractivePassages:
     """[CLS] question [SEP] text [SEP], at most `seq_length` tokens; cutting takes from the end."""
     tokens = _frame([questions, texts], special, seq_length, separated=True)
-    starts = torch.from_numpy(np.minimum(len(special.frame) + questions.lengths, seq_length))
+    starts = torch.from_numpy(np.minimum(_start_of_second(questions, special), seq_length))
     return ExtractivePassages(tokens, starts, starts)
 
 
@@ -193,12 +193,17 @@ def with_fillers(batch: TokenBatch, num_rows: int, special: SpecialIds) -> Token
     return TokenBatch(ids, torch.cat([batch.lengths, batch.lengths.new_full((num_rows - given,), length)]))
 
 
+def _start_of_second(first: Ragged, special: SpecialIds) -> Rows:
+    """[n], the column where the text behind `first` begins."""
+    return len(special.frame) - 1 + first.lengths + special.num_between
+
+
 def _frame(
     segments: Sequence[Ragged], special: SpecialIds, seq_length: int, *, separated: bool, prefix: Sequence[int] = ()
 ) -> TokenBatch:
     """[CLS] prefix segments [SEP], with a further [SEP] between segments where `separated`; no [CLS] where the
     vocabulary has nothing to begin with."""
-    gap = int(separated)
+    gap = special.num_between if separated else 0
     last = seq_length - 1  # the latest column of the final [SEP]
     first = len(special.frame) - 1
     starts = [np.full(len(segments[0]), first + len(prefix))]
@@ -215,8 +220,9 @@ def _frame(
     rows = np.arange(len(final))
     if separated:
         for start in starts[1:-1]:
-            inside = start - 1 < final
-            ids[rows[inside], start[inside] - 1] = special.end
+            for column in (start - place for place in range(1, gap + 1)):
+                inside = column < final
+                ids[rows[inside], column[inside]] = special.end
     ids[rows, final] = special.end
     return TokenBatch(torch.from_numpy(ids), torch.from_numpy(final + 1))
 
