@@ -87,7 +87,8 @@ class ExtractiveAnswerer:
         self._model, self._tokenizer, self._layout, self._config = model, tokenizer, layout, config
         self._scores = passage_scores or PassageScoreConfig()
         self._device, self._micro_batch_size = device, micro_batch_size
-        self._continues_word = torch.from_numpy(tokenizer.continues_word()).to(device)
+        tables = tokenizer.continues_word(), tokenizer.closes_word()
+        self._continues_word, self._closes_word = (torch.from_numpy(table).to(device) for table in tables)
 
     @torch.no_grad()
     def answer(self, questions: Sequence[ReaderQuestion]) -> list[Prediction]:
@@ -123,7 +124,8 @@ class ExtractiveAnswerer:
 
     def _best_of(self, passages: ExtractivePassages) -> BestSpans:
         logits: SpanLogits | PairLogits = self._model(passages)
-        continues = self._continues_word[passages.tokens.ids.clamp(max=len(self._continues_word) - 1)]
+        ids = passages.tokens.ids.clamp(max=len(self._continues_word) - 1)
+        continues = self._continues_word[ids] & ~F.pad(self._closes_word[ids[:, :-1]], (1, 0))
         best = best_spans(logits, passages.is_text, continues, self._config.max_answer_length)
         if self._scores.passage_score_use != "logit":
             return best
@@ -166,7 +168,7 @@ class ExtractiveAnswerer:
         row, text = first_row + place, question.passages[place].text
         start, offsets = int(passages.text_starts[row]), self._tokenizer.offsets(text)
         first, last = int(best.first[row]) - start, int(best.last[row]) - start
-        return text[offsets[first][0] : offsets[last][1]]
+        return text[offsets[first][0] : offsets[last][1]].strip()
 
 
 def best_spans(logits: SpanLogits | PairLogits, is_text: Tensor, continues: Tensor, max_length: int) -> BestSpans:

@@ -41,7 +41,7 @@ class AnswerForms:
     def __init__(self, tokenizer: Vocabulary) -> None:
         self._tokenizer = tokenizer
         dtype = np.dtype(token_dtype(tokenizer.vocab_size))
-        self._finder = AnswerFinder(tokenizer.continues_word(), dtype)
+        self._finder = AnswerFinder(tokenizer, dtype)
 
     def text(self, ids: Sequence[int], passages: Sequence[Passage], titles: Ragged, texts: Ragged, first: int) -> str:
         """The characters of the answer in the first passage (its text, else its title) that contains its tokens as
@@ -53,10 +53,10 @@ class AnswerForms:
             titles: token ids; the passages' own begin at row `first`. `texts` likewise.
         """
         if answer := self._tokenizer.until_end(ids):
-            needle = self._finder.needle(answer)
+            needles = self._finder.needles(answer)
             for row, passage in enumerate(passages, first):
                 for tokens, text in ((texts[row], passage.text), (titles[row], passage.title)):
-                    if spans := self._finder.spans(tokens.tobytes(), [needle]):
+                    if spans := self._finder.spans(tokens.tobytes(), needles):
                         return self._characters(text, *spans[0])
         return tidy(self._tokenizer.decode([ids])[0])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.utils.files import open_binary, read_json
 
 SETTINGS_NAME = "tokenizer_config.json"
-#: what byte-level BPE writes in the place of spaces, line ends and tabs
-SPACES = ("\u0120", "\u010a", "\u010d", "\u0109")
 _HINT = "Give the tokenizer.json of a GPT-2, RoBERTa, Llama 3 or Qwen; tokenizer_config.json may stand beside it."
 
 
@@ -93,10 +92,14 @@ class ByteBpeTokenizer:
         return {}
 
     def continues_word(self) -> NDArray[np.bool_]:
-        """[vocab_size] which tokens continue the word of the token before them (those without white space in front)."""
-        continues = np.zeros(self.vocab_size, np.bool_)
-        continues[[number for token, number in self._tokens.items() if not token.startswith(SPACES)]] = True
-        return continues & ~self._is_special
+        """[vocab_size] which tokens continue the word of the token before them (those that begin with a letter or
+        digit, without white space in front)."""
+        return self._where(lambda text: _is_of_word(text[0])) & ~self._is_special
+
+    def closes_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] behind which tokens a word begins anew: special ones, and those that end with neither letter nor
+        digit."""
+        return self._where(lambda text: not _is_of_word(text[-1])) | self._is_special
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text at the beginning of a sequence, without special tokens."""
@@ -120,6 +123,11 @@ class ByteBpeTokenizer:
         offsets: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return offsets
 
+    def _where(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
+        """[vocab_size], which tokens stand for a text of which this holds."""
+        texts = self._tokenizer.decode_batch([[number] for number in range(self.vocab_size)], skip_special_tokens=False)
+        return np.array([bool(text) and holds(text) for text in texts])
+
     def _id(self, token: str) -> int:
         number: int | None = self._tokenizer.token_to_id(token)
         if number is None:
@@ -128,6 +136,11 @@ class ByteBpeTokenizer:
 
     def _added(self) -> Iterator[tuple[int, Any]]:
         yield from self._tokenizer.get_added_tokens_decoder().items()
+
+
+def _is_of_word(character: str) -> bool:
+    """Letters, digits and marks; not what stands for part of a character, which is punctuation more often than not."""
+    return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
 def _read_description(path: Path, content: bytes) -> dict[str, Any]:

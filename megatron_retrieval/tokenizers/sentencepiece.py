@@ -67,6 +67,10 @@ class SentencePieceTokenizer:
         is_piece[[SPECIAL_IDS["pad"], SPECIAL_IDS["eos"]]] = False
         return is_piece
 
+    def closes_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] see `Vocabulary`: none."""
+        return np.zeros(self.vocab_size, np.bool_)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text, without special tokens."""
         ids: list[list[int]] = self._model.encode(list(texts))

@@ -88,6 +88,11 @@ class Vocabulary(Protocol):
         """[vocab_size] which tokens continue the word of the token before them."""
         ...
 
+    def closes_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] behind which tokens none continues a word, whatever `continues_word` says of it (punctuation,
+        where the vocabulary marks the spaces before words)."""
+        ...
+
     def assets(self) -> dict[str, bytes]:
         """Contents of the files that it can be opened from again, by name; checkpoints and token folders keep them."""
         ...

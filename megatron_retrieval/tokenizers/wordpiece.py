@@ -78,6 +78,10 @@ class WordPieceTokenizer:
         is_piece[[number for token, number in self._vocabulary.items() if token.startswith(CONTINUATION)]] = True
         return is_piece
 
+    def closes_word(self) -> NDArray[np.bool_]:
+        """[vocab_size] see `Vocabulary`: none."""
+        return np.zeros(self.vocab_size, np.bool_)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text, without special tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -17,6 +17,8 @@ from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.extractive_answers import ExtractiveAnswerConfig, ExtractiveAnswerer, best_spans
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 from megatron_retrieval.types.questions import Passage
@@ -99,6 +101,21 @@ def answerer(
 def asked(*texts: str) -> ReaderQuestion:
     passages = tuple(Passage(str(n), "the paris", text) for n, text in enumerate(texts))
     return ReaderQuestion("1", "who who who who who", ("x",), passages, (0.0,) * len(texts))
+
+
+def test_words_begin_behind_punctuation_where_spaces_are_marked(tmp_path: Path) -> None:
+    vocabulary = ByteBpeTokenizer(write_roberta_bpe(tmp_path))
+    (paris,) = vocabulary.encode(["Paris"])
+    reader = ExtractiveAnswerer(
+        _Oracle(dict.fromkeys((*paris, *vocabulary.encode([" Paris"])[0]), 5), {}),  # type: ignore[arg-type]
+        vocabulary,
+        ExtractiveFormatConfig(question_seq_length=4, reader_seq_length=50),
+        ExtractiveAnswerConfig(max_answer_length=len(paris)),
+        device=torch.device("cpu"),
+    )
+    texts = ("Paris, of", "of the “Paris” of", "of (Paris) of", "of the Paris.")
+    found = reader.answer([asked(text) for text in texts])
+    assert [prediction.text for prediction in found] == ["Paris"] * 4
 
 
 def test_answers_are_cut_from_the_original_text(tokenizer: WordPieceTokenizer) -> None:

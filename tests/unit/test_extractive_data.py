@@ -18,6 +18,8 @@ from megatron_retrieval.data.examples.passage_tokens import PassageTokens
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.extractive import ExtractiveBatch
 from megatron_retrieval.types.questions import Passage
@@ -56,18 +58,30 @@ def rows(batch: ExtractiveBatch, tokenizer: WordPieceTokenizer) -> list[str]:
 
 
 def test_occurrences_are_whole_words(tokenizer: WordPieceTokenizer) -> None:
-    finder = AnswerFinder(tokenizer.continues_word(), np.dtype(np.uint16))
+    finder = AnswerFinder(tokenizer, np.dtype(np.uint16))
     text, *answers = tokenizer.encode(["a b as a. A B ab", "a", "a b", "as"])
-    needles = [finder.needle(answer) for answer in answers]
-    haystack = finder.needle(text)
+    needles = [needle for answer in answers for needle in finder.needles(answer)]
+    (haystack,) = finder.needles(text)
     # a b a ##s a . a b [UNK]
     assert finder.spans(haystack, needles[:1]) == [(0, 0), (4, 4), (6, 6)]
     assert finder.spans(haystack, needles[1:]) == [(0, 1), (2, 3), (6, 7)]
     assert finder.spans(haystack, [needles[0], needles[0]]) == [(0, 0), (4, 4), (6, 6)]
 
 
-def test_bytes_that_lie_across_two_ids_are_no_occurrence() -> None:
-    finder = AnswerFinder(np.zeros(1 << 16, np.bool_), np.dtype("<u2"))
+def test_occurrences_where_ids_depend_on_what_stands_before(tmp_path: Path) -> None:
+    vocabulary = ByteBpeTokenizer(write_roberta_bpe(tmp_path))
+    text = "Paris, not Parisian (Paris) of “Paris” nor 1Paris Paris"
+    finder = AnswerFinder(vocabulary, np.dtype(np.uint16))
+    ids, answer = vocabulary.encode([text, "Paris"])
+    offsets = vocabulary.offsets(text)
+    spans = finder.spans(np.asarray(ids, np.uint16).tobytes(), finder.needles(answer))
+    places = [text[: offsets[last][1]].rindex("Paris") for _, last in spans]
+    assert [text[offsets[first][0] : offsets[last][1]].strip() for first, last in spans] == ["Paris"] * 4
+    assert places == [0, text.index("(Paris)") + 1, text.index("“Paris”") + 1, len(text) - 5]
+
+
+def test_bytes_that_lie_across_two_ids_are_no_occurrence(tokenizer: WordPieceTokenizer) -> None:
+    finder = AnswerFinder(tokenizer, np.dtype("<u2"))
     text = np.array([0x0100, 0x0002], "<u2").tobytes()  # 00 01 02 00
     assert finder.spans(text, [np.array([0x0201], "<u2").tobytes()]) == []
 

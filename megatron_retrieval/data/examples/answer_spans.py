@@ -6,24 +6,31 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 
 class AnswerFinder:
     """Finds whole words only: an occurrence ends where a word ends, and begins where one begins as answers do.
 
     Args:
-        continues_word: [V] bool, tokens that continue the word of the token before them.
+        vocabulary: of texts and answers.
         dtype: of the ids in texts.
     """
 
-    def __init__(self, continues_word: NDArray[np.bool_], dtype: np.dtype[np.generic]) -> None:
-        self._continues_word, self._dtype = continues_word, dtype
+    def __init__(self, vocabulary: Vocabulary, dtype: np.dtype[np.generic]) -> None:
+        self._vocabulary, self._dtype = vocabulary, dtype
+        self._continues_word, self._closes_word = vocabulary.continues_word(), vocabulary.closes_word()
 
-    def needle(self, answer: ArrayLike) -> bytes:
-        """An answer as `spans` takes it."""
-        return np.asarray(answer, self._dtype).tobytes()
+    def needles(self, answer: Sequence[int]) -> list[bytes]:
+        """An answer as `spans` takes it: its ids, and those that it has behind a space where they are others."""
+        forms = [answer]
+        if not self._vocabulary.is_separable:
+            (text,) = self._vocabulary.decode([answer])
+            forms += self._vocabulary.encode([f" {text.lstrip()}"])
+        return [np.asarray(form, self._dtype).tobytes() for form in forms]
 
     def spans(self, text: bytes, answers: Sequence[bytes]) -> list[tuple[int, int]]:
         """(first, last) token of every occurrence of every answer, in order, each once.
@@ -37,13 +44,21 @@ class AnswerFinder:
             (start // width, (start + len(answer)) // width - 1)
             for answer in answers
             for start in _places(text, answer, width)
-            if self._ends_word(text, start + len(answer))
+            if self._begins_word(text, start) and self._is_edge(text, start + len(answer))
         }
         return sorted(found)
 
-    def _ends_word(self, text: bytes, stop: int) -> bool:
-        following = np.frombuffer(text[stop : stop + self._dtype.itemsize], self._dtype)
-        return not len(following) or not self._continues_word[int(following[0])]
+    def _begins_word(self, text: bytes, start: int) -> bool:
+        # where ids do not depend on what stands before, those of the answer say so
+        return self._vocabulary.is_separable or self._is_edge(text, start)
+
+    def _is_edge(self, text: bytes, place: int) -> bool:
+        """No word goes on from the token before this byte to the one at it."""
+        width = self._dtype.itemsize
+        if place in (0, len(text)):
+            return True
+        before, behind = np.frombuffer(text[place - width : place + width], self._dtype).tolist()
+        return bool(self._closes_word[before]) or not self._continues_word[behind]
 
 
 def span_columns(spans: Sequence[ArrayLike], text_starts: Sequence[int]) -> Tensor:

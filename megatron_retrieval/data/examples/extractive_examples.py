@@ -63,7 +63,7 @@ class ExampleCollector:
         self._config, self._layout, self._tokenizer = config, layout, tokenizer
         self._max_answer_length = max_answer_length
         dtype = token_dtype(tokenizer.vocab_size)
-        self._finder = AnswerFinder(tokenizer.continues_word(), np.dtype(dtype))
+        self._finder = AnswerFinder(tokenizer, np.dtype(dtype))
         self.passages = PassageTokens(tokenizer.encode, dtype)
         self.examples = Examples(RaggedBuilder(dtype))
         self.census = QuestionCensus()
@@ -81,8 +81,9 @@ class ExampleCollector:
     def _add_one(self, question: list[int], answers: list[list[int]], numbers: list[int]) -> None:
         longest = self._max_answer_length
         self.census.num_long_answers += sum(len(answer) > longest for answer in answers)
-        all_needles = [self._finder.needle(answer) for answer in answers if answer]
-        short = [self._finder.needle(answer) for answer in answers if 0 < len(answer) <= longest]
+        forms = [(len(answer), self._finder.needles(answer)) for answer in answers if answer]
+        all_needles = [needle for _, needles in forms for needle in needles]
+        short = [needle for length, needles in forms if length <= longest for needle in needles]
         positives: list[tuple[int, list[tuple[int, int]]]] = []
         negatives = []
         for number in dict.fromkeys(numbers):

@@ -63,7 +63,7 @@ class RetrievedAnswers:
         self._columns, self._layout, self._tokenizer = PassageColumns(evidence, tokenizer), layout, tokenizer
         self._max_answer_length = max_answer_length
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
-        self._finder = AnswerFinder(tokenizer.continues_word(), self._dtype)
+        self._finder = AnswerFinder(tokenizer, self._dtype)
 
     def find(
         self, questions: Ragged, answers: Sequence[Ragged], rows: Rows, *, everything: bool = False
@@ -117,7 +117,7 @@ class RetrievedAnswers:
     def _needles(self, answers: Ragged) -> list[bytes]:
         lengths = answers.lengths
         learned = np.flatnonzero((lengths > 0) & (lengths <= self._max_answer_length))
-        return [self._finder.needle(answers[number]) for number in learned.tolist()]
+        return [needle for number in learned.tolist() for needle in self._finder.needles(answers[number].tolist())]
 
     def _spans(self, texts: Ragged, passage: int, needles: Sequence[bytes], room: int) -> list[tuple[int, int]]:
         """Those that end within the first `room` tokens."""
