@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_retrieval.applications.dense_search import DenseSearch
 from megatron_retrieval.applications.learn.folder import LearnedFolder
+from megatron_retrieval.applications.reranking import open_reranker
 from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, embedding_encoder, load_encoder_for
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatcher
 from megatron_retrieval.evaluation.retrieval_results import Retrieved, recorded
-from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
+from megatron_retrieval.evaluation.retriever_task import Found, judge_shares
 from megatron_retrieval.index.approximate.index import ApproximateIndex, ApproximateSearchConfig, open_index
 from megatron_retrieval.index.bm25 import LexicalIndex
 from megatron_retrieval.index.exact.placement import Placement
@@ -26,8 +28,8 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
-from megatron_retrieval.retrieval.retriever import Retriever, encode_questions, tokenize_questions
-from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.retrieval.reranker import RerankConfig, Reranker
+from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.types.questions import Passage, Question
 from megatron_retrieval.types.search import SearchResult
 from megatron_retrieval.utils.manifest import MANIFEST
@@ -43,6 +45,8 @@ class SearchOptionsConfig:
     """Fusion of dense search and BM25."""
     approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
     """Exact or approximate search."""
+    rerank: RerankConfig = field(default_factory=RerankConfig)
+    """What reorders the passages found."""
     index_placement: Placement = "auto"
     """Exact search on CPU: memory (keeps an int8 copy of the embeddings), disk (reads all embeddings for every search,
     in little memory), or auto (memory if the copy takes at most half of what is free). Results do not depend on it."""
@@ -79,30 +83,6 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class DenseSearch:
-    """A question encoder with the index of passage vectors."""
-
-    encoder: LoadedDualEncoder
-    embeddings: EmbeddingStore
-    tokenizer: Vocabulary
-    retriever: Retriever
-    device: torch.device
-
-    def search(self, questions: Sequence[str], k: int) -> SearchResult:
-        """The k best rows for each question, on the CPU; a collective where several ranks hold the index."""
-        encode, text_format = self.encoder.model.encode_queries, self.encoder.description.layout
-        vectors = encode_questions(questions, self.tokenizer, text_format, encode, device=self.device)
-        result = self.retriever.retrieve(vectors.to(self.device), k)
-        return SearchResult(scores=result.scores.cpu(), rows=result.rows.cpu())
-
-    def share(self, questions: Sequence[str], topology: ProcessTopology, *, depth: int, micro_batch_size: int) -> Found:
-        """See `retrieve_share`."""
-        tokens = tokenize_questions(questions, self.tokenizer, self.encoder.description.layout)
-        encode = self.encoder.model.encode_queries
-        return retrieve_share(tokens, encode, self.retriever, topology, depth=depth, micro_batch_size=micro_batch_size)
-
-
-@dataclass(frozen=True)
 class SearchSession:
     """Everything that a search needs; at least one of dense and lexical."""
 
@@ -110,6 +90,7 @@ class SearchSession:
     dense: DenseSearch | None
     lexical: LexicalIndex | None
     fusion: RankFusionConfig
+    reranker: Reranker | None = None
 
     @property
     def methods(self) -> tuple[SearchMethod, ...]:
@@ -127,7 +108,9 @@ class SearchSession:
     def search(self, questions: Sequence[str], k: int) -> list[list[tuple[Passage, float]]]:
         """For each question the k best (passage, score); a collective where several ranks hold the index."""
         dense = self.dense.search(questions, self._depth(k)) if self.dense else None
-        result = self._beside_words(questions, dense, k)
+        result = self._beside_words(questions, dense, self._listed(k))
+        if self.reranker:
+            result = self.reranker.rerank(questions, result, self.evidence, k)
         return [
             [(self.evidence.passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]
             for rows, scores in zip(result.rows.tolist(), result.scores.tolist(), strict=True)
@@ -149,7 +132,10 @@ class SearchSession:
         if self.dense:
             found = self.dense.share(texts, topology, depth=self._depth(depth), micro_batch_size=micro_batch_size)
             positions, dense = found.positions, found.result
-        result = self._beside_words([texts[position] for position in positions.tolist()], dense, depth)
+        asked = [texts[position] for position in positions.tolist()]
+        result = self._beside_words(asked, dense, self._listed(depth))
+        if self.reranker:
+            result = self.reranker.rerank_share(asked, result, self.evidence, depth, topology)
         return judge_shares(questions, Found(positions, result), self.evidence, matcher, topology)
 
     def protocol(self) -> dict[str, Any]:
@@ -164,11 +150,16 @@ class SearchSession:
             parts |= recorded(self.lexical.config)
         if self.dense and self.lexical:
             parts |= recorded(self.fusion)
-        return parts
+        return parts | (self.reranker.protocol() if self.reranker else {})
+
+    def _listed(self, k: int) -> int:
+        """Passages that the searches together must find for the k best."""
+        return max(k, self.reranker.depth) if self.reranker else k
 
     def _depth(self, k: int) -> int:
-        """Passages that each search must find for a list of k."""
-        return fused_depth(self.fusion, k) if self.dense and self.lexical else k
+        """Passages that each search must find."""
+        listed = self._listed(k)
+        return fused_depth(self.fusion, listed) if self.dense and self.lexical else listed
 
     def _beside_words(self, questions: Sequence[str], dense: SearchResult | None, k: int) -> SearchResult:
         """The result of dense search, of BM25, or their fusion."""
@@ -207,7 +198,8 @@ def open_search(
             index.verify()
         retriever = Retriever(index)
         dense = DenseSearch(encoder, embeddings, evidence.vocabulary, retriever, topology.device)
-    return SearchSession(evidence, dense, lexical, options.fusion)
+    reranker = open_reranker(options.rerank, encode, topology)
+    return SearchSession(evidence, dense, lexical, options.fusion, reranker)
 
 
 def newest_version(config: SearchConfig) -> SearchConfig:

@@ -61,7 +61,7 @@ def encoded_batches(
     num_ahead = 1 if device.type == "cuda" else 0  # what a CPU has computed is there
     coming: deque[_Coming] = deque()
     for batch in batches:
-        parts = _parts(tokens.lengths[batch], batch) if device.type == "cpu" else [batch]
+        parts = parts_for_cpu(tokens.lengths[batch], batch) if device.type == "cpu" else [batch]
         vectors = torch.cat([encode(tokens.rows(part).to(device)).float() for part in parts])
         coming.append(_Coming(vectors))
         if len(coming) > num_ahead:
@@ -85,7 +85,7 @@ class _Coming:
         return self._vectors
 
 
-def _parts(lengths: Tensor, batch: Tensor) -> list[Tensor]:
+def parts_for_cpu(lengths: Tensor, batch: Tensor) -> list[Tensor]:
     """A batch, longest first, in parts of at most `CPU_TOKENS_AT_ONCE` tokens, or of one sequence."""
     sizes, start = [], 0
     while start < len(batch):

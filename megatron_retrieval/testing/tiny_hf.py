@@ -59,6 +59,12 @@ def tiny_masked_lm() -> transformers.BertForMaskedLM:
     return _random_model(lambda: transformers.BertForMaskedLM(config), seed=5)
 
 
+def tiny_cross_encoder() -> transformers.BertForSequenceClassification:
+    """The same shape as `tiny_bert` with one label."""
+    config = transformers.BertConfig(**SHAPE, num_labels=1)
+    return _random_model(lambda: transformers.BertForSequenceClassification(config), seed=12)
+
+
 def tiny_bert_seq2seq() -> transformers.EncoderDecoderModel:
     """A BERT with a shorter decoder of its kind, which shares its embeddings."""
     encoder = transformers.BertConfig(**SHAPE)

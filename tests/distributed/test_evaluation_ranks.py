@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.retrieval_results import retrieval_metrics
-from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
+from megatron_retrieval.evaluation.retriever_task import Found, judge_shares, retrieve_share
 from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.reranker import Reranker
 from megatron_retrieval.retrieval.retriever import Retriever
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.types.questions import Passage, Question
@@ -50,18 +53,34 @@ def _tokens() -> TokenBatch:
     return TokenBatch((numbers * 7 % NUM_ROWS)[:, None].repeat(1, 6), 1 + numbers % 6)
 
 
+@dataclass(frozen=True)
+class _Reranker(Reranker):
+    """Its scores take all ranks of a tensor-parallel group, each with the same passages."""
+
+    topology: ProcessTopology | None = None
+
+    def scores(self, question: str, passages: Sequence[Passage]) -> torch.Tensor:
+        assert self.topology is not None
+        names = [passage.id for passage in passages]
+        assert gather_objects((question, names), self.topology.groups.tp) == [(question, names)] * self.topology.tp_size
+        return torch.tensor([float(int(name[1:]) * len(question) % 7) for name in names])
+
+
 def _evaluate(topology: ProcessTopology) -> list[object]:
-    retrieved = evaluate_retriever(
-        _questions(),
-        _tokens(),
-        _encode,
-        Retriever(ShardedIndex(_vectors(), topology)),
-        _Evidence(),
-        AnswerMatcher(AnswerMatchConfig()),
-        topology,
-        depth=DEPTH,
-        micro_batch_size=MICRO_BATCH_SIZE,
-    )
+    return [*_figures(topology, rerank=False), *_figures(topology, rerank=True)]
+
+
+def _figures(topology: ProcessTopology, *, rerank: bool) -> list[object]:
+    questions, evidence = _questions(), _Evidence()
+    retriever = Retriever(ShardedIndex(_vectors(), topology))
+    sizes = {"depth": DEPTH, "micro_batch_size": MICRO_BATCH_SIZE}
+    found = retrieve_share(_tokens(), _encode, retriever, topology, **sizes)
+    if rerank:
+        reranker = _Reranker(None, None, None, topology.device, DEPTH - 2, topology=topology)  # type: ignore[arg-type]
+        asked = [questions[position].text for position in found.positions.tolist()]
+        result = reranker.rerank_share(asked, found.result, evidence, DEPTH, topology)  # type: ignore[arg-type]
+        found = Found(found.positions, result)
+    retrieved = judge_shares(questions, found, evidence, AnswerMatcher(AnswerMatchConfig()), topology)
     metrics = retrieval_metrics(retrieved.ranks, [1, 3, DEPTH])
     return [metrics, retrieved.rows.tolist(), retrieved.scores.tolist(), retrieved.ranks.gold.tolist()]
 
@@ -71,6 +90,7 @@ def test_same_numbers_at_any_number_of_ranks() -> None:
     metrics = single[0]
     assert metrics["num_questions"] == NUM_QUESTIONS
     assert metrics["num_gold_questions"] == 15  # a third names gold that is there, a third gold of another evidence
+    assert single[:4] != single[4:]
     assert 0 < metrics["recall@1"] < metrics[f"recall@{DEPTH}"] < 1
     for num_ranks, tensor_parallel in [(2, 1), (2, 2), (4, 2)]:
         ranks = run_on_ranks(_evaluate, num_ranks, tensor_model_parallel_size=tensor_parallel)

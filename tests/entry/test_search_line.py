@@ -14,7 +14,7 @@ import torch
 from transformers import BertTokenizerFast
 
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
-from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
+from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_cross_encoder
 
 NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
 
@@ -53,6 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "questions.json").write_text(json.dumps(questions))
     save_with_vocabulary(tiny_bert(), folder / "hf")
     _succeed("tools/import_checkpoint.py", "--format", "hf-bert", "--input", folder / "hf", "--output", folder / "ck")
+    save_with_vocabulary(tiny_cross_encoder(), folder / "hf-ce")
+    job = ["tools/import_checkpoint.py", "--format", "hf-cross-encoder", "--input", folder / "hf-ce"]
+    _succeed(*job, "--output", folder / "reranker")
     vocab = folder / "hf" / "vocab.txt"
     _succeed(
         "tools/build_evidence.py", "--input", folder / "psgs.tsv", "--output", folder / "ev", "--vocab-file", vocab
@@ -72,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         asked = ["--questions", folder / "questions.json", "--output-dir", folder / f"run{num_processes}"]
         job = ["tasks/main.py", "--task", "retriever-evaluate", *inputs, *asked, "--topk", "20", "1", "--device", "cpu"]
-        _succeed(*job, num_processes=num_processes)
+        _succeed(*job, "--rerank", folder / "reranker", "--rerank-topk", "5", num_processes=num_processes)
     return folder
 
 
@@ -94,10 +97,14 @@ def test_evaluation_folder_is_complete(folder: Path) -> None:
     assert metrics["recall@20"] >= metrics["gold_recall@20"] > 0.1  # far above chance (0.02)
     assert metrics["recall@1_ci95"][0] <= metrics["recall@1"] <= metrics["recall@1_ci95"][1]
     assert (metrics["answer_match"], metrics["match_title"], metrics["question_stride"]) == ("string", False, 1)
+    reranker = json.loads((folder / "reranker" / "iter_0000000" / "manifest.json").read_text())
+    assert (metrics["reranker_fingerprint"], metrics["rerank_topk"]) == (reranker["fingerprint"], 5)
     record = json.loads((folder / "run2" / "run_record.json").read_text())
     assert (record["world_size"], record["config"]["topk"]) == (2, [20, 1])
     results = json.loads((folder / "run1" / "results.json").read_text())
     assert [len(result["ctxs"]) for result in results] == [20] * NUM_QUESTIONS
+    scores = [[float(passage["score"]) for passage in result["ctxs"]] for result in results]
+    assert scores == [sorted(row, reverse=True) for row in scores]
     assert len((folder / "run1" / "run.trec").read_text().splitlines()) == 20 * NUM_QUESTIONS
     config = (folder / "run1" / "config.yaml").read_text()
     assert re.search(r"^question-stride: 1$", config, re.MULTILINE)

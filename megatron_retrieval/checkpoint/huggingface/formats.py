@@ -9,6 +9,7 @@ from typing import Any
 from megatron_retrieval.checkpoint.huggingface.adapter_folders import PEFT, import_adapter
 from megatron_retrieval.checkpoint.huggingface.causal import RELEASES
 from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
+from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENCODER
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
 from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
@@ -35,7 +36,7 @@ from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
 _ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
-for _format in (*_ENCODERS, HF_T5, HF_CAUSAL_LM, PEFT):
+for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
 
 

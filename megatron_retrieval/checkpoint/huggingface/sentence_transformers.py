@@ -67,7 +67,7 @@ def read_sentence_transformer(folder: Path) -> TowerFolder:
     if "Dense" in modules:
         projection = _read_dense(modules["Dense"])
         config = dataclasses.replace(config, biencoder_projection_dim=projection["weight"].size(0))
-    _check_text_handling(body, vocabulary)
+    check_text_handling(body, vocabulary)
     query_prefix, passage_prefix = _read_prompts(folder)
     text_format = dataclasses.replace(
         _sentence_text_format(body, encoder), query_prefix=query_prefix, passage_prefix=passage_prefix
@@ -192,7 +192,7 @@ def _read_prompts(folder: Path) -> tuple[str, str]:
     return query, passage
 
 
-def _check_text_handling(body: Path, vocabulary: Vocabulary) -> None:
+def check_text_handling(body: Path, vocabulary: Vocabulary) -> None:
     """Refuse what would change the text before it reaches the tokenizer, and texts without an end token."""
     if isinstance(vocabulary, ByteBpeTokenizer) and not vocabulary.ends_texts:
         raise CheckpointError(
@@ -205,14 +205,18 @@ def _check_text_handling(body: Path, vocabulary: Vocabulary) -> None:
 
 def _sentence_text_format(body: Path, encoder: EncoderShape) -> TextFormatConfig:
     """Title and text in one segment, questions as long as passages."""
+    length = longest_text(body, encoder) or TextFormatConfig().retriever_seq_length
+    return TextFormatConfig(passage_format="title-text", query_seq_length=length, retriever_seq_length=length)
+
+
+def longest_text(body: Path, encoder: EncoderShape) -> int | None:
+    """The longest sequence that the folder of an encoder names, within the encoder's positions; None: any."""
     length = (
         read_optional_settings(body / "sentence_bert_config.json").get("max_seq_length")
         or read_optional_settings(body / "tokenizer_config.json").get("model_max_length")
         or encoder.max_positions
-        or TextFormatConfig().retriever_seq_length
     )
-    length = min(length, encoder.max_positions or length)
-    return TextFormatConfig(passage_format="title-text", query_seq_length=length, retriever_seq_length=length)
+    return None if length is None else min(length, encoder.max_positions or length)
 
 
 SENTENCE_TRANSFORMERS = TowerFormat(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, family_marks
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, Model
-from megatron_retrieval.checkpoint.kinds.one_encoder import OneEncoderKind
+from megatron_retrieval.checkpoint.kinds.one_encoder import FamilyEncoderKind
 from megatron_retrieval.checkpoint.kinds.reader import ReaderDescription, ReaderModelKind
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
-from megatron_retrieval.config.parser import from_flat_dict
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.encoder import EncoderShape
@@ -21,23 +17,11 @@ from megatron_retrieval.models.span_reader import SpanReader
 
 class PointingReaderKind(
     ReaderModelKind[EncoderShape, ExtractiveFormatConfig, Model],
-    OneEncoderKind[EncoderShape, ExtractiveFormatConfig, Model],
+    FamilyEncoderKind[ExtractiveFormatConfig, Model],
 ):
     """See ModelKind; a reader that points to the answer in one of the passages."""
 
     layout_class = ExtractiveFormatConfig
-
-    def read_shape(self, settings: Mapping[str, Any]) -> EncoderShape:
-        """See ModelKind."""
-        return from_flat_dict(ENCODER_FAMILIES.saved(settings).shape, settings)
-
-    def vocabulary(self, shape: EncoderShape) -> str:
-        """See ModelKind."""
-        return ENCODER_FAMILIES.of(shape).vocabulary
-
-    def marks(self, shape: EncoderShape) -> dict[str, Any]:
-        """See ModelKind."""
-        return family_marks(shape)
 
     def read(
         self, folder: Path, manifest: CheckpointManifest

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, family_marks
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, EncoderPart, Layout, Model, ModelKind, fill_parts
+from megatron_retrieval.config.parser import from_flat_dict
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
@@ -32,3 +35,19 @@ class OneEncoderKind(ModelKind[OneShape, Layout, Model]):
             part = model.get_submodule(_ENCODER), source.encoder.prefix
             log.info("%s: %s is taken; the heads of the %s are new.", source.folder, source.encoder.title, self.name)
         fill_parts([part], source, topology)
+
+
+class FamilyEncoderKind(OneEncoderKind[EncoderShape, Layout, Model]):
+    """See ModelKind; the encoder is of any family."""
+
+    def read_shape(self, settings: Mapping[str, Any]) -> EncoderShape:
+        """See ModelKind."""
+        return from_flat_dict(ENCODER_FAMILIES.saved(settings).shape, settings)
+
+    def vocabulary(self, shape: EncoderShape) -> str:
+        """See ModelKind."""
+        return ENCODER_FAMILIES.of(shape).vocabulary
+
+    def marks(self, shape: EncoderShape) -> dict[str, Any]:
+        """See ModelKind."""
+        return family_marks(shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM, CAUSAL_READER
+from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER, SPAN_READER
 from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
@@ -19,6 +20,7 @@ from megatron_retrieval.utils.registry import Registry
 MODEL_KINDS: Registry[ModelKind[Any, Any, Any]] = Registry("kind of model")
 for _kind in (
     DUAL_ENCODER,
+    CROSS_ENCODER,
     MASKED_LM,
     T5_KIND,
     CAUSAL_LM,

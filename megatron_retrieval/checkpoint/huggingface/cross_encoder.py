@@ -1,0 +1,98 @@
+"""Hugging Face's `BertForSequenceClassification` with one label, which is sentence-transformers' `CrossEncoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megatron_retrieval.checkpoint.huggingface.bert import current_names
+from megatron_retrieval.checkpoint.huggingface.files import read_model_settings, read_optional_settings
+from megatron_retrieval.checkpoint.huggingface.format import (
+    ForeignModel,
+    export_encoder,
+    import_encoder,
+    only_folder,
+    read_vocabulary,
+    write_vocabulary,
+)
+from megatron_retrieval.checkpoint.huggingface.sentence_transformers import (
+    IDENTITY,
+    SETTINGS_NAME,
+    check_text_handling,
+    longest_text,
+)
+from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
+from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
+from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
+from megatron_retrieval.data.layouts.pair import PairFormatConfig
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.utils.files import write_json
+
+# ours -> theirs, beside the encoder
+HEAD = {
+    "pooler.weight": "bert.pooler.dense.weight",
+    "pooler.bias": "bert.pooler.dense.bias",
+    "score.weight": "classifier.weight",
+    "score.bias": "classifier.bias",
+}
+
+
+class CrossEncoderFormat:
+    """A `Format`: `BertForSequenceClassification` with one label. Scores are its logits: the function that
+    `CrossEncoder.predict` applies to them, a sigmoid unless the folder names another, changes no order."""
+
+    name = "hf-cross-encoder"
+    about = "BertForSequenceClassification with one label, CrossEncoder of sentence-transformers; a cross-encoder"
+
+    def holds(self, kind: str, shape: Any) -> bool:
+        """See Format."""
+        return kind == CROSS_ENCODER.name and ENCODER_FAMILIES.of(shape) is BERT
+
+    def read(self, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignModel:
+        """See Format."""
+        folder = only_folder("a cross-encoder", folders, separate_towers)
+        path = folder / "config.json"
+        shape = BERT.from_huggingface(read_model_settings(path, BERT.model_type), path)
+        vocabulary = read_vocabulary(BERT.vocabulary, folder, shape.vocab_size)
+        check_text_handling(folder, vocabulary)
+        if prompt := read_optional_settings(folder / SETTINGS_NAME).get("default_prompt_name"):
+            raise CheckpointError(f"{folder / SETTINGS_NAME}: texts get the prompt {prompt!r}, which is not supported.")
+        state = current_names(read_weights(folder))
+        head = _take_head(state, shape.hidden_size, folder)
+        weights = {f"bert.{name}": full for name, full in import_encoder(state, shape, folder).items()}
+        length = longest_text(folder, shape) or PairFormatConfig().pair_seq_length
+        return ForeignModel(CROSS_ENCODER, shape, weights | head, vocabulary, PairFormatConfig(pair_seq_length=length))
+
+    def write(self, model: ForeignModel, folder: Path) -> None:
+        """See Format; `CrossEncoder.predict` gives the scores of the export as they are."""
+        encoder = {name.removeprefix("bert."): full for name, full in model.weights.items() if name.startswith("bert.")}
+        state = {f"bert.{name}": full for name, full in export_encoder(encoder, model.shape).items()}
+        state |= {theirs: model.weights[ours] for ours, theirs in HEAD.items()}
+        settings = {
+            "architectures": ["BertForSequenceClassification"],
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+            "sentence_transformers": {"activation_fn": IDENTITY},
+            "dtype": "float32",
+        }
+        write_json(folder / "config.json", {**BERT.to_huggingface(model.shape), **settings})
+        write_vocabulary(model.vocabulary, folder, model.layout.pair_seq_length)
+        write_weights(folder, state)
+
+
+HF_CROSS_ENCODER = CrossEncoderFormat()
+
+
+def _take_head(state: dict[str, Tensor], width: int, source: Path) -> dict[str, Tensor]:
+    """Remove the head from `state`; its fp32 tensors under our names."""
+    if missing := [name for name in HEAD.values() if name not in state]:
+        raise CheckpointError(
+            f"{source}: the weight {missing[0]} is missing; a cross-encoder is a BertForSequenceClassification."
+        )
+    head = {ours: state.pop(theirs).float() for ours, theirs in HEAD.items()}
+    if head["score.weight"].shape != (1, width):
+        raise CheckpointError(f"{source}: {len(head['score.weight'])} labels; a cross-encoder has one, the score.")
+    return head

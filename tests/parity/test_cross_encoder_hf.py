@@ -1,0 +1,76 @@
+"""Scores equal those of sentence-transformers' `CrossEncoder`, and survive the way there and back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
+from torch import Tensor, nn
+
+from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENCODER
+from megatron_retrieval.checkpoint.huggingface.formats import export_model, import_model
+from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
+from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.testing.tiny_hf import SHAPE, save_with_vocabulary, tiny_bert, tiny_cross_encoder
+from megatron_retrieval.types.questions import Passage
+
+
+def _words(chosen: random.Random, most: int) -> str:
+    return " ".join(f"w{chosen.randrange(45)}" for _ in range(chosen.randint(1, most)))
+
+
+def _pairs() -> list[tuple[str, Passage]]:
+    """Of all lengths: within the 40 positions, or cut in the question, in the passage, or in both."""
+    chosen = random.Random(0)
+    lengths = [(5, 5), (5, 60), (60, 5), (60, 60), (18, 25), (25, 18)] * 4
+    return [(_words(chosen, asked), Passage("1", _words(chosen, 3), _words(chosen, read))) for asked, read in lengths]
+
+
+def _scores(topology: ProcessTopology, folder: str, checkpoint: str) -> Tensor:
+    """Of an import that was saved and read again."""
+    import_model(HF_CROSS_ENCODER.name, [Path(folder)], Path(checkpoint), topology)
+    loaded = CROSS_ENCODER.load(checkpoint, topology)
+    questions, passages = zip(*_pairs(), strict=True)
+    with torch.no_grad():
+        return loaded.model(loaded.description.layout.lay_out(questions, passages, loaded.description.vocabulary()))
+
+
+def _theirs(folder: Path, **settings: object) -> Tensor:
+    pairs = [(question, f"{passage.title} {passage.text}") for question, passage in _pairs()]
+    scores = CrossEncoder(str(folder), device="cpu", **settings).predict(pairs, show_progress_bar=False)  # type: ignore[arg-type]
+    return torch.from_numpy(np.asarray(scores))
+
+
+def test_scores_there_and_back(tmp_path: Path) -> None:
+    save_with_vocabulary(tiny_cross_encoder(), tmp_path / "hf")
+    expected = _theirs(tmp_path / "hf", activation_fn=nn.Identity())
+    for tp_size in (1, 2):
+        checkpoint = tmp_path / f"checkpoint{tp_size}"
+        folders = str(tmp_path / "hf"), str(checkpoint)
+        for scores in run_on_ranks(_scores, tp_size, *folders, tensor_model_parallel_size=tp_size):
+            torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    assert CROSS_ENCODER.describe(checkpoint).layout.pair_seq_length == SHAPE["max_position_embeddings"]
+    export_model(HF_CROSS_ENCODER.name, checkpoint, tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # an export says that scores are the logits
+    assert torch.equal(_theirs(tmp_path / "out"), expected)
+
+
+def test_what_has_no_one_score_is_refused(tmp_path: Path) -> None:
+    save_with_vocabulary(tiny_bert(), tmp_path / "bert")
+    with pytest.raises(CheckpointError, match=r"pooler\.dense\.weight is missing; a cross-encoder is a BertForSeq"):
+        HF_CROSS_ENCODER.read([tmp_path / "bert"])
+    save_with_vocabulary(tiny_cross_encoder(), tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    save_file({**load_file(path), "classifier.weight": torch.zeros(3, SHAPE["hidden_size"])}, path)
+    with pytest.raises(CheckpointError, match="3 labels; a cross-encoder has one"):
+        HF_CROSS_ENCODER.read([tmp_path / "hf"])

@@ -1,0 +1,35 @@
+"""The first passages found are reordered by their scores; those behind them stay there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_retrieval.retrieval.reranker import Reranker
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.search import SearchResult
+
+
+class _Evidence:
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        return [Passage(str(row), "", "") for row in rows]
+
+
+class _Reranker(Reranker):
+    def scores(self, question: str, passages: Sequence[Passage]) -> torch.Tensor:
+        return torch.tensor([{"1": -3.0, "9": 2.0}.get(passage.id, 0.5) for passage in passages])
+
+
+def test_order_and_scores() -> None:
+    reranker = _Reranker(None, None, None, torch.device("cpu"), depth=4)  # type: ignore[arg-type]
+    rows = torch.tensor([[1, 7, 9, 3, 8, 0], [9, 1, -1, -1, -1, -1], [-1] * 6])
+    inf = float("inf")
+    scores = torch.tensor([[9.0, 8, 7, 6, 5.5, 4], [2.0, 1, -inf, -inf, -inf, -inf], [-inf] * 6])
+    found = reranker.rerank(["a", "b", "c"], SearchResult(scores=scores, rows=rows), _Evidence(), 6)  # type: ignore[arg-type]
+    # equal scores by row; behind the fourth the distances of the search, 0.5 and 1.5
+    assert found.rows.tolist() == [[9, 3, 7, 1, 8, 0], [9, 1, -1, -1, -1, -1], [-1] * 6]
+    assert found.scores.tolist()[0] == [2.0, 0.5, 0.5, -3.0, -3.5, -5.0]
+    assert found.scores.tolist()[1:] == [[2.0, -3.0, -inf, -inf, -inf, -inf], [-inf] * 6]
+    fewer = reranker.rerank(["a"], SearchResult(scores=scores[:1], rows=rows[:1]), _Evidence(), 2)  # type: ignore[arg-type]
+    assert fewer.rows.tolist() == [[9, 3]]
