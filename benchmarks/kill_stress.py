@@ -108,7 +108,7 @@ class Stress:
         """Kill a program, or a process of it; 0 where it has ended before."""
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             family = psutil.Process(program.pid).children(recursive=True)
-            ranks = [] if kind.is_own_launcher else psutil.Process(program.pid).children()
+            ranks = [] if kind.is_own_launcher else _ranks(psutil.Process(program.pid))
             single = [member for member in family if member in ranks or _is_embedder(member)]
             if way == "one process" and single:
                 victim = self._random.choice(single)
@@ -151,6 +151,11 @@ def _row(name: str, kills: Counter[str], results: Counter[str]) -> list[str]:
 
 def _flags(kind: Kind, number: int | str) -> tuple[str, ...]:
     return NO_DROPOUT if kind.trains and number == MIXED else ()
+
+
+def _ranks(launcher: psutil.Process) -> list[psutil.Process]:
+    """The processes that a launcher has started, without other programs such as the git that a run record asks."""
+    return [child for child in launcher.children() if child.exe() == launcher.exe()]
 
 
 def _is_embedder(process: psutil.Process) -> bool:

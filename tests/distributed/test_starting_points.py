@@ -130,5 +130,7 @@ def _check_descriptions(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="the setting 'num-layers' is missing"):
         describe(folder / "masked-lm", DUAL_ENCODER.starts_from)
     manifest.write_text(text.replace('"kind": "masked-lm"', '"kind": "reader"'))
-    with pytest.raises(CheckpointError, match="holds a reader, where a dual-encoder or masked-lm is needed"):
+    with pytest.raises(
+        CheckpointError, match="holds a reader, where a dual-encoder or masked-lm or causal-lm is needed"
+    ):
         describe(folder / "masked-lm", DUAL_ENCODER.starts_from)

@@ -136,7 +136,7 @@ BAD_INPUT = {
         ("extractive", "--objective", "joint-topk"),
         "--objective joint-topk is not for the extractive-reader",
     ),
-    "a retriever as reader": (("retriever",), "holds a dual-encoder, where a extractive-reader or fusion-reader is"),
+    "a retriever as reader": (("retriever",), "holds a dual-encoder, where a extractive-reader or fusion-reader or"),
     "too long": (
         ("extractive", "--reader-seq-length", 64),
         "64 exceeds the encoder's 32 positions",

@@ -106,7 +106,7 @@ BAD_INPUT = {
     "no start": ([*FINETUNE, "--train-data", "{data}"], "nothing to start from"),
     "a reader as retriever": (
         [*RETRIEVER, "--train-data", "{data}", "--pretrained-checkpoint", "{run}/checkpoints"],
-        "holds a extractive-reader, where a dual-encoder or masked-lm is needed",
+        "holds a extractive-reader, where a dual-encoder or masked-lm or causal-lm is needed",
     ),
     "closed book": (
         [*EVALUATE, "--reader", "{run}/checkpoints", "--questions", "{data}", "--closed-book"],
