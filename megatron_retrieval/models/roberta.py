@@ -37,3 +37,12 @@ class RobertaConfig(PostNormConfig):
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> BertEncoder:
         """See EncoderShape."""
         return BertEncoder(self, topology, dtype)
+
+
+@dataclass(kw_only=True, frozen=True)
+class XlmRobertaConfig(RobertaConfig):
+    """Shape and regularisation of an XLM-R encoder (Conneau et al. 2020, arXiv 1911.02116): a RoBERTa with words of a
+    hundred languages; the defaults are XLM-R-base."""
+
+    vocab_size: int = 250002
+    """Entries of the vocabulary file."""

@@ -1,4 +1,4 @@
-"""A byte-level BPE small enough to train in milliseconds."""
+"""Vocabularies of a `tokenizer.json`, small enough to train in milliseconds."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ def write_roberta_bpe(folder: Path, texts: Iterable[str] = SENTENCES, *, num_tok
     tokenizer.post_processor = processors.RobertaProcessing((end, 2), (begin, 0), add_prefix_space=False)
     names = {f"{name}_token": token for name, token in ROBERTA_SPECIAL.items()}
     return _write(folder, tokenizer, {"tokenizer_class": "RobertaTokenizer", **names})
+
+
+def write_unigram(folder: Path, texts: Iterable[str] = SENTENCES, *, num_tokens: int = 90) -> Path:
+    """As `write_roberta_bpe`, a unigram model of XLM-R's kind."""
+    *special, mask = ROBERTA_SPECIAL.values()
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=num_tokens, special_tokens=special, unk_token=ROBERTA_SPECIAL["unk"], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([mask])
+    frame = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", frame)
+    names = {f"{name}_token": token for name, token in ROBERTA_SPECIAL.items()}
+    return _write(folder, tokenizer, {"tokenizer_class": "XLMRobertaTokenizer", **names})
 
 
 def _trained(texts: Iterable[str], num_tokens: int, special: list[str]) -> Tokenizer:

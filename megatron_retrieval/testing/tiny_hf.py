@@ -44,12 +44,19 @@ def tiny_distilbert() -> transformers.DistilBertModel:
     return _random_model(lambda: transformers.DistilBertModel(transformers.DistilBertConfig(**shape)), seed=10)
 
 
+ROBERTA_SHAPE = {**SHAPE, "vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 42}
+
+
 def tiny_roberta() -> transformers.RobertaModel:
     """A RoBERTa of that shape, with more words."""
-    settings = {"vocab_size": 300, "type_vocab_size": 1, "max_position_embeddings": 42, "layer_norm_eps": 1e-5}
-    return _random_model(
-        lambda: transformers.RobertaModel(transformers.RobertaConfig(**{**SHAPE, **settings})), seed=12
-    )
+    config = transformers.RobertaConfig(**ROBERTA_SHAPE, layer_norm_eps=1e-5)
+    return _random_model(lambda: transformers.RobertaModel(config), seed=12)
+
+
+def tiny_xlm_roberta() -> transformers.XLMRobertaModel:
+    """An XLM-R of that shape."""
+    config = transformers.XLMRobertaConfig(**ROBERTA_SHAPE, layer_norm_eps=1e-5)
+    return _random_model(lambda: transformers.XLMRobertaModel(config), seed=13)
 
 
 def tiny_masked_lm() -> transformers.BertForMaskedLM:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.processors import ByteLevel
 
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.tokenizers.vocabulary import SpecialIds
@@ -53,6 +52,7 @@ class ByteBpeTokenizer:
         settings_path = self.path.with_name(SETTINGS_NAME)
         self._settings_content = settings_path.read_bytes() if settings_path.is_file() else None
         description = _read_description(self.path, self._content)
+        self._check_kind(description)
         settings = read_json(settings_path) if settings_path.is_file() else {}
         before, behind, num_between = _template(self.path, description.get("post_processor"))
         names = {name: _content_of(settings.get(f"{name}_token")) for name in ("eos", "pad", "mask")}
@@ -69,6 +69,7 @@ class ByteBpeTokenizer:
             end=self._id(end),
             pad=self._id(names["pad"] or end),
             mask=None if names["mask"] is None else self._id(names["mask"]),
+            unknown=description["model"].get("unk_id"),
             num_between=num_between,
         )
         self.ends_texts = behind is not None
@@ -77,7 +78,6 @@ class ByteBpeTokenizer:
         self.vocab_size = max(tokens.values()) + 1
         self._is_special = np.zeros(self.vocab_size, np.bool_)
         self._is_special[[number for number, token in self._added() if token.special]] = True
-        self._tokens = tokens
         parts = [description.get(part) for part in ("model", "normalizer", "pre_tokenizer", "added_tokens")]
         listing = json.dumps([*parts, before, end], sort_keys=True)
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
@@ -123,6 +123,15 @@ class ByteBpeTokenizer:
         offsets: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return offsets
 
+    def _check_kind(self, description: Mapping[str, Any]) -> None:
+        """Refuse the contents of a `tokenizer.json` of another kind."""
+        if description["model"].get("type") != "BPE":
+            raise DataError(self.path, "no vocabulary of the kind BPE", hint=_HINT)
+        if "ByteLevel" not in (part["type"] for part in parts_of(description.get("pre_tokenizer"), "pretokenizers")):
+            raise DataError(
+                self.path, "its BPE is not byte-level; other kinds (Llama 2, Gemma) cannot be used", hint=_HINT
+            )
+
     def _where(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
         """[vocab_size], which tokens stand for a text of which this holds."""
         texts = self._tokenizer.decode_batch([[number] for number in range(self.vocab_size)], skip_special_tokens=False)
@@ -144,27 +153,24 @@ def _is_of_word(character: str) -> bool:
 
 
 def _read_description(path: Path, content: bytes) -> dict[str, Any]:
-    """The contents of a `tokenizer.json`, which says byte-level BPE."""
+    """The contents of a `tokenizer.json`."""
     try:
         description = json.loads(content)
     except ValueError as error:
         raise DataError(path, "not JSON, or cut off", hint=_HINT) from error
-    if not isinstance(description, dict) or (description.get("model") or {}).get("type") != "BPE":
-        raise DataError(path, "no vocabulary of the kind BPE", hint=_HINT)
-    if "ByteLevel" not in (part["type"] for part in _parts(description.get("pre_tokenizer"), "pretokenizers")):
-        raise DataError(path, "its BPE is not byte-level; other kinds (Llama 2, Gemma) cannot be used", hint=_HINT)
+    if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
+        raise DataError(path, "it describes no tokenizer", hint=_HINT)
     return description
 
 
 def _open(path: Path, description: Mapping[str, Any]) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(description))
+        tokenizer = Tokenizer.from_str(json.dumps({**description, "post_processor": None}))
     except Exception as error:  # the library raises nothing narrower
         raise DataError(path, f"damaged: {error}", hint=_HINT) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    tokenizer.post_processor = ByteLevel(trim_offsets=False)
     return tokenizer
 
 
@@ -174,16 +180,17 @@ def _template(path: Path, processor: Mapping[str, Any] | None) -> tuple[str | No
     before: list[str] = []
     behind: list[str] = []
     num_between = 1
-    for part in _parts(processor, "processors"):
+    for part in parts_of(processor, "processors"):
         if part["type"] in ("RobertaProcessing", "BertProcessing"):
             before, behind = [part["cls"][0]], [part["sep"][0]]
             num_between = 2 if part["type"] == "RobertaProcessing" else 1
         elif part["type"] == "TemplateProcessing":
             names = [piece.get("SpecialToken", {}).get("id") for piece in part["single"]]
             before, behind = names[: names.index(None)], names[names.index(None) + 1 :]
-            # all end tokens of a pair but for the last
             pair = [piece.get("SpecialToken", {}).get("id") for piece in part["pair"]]
-            num_between = max(sum(pair.count(end) for end in behind) - 1, 1)
+            texts = [place for place, name in enumerate(pair) if name is None]
+            between = pair[min(texts, default=0) : max(texts, default=0)]
+            num_between = max(sum(between.count(end) for end in behind), 1)
     if len(before) > 1 or len(behind) > 1:
         raise DataError(
             path, f"frames a text with {[*before, *behind]}; one token on each side can be used", hint=_HINT
@@ -191,7 +198,7 @@ def _template(path: Path, processor: Mapping[str, Any] | None) -> tuple[str | No
     return before[0] if before else None, behind[0] if behind else None, num_between
 
 
-def _parts(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
+def parts_of(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
     """A part of a tokenizer, or those that it is a sequence of."""
     if not part:
         return []

@@ -11,6 +11,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS, SentencePieceTokenizer
+from megatron_retrieval.tokenizers.unigram import UnigramTokenizer
 from megatron_retrieval.tokenizers.wordpiece import BERT_FRAME, WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
 
@@ -127,14 +128,23 @@ def read_byte_bpe(folder: Path) -> ByteBpeTokenizer:
         CheckpointError: there is none.
         DataError: it is damaged, or of another kind.
     """
+    return ByteBpeTokenizer(_tokenizer_json(folder))
+
+
+def read_unigram(folder: Path) -> UnigramTokenizer:
+    """See `read_byte_bpe`."""
+    return UnigramTokenizer(_tokenizer_json(folder))
+
+
+def _tokenizer_json(folder: Path) -> Path:
     if not (path := folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder}: holds no tokenizer.json; open its tokenizer with transformers and save_pretrained it there."
         )
-    return ByteBpeTokenizer(path)
+    return path
 
 
-def write_byte_bpe(vocabulary: ByteBpeTokenizer, folder: Path, _: int | None) -> None:
+def write_tokenizer_json(vocabulary: ByteBpeTokenizer, folder: Path, _: int | None) -> None:
     """Write the files as they were read; see `write_wordpiece`."""
     for name, content in vocabulary.assets().items():
         (folder / name).write_bytes(content)

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_retrieval.tokenizers import huggingface
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_retrieval.tokenizers.unigram import UnigramTokenizer, is_unigram
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.registry import Registry
@@ -75,7 +76,21 @@ VOCABULARIES.add(
         library="tokenizers",
         open=lambda path, _: ByteBpeTokenizer(path),
         from_huggingface=huggingface.read_byte_bpe,
-        to_huggingface=huggingface.write_byte_bpe,
+        to_huggingface=huggingface.write_tokenizer_json,
+    )
+)
+
+
+VOCABULARIES.add(
+    VocabularyKind(
+        name=UnigramTokenizer.kind,
+        about="pieces of words, as XLM-R has them (tokenizer.json)",
+        file_name="tokenizer.json",
+        flag="--vocab-file",
+        library="tokenizers",
+        open=lambda path, _: UnigramTokenizer(path),
+        from_huggingface=huggingface.read_unigram,
+        to_huggingface=huggingface.write_tokenizer_json,
     )
 )
 
@@ -89,7 +104,9 @@ def open_encoder_vocabulary(path: str | Path, lower_case: bool = True) -> Vocabu
     Raises:
         DataError: the file is missing or damaged.
     """
-    return ByteBpeTokenizer(path) if Path(path).suffix == ".json" else WordPieceTokenizer(path, lower_case)
+    if Path(path).suffix != ".json":
+        return WordPieceTokenizer(path, lower_case)
+    return UnigramTokenizer(path) if is_unigram(path) else ByteBpeTokenizer(path)
 
 
 def building_flags(vocabulary: Vocabulary) -> str:

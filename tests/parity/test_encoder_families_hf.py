@@ -22,7 +22,7 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.retriever import encode_questions
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe, write_unigram
 from megatron_retrieval.testing.tiny_hf import (
     VOCABULARY,
     attention_mask,
@@ -31,13 +31,18 @@ from megatron_retrieval.testing.tiny_hf import (
     tiny_distilbert,
     tiny_mpnet,
     tiny_roberta,
+    tiny_xlm_roberta,
 )
 
 MPNET_VOCABULARY = ["<s>", "<pad>", "</s>", "[UNK]", "[CLS]", *VOCABULARY[5:-1], "<mask>"]
-TINY = {"mpnet": tiny_mpnet, "distilbert": tiny_distilbert, "roberta": tiny_roberta}
+TINY = {"mpnet": tiny_mpnet, "distilbert": tiny_distilbert, "roberta": tiny_roberta, "xlm-roberta": tiny_xlm_roberta}
 WORDPIECE = {
     "mpnet": (MPNET_VOCABULARY, transformers.MPNetTokenizer),
     "distilbert": (VOCABULARY, transformers.BertTokenizer),
+}
+JSON = {
+    "roberta": (write_roberta_bpe, transformers.RobertaTokenizer),
+    "xlm-roberta": (write_unigram, transformers.XLMRobertaTokenizer),
 }
 ONES = torch.linspace(-1, 1, 32)
 State = dict[str, Tensor]
@@ -103,9 +108,9 @@ def _save(name: str, folder: Path) -> None:
         vocabulary, tokenizer = WORDPIECE[name]
         save_with_vocabulary(TINY[name](), folder, vocabulary)
     else:
+        write, tokenizer = JSON[name]
         TINY[name]().save_pretrained(folder)
-        write_roberta_bpe(folder)
-        tokenizer = transformers.RobertaTokenizer
+        write(folder)
     tokenizer.from_pretrained(folder).save_pretrained(folder)
 
 

@@ -90,6 +90,7 @@ def test_a_frame_is_found(tmp_path: Path) -> None:
     vocabulary = ByteBpeTokenizer(write_byte_bpe(tmp_path, ends_texts=True))
     assert vocabulary.ends_texts
     assert vocabulary.special.frame == [0]
+    assert vocabulary.special.num_between == 1
 
 
 @pytest.mark.parametrize("is_template", [False, True])

@@ -23,6 +23,7 @@ from megatron_retrieval.checkpoint.huggingface.towers import (
     HF_DISTILBERT,
     HF_MPNET,
     HF_ROBERTA,
+    HF_XLM_ROBERTA,
     TOWER_FOLDERS,
 )
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
@@ -35,7 +36,8 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-_ENCODERS = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
+_BODIES = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA)
+_ENCODERS = (*_BODIES, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
 for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
 

@@ -23,7 +23,7 @@ from megatron_retrieval.checkpoint.huggingface.bert import (
 from megatron_retrieval.checkpoint.huggingface.bert import REQUIRED_SETTINGS as BERT_SETTINGS
 from megatron_retrieval.checkpoint.huggingface.files import check_settings
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
-from megatron_retrieval.models.roberta import FIRST_POSITION, RobertaConfig
+from megatron_retrieval.models.roberta import FIRST_POSITION, RobertaConfig, XlmRobertaConfig
 
 CONFIG_KEYS = {ours: theirs for ours, theirs in BERT_KEYS.items() if ours != "num_tokentypes"}
 REQUIRED_SETTINGS = {**BERT_SETTINGS, "type_vocab_size": 1, "pad_token_id": FIRST_POSITION - 1}
@@ -47,6 +47,16 @@ def roberta_config_to_hf(config: RobertaConfig) -> dict[str, Any]:
     ids = {"bos_token_id": 0, "eos_token_id": 2}
     names = {"model_type": "roberta", "architectures": ["RobertaModel"]}
     return {**settings, **REQUIRED_SETTINGS, **ids, **names, "intermediate_size": config.ffn_size}
+
+
+def xlm_roberta_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> XlmRobertaConfig:
+    """See `roberta_config_from_hf`."""
+    return XlmRobertaConfig(**vars(roberta_config_from_hf(settings, source)))
+
+
+def xlm_roberta_config_to_hf(config: XlmRobertaConfig) -> dict[str, Any]:
+    """The settings of a `config.json` that describe the encoder."""
+    return {**roberta_config_to_hf(config), "model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}
 
 
 def roberta_table(config: RobertaConfig) -> Iterator[WeightEntry]:

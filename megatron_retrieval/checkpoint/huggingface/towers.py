@@ -29,6 +29,7 @@ from megatron_retrieval.checkpoint.kinds.encoder_families import (
     ENCODER_FAMILIES,
     MPNET,
     ROBERTA,
+    XLM_ROBERTA,
     EncoderFamily,
 )
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
@@ -202,3 +203,4 @@ HF_BERT = body_format(
 HF_MPNET = body_format("hf-mpnet", "MPNetModel; a dual encoder", MPNET, (DUAL_ENCODER.name,))
 HF_DISTILBERT = body_format("hf-distilbert", "DistilBertModel; a dual encoder", DISTILBERT, (DUAL_ENCODER.name,))
 HF_ROBERTA = body_format("hf-roberta", "RobertaModel; a dual encoder", ROBERTA, (DUAL_ENCODER.name,))
+HF_XLM_ROBERTA = body_format("hf-xlm-roberta", "XLMRobertaModel; a dual encoder", XLM_ROBERTA, (DUAL_ENCODER.name,))

@@ -17,7 +17,7 @@ from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.distilbert import DistilBertConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.mpnet import MpnetConfig
-from megatron_retrieval.models.roberta import RobertaConfig
+from megatron_retrieval.models.roberta import RobertaConfig, XlmRobertaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,19 @@ ROBERTA = ENCODER_FAMILIES.add(
         model_type="roberta",
         from_huggingface=roberta.roberta_config_from_hf,
         to_huggingface=roberta.roberta_config_to_hf,
+        table=roberta.roberta_table,
+        current_names=roberta.encoder_names,
+    )
+)
+XLM_ROBERTA = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="xlm-roberta",
+        about="XLM-R: RoBERTa with a unigram vocabulary of many languages",
+        shape=XlmRobertaConfig,
+        vocabulary="unigram",
+        model_type="xlm-roberta",
+        from_huggingface=roberta.xlm_roberta_config_from_hf,
+        to_huggingface=roberta.xlm_roberta_config_to_hf,
         table=roberta.roberta_table,
         current_names=roberta.encoder_names,
     )

@@ -51,7 +51,7 @@ class EvidenceBuilderConfig(Checked):
     output: str
     """Folder to create; unfinished work is kept in OUTPUT.partial."""
     vocab_file: str
-    """Vocabulary of the encoder that will read the passages: WordPiece (vocab.txt), or byte-level BPE
+    """Vocabulary of the encoder that will read the passages: WordPiece (vocab.txt), or byte-level BPE or unigram
     (tokenizer.json)."""
     lower_case: bool = True
     """Lower-case the text, as uncased WordPiece vocabularies need."""
