@@ -63,6 +63,9 @@ def plan(config: PlanConfig) -> None:
     faults = "\n".join(f"Does not fit. {problem}" for problem in made.problems) or "Everything fits."
     table = text_table(["", "takes", "where"], made.rows())
     basis = "\n".join(made.basis())
+    if aged := made.staleness_rows():
+        head = ["embedding ranks", "steps a second", "a refresh", "steps meanwhile (staleness)"]
+        table = f"{table}\n\n{text_table(head, aged)}"
     sys.stdout.write(f"{config.passages:,} passages\n\n{table}\n\n{faults}\n\n{basis}\n")
 
 

@@ -21,8 +21,8 @@ from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.training.run import TrainingConfig
 
-#: forward and backward passes, two operations for each weight that a token meets; gradient caching adds a forward pass
-_OPERATIONS, _CACHING_OPERATIONS = 6, 2
+#: of a forward pass, for each weight that a token meets
+_OPERATIONS = 2
 #: settings that name a checkpoint whose weights are trained
 _STARTS = ("pretrained-checkpoint", "retriever", "reader")
 
@@ -37,10 +37,10 @@ def training_estimate(config: Any, training: TrainingConfig, num_processes: int)
     state = costs.training_state_bytes(weights, half_precision=training.precision.is_half)
     settings = to_flat_dict(config)
     tokens = tokens_per_example(settings)
-    operations = _OPERATIONS + (_CACHING_OPERATIONS if settings.get("gradient-caching") else 0)
+    passes = costs.TRAINING_PASSES + (costs.AGAIN_PASSES if settings.get("gradient-caching") else 0)
     rates = RatesConfig()
-    rate = rates.peak_teraflops * 1e12 * rates.utilisation * num_processes
-    seconds = operations * weights / _towers(config) * tokens * training.global_batch_size / rate
+    rate = rates.gpu_operations_per_second * num_processes
+    seconds = passes * _OPERATIONS * weights / _towers(config) * tokens * training.global_batch_size / rate
     ranks = f"{num_processes} processes, {copies} data-parallel, {tensor_parallel} tensor-parallel"
     gpus = f"{num_processes} GPUs of {rates.peak_teraflops:.0f} teraflops at {rates.utilisation:.0%}"
     step = f"{tokens:,} tokens an example at most, {tokens * training.global_batch_size:,} a step"

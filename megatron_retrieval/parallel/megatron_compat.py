@@ -1,6 +1,7 @@
 """Patches of megatron-core 0.16: it runs without CUDA (over gloo), and one bug is fixed on every device.
 
-`install` runs once per process, before any layer of megatron-core is used.
+`install` runs once per process, before any layer of megatron-core is used. `import_megatron` lists the versions that it
+was proven with.
 """
 
 from __future__ import annotations

@@ -17,7 +17,13 @@ from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
 from megatron_retrieval.applications.plan.plan import duration, make_plan, size
 from megatron_retrieval.applications.plan.rates import _line
-from megatron_retrieval.applications.plan.reader_costs import ReaderShape, reader_activation_bytes, reader_parameters
+from megatron_retrieval.applications.plan.reader_costs import (
+    ReaderShape,
+    reader_activation_bytes,
+    reader_operations,
+    reader_parameters,
+)
+from megatron_retrieval.applications.plan.steps import gather_seconds, reduce_seconds
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
@@ -136,6 +142,7 @@ def test_parameters_are_those_of_the_models() -> None:
     assert reader_parameters(READERS["smollm2-135m"]) == 134_515_008
     assert costs.bert_parameters(BertConfig()) == 108_891_648 + 70 * 768  # 30,522 words become 30,592
     assert costs.t5_parameters(T5Config()) == 222_903_552
+    assert reader_parameters(READERS["t5-3b"]) == 2_851_598_336
 
 
 def test_a_masked_language_model_keeps_what_it_reads_and_its_logits() -> None:
@@ -156,6 +163,74 @@ def test_training_memory_by_hand() -> None:
     assert costs.stack_activation_bytes(10, half_precision=False, recompute=False, **stack) == 3 * 10 * 8 * 66
     # 16-bit inputs of three layers, and one layer of five tokens
     assert costs.stack_activation_bytes(10, half_precision=True, recompute=True, **stack) == 10 * 3 * 8 * 2 + 5 * 8 * 34
+
+
+def test_tensor_parallel_ranks_share_state_and_what_layers_keep() -> None:
+    # of 34 bytes a token and unit of the width, 24 are cut: those of heads and of inner units
+    assert costs.layer_activation_bytes(5, 8, half_precision=True, tp_size=4) == 5 * 8 * (10 + 24 // 4)
+    words = ("--gpus", 8, "--reader", "t5-3b", "--bf16", "--recompute-granularity", "full", "--gpu-memory-gb", 40)
+    whole, cut = (_plan(*words, "--tensor-model-parallel-size", size) for size in (1, 4))
+    weights = 2 * costs.bert_parameters(BertConfig()) + 2_851_598_336
+    assert (whole.estimate.state_bytes, cut.estimate.state_bytes) == (18 * weights, 18 * weights // 4)
+    assert whole.problems
+    assert not cut.problems
+    with pytest.raises(ConfigError, match="--tensor-model-parallel-size 4 does not divide 6 processes that train"):
+        _plan("--gpus", 8, "--num-embedding-ranks", 2, "--tensor-model-parallel-size", 4)
+
+
+def test_a_dual_encoders_step_by_hand() -> None:
+    """Batch 4,096 on 64 GPUs: 64 questions on each, four passes (gradient caching), a ring at the network's speed."""
+    assert gather_seconds(800.0, 4, 100.0) == 6.0  # all but its own fourth
+    assert reduce_seconds(800.0, 4, 100.0) == 12.0
+    assert reduce_seconds(800.0, 1, 100.0) == 0.0
+    hardware = (
+        "--gpus",
+        64,
+        "--nodes",
+        8,
+        "--peak-teraflops",
+        100,
+        "--utilisation",
+        0.5,
+        "--network-gb-per-second",
+        25,
+    )
+    plan = _plan("--reader", "none", "--global-batch-size", 4096, *hardware)
+    bert = BertConfig()
+    forward = costs.encode_operations(bert, 64) + 2 * costs.encode_operations(bert, 256)
+    assert plan.step.compute == pytest.approx(4 * 64 * forward / 50e12)
+    assert plan.step.gather == pytest.approx(4096 * 3 * 768 * 4 * 63 / 64 / 25e9)
+    assert plan.step.reduce == pytest.approx(2 * 4 * 2 * costs.bert_parameters(bert) * 63 / 64 / 25e9)
+    assert (plan.step.search, plan.step.layers, plan.staleness) == (0, 0, [])
+    one_node = _plan("--reader", "none", "--global-batch-size", 4096, "--gpus", 8, "--nvlink-gb-per-second", 100)
+    assert one_node.step.gather == pytest.approx(4096 * 3 * 768 * 4 * 7 / 8 / 100e9)
+    assert _plan("--reader", "none").step is None
+
+
+def test_a_t5_reads_by_hand() -> None:
+    """Two layers of width 4, heads of 6 units together, 8 inner units; two passages of 5 tokens, an answer of 3."""
+    shape = T5Config(
+        num_layers=2, hidden_size=4, num_attention_heads=2, kv_channels=3, ffn_hidden_size=8, vocab_size=128
+    )
+    attention, inner = 4 * 4 * 6, 2 * 4 * 8
+    encoder = 2 * 10 * (2 * (attention + inner) + 4 * 5 * 6)
+    # keys and values of 10 tokens; for 3 tokens its own attention, query and output of the other, and inner units
+    decoder = 2 * (10 * 2 * 2 * 4 * 6 + 3 * (2 * (attention + attention // 2 + inner) + 4 * (10 + 3) * 6))
+    assert reader_operations(shape, 2, 5, 3) == encoder + decoder + 3 * 2 * 4 * 128
+
+
+def test_more_embedding_ranks_refresh_sooner_and_train_slower() -> None:
+    words = ("--gpus", 64, "--nodes", 8, "--bf16", "--encode-passages-per-second", 1000, "--global-batch-size", 64)
+    plan = _plan(*words, "--topk", 50)
+    assert [found.num_embedding_ranks for found in plan.staleness] == [1, 2, 4, 8, 16, 32]
+    for found in plan.staleness:
+        assert found.refresh_seconds == pytest.approx(WIKIPEDIA / 1000 / found.num_embedding_ranks)
+        assert found.steps == pytest.approx(found.refresh_seconds * found.steps_per_second)
+    # 64 questions on 63, 62, ... 32 copies: the slowest reads two of them
+    assert plan.staleness[0].steps_per_second < 1 / plan.step.total
+    beside = _plan(*words, "--topk", 50, "--num-embedding-ranks", 16)
+    assert plan.staleness[4].steps_per_second == pytest.approx(1 / beside.step.total)
+    assert len(plan.staleness_rows()) == len(plan.to_json()["staleness"]) == 6
 
 
 def test_embedding_in_the_background_takes_memory_of_rank_0() -> None:

@@ -25,11 +25,12 @@ from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 
 GB = 10**9
 
-ReaderName = Literal["none", "t5-small", "t5-base", "t5-large", "smollm2-135m", "bert-base"]
+ReaderName = Literal["none", "t5-small", "t5-base", "t5-large", "t5-3b", "smollm2-135m", "bert-base"]
 READERS: dict[ReaderName, T5Config | CausalConfig | BertConfig] = {
     "t5-small": T5Config(num_layers=6, hidden_size=512, num_attention_heads=8, ffn_hidden_size=2048),
     "t5-base": T5Config(),
     "t5-large": T5Config(num_layers=24, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096),
+    "t5-3b": T5Config(num_layers=24, hidden_size=1024, num_attention_heads=32, kv_channels=128, ffn_hidden_size=16384),
     "smollm2-135m": CausalConfig(num_query_groups=3),
     "bert-base": BertConfig(),
 }
@@ -105,6 +106,11 @@ class PlannedTrainingConfig(Checked):
     """Passages read per question."""
     questions_per_gpu: PositiveInt = 1
     """Questions of a micro-batch."""
+    global_batch_size: PositiveInt | None = None
+    """Questions of a step over all GPUs; default: a micro-batch on each that trains. With --reader none: the batch of a
+    dual encoder's training (gradient caching, one hard negative a question); default: plan no training."""
+    tensor_model_parallel_size: PositiveInt = 1
+    """GPUs that share every layer of the models in training."""
     passage_batch_size: PositiveInt = 32
     """Passages that the retriever encodes at once."""
     reader_seq_length: PositiveInt = 512
@@ -157,6 +163,15 @@ class RatesConfig(Checked):
     """Peak of a GPU in float32 (default: A100), used where no search rate is known."""
     memory_gb_per_second: PositiveFloat = 1555.0
     """Memory bandwidth of a GPU (default: A100), used where no search rate is known."""
+    network_gb_per_second: PositiveFloat = 200.0
+    """Network of a node, in one direction; the default is assumed: eight adapters of 200 Gb/s (A100)."""
+    nvlink_gb_per_second: PositiveFloat = 300.0
+    """Between the GPUs of a node, in one direction; the default is assumed: A100."""
+
+    @property
+    def gpu_operations_per_second(self) -> float:
+        """Of a GPU in 16 bit, in forward and backward passes."""
+        return self.peak_teraflops * 1e12 * self.utilisation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,6 +217,9 @@ class PlanConfig(Checked):
         if self.training.num_embedding_ranks >= self.hardware.num_ranks:
             number = f"{self.training.num_embedding_ranks} of {self.hardware.num_ranks} processes"
             raise ConfigError(f"--num-embedding-ranks {number} leave none that trains.")
+        if self.num_training_ranks % (size := self.training.tensor_model_parallel_size):
+            number = f"{self.num_training_ranks} processes that train"
+            raise ConfigError(f"--tensor-model-parallel-size {size} does not divide {number}.")
         if self.rates.measure and self.rates.vocab_file is None and self.retriever is None:
             raise ConfigError("--measure needs a vocabulary: give --vocab-file, or --retriever.")
 

@@ -17,11 +17,16 @@ _SPECIAL_TOKENS = 3
 #: columns of the evidence, each with a 64-bit offset for every passage; and hash and row in the table of ids
 _OFFSET_BYTES, _ID_TABLE_BYTES = 5 * 8, 16
 #: of 16-bit activations that a layer keeps for the backward pass, for each token and unit of its width, where attention
-#: keeps no matrix of weights (Korthikanti et al. 2022, arXiv 2205.05198); masks of dropout have a byte each
-_LAYER_BYTES_16_BIT, _MASK_BYTES = 34, 2
+#: keeps no matrix of weights (Korthikanti et al. 2022, arXiv 2205.05198), and of these what tensor parallelism cuts;
+#: masks of dropout have a byte each
+_LAYER_BYTES_16_BIT, _CUT_BYTES_16_BIT, _MASK_BYTES = 34, 24, 2
 #: values that a layer holds at once where nothing is kept for a backward pass, for each token and unit of its width,
 #: beside the inner units of the feed-forward part
 _INFERENCE_UNITS = 6
+#: forward passes that a training step takes, a backward pass being two; and those of gradient caching or recomputing
+TRAINING_PASSES, AGAIN_PASSES = 3, 1
+#: assumed of a CPU process, where nothing was measured
+CPU_OPERATIONS = 1e11
 #: of a process on a GPU, before it does anything
 _CUDA_CONTEXT_BYTES = 500 * 10**6
 #: of a weight or a moment on disk, and weights with both moments
@@ -108,27 +113,50 @@ def training_state_bytes(num_parameters: int, *, half_precision: bool) -> int:
     return num_parameters * (2 + 4 + 4 + 8 if half_precision else 4 + 4 + 8)
 
 
-def layer_activation_bytes(num_tokens: int, width: int, *, half_precision: bool) -> int:
-    """What one transformer layer keeps of a batch for the backward pass."""
-    values = _LAYER_BYTES_16_BIT - _MASK_BYTES
-    return num_tokens * width * (values * (1 if half_precision else 2) + _MASK_BYTES)
+def layer_activation_bytes(
+    num_tokens: int, width: int, *, half_precision: bool, cut_bytes: int | None = None, tp_size: int = 1
+) -> int:
+    """What one transformer layer keeps of a batch for the backward pass.
+
+    Args:
+        cut_bytes: of a token in 16 bit, of the heads and inner units that tensor-parallel ranks share out; default:
+            heads as wide as the layer, and four times as many inner units.
+    """
+    whole = (_LAYER_BYTES_16_BIT - _CUT_BYTES_16_BIT - _MASK_BYTES) * width
+    cut = _CUT_BYTES_16_BIT * width if cut_bytes is None else cut_bytes
+    return num_tokens * ((whole + cut // tp_size) * (1 if half_precision else 2) + _MASK_BYTES * width)
 
 
 def stack_activation_bytes(
-    num_tokens: int, num_layers: int, width: int, *, half_precision: bool, recompute: bool, tokens_at_once: int
+    num_tokens: int,
+    num_layers: int,
+    width: int,
+    *,
+    half_precision: bool,
+    recompute: bool,
+    tokens_at_once: int,
+    cut_bytes: int | None = None,
+    tp_size: int = 1,
 ) -> int:
     """What a stack of layers keeps of `num_tokens`, that pass through it in batches of `tokens_at_once`.
 
     With recomputing, the input of every layer stays, and one layer of one batch is computed again.
     """
+    tokens = min(num_tokens, tokens_at_once) if recompute else num_tokens
+    layer = layer_activation_bytes(tokens, width, half_precision=half_precision, cut_bytes=cut_bytes, tp_size=tp_size)
     if not recompute:
-        return num_layers * layer_activation_bytes(num_tokens, width, half_precision=half_precision)
-    inputs = num_tokens * num_layers * width * (2 if half_precision else 4)
-    return inputs + layer_activation_bytes(min(num_tokens, tokens_at_once), width, half_precision=half_precision)
+        return num_layers * layer
+    return num_tokens * num_layers * width * (2 if half_precision else 4) + layer
 
 
 def retriever_activation_bytes(
-    config: DualEncoderConfig, num_texts: int, text_tokens: int, texts_at_once: int, *, half_precision: bool
+    config: DualEncoderConfig,
+    num_texts: int,
+    text_tokens: int,
+    texts_at_once: int,
+    *,
+    half_precision: bool,
+    tp_size: int = 1,
 ) -> int:
     """What the retriever keeps of the passages of a micro-batch, encoded `texts_at_once`."""
     bert = bert_of(config)
@@ -139,6 +167,7 @@ def retriever_activation_bytes(
         half_precision=half_precision,
         recompute=bert.recompute_granularity == "full",
         tokens_at_once=texts_at_once * text_tokens,
+        tp_size=tp_size,
     )
 
 

@@ -15,7 +15,7 @@ from megatron_retrieval.index.store.embedding_store import torch_dtype
 
 #: versions of the index that a checkpoint names: the one searched and the one being made
 _NAMED_VERSIONS = 2
-_ASSUMED_BUILD_RATE, _ASSUMED_DISK_RATE, _ASSUMED_CPU_OPERATIONS = 2500.0, 1e9, 1e11
+_ASSUMED_BUILD_RATE, _ASSUMED_DISK_RATE = 2500.0, 1e9
 #: of one socket of a server
 _ASSUMED_CPU_MEMORY_RATE = 5e10
 
@@ -107,13 +107,12 @@ def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
     """A rate that is given, else the measured one, else what the hardware's figures say."""
     given, shape = config.rates, config.encoder
     tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
-    operations = given.peak_teraflops * 1e12 * given.utilisation if config.hardware.gpus else _ASSUMED_CPU_OPERATIONS
     assumed_search = 1 / costs.search_seconds(
         1,
         shape.dimension,
         _searched_bytes(config),
         config.num_queries,
-        operations_per_second=given.fp32_teraflops * 1e12 if config.hardware.gpus else _ASSUMED_CPU_OPERATIONS,
+        operations_per_second=given.fp32_teraflops * 1e12 if config.hardware.gpus else costs.CPU_OPERATIONS,
         bytes_per_second=given.memory_gb_per_second * 1e9 if config.hardware.gpus else _ASSUMED_CPU_MEMORY_RATE,
     )
     disk = given.disk_megabytes_per_second
@@ -123,13 +122,18 @@ def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
             given.encode_passages_per_second,
             measured,
             "encode_passages_per_second",
-            operations / costs.encode_operations(costs.bert_of(shape), tokens),
+            operations_per_second(config) / costs.encode_operations(costs.bert_of(shape), tokens),
         ),
         search=_rate(given.search_rows_per_second, measured, "search_rows_per_second", assumed_search),
         disk=_rate(disk and disk * 1e6, measured, "disk_bytes_per_second", _ASSUMED_DISK_RATE),
         build_start_seconds=measured.build_start_seconds if measured else 0.0,
         search_start_seconds=measured.search_start_seconds if measured else 0.0,
     )
+
+
+def operations_per_second(config: PlanConfig) -> float:
+    """Of a process in forward and backward passes, as is assumed."""
+    return config.rates.gpu_operations_per_second if config.hardware.gpus else costs.CPU_OPERATIONS
 
 
 def estimate(config: PlanConfig, rates: Rates) -> Estimate:
@@ -204,12 +208,14 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
     half = encode.is_half
     num_parameters = costs.dual_encoder_parameters(encoder) + _reader_parameters(config)
     num_texts = training.questions_per_gpu * training.num_passages
+    tp_size = training.tensor_model_parallel_size
     encoded = costs.retriever_activation_bytes(
         encoder,
         num_texts,
         config.text_format.retriever_seq_length,
         training.passage_batch_size,
         half_precision=half,
+        tp_size=tp_size,
     )
     read = reader_activation_bytes(
         reader,
@@ -218,8 +224,9 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
         training.reader_seq_length,
         training.max_answer_length,
         half=half,
+        tp_size=tp_size,
     )
-    return costs.training_state_bytes(num_parameters, half_precision=half), encoded + read
+    return costs.training_state_bytes(num_parameters, half_precision=half) // tp_size, encoded + read
 
 
 def _rate(given: float | None, measured: MeasuredRates | None, name: str, assumed: float) -> Rate:

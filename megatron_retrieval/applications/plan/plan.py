@@ -11,6 +11,7 @@ from megatron_retrieval.applications.plan.config import GB, PlanConfig
 from megatron_retrieval.applications.plan.estimate import Estimate, Rates, estimate, known_rates, num_encoders
 from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, num_versions, problems
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
+from megatron_retrieval.applications.plan.steps import Staleness, StepSeconds, staleness, step_seconds
 from megatron_retrieval.config.parser import overlaid, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
@@ -24,12 +25,16 @@ class Plan:
 
     Attributes:
         problems: what does not fit, a line each.
+        step: of the training that is planned; None without.
+        staleness: for several numbers of embedding ranks; none where nothing is refreshed.
     """
 
     config: PlanConfig
     rates: Rates
     estimate: Estimate
     problems: list[str]
+    step: StepSeconds | None
+    staleness: list[Staleness]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, how much, where) for a table."""
@@ -43,7 +48,27 @@ class Plan:
             "search": (self.rates.search, f"rows a second and {_rank(self.config)}"),
             "disk": (self.rates.disk, "bytes a second"),
         }
-        return [f"{name}: {rate.value:,.0f} {unit} ({rate.origin})" for name, (rate, unit) in rates.items()]
+        lines = [f"{name}: {rate.value:,.0f} {unit} ({rate.origin})" for name, (rate, unit) in rates.items()]
+        if self.step is not None:
+            settings = self.config.rates
+            network, nvlink = settings.network_gb_per_second, settings.nvlink_gb_per_second
+            lines.append(
+                f"communication: {network:,.0f} GB/s a node and {nvlink:,.0f} GB/s between its GPUs (not measured: "
+                "--network-gb-per-second, --nvlink-gb-per-second), waited for; optimizer and data loading not counted"
+            )
+        return lines
+
+    def staleness_rows(self) -> list[tuple[str, str, str, str]]:
+        """(embedding ranks, steps a second, seconds of a refresh, steps trained meanwhile) for a table."""
+        return [
+            (
+                str(found.num_embedding_ranks),
+                f"{found.steps_per_second:.3g}",
+                duration(found.refresh_seconds),
+                f"{found.steps:,.0f}",
+            )
+            for found in self.staleness
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All figures, in bytes and seconds, and the settings that they follow from."""
@@ -60,6 +85,8 @@ class Plan:
                 "host_index_bytes": host_index_bytes(self.config, self.estimate),
             },
             "problems": self.problems,
+            "step": self.step and vars(self.step),
+            "staleness": [vars(found) for found in self.staleness],
         }
 
 
@@ -80,7 +107,8 @@ def make_plan(config: PlanConfig, clock: Callable[[], float] = time.perf_counter
         config = replace(config, sizes=sizes)
     rates = known_rates(config, measured)
     found = estimate(config, rates)
-    return Plan(config, rates, found, problems(config, rates, found))
+    aged = list(staleness(config, rates))
+    return Plan(config, rates, found, problems(config, rates, found), step_seconds(config, rates), aged)
 
 
 def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
@@ -169,6 +197,11 @@ def _times(plan: Plan) -> list[tuple[str, str, str]]:
         rows.insert(len(rows) - 1, ("a refresh of the index", duration(found.refresh_seconds), where))
     if not config.hardware.gpus:
         rows.append(("an exact search from the disk", duration(found.streamed_seconds), ranks))
+    if (step := plan.step) is not None:
+        parts = {"passes": step.compute, "search": step.search, "gradients": step.reduce}
+        parts |= {"vectors": step.gather, "tensor parallelism": step.layers}
+        shares = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+        rows.append((f"a training step, {step.batch_size:,} questions", duration(step.total), shares))
     return rows
 
 
