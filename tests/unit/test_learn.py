@@ -184,6 +184,26 @@ def test_an_adapted_encoder_is_kept_if_it_finds_more(
     )
 
 
+def test_masked_spans_teach_the_encoder_of_questions(
+    docs: Path, encoder: Path, topology: ProcessTopology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt, "is_better", lambda before, after: (True, {"mrr": 0.0, "low": 0.0, "high": 0.0}))
+    monkeypatch.setattr(adapt, "_LEAST_QUESTIONS", 1)
+    for number in range(8):  # names, in sentences of eight words and more
+        with (docs / f"d{number}.txt").open("a") as file:
+            file.write(f"In May 199{number} the red box of Key Lamp stands in the old room.\n")
+    config = _config(docs, encoder, adapt=("masked-spans",))
+    learn.main(config, topology)
+    learned = LearnedFolder.open(config.learned)
+    assert [tried["way"] for tried in _report(learned)["adaptation"]["tries"]] == ["masked-spans"]
+    before, after = (DUAL_ENCODER.describe(path) for path in (encoder, learned.retriever))
+    given, taught = (found.load(topology) for found in (before, after))
+    for name in ("query", "passage"):
+        towers = [model.tower_of(name).parameters() for model in (given, taught)]
+        is_kept = all(torch.equal(*both) for both in zip(*towers, strict=True))
+        assert is_kept == (name == "passage"), "the encoder of questions learns, that of passages does not"
+
+
 def test_the_mean_lies_between(docs: Path, encoder: Path, topology: ProcessTopology, tmp_path: Path) -> None:
     from megatron_retrieval.checkpoint.kinds.mean_of_weights import save_mean
 

@@ -31,7 +31,7 @@ DECISION = "decision.json"
 #: fewer held-out questions tell nothing
 _LEAST_QUESTIONS = 20
 #: folders that only an unfinished adaptation needs
-_LARGE = ("checkpoints", "mean", "corpus", "evidence", "embeddings-*", "*.tsv", "corpus.jsonl")
+_LARGE = ("checkpoints", "mean", "corpus", "spans", "evidence", "embeddings-*", "*.tsv", "corpus.jsonl")
 
 log = get_logger("learn")
 

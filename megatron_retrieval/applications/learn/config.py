@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from megatron_retrieval.applications.learn import written  # noqa: F401, registers its way
+from megatron_retrieval.applications.learn import masked, written  # noqa: F401, register their ways
 from megatron_retrieval.applications.learn.ways import WAYS
 from megatron_retrieval.config.checks import Checked, PositiveFloat, PositiveInt
 from megatron_retrieval.config.choices import OneOf
