@@ -70,8 +70,8 @@ def tokens_per_example(settings: dict[str, Any]) -> int:
     """Tokens of an example at full length: a text; a question with its passages; what a reader reads of each."""
     tokens = settings.get("seq-length") or settings.get("query-seq-length") or 0
     passages = settings.get("num-passages") or 1 + (settings.get("num-hard-negatives") or 0)
-    tokens += passages * (settings.get("retriever-seq-length") or 0)
-    return tokens + passages * (settings.get("reader-seq-length") or 0)
+    lengths = ("retriever-seq-length", "reader-seq-length", "pair-seq-length")
+    return tokens + passages * sum(settings.get(length) or 0 for length in lengths)
 
 
 def _towers(config: Any) -> int:

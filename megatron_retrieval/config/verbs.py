@@ -103,6 +103,12 @@ VERBS = (
     ),
     Verb("train retriever", TRAIN, "a retriever from questions with passages (DPR)", "recipes.retriever_finetune:main"),
     Verb(
+        "train reranker",
+        TRAIN,
+        "a cross-encoder from questions with passages",
+        "recipes.reranker_finetune:main",
+    ),
+    Verb(
         "train extractive",
         TRAIN,
         "a reader that points to the answer",

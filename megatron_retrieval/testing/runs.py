@@ -20,6 +20,7 @@ from megatron_retrieval.recipes import (
     bert_pretraining,
     ict_pretraining,
     reader_finetune,
+    reranker_finetune,
     retriever_finetune,
     t5_pretraining,
 )
@@ -41,6 +42,7 @@ BERT = Recipe(bert_pretraining.BertPretrainingConfig, bert_pretraining.build)
 ICT = Recipe(ict_pretraining.IctPretrainingConfig, ict_pretraining.build)
 T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
+RERANKER = Recipe(reranker_finetune.RerankerFinetuneConfig, reranker_finetune.build)
 READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
 CAUSAL = Recipe(CausalFinetuneConfig, reader_finetune.build)

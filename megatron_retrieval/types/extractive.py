@@ -80,6 +80,26 @@ class PairLogits:
 
 
 @dataclass(frozen=True)
+class RankingBatch:
+    """One rank's share of a global batch of questions, each with K passages of which the first is its positive.
+
+    Attributes:
+        passages: n * K rows; those of question j begin at row j * K.
+        is_real: [n, K] bool, False for fillers, be it a passage or a question with all of its passages.
+        num_questions: real questions in the global batch (the denominator of the loss).
+    """
+
+    passages: ExtractivePassages
+    is_real: Tensor
+    num_questions: int
+
+    def questions(self, index: Tensor) -> RankingBatch:
+        """The questions `index` [n] with their passages; all of it on the CPU."""
+        passages = self.passages.rows(rows_of_groups(index, self.is_real.size(1)))
+        return RankingBatch(passages, self.is_real[index], self.num_questions)
+
+
+@dataclass(frozen=True)
 class ExtractiveBatch:
     """One rank's share of a global batch of questions, each with K passages of which the first holds an answer.
 

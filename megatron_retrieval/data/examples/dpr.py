@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -29,8 +29,8 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DprDataConfig(Checked):
-    """Labelled training data."""
+class LabelledDataConfig(Checked):
+    """Questions with positives and hard negatives."""
 
     train_data: tuple[str, ...] = field(metadata=INPUT)
     """Questions with positives and hard negatives: DPR's JSON, lines of Tevatron, FlagEmbedding or
@@ -42,14 +42,20 @@ class DprDataConfig(Checked):
     exclude_false_negatives: bool = True
     """Do not use a passage as a negative of a question that it answers: one of its positives, or a passage whose text
     contains an answer."""
-    same_title_questions: PositiveInt = 1
-    """Group up to n questions with the same positive title in a batch, so that their passages are hard negatives of one
-    another; a passage that several share is encoded once. 1: plain shuffling."""
     max_train_questions: PositiveInt | None = None
     """Maximum number of questions, from the beginning of the files; default: all."""
 
 
-class _Example(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class DprDataConfig(LabelledDataConfig):
+    """Labelled training data."""
+
+    same_title_questions: PositiveInt = 1
+    """Group up to n questions with the same positive title in a batch, so that their passages are hard negatives of one
+    another; a passage that several share is encoded once. 1: plain shuffling."""
+
+
+class LabelledQuestion(NamedTuple):
     """A question with the numbers of its passages in the pool."""
 
     question: str
@@ -76,7 +82,7 @@ class DprDataset:
     def __init__(self, config: DprDataConfig, text_format: TextFormatConfig, tokenizer: Vocabulary, seed: int) -> None:
         self._config, self._format, self._tokenizer, self._seed = config, text_format, tokenizer, seed
         collector = PassageCollector()
-        self._examples = _read_examples(config, collector)
+        self._examples = read_examples(config, collector)
         self._pool = collector.pool(tokenizer, text_format)
         # one empty question at the end stands for a filler
         self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
@@ -114,7 +120,14 @@ class DprDataset:
         num_slots, first, own = share.num_slots, share.first, list(indices[share.own])
         slots = np.full((dp_size * num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
         for place, index in enumerate(indices):
-            slots[place] = self._passages_of(self._examples[index], epoch, first_position + place)
+            slots[place] = passages_of(
+                self._examples[index],
+                self._config,
+                self._pool.normalized_text,
+                self._seed,
+                epoch,
+                first_position + place,
+            )
         false_negatives = np.zeros((num_slots, slots.size), np.bool_)
         if self._config.exclude_false_negatives:
             false_negatives[: len(own)] = self._false_negatives([self._examples[index] for index in own], slots.ravel())
@@ -137,27 +150,7 @@ class DprDataset:
         rows[: len(indices)] = indices
         return lay_out_questions(self._questions.take(rows), self._tokenizer, self._format)
 
-    def _passages_of(self, example: _Example, epoch: int, position: int) -> list[int]:
-        """The positive and the hard negatives of an example at its position, filled up with `NO_PASSAGE`."""
-        wanted, candidates = self._config.num_hard_negatives, example.hard_negatives
-        order: Sequence[int] | Rows = range(len(candidates))
-        if wanted and candidates and self._config.hard_negative_selection == "sample":
-            order = generator(self._seed, "hard-negatives", epoch, position).permutation(len(candidates))
-        chosen: list[int] = []
-        for choice in order:
-            if len(chosen) == wanted:
-                break
-            if not self._answers_question(candidates[choice], example):
-                chosen.append(candidates[choice])
-        return [example.positives[0], *chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
-
-    def _answers_question(self, passage: int, example: _Example) -> bool:
-        if not self._config.exclude_false_negatives:
-            return False
-        text = self._pool.normalized_text(passage)
-        return any(answer in text for answer in example.answers)
-
-    def _false_negatives(self, examples: Sequence[_Example], slots: Rows) -> Mask:
+    def _false_negatives(self, examples: Sequence[LabelledQuestion], slots: Rows) -> Mask:
         """[examples, slots] where the slot's passage is a positive of the example or contains an answer of it."""
         passages, columns = np.unique(slots, return_inverse=True)
         place_of = {int(passage): place for place, passage in enumerate(passages)}
@@ -171,8 +164,41 @@ class DprDataset:
         return hits[:, columns]
 
 
-def _read_examples(config: DprDataConfig, collector: PassageCollector) -> list[_Example]:
-    examples: list[_Example] = []
+def passages_of(
+    example: LabelledQuestion,
+    config: LabelledDataConfig,
+    normalized_text: Callable[[int], str],
+    seed: int,
+    epoch: int,
+    position: int,
+) -> list[int]:
+    """The positive and the hard negatives of an example at its position in an epoch, filled up with `NO_PASSAGE`.
+
+    Args:
+        normalized_text: the text of a passage by its number, normalised for answer matching.
+        seed: of the run.
+    """
+    wanted, candidates = config.num_hard_negatives, example.hard_negatives
+    answers = example.answers if config.exclude_false_negatives else ()
+    order: Sequence[int] | Rows = range(len(candidates))
+    if wanted and candidates and config.hard_negative_selection == "sample":
+        order = generator(seed, "hard-negatives", epoch, position).permutation(len(candidates))
+    chosen: list[int] = []
+    for choice in order:
+        if len(chosen) == wanted:
+            break
+        if not any(answer in normalized_text(candidates[choice]) for answer in answers):
+            chosen.append(candidates[choice])
+    return [example.positives[0], *chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
+
+
+def read_examples(config: LabelledDataConfig, collector: PassageCollector) -> list[LabelledQuestion]:
+    """The questions with a positive passage; their passages go to the collector.
+
+    Raises:
+        DataError: a file is malformed, or no question has a positive passage.
+    """
+    examples: list[LabelledQuestion] = []
     num_dropped = 0
     for example in _examples_of_files(config.train_data, collector):
         if len(examples) == config.max_train_questions:
@@ -191,10 +217,10 @@ def _read_examples(config: DprDataConfig, collector: PassageCollector) -> list[_
     return examples
 
 
-def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Iterator[_Example]:
+def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Iterator[LabelledQuestion]:
     for path in paths:
         for record in read_biencoder(path):
             positives = collector.add(record.positives)
             negatives = tuple(number for number in collector.add(record.hard_negatives) if number not in positives)
             answers = (normalized(answer) for answer in record.answers)
-            yield _Example(record.question, tuple(a for a in answers if not a.isspace()), positives, negatives)
+            yield LabelledQuestion(record.question, tuple(a for a in answers if not a.isspace()), positives, negatives)

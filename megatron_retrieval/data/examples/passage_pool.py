@@ -30,6 +30,10 @@ class PassageCollector:
         numbers = self._numbers
         return tuple(dict.fromkeys(numbers.setdefault((p.title, p.text), len(numbers)) for p in passages))
 
+    def passages(self) -> list[Passage]:
+        """By their numbers, without ids."""
+        return [Passage("", title, text) for title, text in self._numbers]
+
     def pool(self, tokenizer: Vocabulary, text_format: TextFormatConfig) -> PassagePool:
         titles, texts = zip(*self._numbers, strict=True)
         return PassagePool(titles, texts, tokenizer, text_format)

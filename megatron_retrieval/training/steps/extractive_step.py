@@ -11,11 +11,10 @@ from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.objectives.extractive import METRICS, extractive_loss
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.dropout import start_dropout
+from megatron_retrieval.training.steps.question_step import QuestionStep
 from megatron_retrieval.types.extractive import ExtractiveBatch, SpanLogits
 from megatron_retrieval.types.losses import LossOutput
-from megatron_retrieval.types.metrics import Mean, Metric, Metrics, add_metrics
-from megatron_retrieval.types.tokens import by_length, to_device
+from megatron_retrieval.types.tokens import to_device
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -28,49 +27,20 @@ class ExtractiveStepConfig(Checked):
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
 
 
-class ExtractiveStep:
-    """Loss and accuracies are means over the questions of the global batch.
+class ExtractiveStep(QuestionStep[ExtractiveBatch]):
+    """See QuestionStep; fillers are not computed."""
 
-    Dropout depends on (seed, iteration, rank, micro-batch) only.
-    """
+    reported = METRICS
+    model: ExtractiveReader
 
     def __init__(
         self, model: ExtractiveReader, config: ExtractiveStepConfig, topology: ProcessTopology, seed: int
     ) -> None:
-        self.model, self.config, self.topology, self.seed = model, config, topology, seed
+        super().__init__(model, topology, seed, config.micro_batch_size)
+        self.config = config
 
-    def forward_backward(self, batch: ExtractiveBatch, iteration: int, loss_scale: float) -> Metrics:
-        """See StepModule."""
-        self.model.train()
-        return self._sum_over_chunks(batch, iteration, loss_scale)
-
-    @torch.no_grad()
-    def evaluate(self, batch: ExtractiveBatch) -> Metrics:
-        """See StepModule."""
-        self.model.eval()
-        return self._sum_over_chunks(batch, None, 1.0)
-
-    def _sum_over_chunks(self, batch: ExtractiveBatch, iteration: int | None, loss_scale: float) -> Metrics:
-        zero = torch.zeros((), device=self.topology.device)  # what a rank without a real question reports
-        kinds: dict[str, type[Mean]] = {"loss": Mean, **METRICS}
-        sums: dict[str, Metric] = {name: kind(zero, batch.num_questions) for name, kind in kinds.items()}
-        for number, questions in enumerate(self._chunks(batch)):
-            if iteration is not None:
-                start_dropout(self.seed, self.topology, iteration, number)
-            output = self._loss(batch.questions(questions))
-            if iteration is not None:
-                (output.loss * loss_scale).backward()
-            add_metrics(sums, {**output.metrics, "loss": Mean(output.loss.detach(), batch.num_questions)})
-        return sums
-
-    def _chunks(self, batch: ExtractiveBatch) -> list[Tensor]:
-        """Numbers of the real questions, those of like length together."""
-        longest = batch.passages.tokens.lengths.view_as(batch.is_real).amax(1)
-        questions = batch.is_real[:, 0].nonzero()[:, 0]
-        return [questions[index] for index in by_length(longest[questions], self.config.micro_batch_size)]
-
-    def _loss(self, batch: ExtractiveBatch) -> LossOutput:
-        """Of some questions, on the CPU."""
+    def loss(self, batch: ExtractiveBatch) -> LossOutput:
+        """See QuestionStep."""
         logits = self._logits(batch)
         batch = batch.to(self.topology.device)
         return extractive_loss(

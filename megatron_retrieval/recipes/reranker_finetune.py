@@ -1,0 +1,100 @@
+"""A cross-encoder fine-tuned on questions with a positive and hard negative passages (arXiv 1901.04085, 2101.08751)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.config.marks import HELD_OUT, INPUT
+from megatron_retrieval.data.examples.ranking import RankingDataConfig, RankingDataset
+from megatron_retrieval.data.layouts.lengths import require_positions
+from megatron_retrieval.data.layouts.pair import PairFormatConfig
+from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.recipes.starting_point import find_start, load_start
+from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.overrides import ModelOverridesConfig
+from megatron_retrieval.training.resume import SavedModel
+from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.steps.ranking_step import RankingStep, RankingStepConfig
+from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.training_run import run_training
+
+
+@dataclass(kw_only=True, frozen=True)
+class RerankerFinetuneConfig:
+    """Fine-tune a cross-encoder on questions with a positive and hard negative passages."""
+
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
+    """Checkpoint whose encoder, vocabulary and, if it is a cross-encoder, head and layout training starts from: of a
+    masked language model, a dual encoder (its passage tower) or a cross-encoder."""
+    data: RankingDataConfig
+    valid_data: tuple[str, ...] = field(default=(), metadata=HELD_OUT)
+    """Held-out files of the same kinds: loss and accuracy among hard negatives during training."""
+    training: TrainingConfig
+    model: ModelOverridesConfig = field(default_factory=ModelOverridesConfig)
+    layout: PairFormatConfig = field(default_factory=PairFormatConfig)
+    step: RankingStepConfig = field(default_factory=RankingStepConfig)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    @cached_property
+    def starting_point(self) -> AnyDescription:
+        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        start = find_start(CROSS_ENCODER, self.training.save, self.pretrained_checkpoint)
+        if start is None:
+            kinds = " or ".join(CROSS_ENCODER.starts_from)
+            raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
+        return start
+
+    def with_artefact_defaults(self) -> RerankerFinetuneConfig:
+        """A cross-encoder's layout is the default of its flags; pairs are no longer than the encoder's positions."""
+        start = self.starting_point
+        layout: PairFormatConfig = start.layout if start.kind is CROSS_ENCODER else self.layout
+        longest = start.encoder.shape.max_positions or layout.pair_seq_length
+        length = min(layout.pair_seq_length, longest)
+        return dataclasses.replace(self, layout=dataclasses.replace(layout, pair_seq_length=length))
+
+
+def main(config: RerankerFinetuneConfig, topology: ProcessTopology) -> None:
+    """Train; leaves configuration, metrics and run record in `--output-dir`."""
+    run_training(build, config, topology)
+
+
+def build(config: RerankerFinetuneConfig, topology: ProcessTopology) -> Trainer:
+    """Read the data, build the model, and make the trainer.
+
+    Raises:
+        ConfigError: no checkpoint to start from, or pairs longer than its positions.
+        DataError, CheckpointError: an input cannot be used.
+    """
+    training, start, layout = config.training, config.starting_point, config.layout
+    seed, vocabulary = training.seed, start.vocabulary()
+    shape = config.model.over(start.encoder.shape)
+    require_positions(shape.max_positions, pair_seq_length=layout.pair_seq_length)
+    examples = RankingDataset(config.data, layout, vocabulary, seed)
+    held_out = None
+    if config.valid_data:
+        data = dataclasses.replace(config.data, train_data=config.valid_data, max_train_questions=None)
+        held_out = RankingDataset(data, layout, vocabulary, seed)
+    dtype = training.precision.on(topology.device)
+    model = CROSS_ENCODER.build(shape, vocabulary.special, topology, dtype, seed=seed)
+    load_start(CROSS_ENCODER, start, model, training.save, topology)
+    settings = CROSS_ENCODER.config(shape, vocabulary, layout)
+    identity = {"number of training questions": len(examples)}
+    saved = SavedModel(CROSS_ENCODER.name, settings, vocabulary.assets(), identity)
+    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
+    run = TrainingRun(config, topology, model, saved)
+    run.evaluate(held_out)
+    run.resume()
+    return run.trainer(RankingStep(model, config.step, topology, seed), examples)

@@ -1,0 +1,51 @@
+"""The step of cross-encoders: score the positive passage of a question above its negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.models.cross_encoder import CrossEncoder
+from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.steps.question_step import QuestionStep
+from megatron_retrieval.types.extractive import RankingBatch
+from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Mean, Rate
+from megatron_retrieval.types.tokens import to_device
+
+_LOSSES = {"listwise": listwise_loss, "binary": binary_loss}
+
+
+@dataclass(kw_only=True, frozen=True)
+class RankingStepConfig(Checked):
+    """The loss of a cross-encoder and how its step is computed."""
+
+    ranking_loss: Literal["listwise", "binary"] = "listwise"
+    """listwise: the positive among the passages of its question, by one softmax. binary: each passage by itself,
+    relevant or not."""
+    micro_batch_size: PositiveInt = 4
+    """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
+
+
+class RankingStep(QuestionStep[RankingBatch]):
+    """See QuestionStep; fillers are not computed."""
+
+    reported: ClassVar[dict[str, type[Mean]]] = {"accuracy": Rate}
+    model: CrossEncoder
+
+    def __init__(self, model: CrossEncoder, config: RankingStepConfig, topology: ProcessTopology, seed: int) -> None:
+        super().__init__(model, topology, seed, config.micro_batch_size)
+        self._losses = _LOSSES[config.ranking_loss]
+
+    def loss(self, batch: RankingBatch) -> LossOutput:
+        """See QuestionStep."""
+        device, rows = self.topology.device, batch.is_real.flatten().nonzero()[:, 0]
+        is_real = to_device(batch.is_real, device)
+        real = self.model(batch.passages.rows(rows).to(device))
+        flat = real.new_zeros(is_real.numel()).index_put((to_device(rows, device),), real)
+        scores = flat.view_as(is_real)
+        num_first = positive_is_first(scores.detach(), is_real).sum()
+        loss = self._losses(scores, is_real).sum() / batch.num_questions
+        return LossOutput(loss, {"accuracy": Rate(num_first / batch.num_questions, batch.num_questions)})
