@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megatron_retrieval.models.encoder import EncoderShape
-from megatron_retrieval.models.initialise import initialise_normal
-from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.models.pair_encoder import PairEncoder
 from megatron_retrieval.types.extractive import ExtractivePassages, PairLogits
 
 #: width of the projections of a span's first and last token
@@ -19,30 +17,22 @@ LONGEST_SPAN = 10
 _NORM_EPSILON = 1e-12
 
 
-class SpanReader(nn.Module):
-    """An encoder over question and passage, with a head over pairs of tokens: w . LN(ReLU(W_s h_s + W_e h_e)).
+class SpanReader(PairEncoder):
+    """An encoder over question and passage, with a head over pairs of tokens: w . LN(ReLU(W_s h_s + W_e h_e))."""
 
-    Args:
-        config: shape of the encoder.
-        topology: parameters are sharded over its tensor-parallel group, on its device.
-        dtype: of parameters and activations; logits are always float32.
-        seed: of the initial weights, which are equal at any tensor-parallel size.
-    """
+    first: nn.Linear
+    last: nn.Linear
+    norm: nn.LayerNorm
+    score: nn.Linear
 
-    def __init__(
-        self, config: EncoderShape, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
-    ) -> None:
-        super().__init__()
-        # of whatever family; the name is that of its parameters in checkpoints
-        self.bert = config.build_encoder(topology, dtype)
-        # small, hence replicated on all tensor-parallel ranks
-        self.first = nn.Linear(config.hidden_size, SPAN_WIDTH, dtype=dtype)
-        self.last = nn.Linear(config.hidden_size, SPAN_WIDTH, bias=False, dtype=dtype)
-        self.norm = nn.LayerNorm(SPAN_WIDTH, _NORM_EPSILON, dtype=dtype)
-        self.score = nn.Linear(SPAN_WIDTH, 1, bias=False, dtype=dtype)
-        nn.init.zeros_(self.first.bias)
-        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
-        self.to(topology.device)
+    def heads(self, width: int, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """See PairEncoder."""
+        return {
+            "first": nn.Linear(width, SPAN_WIDTH, dtype=dtype),
+            "last": nn.Linear(width, SPAN_WIDTH, bias=False, dtype=dtype),
+            "norm": nn.LayerNorm(SPAN_WIDTH, _NORM_EPSILON, dtype=dtype),
+            "score": nn.Linear(SPAN_WIDTH, 1, bias=False, dtype=dtype),
+        }
 
     def forward(self, passages: ExtractivePassages) -> PairLogits:
         """P passages of T tokens -> logits of their spans; they are undefined outside the text."""
