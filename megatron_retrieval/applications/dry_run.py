@@ -22,7 +22,7 @@ _WRITTEN = ("output", "output-dir", "save")
 #: settings that name what may be there: a run that is continued, a folder beside the output
 _MAYBE = ("load", "index-dir")
 #: settings of words that name files where no mark says so
-_READ = ("input", "corpus", "config")
+_READ = ("input", "corpus")
 #: the variable that names a file with the paths that the commands of a script before this one write, a line each
 MADE_BEFORE = "DRY_RUN_MADE"
 

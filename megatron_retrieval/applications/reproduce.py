@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ import yaml
 
 from megatron_retrieval.errors import ConfigError, DataError, MegatronRetrievalError
 from megatron_retrieval.reports.tables import percent, text_table
-from megatron_retrieval.utils.files import atomic_file
+from megatron_retrieval.utils.files import read_json, write_json
 from megatron_retrieval.utils.logging import get_logger
 
 REGISTRY = Path("examples/registry.yaml")
@@ -128,13 +127,12 @@ def reproduce(config: ReproduceConfig) -> None:
     if config.output_dir is None:
         raise ConfigError("--output-dir is missing: the folder of the run.")
     seconds = _run(row.ours, config, config.output_dir)
-    measured = json.loads((config.output_dir / row.ours.metrics).read_text(encoding="utf-8"))
+    measured = read_json(config.output_dir / row.ours.metrics)
     verdicts = list(judge(row.ours, measured))
     header = ["figure", "paper", "on record", "now", ""]
     sys.stdout.write(text_table(header, [_judged(verdict, row.paper) for verdict in verdicts]) + "\n")
-    with atomic_file(config.output_dir / VERDICTS) as file:
-        figures = [asdict(verdict) for verdict in verdicts]
-        json.dump({"row": config.name, "seconds": seconds, "figures": figures}, file, indent=2)
+    figures = [asdict(verdict) for verdict in verdicts]
+    write_json(config.output_dir / VERDICTS, {"row": config.name, "seconds": seconds, "figures": figures})
     if wrong := [verdict.key for verdict in verdicts if not verdict.holds]:
         raise NotReproducedError(f"{config.name}: {', '.join(wrong)} outside the interval on record.")
 

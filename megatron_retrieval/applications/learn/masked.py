@@ -32,6 +32,7 @@ def train_on_masked_spans(adaptation: Adaptation) -> Path:
     if not spans.exists():
         training.folder.mkdir(parents=True, exist_ok=True)
         build_salient_spans(SpanBuilderConfig(evidence=searched.evidence, output=str(spans)))
+    settings = contrastive_settings(start.shape)
     given: dict[str, Any] = {
         "config": _SETTINGS,
         "spans": spans,
@@ -40,13 +41,13 @@ def train_on_masked_spans(adaptation: Adaptation) -> Path:
         "retriever": adaptation.start,
         "reader": adaptation.start,  # the objective reads nothing with it
         "num-passages": min(_NUM_PASSAGES, max(1, len(EmbeddingStore(searched.embeddings)) // 2)),
-        "temperature": contrastive_settings(start.shape).temperature,
+        "temperature": settings.temperature,
         "watch-sentences": 0,
     }
     shared = to_flat_dict(training.config())
     given |= {flag: shared[flag] for flag in _TRAINING}
     words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
-    scaling = "" if contrastive_settings(start.shape).retriever_score_scaling else "no-"
+    scaling = "" if settings.retriever_score_scaling else "no-"
     words += ["--no-tensorboard", f"--{scaling}retriever-score-scaling"]
     return training.run(mss.build, parse_config(mss.MssPretrainingConfig, words)) / RETRIEVER
 
