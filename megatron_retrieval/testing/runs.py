@@ -54,13 +54,17 @@ END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build
 LAYOUTS = {"TP 2": (2, 2), "DP 2": (2, 1), "TP 2 x DP 2": (4, 2)}
 
 
-def train(recipe: Recipe, words: Sequence[str], num_ranks: int = 1, tp_size: int = 1) -> None:
-    """Run the job that the command-line words describe."""
-    run_on_ranks(_fit, num_ranks, recipe, list(words), tensor_model_parallel_size=tp_size)
+def train(
+    recipe: Recipe, words: Sequence[str], num_ranks: int = 1, tp_size: int = 1, *, num_steps: int | None = None
+) -> None:
+    """Run the job that the command-line words describe; of its schedule the first `num_steps` alone, if given."""
+    run_on_ranks(_fit, num_ranks, recipe, list(words), num_steps, tensor_model_parallel_size=tp_size)
 
 
-def _fit(topology: ProcessTopology, recipe: Recipe, words: list[str]) -> None:
-    recipe.build(parse_config(recipe.config, words), topology).fit()
+def _fit(topology: ProcessTopology, recipe: Recipe, words: list[str], num_steps: int | None) -> None:
+    trainer = recipe.build(parse_config(recipe.config, words), topology)
+    trainer.train_iters = num_steps or trainer.train_iters
+    trainer.fit()
 
 
 def curve(output: Path, key: str = "loss") -> list[float]:
