@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,11 @@ DEPTHS = (5, 20)
 #: scores [n, P], -inf where a passage is not a candidate, and positives [n], the column of each question's positive,
 #: which is always a candidate -> [n] losses of the questions
 QuestionLosses = Callable[[Tensor, Tensor], Tensor]
+#: the same for several positives: scores [n, P] and positives [n, N], the columns of each question's positives; the
+#: first is always a candidate, others may be fillers, which are none
+SeveralPositivesLosses = Callable[[Tensor, Tensor], Tensor]
+#: what becomes of several positives of a question
+PositivesLoss = Literal["mean", "log-sum"]
 
 
 def negative_log_likelihood(scores: Tensor, positives: Tensor) -> Tensor:
@@ -27,6 +33,35 @@ def negative_log_likelihood(scores: Tensor, positives: Tensor) -> Tensor:
     (DPR, arXiv 2004.04906, eq. 2, in-batch.)
     """
     return F.cross_entropy(scores, positives, reduction="none")
+
+
+def over_positives(question_losses: QuestionLosses, how: PositivesLoss) -> SeveralPositivesLosses:
+    """The losses of questions with several positives, none of which is a negative of its own question.
+
+    mean: the mean of the losses that each positive has among the negatives (Karpukhin et al. 2020, arXiv 2004.04906,
+    eq. 2, for each of them). log-sum: the loss of one positive with their summed likelihood,
+
+        loss_i = -log( sum_p exp(s_ip) / (sum_p exp(s_ip) + sum_n exp(s_in)) )
+
+    (MIL-NCE, Miech et al. 2020, arXiv 1912.06430, eq. 1).
+    """
+
+    def losses(scores: Tensor, positives: Tensor) -> Tensor:
+        if positives.size(1) == 1:
+            return question_losses(scores, positives[:, 0])
+        own, first = scores.gather(1, positives), positives[:, :1]
+        negatives = scores.scatter(1, positives, -torch.inf)
+        if how == "log-sum":
+            return question_losses(negatives.scatter(1, first, own.logsumexp(1, keepdim=True)), first[:, 0])
+        is_real = own > -torch.inf
+        columns, own = positives.where(is_real, first), own.where(is_real, own[:, :1])
+        each = [
+            question_losses(negatives.scatter(1, columns[:, [n]], own[:, [n]]), columns[:, n])
+            for n in range(positives.size(1))
+        ]
+        return (torch.stack(each, 1) * is_real).sum(1) / is_real.sum(1)
+
+    return losses
 
 
 def pair_losses(scores: Tensor, margin: float = 0.5) -> Tensor:
@@ -58,17 +93,23 @@ def online_contrastive_pairs(scores: Tensor, positives: Tensor) -> Tensor:
     return pair_losses(scores)
 
 
-def hard_pairs(scores: Tensor, furthest_positive: Tensor, nearest_negative: Tensor) -> Tensor:
+def hard_pairs(scores: Tensor, furthest_positive: Tensor, nearest_negative: Tensor, num_positives: int = 1) -> Tensor:
     """The scores [n, m] of positive pairs that are further apart than some negative pair, and of negative pairs nearer
     than some positive pair; -inf for the others.
 
     Args:
         furthest_positive: the greatest distance of a positive pair of the batch.
         nearest_negative: the smallest distance of a negative pair of the batch.
+        num_positives: columns of positive pairs; those of negative pairs follow.
     """
     distances = 1 - scores
-    is_hard = torch.cat([distances[:, :1] > nearest_negative, distances[:, 1:] < furthest_positive], 1)
+    positive, negative = distances[:, :num_positives], distances[:, num_positives:]
+    is_hard = torch.cat([positive > nearest_negative, negative < furthest_positive], 1)
     return scores.where(is_hard, -torch.inf)
+
+
+#: DPR's loss, of each positive
+LIKELIHOODS_OF_POSITIVES = over_positives(negative_log_likelihood, "mean")
 
 
 def contrastive_loss(
@@ -79,7 +120,7 @@ def contrastive_loss(
     is_real: Tensor,
     num_questions: int,
     temperature: float = 1.0,
-    question_losses: QuestionLosses = negative_log_likelihood,
+    question_losses: SeveralPositivesLosses = LIKELIHOODS_OF_POSITIVES,
 ) -> LossOutput:
     """The mean of the questions' losses, given the scores of the passages of the global batch.
 
@@ -90,22 +131,22 @@ def contrastive_loss(
     Args:
         queries: [n, D], this rank's questions.
         passages: [P, D], the passages of the global batch.
-        positives: [n] int64, the column of each question's positive.
-        excluded: [n, P] bool, passages that are not negatives of the question; never its positive.
+        positives: [n, N] int64, the columns of each question's positives; excluded ones are fillers.
+        excluded: [n, P] bool, passages that are not candidates for the question; never its first positive.
         is_real: [n] bool, False for fillers, which add nothing.
         num_questions: B, real questions in the global batch.
         temperature: t.
 
     Returns:
         This rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
-        `accuracy`: the positive scores highest. `accuracy@k`: it is among the k highest. `positive_rank`: one plus the
-        number of passages that score above the positive.
+        `accuracy`: a positive scores highest. `accuracy@k`: one is among the k highest. `positive_rank`: one plus the
+        number of passages that score above the best positive.
     """
     scores = (queries @ passages.t() / temperature).masked_fill(excluded, float("-inf"))
     losses = question_losses(scores, positives)
     share = is_real / num_questions
     with torch.no_grad():
-        rank = 1 + (scores > scores.gather(1, positives[:, None])).sum(1)
+        rank = 1 + (scores > scores.gather(1, positives).amax(1, keepdim=True)).sum(1)
         metrics: dict[str, Metric] = {
             "accuracy": Rate(((rank == 1) * share).sum(), num_questions),
             "positive_rank": Mean((rank * share).sum(), num_questions),

@@ -40,14 +40,23 @@ def random_texts(num_texts: int, longest: int, seed: int) -> TokenBatch:
 
 
 def contrastive_share(
-    num_questions: int, num_hard_negatives: int, seed: int, dp_rank: int = 0, dp_size: int = 1
+    num_questions: int,
+    num_hard_negatives: int,
+    seed: int,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    *,
+    num_positives: int = 1,
 ) -> ContrastiveBatch:
-    """One rank's share of a random global batch that is the same for any `dp_size`; the last share may be uneven."""
+    """One rank's share of a random global batch that is the same for any `dp_size`; the last share may be uneven. The
+    first question has but one positive."""
     per_rank = -(-num_questions // dp_size)
-    padded, stride = per_rank * dp_size, 1 + num_hard_negatives
+    padded, stride = per_rank * dp_size, num_positives + num_hard_negatives
     questions, passages = random_texts(num_questions, 8, seed), random_texts(num_questions * stride, 14, seed + 1)
     excluded = torch.rand(num_questions, num_questions * stride, generator=torch.Generator().manual_seed(seed)) < 0.1
-    excluded[torch.arange(num_questions), torch.arange(num_questions) * stride] = False
+    own = torch.arange(num_questions)[:, None]
+    excluded[own, own * stride + torch.arange(num_positives)] = False
+    excluded[:, 1:num_positives] = True
     fill = padded - num_questions
     all_excluded = torch.ones(padded, padded * stride, dtype=torch.bool)
     all_excluded[:num_questions, : num_questions * stride] = excluded
@@ -60,6 +69,7 @@ def contrastive_share(
         (rows < num_questions)[mine],
         all_excluded[mine],
         num_questions,
+        num_positives=num_positives,
     )
 
 

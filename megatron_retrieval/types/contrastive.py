@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -43,18 +43,20 @@ class ContrastiveBatch:
     """One rank's share of a global batch of questions with their positive and hard negative passages.
 
     All ranks hold the same number n of questions, so the batch of W ranks has W * n question slots and
-    W * n * (1 + H) passage slots, in the order of the global batch whatever W is. Slots beyond the end of an uneven
+    W * n * (N + H) passage slots, in the order of the global batch whatever W is. Slots beyond the end of an uneven
     last batch are fillers.
 
     Attributes:
         questions: n rows.
-        passages: n * (1 + H) rows; row j * (1 + H) is the positive of question j, its H hard negatives follow.
+        passages: n * (N + H) rows; from row j * (N + H) on stand the N positives of question j, then its H hard
+            negatives. Where a question has fewer, the last ones are fillers; the first positive never is.
         question_is_real: [n] bool, False for fillers; they do not count in the loss.
-        excluded: [n, W * n * (1 + H)] bool, passages of the global batch that are no candidates for the question:
-            fillers and false negatives (its own positive again, or a passage that contains its answer); a tensor, or
-            what gives the same rows of it.
+        excluded: [n, W * n * (N + H)] bool, passages of the global batch that are no candidates for the question:
+            fillers and false negatives (a positive of its own again, or a passage that contains its answer); a tensor,
+            or what gives the same rows of it. A question's own positives are candidates.
         num_questions: real questions in the global batch (the denominator of the loss).
         num_false_negatives: pairs of this rank's share excluded as false negatives.
+        num_positives: N.
     """
 
     questions: TokenBatch
@@ -63,14 +65,21 @@ class ContrastiveBatch:
     excluded: Tensor | SameGroup
     num_questions: int
     num_false_negatives: int = 0
+    num_positives: int = 1
 
     def to(self, device: torch.device) -> ContrastiveBatch:
         """With what the loss reads on the device; texts stay on the CPU, from where they are encoded part by part."""
-        return ContrastiveBatch(
-            self.questions,
-            self.passages,
-            to_device(self.question_is_real, device),
-            self.excluded.to(device) if isinstance(self.excluded, SameGroup) else to_device(self.excluded, device),
-            self.num_questions,
-            self.num_false_negatives,
+        excluded = self.excluded
+        return replace(
+            self,
+            question_is_real=to_device(self.question_is_real, device),
+            excluded=excluded.to(device) if isinstance(excluded, SameGroup) else to_device(excluded, device),
         )
+
+    def positive_columns(self, dp_rank: int) -> Tensor:
+        """[n, N] int64, the columns of each question's positives among the passages of the global batch."""
+        num_passages, num_questions = len(self.passages), len(self.questions)
+        first = dp_rank * num_passages
+        device = self.question_is_real.device
+        starts = torch.arange(first, first + num_passages, num_passages // num_questions, device=device)
+        return starts[:, None] + torch.arange(self.num_positives, device=device)

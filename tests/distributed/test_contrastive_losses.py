@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +31,9 @@ COSINES = dataclasses.replace(tiny_dual_encoder_config(), normalize_embeddings=T
 Result = dict[str, Tensor]
 
 
-def _step(topology: ProcessTopology, name: str, micro_batch_size: int = 64) -> tuple[ContrastiveStep, DualEncoder]:
+def _step(
+    topology: ProcessTopology, name: str, micro_batch_size: int = 64, **settings: Any
+) -> tuple[ContrastiveStep, DualEncoder]:
     model = DualEncoder(COSINES, topology, seed=3)
     guide = DualEncoder(COSINES, topology, seed=4).eval() if name == "gist" else None
     config = ContrastiveConfig(
@@ -37,28 +41,34 @@ def _step(topology: ProcessTopology, name: str, micro_batch_size: int = 64) -> t
         temperature=TEMPERATURES[name],
         retriever_score_scaling=False,
         micro_batch_size=micro_batch_size,
+        **settings,
     )
     return ContrastiveStep(model, config, topology, 3, guide), model
 
 
 def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Result]:
-    """Loss and gradients of one step by every loss."""
-    batch = contrastive_share(NUM_QUESTIONS, NUM_NEGATIVES, 7, topology.dp_rank, topology.dp_size)
+    """Loss and gradients of one step by every loss, for questions with one positive and with several."""
     results = {}
-    for name in CONTRASTIVE_LOSSES:
-        step, model = _step(topology, name, micro_batch_size)
+    for name, (num_positives, how) in itertools.product(CONTRASTIVE_LOSSES, ((1, "mean"), (2, "mean"), (2, "log-sum"))):
+        batch = contrastive_share(
+            NUM_QUESTIONS, NUM_NEGATIVES, 7, topology.dp_rank, topology.dp_size, num_positives=num_positives
+        )
+        step, model = _step(topology, name, micro_batch_size, positives_loss=how)
         parallel = DataParallelModel(model, topology)
         parallel.zero_gradients()
         metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
         parallel.reduce_gradients()
         gradients = {key: gather_full(p, topology, p.main_grad).clone() for key, p in model.named_parameters()}
-        results[name] = {"loss": torch.tensor(metrics["loss"], dtype=torch.float32), **gradients}
+        key = f"{name} of {num_positives}, {how}"
+        results[key] = {"loss": torch.tensor(metrics["loss"], dtype=torch.float32), **gradients}
     return results
 
 
 def test_layouts_do_not_matter() -> None:
     ((expected),) = run_on_ranks(_results, 1, 64)
     assert all(own["loss"] > 0 for own in expected.values())
+    losses = [float(expected[f"nll of {case}"]["loss"]) for case in ("1, mean", "2, mean", "2, log-sum")]
+    assert len({round(loss, 5) for loss in losses}) == 3
     for results in run_on_ranks(_results, 2, 2):
         for name, own in expected.items():
             torch.testing.assert_close(results[name], own, rtol=1e-4, atol=2e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023

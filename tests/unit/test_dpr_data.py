@@ -103,6 +103,35 @@ def test_false_negatives(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
     assert batch.num_false_negatives == 0
 
 
+def test_several_positives(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
+    """They are candidates of their own question wherever they stand first, and of no other use to it."""
+    shared = _context("", "is noise")
+    records = [
+        _record(0, positive_ctxs=[_context("", "capital 0 is rome"), _context("", "rome"), _context("", "the")]),
+        _record(1, positive_ctxs=[shared], answers=[]),
+        _record(2, positive_ctxs=[_context("", "of 2"), shared], hard_negative_ctxs=[]),
+    ]
+    settings = {"num_hard_negatives": 1, "hard_negative_selection": "first", "num_positives": 2}
+    dataset = _dataset(tmp_path, tokenizer, records, **settings)
+    batch = dataset.batch([0, 1, 2], 0, 0)
+    assert batch.num_positives == 2
+    assert _texts(tokenizer, batch.passages) == [
+        *("[CLS] [SEP] capital 0 is rome [SEP]", "[CLS] [SEP] rome [SEP]", "[CLS] 0 [SEP] noise 0 0 [SEP]"),
+        *("[CLS] [SEP] is noise [SEP]", "[CLS] [SEP]", "[CLS] 1 [SEP] noise 1 0 [SEP]"),
+        *("[CLS] [SEP] of 2 [SEP]", "[CLS] [SEP] is noise [SEP]", "[CLS] [SEP]"),
+    ]
+    assert batch.excluded.int().tolist() == [
+        [0, 0, 0, 0, 1, 0, 0, 0, 1],
+        [0, 0, 0, 0, 1, 0, 0, 1, 1],
+        [0, 0, 0, 1, 1, 0, 0, 0, 1],
+    ]
+    assert batch.positive_columns(0).tolist() == [[0, 1], [3, 4], [6, 7]]
+    assert batch.positive_columns(1).tolist() == [[9, 10], [12, 13], [15, 16]]
+    drawn = _dataset(tmp_path, tokenizer, records, positive_selection="sample")
+    first = {_texts(tokenizer, drawn.batch([0], epoch, 0).passages)[0] for epoch in range(20)}
+    assert first == {f"[CLS] [SEP] {text} [SEP]" for text in ("capital 0 is rome", "rome", "the")}
+
+
 def test_hard_negatives_that_answer_are_passed_over(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
     positive = _context("0", "capital 0 is rome")
     negatives = [_context("", "noise ROME"), positive, _context("", "noise 1"), _context("rome", "noise 2")]

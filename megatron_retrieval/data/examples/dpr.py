@@ -50,6 +50,10 @@ class LabelledDataConfig(Checked):
 class DprDataConfig(LabelledDataConfig):
     """Labelled training data."""
 
+    num_positives: PositiveInt = 1
+    """Positives per question, none of which is a negative of its own question; some may have fewer."""
+    positive_selection: Literal["first", "sample"] = "first"
+    """first: the first ones in the file; sample: drawn anew in every epoch."""
     same_title_questions: PositiveInt = 1
     """Group up to n questions with the same positive title in a batch, so that their passages are hard negatives of one
     another; a passage that several share is encoded once. 1: plain shuffling."""
@@ -118,24 +122,19 @@ class DprDataset:
         """See BatchSource; hard negatives are drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         num_slots, first, own = share.num_slots, share.first, list(indices[share.own])
-        slots = np.full((dp_size * num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
+        num_positives = self._config.num_positives
+        slots = np.full((dp_size * num_slots, num_positives + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
         for place, index in enumerate(indices):
-            slots[place] = passages_of(
-                self._examples[index],
-                self._config,
-                self._pool.normalized_text,
-                self._seed,
-                epoch,
-                first_position + place,
-            )
+            slots[place] = self._passages_of(self._examples[index], epoch, first_position + place)
         false_negatives = np.zeros((num_slots, slots.size), np.bool_)
         if self._config.exclude_false_negatives:
             false_negatives[: len(own)] = self._false_negatives([self._examples[index] for index in own], slots.ravel())
-        positives = (first + np.arange(num_slots)) * slots.shape[1]
-        # also for fillers, whose loss would otherwise have no candidate at all
-        false_negatives[np.arange(num_slots), positives] = False
+        rows = np.arange(num_slots)[:, None]
+        positives = (first + rows) * slots.shape[1] + np.arange(num_positives)
+        false_negatives[rows, positives] = False
         excluded = false_negatives | (slots.ravel() == NO_PASSAGE)
-        excluded[np.arange(num_slots), positives] = False
+        # also for fillers, whose loss would otherwise have no candidate at all
+        excluded[rows[:, 0], positives[:, 0]] = False
         return ContrastiveBatch(
             questions=self._question_tokens(own, num_slots),
             passages=self._pool.tokens(slots[first : first + num_slots].ravel()),
@@ -143,7 +142,17 @@ class DprDataset:
             excluded=torch.from_numpy(excluded),
             num_questions=len(indices),
             num_false_negatives=int(false_negatives.sum()),
+            num_positives=num_positives,
         )
+
+    def _passages_of(self, example: LabelledQuestion, epoch: int, position: int) -> list[int]:
+        """Positives, then hard negatives; each filled up with `NO_PASSAGE`."""
+        wanted, positives = self._config.num_positives, list(example.positives)
+        if self._config.positive_selection == "sample" and len(positives) > 1:
+            order = generator(self._seed, "positives", epoch, position).permutation(len(positives))
+            positives = [positives[place] for place in order]
+        negatives = hard_negatives_of(example, self._config, self._pool.normalized_text, self._seed, epoch, position)
+        return [*positives[:wanted], *[NO_PASSAGE] * (wanted - len(positives)), *negatives]
 
     def _question_tokens(self, indices: Sequence[int], num_slots: int) -> TokenBatch:
         rows = np.full(num_slots, len(self), np.int64)
@@ -164,7 +173,7 @@ class DprDataset:
         return hits[:, columns]
 
 
-def passages_of(
+def hard_negatives_of(
     example: LabelledQuestion,
     config: LabelledDataConfig,
     normalized_text: Callable[[int], str],
@@ -172,7 +181,7 @@ def passages_of(
     epoch: int,
     position: int,
 ) -> list[int]:
-    """The positive and the hard negatives of an example at its position in an epoch, filled up with `NO_PASSAGE`.
+    """The hard negatives of an example at its position in an epoch, filled up with `NO_PASSAGE`.
 
     Args:
         normalized_text: the text of a passage by its number, normalised for answer matching.
@@ -189,7 +198,7 @@ def passages_of(
             break
         if not any(answer in normalized_text(candidates[choice]) for answer in answers):
             chosen.append(candidates[choice])
-    return [example.positives[0], *chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
+    return [*chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
 
 
 def read_examples(config: LabelledDataConfig, collector: PassageCollector) -> list[LabelledQuestion]:

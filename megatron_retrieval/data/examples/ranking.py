@@ -11,7 +11,7 @@ import torch
 
 from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.data.examples.batches import Share
-from megatron_retrieval.data.examples.dpr import LabelledDataConfig, passages_of, read_examples
+from megatron_retrieval.data.examples.dpr import LabelledDataConfig, hard_negatives_of, read_examples
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, PassageCollector
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.errors import DataError
@@ -67,7 +67,10 @@ class RankingDataset:
         asked = [""] * share.num_slots
         for slot, index in enumerate(indices[share.own]):
             example, position = self._examples[index], first_position + share.first + slot
-            numbers[slot] = passages_of(example, self._config, self._normalized_text, self._seed, epoch, position)
+            numbers[slot, 0] = example.positives[0]
+            numbers[slot, 1:] = hard_negatives_of(
+                example, self._config, self._normalized_text, self._seed, epoch, position
+            )
             asked[slot] = example.question
         questions = [question for question in asked for _ in range(numbers.shape[1])]
         is_real = numbers != NO_PASSAGE

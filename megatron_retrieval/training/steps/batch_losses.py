@@ -10,7 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.objectives.contrastive import QuestionLosses, hard_pairs
+from megatron_retrieval.objectives.contrastive import (
+    PositivesLoss,
+    QuestionLosses,
+    SeveralPositivesLosses,
+    hard_pairs,
+    over_positives,
+)
 from megatron_retrieval.parallel.collectives import gather_rows
 from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss
 from megatron_retrieval.types.contrastive import ContrastiveBatch
@@ -18,7 +24,7 @@ from megatron_retrieval.types.contrastive import ContrastiveBatch
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
 MOST_SCORES = 1 << 19
 #: the losses of a block of the rank's questions, given their scores
-LossesOfRows = Callable[[slice], QuestionLosses]
+LossesOfRows = Callable[[slice], SeveralPositivesLosses]
 
 
 def row_blocks(num_questions: int, num_passages: int) -> list[slice]:
@@ -48,6 +54,7 @@ def losses_of_rows(
     guide: BatchVectors | None,
     batch: ContrastiveBatch,
     *,
+    positives_loss: PositivesLoss,
     divisor: float,
     dp_group: dist.ProcessGroup,
     blocks: list[slice],
@@ -56,6 +63,7 @@ def losses_of_rows(
 
     Args:
         guide: of guided losses.
+        positives_loss: of questions with several positives; pairs count each for itself.
         divisor: of scores.
         blocks: of this rank's questions, see `row_blocks`.
 
@@ -67,16 +75,17 @@ def losses_of_rows(
     if loss.over == "guided":
         assert guide is not None, "a guided loss needs a guide"
         is_real = gather_rows(batch.question_is_real, dp_group)
-        return _Guided(loss, vectors, guide, is_real, divisor, dp_group.rank()).losses
-    return lambda rows: loss.question_losses
+        guided = _Guided(loss, vectors, guide, is_real, divisor, dp_group.rank())
+        return lambda rows: over_positives(guided.losses(rows), positives_loss)
+    return lambda rows: over_positives(loss.question_losses, positives_loss)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """A question with its positive, and with each of its own hard negatives.
+    """A question with each of its positives, and with each of its own hard negatives.
 
     Attributes:
-        columns: [n, 1 + H] int64 of passages, the positive first.
+        columns: [n, N + H] int64 of passages, the positives first.
         factor: of a question's sum, so that the mean over questions is the mean over pairs, or the sum.
         hardest: the distance of the furthest positive pair and of the nearest negative pair of the global batch, beyond
             which pairs count; None: all do.
@@ -100,8 +109,8 @@ class _Pairs:
     ) -> _Pairs:
         """The pairs of all ranks have their share in the number and in the hardest of them."""
         num_questions, num_columns = len(vectors.queries), len(vectors.passages)
-        stride = num_columns // dp_group.size() // num_questions
-        if stride == 1:
+        stride, num_positives = num_columns // dp_group.size() // num_questions, batch.num_positives
+        if stride == num_positives:
             raise ConfigError(
                 f"--contrastive-loss {loss.name} learns from labelled pairs: give data with hard negatives and "
                 "--num-hard-negatives above 0."
@@ -112,8 +121,9 @@ class _Pairs:
         is_pair = ~excluded & batch.question_is_real[:, None]
         distances = 1 - torch.einsum("nd,nhd->nh", vectors.queries, vectors.passages[columns]) / divisor
         num_pairs = is_pair.sum().to(distances.dtype)
-        positive = distances[:, 0].where(is_pair[:, 0], -torch.inf).amax()
-        negative = distances[:, 1:].where(is_pair[:, 1:], torch.inf)
+        is_positive = torch.arange(stride, device=columns.device) < num_positives
+        positive = distances.where(is_pair & is_positive, -torch.inf).amax()
+        negative = distances.where(is_pair & ~is_positive, torch.inf)
         extremes = torch.stack([positive, -negative.amin()])
         if dp_group.size() > 1:
             dist.all_reduce(num_pairs, group=dp_group)
@@ -122,14 +132,18 @@ class _Pairs:
             return cls(loss, columns, num_pairs.new_tensor(batch.num_questions), (extremes[0], -extremes[1]))
         return cls(loss, columns, batch.num_questions / num_pairs, None)
 
-    def losses(self, rows: slice) -> QuestionLosses:
+    def losses(self, rows: slice) -> SeveralPositivesLosses:
         """See LossesOfRows."""
 
         def losses(scores: Tensor, positives: Tensor) -> Tensor:
-            own = scores.gather(1, self.columns[rows])
+            own, first = scores.gather(1, self.columns[rows]), torch.zeros_like(positives[:, 0])
             if self.hardest is not None:
-                own = hard_pairs(own, *self.hardest)
-            return self.factor * self.loss.question_losses(own, torch.zeros_like(positives))
+                own = hard_pairs(own, *self.hardest, num_positives=positives.size(1))
+            further, rest = own[:, 1 : positives.size(1)], own[:, positives.size(1) :]
+            total = self.loss.question_losses(torch.cat([own[:, :1], rest], 1), first)
+            for column in further.split(1, 1):
+                total = total + self.loss.question_losses(column, first)
+            return self.factor * total
 
         return losses
 

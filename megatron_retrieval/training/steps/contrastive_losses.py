@@ -22,8 +22,9 @@ class ContrastiveLoss:
         name: what `--contrastive-loss` calls it.
         about: what it is, in one clause, for `--help`.
         question_losses: scores [n, P] and positives [n] -> losses [n], see `QuestionLosses`.
-        over: what it is given scores of. batch: all passages of the global batch. pairs: the question's positive and
-            own hard negatives, [n, 1 + H] cosines, -inf where there are fewer; the batch's loss is a mean over pairs.
+        over: what it is given scores of. batch: all passages of the global batch. pairs: a positive of the
+            question and its own hard negatives, [n, 1 + H] cosines, -inf where there are fewer; further positives
+            follow by themselves, and the batch's loss is a mean over pairs.
             hard pairs: those on the wrong side of the hardest pair of the other kind; the batch's loss is a sum.
             guided: all passages, questions and positives of the global batch, without those that a guide takes for
             relevant.

@@ -21,7 +21,7 @@ from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.objectives.contrastive import contrastive_loss
+from megatron_retrieval.objectives.contrastive import PositivesLoss, contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.batch_losses import BatchVectors, losses_of_rows, row_blocks
@@ -41,6 +41,9 @@ class ContrastiveConfig(ScoreScalingConfig, Checked):
 
     contrastive_loss: Annotated[str, OneOf(CONTRASTIVE_LOSSES)] = "nll"
     """Loss of a question, given the scores of passages of the global batch."""
+    positives_loss: PositivesLoss = "mean"
+    """Of several positives (--num-positives). mean: the mean of their losses, each among the negatives only. log-sum:
+    the loss of their summed likelihood."""
     guide: Path | None = field(default=None, metadata=INPUT)
     """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
     micro_batch_size: PositiveInt = 8
@@ -153,15 +156,14 @@ class ContrastiveStep:
         """The losses of blocks of questions, whose sum is this rank's part of the loss; so the scores of a batch of
         thousands never stand in memory whole."""
         queries, candidates = vectors.queries, vectors.passages
-        num_passages = candidates.size(0) // self.topology.dp_size
-        first, stride = self.topology.dp_rank * num_passages, num_passages // queries.size(0)
-        positives = torch.arange(first, first + num_passages, stride, device=candidates.device)
+        positives = batch.positive_columns(self.topology.dp_rank)
         blocks = row_blocks(queries.size(0), candidates.size(0))
         losses = losses_of_rows(
             self._loss,
             vectors,
             self._guided(batch),
             batch,
+            positives_loss=self.config.positives_loss,
             divisor=self._divisor,
             dp_group=self.topology.groups.dp,
             blocks=blocks,
