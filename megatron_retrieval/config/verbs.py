@@ -71,6 +71,12 @@ VERBS = (
         "mine", DATA, "hard negatives, and positives if wanted, from search results", "applications.mining.mining:main"
     ),
     Verb(
+        "score",
+        DATA,
+        "a cross-encoder's scores of training data, to learn from as a teacher's",
+        "applications.teacher_scores:main",
+    ),
+    Verb(
         "import checkpoint",
         MODELS,
         "BERT, DPR, T5, causal language models, sentence-transformers",

@@ -60,6 +60,9 @@ def contrastive_share(
     fill = padded - num_questions
     all_excluded = torch.ones(padded, padded * stride, dtype=torch.bool)
     all_excluded[:num_questions, : num_questions * stride] = excluded
+    teacher = torch.randn(num_questions, stride, generator=torch.Generator().manual_seed(seed))
+    teacher[1::2, -1:] = torch.nan  # which the teacher did not score
+    teacher = torch.cat([teacher, torch.full((fill, stride), torch.nan)])
     rows = torch.arange(padded)
     all_excluded[rows, rows * stride] = False  # a question's own positive is always a candidate, a filler's too
     mine = slice(dp_rank * per_rank, (dp_rank + 1) * per_rank)
@@ -70,6 +73,7 @@ def contrastive_share(
         all_excluded[mine],
         num_questions,
         num_positives=num_positives,
+        teacher=teacher[mine],
     )
 
 

@@ -57,6 +57,8 @@ class ContrastiveBatch:
         num_questions: real questions in the global batch (the denominator of the loss).
         num_false_negatives: pairs of this rank's share excluded as false negatives.
         num_positives: N.
+        teacher: [n, N + H] float32, a teacher's scores of the question's own passages, NaN where there is none; None
+            where the data has none.
     """
 
     questions: TokenBatch
@@ -66,6 +68,7 @@ class ContrastiveBatch:
     num_questions: int
     num_false_negatives: int = 0
     num_positives: int = 1
+    teacher: Tensor | None = None
 
     def to(self, device: torch.device) -> ContrastiveBatch:
         """With what the loss reads on the device; texts stay on the CPU, from where they are encoded part by part."""
@@ -74,12 +77,15 @@ class ContrastiveBatch:
             self,
             question_is_real=to_device(self.question_is_real, device),
             excluded=excluded.to(device) if isinstance(excluded, SameGroup) else to_device(excluded, device),
+            teacher=None if self.teacher is None else to_device(self.teacher, device),
         )
+
+    def own_columns(self, dp_rank: int) -> Tensor:
+        """[n, N + H] int64, the columns of each question's own passages among those of the global batch."""
+        num_passages, num_questions = len(self.passages), len(self.questions)
+        first, device = dp_rank * num_passages, self.question_is_real.device
+        return torch.arange(first, first + num_passages, device=device).view(num_questions, -1)
 
     def positive_columns(self, dp_rank: int) -> Tensor:
         """[n, N] int64, the columns of each question's positives among the passages of the global batch."""
-        num_passages, num_questions = len(self.passages), len(self.questions)
-        first = dp_rank * num_passages
-        device = self.question_is_real.device
-        starts = torch.arange(first, first + num_passages, num_passages // num_questions, device=device)
-        return starts[:, None] + torch.arange(self.num_positives, device=device)
+        return self.own_columns(dp_rank)[:, : self.num_positives]

@@ -87,16 +87,19 @@ class RankingBatch:
         passages: n * K rows; those of question j begin at row j * K.
         is_real: [n, K] bool, False for fillers, be it a passage or a question with all of its passages.
         num_questions: real questions in the global batch (the denominator of the loss).
+        teacher: [n, K] float32, a teacher's scores, NaN where there is none; None where the data has none.
     """
 
     passages: ExtractivePassages
     is_real: Tensor
     num_questions: int
+    teacher: Tensor | None = None
 
     def questions(self, index: Tensor) -> RankingBatch:
         """The questions `index` [n] with their passages; all of it on the CPU."""
         passages = self.passages.rows(rows_of_groups(index, self.is_real.size(1)))
-        return RankingBatch(passages, self.is_real[index], self.num_questions)
+        teacher = None if self.teacher is None else self.teacher[index]
+        return RankingBatch(passages, self.is_real[index], self.num_questions, teacher)
 
 
 @dataclass(frozen=True)

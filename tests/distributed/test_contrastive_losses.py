@@ -26,7 +26,15 @@ from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig
 from megatron_retrieval.training.trainer import reduce_metrics
 
 NUM_QUESTIONS, NUM_NEGATIVES = 5, 2
-TEMPERATURES = {"nll": 0.05, "gist": 0.01, "contrastive": 1.0, "online-contrastive": 1.0}
+TEMPERATURES = {
+    "nll": 0.05,
+    "gist": 0.01,
+    "contrastive": 1.0,
+    "online-contrastive": 1.0,
+    "margin-mse": 1.0,
+    "kl": 0.5,
+}
+TEACHER_TEMPERATURE = 2.0
 COSINES = dataclasses.replace(tiny_dual_encoder_config(), normalize_embeddings=True)
 Result = dict[str, Tensor]
 
@@ -92,8 +100,9 @@ def _values(topology: ProcessTopology) -> dict[str, tuple[float, float]]:
     """Ours and theirs."""
     batch = contrastive_share(NUM_QUESTIONS, NUM_NEGATIVES, 7)
     stride = 1 + NUM_NEGATIVES
-    # theirs excludes nothing
-    batch = dataclasses.replace(batch, excluded=torch.zeros_like(torch.as_tensor(batch.excluded)))
+    # theirs excludes nothing, and has all scores
+    excluded = torch.zeros_like(torch.as_tensor(batch.excluded))
+    batch = dataclasses.replace(batch, excluded=excluded, teacher=batch.teacher.nan_to_num(3.0))
     values = {}
     for name in CONTRASTIVE_LOSSES:
         # its negatives stand in one column
@@ -103,7 +112,7 @@ def _values(topology: ProcessTopology) -> dict[str, tuple[float, float]]:
             kept = torch.arange(NUM_QUESTIONS * stride).view(-1, stride)[:, :2].flatten()
             excluded = batch.excluded[:, kept]
             own = dataclasses.replace(batch, passages=batch.passages.rows(kept), excluded=excluded)
-        step, model = _step(topology, name)
+        step, model = _step(topology, name, teacher_temperature=1.0 if name == "margin-mse" else TEACHER_TEMPERATURE)
         encoders = {"own": model.eval(), "guide": DualEncoder(COSINES, topology, seed=4).eval()}
         with torch.no_grad():
             queries = {key: encoder.encode_queries(own.questions) for key, encoder in encoders.items()}
@@ -122,6 +131,12 @@ def _values(topology: ProcessTopology) -> dict[str, tuple[float, float]]:
                 pairs,  # noqa: B023
                 labels,  # noqa: B023
             ),
+            "margin-mse": lambda c: theirs.MarginMSELoss(_Fixed("own"))(c, batch.teacher),
+            "kl": lambda c: theirs.DistillKLDivLoss(
+                _Fixed("own"),
+                student_temperature=TEMPERATURES["kl"],
+                teacher_temperature=TEACHER_TEMPERATURE,
+            )(c, batch.teacher),
         }[name](columns)
         ours = reduce_metrics(step.forward_backward(own, 0, 1.0), topology)["loss"]
         values[name] = (float(ours), float(loss))
@@ -161,12 +176,14 @@ def _refused(topology: ProcessTopology) -> list[str]:
     shared = DualEncoder(tiny_dual_encoder_config(shared=True), topology)
     batch = contrastive_share(NUM_QUESTIONS, 0, 7)
     cosines = ContrastiveConfig(contrastive_loss="contrastive", retriever_score_scaling=False)
+    taught = ContrastiveConfig(contrastive_loss="kl")
     messages = []
     for call in (
         shared.freeze_passages,
         lambda: ContrastiveStep(shared, ContrastiveConfig(contrastive_loss="gist"), topology, 3),
         lambda: ContrastiveStep(shared, ContrastiveConfig(contrastive_loss="contrastive"), topology, 3),
         lambda: ContrastiveStep(DualEncoder(COSINES, topology), cosines, topology, 3).evaluate(batch),
+        lambda: ContrastiveStep(shared, taught, topology, 3).evaluate(dataclasses.replace(batch, teacher=None)),
     ):
         with pytest.raises(ConfigError) as caught:
             call()
@@ -175,8 +192,9 @@ def _refused(topology: ProcessTopology) -> list[str]:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    ((shared, guide, cosines, negatives),) = run_on_ranks(_refused, 1)
+    ((shared, guide, cosines, negatives, teacher),) = run_on_ranks(_refused, 1)
     assert "--no-biencoder-shared-query-context-model" in shared
     assert "gist needs a guide" in guide
     assert "give --normalize-embeddings" in cosines
     assert "--num-hard-negatives above 0" in negatives
+    assert "megatron-retrieval score writes" in teacher

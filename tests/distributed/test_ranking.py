@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from megatron_retrieval.applications.teacher_scores import TeacherScoresConfig, main
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.objectives.distillation import both_of_counted, margin_errors, teacher_divergence
 from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.runs import RERANKER, curve, train
@@ -38,6 +42,27 @@ def test_losses_equal_plain_torch() -> None:
         ours = listwise_loss(scores, is_real)[row], binary_loss(scores, is_real)[row]
         torch.testing.assert_close(torch.stack(ours), torch.stack(plain))
         assert bool(positive_is_first(scores, is_real)[row]) == (int(own.argmax()) == 0)
+
+
+def test_losses_from_a_teacher_equal_plain_torch() -> None:
+    """The teacher leaves out a passage of the first question, and the positive of the last."""
+    draw = torch.Generator().manual_seed(0)
+    scores, teacher = torch.randn(4, 4, generator=draw).requires_grad_(), torch.randn(4, 4, generator=draw)
+    is_real = torch.tensor([[True] * 4, [True, True, False, False], [True, False, False, False], [True] * 4])
+    teacher[0, 2] = teacher[3, 0] = torch.nan
+    counted = both_of_counted(scores, teacher, is_real)
+    margins, divergences = margin_errors(*counted), teacher_divergence(*counted)
+    for row, places in enumerate(([0, 1, 3], [0, 1])):
+        own, theirs = scores[row, places], teacher[row, places]
+        plain = F.mse_loss(own[0] - own[1:], theirs[0] - theirs[1:])
+        torch.testing.assert_close(margins[row], plain)
+        plain = F.kl_div(own.log_softmax(0), theirs.softmax(0), reduction="sum")
+        torch.testing.assert_close(divergences[row], plain)
+    assert margins[2:].tolist() == divergences[2:].tolist() == [0, 0]
+    (margins + divergences).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+    assert (scores.grad != 0).tolist() == [[True, True, False, True], [True, True, False, False], *[[False] * 4] * 2]
 
 
 def _save_start(topology: ProcessTopology, folder: str) -> None:
@@ -66,3 +91,27 @@ def test_it_learns_alike_at_any_number_of_ranks(tmp_path: Path, loss: str) -> No
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert CROSS_ENCODER.describe(tmp_path / "one" / "saved").layout.pair_seq_length == 16
+    if loss == "listwise":
+        _teaches(tmp_path)
+
+
+def _score(topology: ProcessTopology, folder: str, name: str) -> None:
+    root = Path(folder)
+    files = {"train_data": root / "biencoder.json", "output": root / f"{name}.json"}
+    main(TeacherScoresConfig(checkpoint=root / "one" / "saved", **files), topology)
+
+
+def _teaches(folder: Path) -> None:
+    """Its scores stand in the file, whatever the number of ranks, and a cross-encoder that starts anew learns them."""
+    for name, num_ranks, tp_size in (("scored", 1, 1), ("DP-scored", 2, 1), ("TP-scored", 2, 2)):
+        run_on_ranks(_score, num_ranks, str(folder), name, tensor_model_parallel_size=tp_size)
+    names = ("biencoder", "scored", "DP-scored", "TP-scored")
+    plain, scored, *others = (list(read_biencoder(folder / f"{name}.json")) for name in names)
+    for other in others:
+        for before, example, same in zip(plain, scored, other, strict=True):
+            assert dataclasses.replace(example, teacher_scores=before.teacher_scores) == before
+            assert same.teacher_scores == pytest.approx(example.teacher_scores, abs=1e-4)
+    words = [*FLAGS, "--ranking-loss", "kl", "--pretrained-checkpoint", f"{folder}/start"]
+    train(RERANKER, [*words, "--train-data", f"{folder}/scored.json", "--output-dir", f"{folder}/taught"])
+    losses = curve(folder / "taught")
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

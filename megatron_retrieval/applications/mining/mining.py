@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_retrieval.applications.mining.found import FoundPassages
 from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
@@ -19,7 +19,7 @@ from megatron_retrieval.data.files.passage_files import passage_of
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.files.sniff import FileKind, sniff
 from megatron_retrieval.data.files.training_files import read_training_records
-from megatron_retrieval.data.files.training_formats import write_training_data
+from megatron_retrieval.data.files.training_formats import TrainingFormat, write_training_data
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
@@ -48,7 +48,7 @@ class MineNegativesConfig(Checked):
     """Folder of the evidence of --bm25-index, or of a TREC run."""
     output: Path
     """The file of training data to write."""
-    output_format: Literal["dpr", "tevatron", "flagembedding", "sentence-transformers"] = "dpr"
+    output_format: TrainingFormat = "dpr"
     """dpr: biencoder JSON. tevatron, flagembedding: a line a question. sentence-transformers: a triplet for each hard
     negative. Titles stand before the texts where a format has none."""
     rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)

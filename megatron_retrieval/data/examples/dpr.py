@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
-from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.data.examples.batches import Bundles, Share
+from megatron_retrieval.data.examples.labelled import (
+    LabelledDataConfig,
+    LabelledQuestion,
+    hard_negatives_of,
+    read_examples,
+)
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
-from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_questions
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
-from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.tokens import TokenBatch
-from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import generator
 
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledDataConfig(Checked):
-    """Questions with positives and hard negatives."""
-
-    train_data: tuple[str, ...] = field(metadata=INPUT)
-    """Questions with positives and hard negatives: DPR's JSON, lines of Tevatron, FlagEmbedding or
-    sentence-transformers, MS MARCO's triples, tables, Parquet, Arrow; plain or gzip."""
-    num_hard_negatives: NonNegativeInt = 1
-    """Hard negatives per question; 0: in-batch negatives only."""
-    hard_negative_selection: Literal["sample", "first"] = "sample"
-    """sample: drawn anew in every epoch; first: the first ones in the file."""
-    exclude_false_negatives: bool = True
-    """Do not use a passage as a negative of a question that it answers: one of its positives, or a passage whose text
-    contains an answer."""
-    max_train_questions: PositiveInt | None = None
-    """Maximum number of questions, from the beginning of the files; default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +44,6 @@ class DprDataConfig(LabelledDataConfig):
     same_title_questions: PositiveInt = 1
     """Group up to n questions with the same positive title in a batch, so that their passages are hard negatives of one
     another; a passage that several share is encoded once. 1: plain shuffling."""
-
-
-class LabelledQuestion(NamedTuple):
-    """A question with the numbers of its passages in the pool."""
-
-    question: str
-    answers: tuple[str, ...]  # normalised
-    positives: tuple[int, ...]
-    hard_negatives: tuple[int, ...]
 
 
 class DprDataset:
@@ -87,6 +65,7 @@ class DprDataset:
         self._config, self._format, self._tokenizer, self._seed = config, text_format, tokenizer, seed
         collector = PassageCollector()
         self._examples = read_examples(config, collector)
+        self._has_teacher = any(example.teacher for example in self._examples)
         self._pool = collector.pool(tokenizer, text_format)
         # one empty question at the end stands for a filler
         self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
@@ -143,7 +122,17 @@ class DprDataset:
             num_questions=len(indices),
             num_false_negatives=int(false_negatives.sum()),
             num_positives=num_positives,
+            teacher=self._teacher_of(own, slots[first : first + num_slots]),
         )
+
+    def _teacher_of(self, indices: Sequence[int], slots: Rows) -> Tensor | None:
+        """See ContrastiveBatch."""
+        if not self._has_teacher:
+            return None
+        scores = torch.full(slots.shape, math.nan)
+        for place, index in enumerate(indices):
+            scores[place] = torch.tensor(self._examples[index].teacher_scores(slots[place].tolist()))
+        return scores
 
     def _passages_of(self, example: LabelledQuestion, epoch: int, position: int) -> list[int]:
         """Positives, then hard negatives; each filled up with `NO_PASSAGE`."""
@@ -171,65 +160,3 @@ class DprDataset:
             for answer in example.answers:
                 hits[row, index.containing(answer)] = True
         return hits[:, columns]
-
-
-def hard_negatives_of(
-    example: LabelledQuestion,
-    config: LabelledDataConfig,
-    normalized_text: Callable[[int], str],
-    seed: int,
-    epoch: int,
-    position: int,
-) -> list[int]:
-    """The hard negatives of an example at its position in an epoch, filled up with `NO_PASSAGE`.
-
-    Args:
-        normalized_text: the text of a passage by its number, normalised for answer matching.
-        seed: of the run.
-    """
-    wanted, candidates = config.num_hard_negatives, example.hard_negatives
-    answers = example.answers if config.exclude_false_negatives else ()
-    order: Sequence[int] | Rows = range(len(candidates))
-    if wanted and candidates and config.hard_negative_selection == "sample":
-        order = generator(seed, "hard-negatives", epoch, position).permutation(len(candidates))
-    chosen: list[int] = []
-    for choice in order:
-        if len(chosen) == wanted:
-            break
-        if not any(answer in normalized_text(candidates[choice]) for answer in answers):
-            chosen.append(candidates[choice])
-    return [*chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
-
-
-def read_examples(config: LabelledDataConfig, collector: PassageCollector) -> list[LabelledQuestion]:
-    """The questions with a positive passage; their passages go to the collector.
-
-    Raises:
-        DataError: a file is malformed, or no question has a positive passage.
-    """
-    examples: list[LabelledQuestion] = []
-    num_dropped = 0
-    for example in _examples_of_files(config.train_data, collector):
-        if len(examples) == config.max_train_questions:
-            break
-        if example.positives:
-            examples.append(example)
-        else:
-            num_dropped += 1
-    if not examples:
-        raise DataError(config.train_data[0], "no question has a positive passage")
-    logger = get_logger("data")
-    logger.info("training questions: %s, dropped without positive: %s", f"{len(examples):,}", f"{num_dropped:,}")
-    num_poor = sum(len(example.hard_negatives) < config.num_hard_negatives for example in examples)
-    if num_poor:
-        logger.info("questions with fewer than %d hard negatives: %s", config.num_hard_negatives, f"{num_poor:,}")
-    return examples
-
-
-def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Iterator[LabelledQuestion]:
-    for path in paths:
-        for record in read_biencoder(path):
-            positives = collector.add(record.positives)
-            negatives = tuple(number for number in collector.add(record.hard_negatives) if number not in positives)
-            answers = (normalized(answer) for answer in record.answers)
-            yield LabelledQuestion(record.question, tuple(a for a in answers if not a.isspace()), positives, negatives)

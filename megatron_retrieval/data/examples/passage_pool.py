@@ -27,8 +27,12 @@ class PassageCollector:
 
     def add(self, passages: Sequence[Passage]) -> tuple[int, ...]:
         """The numbers of the passages, each once, in order."""
+        return tuple(dict.fromkeys(self.numbers(passages)))
+
+    def numbers(self, passages: Sequence[Passage]) -> list[int]:
+        """The number of each passage."""
         numbers = self._numbers
-        return tuple(dict.fromkeys(numbers.setdefault((p.title, p.text), len(numbers)) for p in passages))
+        return [numbers.setdefault((passage.title, passage.text), len(numbers)) for passage in passages]
 
     def passages(self) -> list[Passage]:
         """By their numbers, without ids."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ import torch
 
 from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.data.examples.batches import Share
-from megatron_retrieval.data.examples.dpr import LabelledDataConfig, hard_negatives_of, read_examples
+from megatron_retrieval.data.examples.labelled import LabelledDataConfig, hard_negatives_of, read_examples
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, PassageCollector
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.errors import DataError
@@ -50,6 +51,7 @@ class RankingDataset:
         self._config, self._layout, self._tokenizer, self._seed = config, layout, tokenizer, seed
         collector = PassageCollector()
         self._examples = read_examples(config, collector)
+        self._has_teacher = any(example.teacher for example in self._examples)
         self._passages = collector.passages()
         self._normalized_text = lru_cache(_CACHED_TEXTS)(lambda number: normalized(self._passages[number].text))
         if not any(example.hard_negatives for example in self._examples):
@@ -64,6 +66,7 @@ class RankingDataset:
         """See BatchSource; hard negatives are drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         numbers = np.full((share.num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
+        teacher = torch.full(numbers.shape, math.nan) if self._has_teacher else None
         asked = [""] * share.num_slots
         for slot, index in enumerate(indices[share.own]):
             example, position = self._examples[index], first_position + share.first + slot
@@ -72,8 +75,10 @@ class RankingDataset:
                 example, self._config, self._normalized_text, self._seed, epoch, position
             )
             asked[slot] = example.question
+            if teacher is not None:
+                teacher[slot] = torch.tensor(example.teacher_scores(numbers[slot].tolist()))
         questions = [question for question in asked for _ in range(numbers.shape[1])]
         is_real = numbers != NO_PASSAGE
         drawn = [_NOTHING if number == NO_PASSAGE else self._passages[number] for number in numbers.ravel().tolist()]
         pairs = self._layout.lay_out(questions, drawn, self._tokenizer)
-        return RankingBatch(pairs, torch.from_numpy(is_real), len(indices))
+        return RankingBatch(pairs, torch.from_numpy(is_real), len(indices), teacher)

@@ -13,6 +13,8 @@ QUESTION_IDS = ("_id", "id", "query_id", "qid", "query-id", "question_id")
 #: `input` is KILT's, `anchor` sentence-transformers'; `text`, BEIR's, is also the name in a passage
 QUESTIONS = ("question", "query", "input", "anchor", "text")
 ANSWERS = ("answers", "answer")
+#: a teacher's score of a passage in training data; `score`, DPR's, is that of the retriever which found it
+TEACHER_SCORE = "teacher_score"
 #: KILT's list of answers, each with its provenance
 KILT_ANSWERS = "output"
 #: of the passages retrieved for a question: DPR and FiD, Pyserini

@@ -4,6 +4,7 @@ triples; all of them become DPR's records."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.data.files.json_records import Record
-from megatron_retrieval.data.files.names import ANSWERS, QUESTION_IDS, QUESTIONS
+from megatron_retrieval.data.files.names import ANSWERS, QUESTION_IDS, QUESTIONS, TEACHER_SCORE
 from megatron_retrieval.data.files.passage_files import passage_of
 from megatron_retrieval.data.files.records import Unnamed, read_records
 from megatron_retrieval.data.files.tables import TableForm
 from megatron_retrieval.types.questions import Passage
-from megatron_retrieval.utils.logging import get_logger
 
 _DPR, _TEVATRON, _FLAG_EMBEDDING, _TRIPLE = "positive_ctxs", "positive_passages", "pos", "positive"
 _LABELS = ("label", "labels")
 #: passages of labelled rows, one or a list
 _JUDGED = ("passage", "passages", "document", "documents", "docs", _TRIPLE)
-_SCORES = ("pos_scores", "neg_scores", "score", "scores")
+#: a teacher's: FlagEmbedding's of positives and of negatives; sentence-transformers' of a positive and its negatives
+_OF_POSITIVES, _OF_NEGATIVES, _OF_BOTH = "pos_scores", "neg_scores", ("score", "scores", *_LABELS)
 #: of Tevatron's corpora apart from the questions, and of MS MARCO's triples
 _PASSAGE_IDS = frozenset({"positive_document_ids", "positive_pids"})
 _BY_IDS = "names passages by their ids, without their texts"
@@ -37,6 +38,8 @@ class BiencoderExample:
     answers: tuple[str, ...]
     positives: tuple[Passage, ...]
     hard_negatives: tuple[Passage, ...]
+    #: a teacher's scores of positives and hard negatives, one after the other; None where there is none
+    teacher_scores: tuple[float | None, ...] = ()
 
 
 def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
@@ -46,12 +49,24 @@ def read_biencoder(path: str | Path) -> Iterator[BiencoderExample]:
         DataError: anything malformed, with its line.
     """
     for record in read_training_records(path):
+        positives, negatives = record.records("positive_ctxs"), record.records("hard_negative_ctxs", required=False)
         yield BiencoderExample(
             record.text(*QUESTIONS),
             record.strings(*ANSWERS, required=False),
-            tuple(map(passage_of, record.records("positive_ctxs"))),
-            tuple(map(passage_of, record.records("hard_negative_ctxs", required=False))),
+            tuple(map(passage_of, positives)),
+            tuple(map(passage_of, negatives)),
+            tuple(teacher_score(context) for context in (*positives, *negatives)),
         )
+
+
+def teacher_score(context: Record) -> float | None:
+    """A teacher's score of a passage in DPR's record.
+
+    Raises:
+        DataError: it is no number.
+    """
+    _, value = context.first(TEACHER_SCORE)
+    return None if value is None else _number(context, TEACHER_SCORE, value)
 
 
 def read_training_records(path: str | Path) -> Iterator[Record]:
@@ -61,14 +76,9 @@ def read_training_records(path: str | Path) -> Iterator[Record]:
     Raises:
         DataError: anything malformed, with its line.
     """
-    has_scores = False
     for question, group in groupby(read_records(path, _unnamed), _labelled_question):
         records = map(as_biencoder, group)
-        for record in records if question is None else [_merged(list(records))]:
-            has_scores |= not record.values.keys().isdisjoint(_SCORES)
-            yield record
-    if has_scores:
-        get_logger("data").info("%s: its scores are not used: the loss has no teacher", path)
+        yield from records if question is None else [_merged(list(records))]
 
 
 def is_training(record: Record) -> bool:
@@ -92,10 +102,14 @@ def as_biencoder(record: Record) -> Record:
         contexts = (_contexts(record, _TEVATRON), _contexts(record, "negative_passages"))
     elif _FLAG_EMBEDDING in values:
         contexts = (_texts(record, _FLAG_EMBEDDING), _texts(record, "neg"))
+        _add_scores(record, contexts[0], _numbers(record, _OF_POSITIVES))
+        _add_scores(record, contexts[1], _numbers(record, _OF_NEGATIVES))
     elif not negatives and (key := record.first(*_LABELS)[0]):
         contexts = _labelled(record, key)
     elif _TRIPLE in values:
         contexts = (_texts(record, _TRIPLE), [text for key in negatives for text in _texts(record, key)])
+        if negatives:
+            _add_scores(record, [*contexts[0], *contexts[1]], _of_columns(record, len(contexts[1])))
     elif _PASSAGE_IDS & values.keys():
         raise record.error(_BY_IDS, _CONVERT)
     else:
@@ -111,14 +125,47 @@ def as_biencoder(record: Record) -> Record:
             "positive_ctxs": contexts[0],
             "negative_ctxs": [],
             "hard_negative_ctxs": contexts[1],
-            **{key: values[key] for key in _SCORES if key in values},
         },
     )
 
 
 def _contexts(record: Record, key: str) -> list[dict[str, Any]]:
-    passages = map(passage_of, record.records(key, required=key == _TEVATRON))
-    return [{"title": passage.title, "text": passage.text, "passage_id": passage.id} for passage in passages]
+    contexts = []
+    for row in record.records(key, required=key == _TEVATRON):
+        passage, (_, score) = passage_of(row), row.first("score")
+        context = {"title": passage.title, "text": passage.text, "passage_id": passage.id}
+        contexts.append(context if score is None else {**context, TEACHER_SCORE: _number(row, "score", score)})
+    return contexts
+
+
+def _add_scores(record: Record, contexts: Sequence[dict[str, Any]], scores: Sequence[float]) -> None:
+    """Give passages a teacher's scores, if there are any."""
+    if scores and len(scores) != len(contexts):
+        raise record.error(f"{len(scores)} scores of {len(contexts)} passages")
+    for context, score in zip(contexts, scores, strict=False):
+        context[TEACHER_SCORE] = score
+
+
+def _of_columns(record: Record, num_negatives: int) -> list[float]:
+    """The scores of a positive and its negatives; where margins below the positive stand there, it has 0."""
+    scores = _numbers(record, *_OF_BOTH)
+    return [0.0, *(-margin for margin in scores)] if len(scores) == num_negatives else scores
+
+
+def _numbers(record: Record, *keys: str) -> list[float]:
+    """The number or numbers at the first of `keys` with a value."""
+    key, value = record.first(*keys)
+    return [_number(record, key, item) for item in (value if isinstance(value, list) else [value])] if key else []
+
+
+def _number(record: Record, key: str, value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type] - what is none is refused
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise record.error(f"{key!r}: {value!r} is no score")
+    return number
 
 
 def _texts(record: Record, key: str) -> list[dict[str, Any]]:

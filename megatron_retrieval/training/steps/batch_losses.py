@@ -11,14 +11,14 @@ from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.objectives.contrastive import (
-    PositivesLoss,
     QuestionLosses,
     SeveralPositivesLosses,
     hard_pairs,
     over_positives,
 )
+from megatron_retrieval.objectives.distillation import both_of_counted
 from megatron_retrieval.parallel.collectives import gather_rows
-from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss
+from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss, ContrastiveLossConfig
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
@@ -53,8 +53,8 @@ def losses_of_rows(
     vectors: BatchVectors,
     guide: BatchVectors | None,
     batch: ContrastiveBatch,
+    config: ContrastiveLossConfig,
     *,
-    positives_loss: PositivesLoss,
     divisor: float,
     dp_group: dist.ProcessGroup,
     blocks: list[slice],
@@ -63,12 +63,11 @@ def losses_of_rows(
 
     Args:
         guide: of guided losses.
-        positives_loss: of questions with several positives; pairs count each for itself.
         divisor: of scores.
         blocks: of this rank's questions, see `row_blocks`.
 
     Raises:
-        ConfigError: there are no negative pairs.
+        ConfigError: there are no negative pairs, or the data has no teacher's scores.
     """
     if loss.over in ("pairs", "hard pairs"):
         return _Pairs.of(loss, vectors, batch, divisor, dp_group, blocks).losses
@@ -76,8 +75,46 @@ def losses_of_rows(
         assert guide is not None, "a guided loss needs a guide"
         is_real = gather_rows(batch.question_is_real, dp_group)
         guided = _Guided(loss, vectors, guide, is_real, divisor, dp_group.rank())
-        return lambda rows: over_positives(guided.losses(rows), positives_loss)
-    return lambda rows: over_positives(loss.question_losses, positives_loss)
+        return lambda rows: over_positives(guided.losses(rows), config.positives_loss)
+    if loss.over == "teacher":
+        columns = batch.own_columns(dp_group.rank())
+        teacher = _teacher_of(batch, loss) / config.teacher_temperature
+        return _Taught(loss, columns, teacher, config.temperature).losses
+    return lambda rows: over_positives(loss.question_losses, config.positives_loss)
+
+
+def _teacher_of(batch: ContrastiveBatch, loss: ContrastiveLoss) -> Tensor:
+    if batch.teacher is None:
+        raise ConfigError(
+            f"--contrastive-loss {loss.name} learns from a teacher, and the data has no scores of one: "
+            "megatron-retrieval score writes those of a cross-encoder into it."
+        )
+    return batch.teacher
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """A question's own passages beside the scores that a teacher gave them.
+
+    Attributes:
+        columns: [n, N + H] int64 of passages.
+        teacher: [n, N + H], NaN where there is no score.
+    """
+
+    loss: ContrastiveLoss
+    columns: Tensor
+    teacher: Tensor
+    temperature: float
+
+    def losses(self, rows: slice) -> SeveralPositivesLosses:
+        """See LossesOfRows."""
+
+        def losses(scores: Tensor, positives: Tensor) -> Tensor:
+            own = scores.gather(1, self.columns[rows])
+            values = self.loss.question_losses(*both_of_counted(own, self.teacher[rows], own > -torch.inf))
+            return values * self.temperature**2 if self.loss.is_softened else values
+
+        return losses
 
 
 @dataclass(frozen=True)
@@ -108,15 +145,13 @@ class _Pairs:
         blocks: list[slice],
     ) -> _Pairs:
         """The pairs of all ranks have their share in the number and in the hardest of them."""
-        num_questions, num_columns = len(vectors.queries), len(vectors.passages)
-        stride, num_positives = num_columns // dp_group.size() // num_questions, batch.num_positives
+        columns, num_positives = batch.own_columns(dp_group.rank()), batch.num_positives
+        stride = columns.size(1)
         if stride == num_positives:
             raise ConfigError(
                 f"--contrastive-loss {loss.name} learns from labelled pairs: give data with hard negatives and "
                 "--num-hard-negatives above 0."
             )
-        first = dp_group.rank() * num_questions * stride
-        columns = first + torch.arange(num_questions * stride, device=vectors.queries.device).view(num_questions, -1)
         excluded = torch.cat([batch.excluded[rows].gather(1, columns[rows]) for rows in blocks])
         is_pair = ~excluded & batch.question_is_real[:, None]
         distances = 1 - torch.einsum("nd,nhd->nh", vectors.queries, vectors.passages[columns]) / divisor

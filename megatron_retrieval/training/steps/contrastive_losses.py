@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
+from megatron_retrieval.config.checks import Checked, PositiveFloat
+from megatron_retrieval.config.choices import OneOf
+from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.objectives.contrastive import (
+    PositivesLoss,
     QuestionLosses,
     contrastive_pairs,
     negative_log_likelihood,
     online_contrastive_pairs,
 )
+from megatron_retrieval.objectives.distillation import margin_errors, teacher_divergence
+from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.utils.registry import Registry
 
 
@@ -26,17 +33,37 @@ class ContrastiveLoss:
             question and its own hard negatives, [n, 1 + H] cosines, -inf where there are fewer; further positives
             follow by themselves, and the batch's loss is a mean over pairs.
             hard pairs: those on the wrong side of the hardest pair of the other kind; the batch's loss is a sum.
+            teacher: the question's own passages, [n, N + H], together with the teacher's scores of them in the place of
+            `positives`, see `both_of_counted`.
             guided: all passages, questions and positives of the global batch, without those that a guide takes for
             relevant.
+        is_softened: its value is times the temperature squared, so that gradients keep their size.
     """
 
     name: str
     about: str
     question_losses: QuestionLosses
-    over: Literal["batch", "pairs", "hard pairs", "guided"] = "batch"
+    over: Literal["batch", "pairs", "hard pairs", "guided", "teacher"] = "batch"
+    is_softened: bool = False
 
 
 CONTRASTIVE_LOSSES: Registry[ContrastiveLoss] = Registry("contrastive loss")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ContrastiveLossConfig(ScoreScalingConfig, Checked):
+    """A contrastive loss."""
+
+    contrastive_loss: Annotated[str, OneOf(CONTRASTIVE_LOSSES)] = "nll"
+    """Loss of a question, given the scores of passages of the global batch."""
+    positives_loss: PositivesLoss = "mean"
+    """Of several positives (--num-positives). mean: the mean of their losses, each among the negatives only. log-sum:
+    the loss of their summed likelihood."""
+    teacher_temperature: PositiveFloat = 1.0
+    """margin-mse, kl: divide the teacher's scores by this."""
+    guide: Path | None = field(default=None, metadata=INPUT)
+    """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
+
 
 CONTRASTIVE_LOSSES.add(
     ContrastiveLoss(
@@ -69,5 +96,23 @@ CONTRASTIVE_LOSSES.add(
         "the same, of positives beyond the nearest negative and negatives within the furthest positive; the sum",
         online_contrastive_pairs,
         over="hard pairs",
+    )
+)
+CONTRASTIVE_LOSSES.add(
+    ContrastiveLoss(
+        "margin-mse",
+        "squared errors of the positive's margins above the question's other passages, against those of a teacher's "
+        "scores in --train-data (MarginMSE)",
+        margin_errors,
+        over="teacher",
+    )
+)
+CONTRASTIVE_LOSSES.add(
+    ContrastiveLoss(
+        "kl",
+        "divergence from the distribution over the question's passages that a teacher's scores in --train-data give",
+        teacher_divergence,
+        over="teacher",
+        is_softened=True,
     )
 )

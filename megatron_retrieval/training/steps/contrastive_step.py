@@ -8,26 +8,21 @@ gradient into the weights. The result is that of one pass over the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.config.choices import OneOf
-from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.objectives.contrastive import PositivesLoss, contrastive_loss
+from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.batch_losses import BatchVectors, losses_of_rows, row_blocks
-from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES
+from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES, ContrastiveLossConfig
 from megatron_retrieval.training.steps.dropout import start_dropout
-from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 from megatron_retrieval.training.steps.step import distinct_texts
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
@@ -36,16 +31,9 @@ from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_orde
 
 
 @dataclass(kw_only=True, frozen=True)
-class ContrastiveConfig(ScoreScalingConfig, Checked):
+class ContrastiveConfig(ContrastiveLossConfig):
     """The contrastive loss and how its step is computed."""
 
-    contrastive_loss: Annotated[str, OneOf(CONTRASTIVE_LOSSES)] = "nll"
-    """Loss of a question, given the scores of passages of the global batch."""
-    positives_loss: PositivesLoss = "mean"
-    """Of several positives (--num-positives). mean: the mean of their losses, each among the negatives only. log-sum:
-    the loss of their summed likelihood."""
-    guide: Path | None = field(default=None, metadata=INPUT)
-    """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
     micro_batch_size: PositiveInt = 8
     """Texts encoded per forward pass; memory and speed depend on it, the result does not."""
     gradient_caching: bool = True
@@ -163,7 +151,7 @@ class ContrastiveStep:
             vectors,
             self._guided(batch),
             batch,
-            positives_loss=self.config.positives_loss,
+            self.config,
             divisor=self._divisor,
             dp_group=self.topology.groups.dp,
             blocks=blocks,

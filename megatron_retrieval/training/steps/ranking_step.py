@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
+from torch import Tensor
+
+from megatron_retrieval.config.checks import Checked, PositiveFloat, PositiveInt
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.cross_encoder import CrossEncoder
+from megatron_retrieval.objectives.distillation import both_of_counted, margin_errors, teacher_divergence
 from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.question_step import QuestionStep
@@ -16,15 +20,19 @@ from megatron_retrieval.types.metrics import Mean, Rate
 from megatron_retrieval.types.tokens import to_device
 
 _LOSSES = {"listwise": listwise_loss, "binary": binary_loss}
+_TAUGHT_LOSSES = {"margin-mse": margin_errors, "kl": teacher_divergence}
 
 
 @dataclass(kw_only=True, frozen=True)
 class RankingStepConfig(Checked):
     """The loss of a cross-encoder and how its step is computed."""
 
-    ranking_loss: Literal["listwise", "binary"] = "listwise"
+    ranking_loss: Literal["listwise", "binary", "margin-mse", "kl"] = "listwise"
     """listwise: the positive among the passages of its question, by one softmax. binary: each passage by itself,
-    relevant or not."""
+    relevant or not. Of a teacher's scores in --train-data, margin-mse: squared errors of the positive's margins above
+    the other passages; kl: divergence from the teacher's distribution over them."""
+    teacher_temperature: PositiveFloat = 1.0
+    """margin-mse, kl: divide the teacher's scores by this."""
     micro_batch_size: PositiveInt = 4
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
 
@@ -37,7 +45,7 @@ class RankingStep(QuestionStep[RankingBatch]):
 
     def __init__(self, model: CrossEncoder, config: RankingStepConfig, topology: ProcessTopology, seed: int) -> None:
         super().__init__(model, topology, seed, config.micro_batch_size)
-        self._losses = _LOSSES[config.ranking_loss]
+        self._config = config
 
     def loss(self, batch: RankingBatch) -> LossOutput:
         """See QuestionStep."""
@@ -47,5 +55,18 @@ class RankingStep(QuestionStep[RankingBatch]):
         flat = real.new_zeros(is_real.numel()).index_put((to_device(rows, device),), real)
         scores = flat.view_as(is_real)
         num_first = positive_is_first(scores.detach(), is_real).sum()
-        loss = self._losses(scores, is_real).sum() / batch.num_questions
+        loss = self._question_losses(scores, is_real, batch).sum() / batch.num_questions
         return LossOutput(loss, {"accuracy": Rate(num_first / batch.num_questions, batch.num_questions)})
+
+    def _question_losses(self, scores: Tensor, is_real: Tensor, batch: RankingBatch) -> Tensor:
+        """[n] losses of scores [n, K]."""
+        name = self._config.ranking_loss
+        if name in _LOSSES:
+            return _LOSSES[name](scores, is_real)
+        if batch.teacher is None:
+            raise ConfigError(
+                f"--ranking-loss {name} learns from a teacher, and the data has no scores of one: megatron-retrieval "
+                "score writes those of a cross-encoder into it."
+            )
+        teacher = to_device(batch.teacher, scores.device) / self._config.teacher_temperature
+        return _TAUGHT_LOSSES[name](*both_of_counted(scores, teacher, is_real))
