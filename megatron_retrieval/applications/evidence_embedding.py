@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.config.parser import write_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -20,7 +21,7 @@ from megatron_retrieval.utils.manifest import MANIFEST
 
 
 @dataclass(kw_only=True, frozen=True)
-class EmbedEvidenceConfig:
+class EmbedEvidenceConfig(Checked):
     """Encode the evidence. Under torchrun the copies of the model share the work."""
 
     evidence: Path
@@ -31,6 +32,9 @@ class EmbedEvidenceConfig:
     """Folder of the embeddings to write; an unfinished one is continued."""
     embedding_dtype: StorageDtype = "float16"
     """Type in which vectors are stored; scores are computed from them in float32."""
+    embedding_size: PositiveInt | None = None
+    """Keep the first numbers of every vector only, for an encoder that was trained for it (--matryoshka-dims); whatever
+    searches these embeddings cuts the vectors of questions alike. Default: all."""
     rows_per_shard: int | None = None
     """Passages per file, the unit of work; default: a 64th of the evidence, from 512 to 65,536."""
     encode: EncodePassagesConfig = field(default_factory=EncodePassagesConfig)
@@ -44,6 +48,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     was_complete = (config.output / MANIFEST).exists()
     evidence = EvidenceStore(config.evidence)
     encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
+    encoder.model.cut(config.embedding_size)
     job = EmbeddingJob(
         evidence=evidence,
         encode=encoder.model.encode_passages,
@@ -51,6 +56,7 @@ def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
         encoder_fingerprint=encoder.description.fingerprint,
         embedding_dtype=config.embedding_dtype,
         micro_batch_size=config.encode.micro_batch_size,
+        embedding_size=config.embedding_size or 0,
     )
     store = embed_evidence(job, config.output, topology, rows_per_shard=config.rows_per_shard)
     if topology.is_main and not was_complete:  # a second call must not replace the record of the work

@@ -191,6 +191,7 @@ def open_search(
         encoder = encoder or load_encoder_for(evidence, config.retriever, topology, encode.on(topology.device))
         made_by = embedding_encoder(encoder, config.embedded_by, topology)
         embeddings.require(encoder_fingerprint=made_by.fingerprint)
+        encoder.model.cut(embeddings.manifest.identity.embedding_size or None)
         if options.verify_embeddings and topology.is_main:
             embeddings.verify()
         index = open_index(options.approximate, embeddings, topology, options.index_placement)

@@ -79,7 +79,7 @@ class DualEncoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self._frozen = config, tuple[str, ...]()
+        self.config, self._frozen, self._size = config, tuple[str, ...](), config.dimension
         names = ["shared"] if config.biencoder_shared_query_context_model else ["query", "passage"]
         self.towers = nn.ModuleDict({name: Tower(config, topology, dtype) for name in names})
         initialise_normal(self, topology, std=config.encoder.init_method_std, seed=seed)
@@ -88,7 +88,18 @@ class DualEncoder(nn.Module):
     @property
     def dimension(self) -> int:
         """Width of the vectors."""
-        return self.config.dimension
+        return self._size
+
+    def cut(self, size: int | None) -> None:
+        """Keep the first `size` numbers of every vector, scaled to length 1 again where vectors are; None: all of them
+        (Kusupati et al. 2022, arXiv 2205.13147).
+
+        Raises:
+            ConfigError: vectors have fewer.
+        """
+        if size is not None and size > self.config.dimension:
+            raise ConfigError(f"--embedding-size {size}: the encoder's vectors have {self.config.dimension} numbers.")
+        self._size = size or self.config.dimension
 
     def freeze_passages(self) -> None:
         """Train the encoder of questions alone; that of passages has no gradient and no dropout.
@@ -125,7 +136,10 @@ class DualEncoder(nn.Module):
 
     def _encode(self, name: Literal["query", "passage"], batch: TokenBatch) -> Tensor:
         vectors: Tensor = self.tower_of(name)(batch)
-        return vectors
+        if self._size == self.config.dimension:
+            return vectors
+        vectors = vectors[:, : self._size]
+        return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors.contiguous()
 
     def tower_of(self, name: Literal["query", "passage"]) -> nn.Module:
         """What encodes questions or passages; both, where they share it."""

@@ -57,6 +57,11 @@ def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fing
         )
     store = EmbeddingStore(embeddings)
     store.require(evidence_fingerprint=evidence.fingerprint, encoder_fingerprint=encoder_fingerprint)
+    if size := store.manifest.identity.embedding_size:
+        raise MismatchError(
+            f"The embeddings in {embeddings} are cut to {size} numbers, and training searches whole vectors: embed the "
+            "evidence without --embedding-size, or leave --embeddings out."
+        )
     return store
 
 

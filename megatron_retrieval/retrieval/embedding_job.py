@@ -44,6 +44,7 @@ class EmbeddingJob:
             kept.
         embedding_dtype: type in which vectors are stored.
         micro_batch_size: passages encoded at once by each copy of the model.
+        embedding_size: numbers that `encode` cuts vectors to; 0: it gives whole ones.
     """
 
     evidence: TokenizedEvidence
@@ -52,6 +53,7 @@ class EmbeddingJob:
     encoder_fingerprint: str = ""
     embedding_dtype: StorageDtype = "float16"
     micro_batch_size: int = 128
+    embedding_size: int = 0
 
     @property
     def identity(self) -> StoreIdentity:
@@ -62,6 +64,7 @@ class EmbeddingJob:
             len(self.evidence),
             self.embedding_dtype,
             precision=precision_of(self.encode),
+            embedding_size=self.embedding_size,
         )
 
     def tokens(self, rows: range) -> TokenBatch:

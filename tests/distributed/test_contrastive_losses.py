@@ -36,6 +36,7 @@ TEMPERATURES = {
 }
 TEACHER_TEMPERATURE = 2.0
 COSINES = dataclasses.replace(tiny_dual_encoder_config(), normalize_embeddings=True)
+SIZE = COSINES.dimension
 Result = dict[str, Tensor]
 
 
@@ -57,17 +58,18 @@ def _step(
 def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Result]:
     """Loss and gradients of one step by every loss, for questions with one positive and with several."""
     results = {}
-    for name, (num_positives, how) in itertools.product(CONTRASTIVE_LOSSES, ((1, "mean"), (2, "mean"), (2, "log-sum"))):
+    several = ((1, "mean", ()), (2, "mean", ()), (2, "log-sum", ()), (2, "mean", (8, 5)))
+    for name, (num_positives, how, sizes) in itertools.product(CONTRASTIVE_LOSSES, several):
         batch = contrastive_share(
             NUM_QUESTIONS, NUM_NEGATIVES, 7, topology.dp_rank, topology.dp_size, num_positives=num_positives
         )
-        step, model = _step(topology, name, micro_batch_size, positives_loss=how)
+        step, model = _step(topology, name, micro_batch_size, positives_loss=how, matryoshka_dims=sizes)
         parallel = DataParallelModel(model, topology)
         parallel.zero_gradients()
         metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
         parallel.reduce_gradients()
         gradients = {key: gather_full(p, topology, p.main_grad).clone() for key, p in model.named_parameters()}
-        key = f"{name} of {num_positives}, {how}"
+        key = f"{name} of {num_positives}, {how}, {len(sizes)} prefixes"
         results[key] = {"loss": torch.tensor(metrics["loss"], dtype=torch.float32), **gradients}
     return results
 
@@ -75,8 +77,8 @@ def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Resu
 def test_layouts_do_not_matter() -> None:
     ((expected),) = run_on_ranks(_results, 1, 64)
     assert all(own["loss"] > 0 for own in expected.values())
-    losses = [float(expected[f"nll of {case}"]["loss"]) for case in ("1, mean", "2, mean", "2, log-sum")]
-    assert len({round(loss, 5) for loss in losses}) == 3
+    losses = [float(own["loss"]) for name, own in expected.items() if name.startswith("nll")]
+    assert len({round(loss, 5) for loss in losses}) == len(losses)
     for results in run_on_ranks(_results, 2, 2):
         for name, own in expected.items():
             torch.testing.assert_close(results[name], own, rtol=1e-4, atol=2e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023
@@ -149,6 +151,37 @@ def test_values_are_those_of_sentence_transformers() -> None:
     for name, (ours, expected) in values.items():
         assert ours == pytest.approx(expected, rel=1e-5), name
         assert ours > 1e-3, name
+
+
+def _matryoshka(topology: ProcessTopology) -> tuple[float, float]:
+    """Ours and theirs."""
+    batch = contrastive_share(NUM_QUESTIONS, 0, 7)
+    batch = dataclasses.replace(batch, excluded=torch.zeros_like(torch.as_tensor(batch.excluded)))
+    sizes, weights = (SIZE, 8, 5), (1.0, 0.5, 0.25)
+    step, model = _step(topology, "nll", matryoshka_dims=sizes[1:], matryoshka_weights=weights[1:])
+    with torch.no_grad():
+        columns = [model.eval().encode_queries(batch.questions), model.encode_passages(batch.passages)]
+    student = _Fixed("own")
+    loss = theirs.MatryoshkaLoss(student, theirs.MultipleNegativesRankingLoss(student), sizes, weights)
+    expected = float(loss([{"own": column} for column in columns], torch.zeros(0)))
+    taught = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
+    evaluated = reduce_metrics(step.evaluate(batch), topology)
+    assert evaluated["loss"] == pytest.approx(taught["loss"], rel=1e-5)
+    assert evaluated["accuracy"] == taught["accuracy"]
+    return taught["loss"], expected
+
+
+def test_prefixes_learn_as_those_of_sentence_transformers() -> None:
+    ((ours, expected),) = run_on_ranks(_matryoshka, 1)
+    assert ours == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match="--matryoshka-dims 33: vectors have 32 numbers"):
+        ContrastiveConfig(matryoshka_dims=(33,)).prefix_weights(32)
+    with pytest.raises(ConfigError, match="2 weights of 1 sizes"):
+        ContrastiveConfig(matryoshka_dims=(3,), matryoshka_weights=(1.0, 1.0)).prefix_weights(32)
+    assert ContrastiveConfig(matryoshka_dims=(3, 32), matryoshka_weights=(2.0, 0.5)).prefix_weights(32) == {
+        32: 0.5,
+        3: 2.0,
+    }
 
 
 def _frozen(topology: ProcessTopology) -> bool:

@@ -37,6 +37,7 @@ class StoreIdentity:
     Attributes:
         dtype: type in which they are stored.
         precision: type in which the encoder computed them; empty where unknown.
+        embedding_size: numbers that each vector was cut to; 0: it is whole.
     """
 
     evidence_fingerprint: str
@@ -44,6 +45,7 @@ class StoreIdentity:
     num_rows: int
     dtype: StorageDtype
     precision: str = ""
+    embedding_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class EmbeddingManifest:
         with FORMAT.opened(directory) as entries:
             if entries["dtype"] not in get_args(StorageDtype):
                 raise FORMAT.damaged(directory, f"unknown dtype {entries['dtype']!r}")
-            entries.setdefault("precision", "")  # older stores do not have this entry
+            entries = {"precision": "", "embedding_size": 0, **entries}  # older stores do not have these
             manifest = cls(
                 identity=StoreIdentity(**{name: entries[name] for name in StoreIdentity.__dataclass_fields__}),
                 dimension=int(entries["dimension"]),

@@ -158,7 +158,7 @@ class EmbeddingWriter:
             manifest = EmbeddingManifest.read(self.directory)
             plan = {**vars(manifest.identity), "rows_per_shard": manifest.rows_per_shard}
         elif (self.directory / PLAN).exists():
-            plan = read_json(self.directory / PLAN)
+            plan = {"embedding_size": 0, **read_json(self.directory / PLAN)}
         else:
             return None
         wanted = vars(self.identity)

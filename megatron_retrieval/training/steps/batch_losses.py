@@ -18,6 +18,7 @@ from megatron_retrieval.objectives.contrastive import (
 )
 from megatron_retrieval.objectives.distillation import both_of_counted
 from megatron_retrieval.parallel.collectives import gather_rows
+from megatron_retrieval.training.steps.batch_vectors import BatchVectors
 from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss, ContrastiveLossConfig
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 
@@ -31,21 +32,6 @@ def row_blocks(num_questions: int, num_passages: int) -> list[slice]:
     """Blocks of questions with a bounded number of scores each."""
     size = max(1, MOST_SCORES // num_passages)
     return [slice(start, start + size) for start in range(0, num_questions, size)]
-
-
-@dataclass(frozen=True)
-class BatchVectors:
-    """Vectors of a batch, or a guide's vectors of the same texts.
-
-    Attributes:
-        queries: [n, D], of this rank's questions.
-        all_queries: [W * n, D], of all data-parallel ranks' questions; needed by guided losses alone.
-        passages: [P, D], of all data-parallel ranks.
-    """
-
-    queries: Tensor
-    all_queries: Tensor
-    passages: Tensor
 
 
 def losses_of_rows(

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from megatron_retrieval.config.checks import Checked, PositiveFloat
+from megatron_retrieval.config.checks import Checked, NonNegativeFloat, PositiveFloat, PositiveInt
 from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.objectives.contrastive import (
     PositivesLoss,
     QuestionLosses,
@@ -63,6 +64,24 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
     """margin-mse, kl: divide the teacher's scores by this."""
     guide: Path | None = field(default=None, metadata=INPUT)
     """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
+    matryoshka_dims: tuple[PositiveInt, ...] = ()
+    """Sizes of prefixes of the vectors that learn as the whole vectors do, so that embeddings can be cut to them
+    (--embedding-size)."""
+    matryoshka_weights: tuple[NonNegativeFloat, ...] = ()
+    """Weights of their losses, one each; default: 1. That of the whole vectors is 1 unless they are among the sizes."""
+
+    def prefix_weights(self, dimension: int) -> dict[int, float]:
+        """The weight of the loss of every size, whole vectors included (Kusupati et al. 2022, arXiv 2205.13147, eq. 1).
+
+        Raises:
+            ConfigError: a size is above the vectors', or sizes and weights are not as many.
+        """
+        sizes, weights = self.matryoshka_dims, self.matryoshka_weights or (1.0,) * len(self.matryoshka_dims)
+        if len(weights) != len(sizes):
+            raise ConfigError(f"--matryoshka-weights: {len(weights)} weights of {len(sizes)} sizes.")
+        if any(size > dimension for size in sizes):
+            raise ConfigError(f"--matryoshka-dims {max(sizes)}: vectors have {dimension} numbers only.")
+        return {dimension: 1.0, **dict(zip(sizes, weights, strict=True))}
 
 
 CONTRASTIVE_LOSSES.add(

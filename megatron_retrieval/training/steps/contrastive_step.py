@@ -8,7 +8,7 @@ gradient into the weights. The result is that of one pass over the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,14 +20,15 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.training.steps.batch_losses import BatchVectors, losses_of_rows, row_blocks
+from megatron_retrieval.training.steps.batch_losses import losses_of_rows, row_blocks
+from megatron_retrieval.training.steps.batch_vectors import BatchVectors
 from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES, ContrastiveLossConfig
 from megatron_retrieval.training.steps.dropout import start_dropout
-from megatron_retrieval.training.steps.step import distinct_texts
+from megatron_retrieval.training.steps.repeatable_encoding import RepeatableEncoding
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
-from megatron_retrieval.types.metrics import Count, Mean, Metrics
-from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order, to_device
+from megatron_retrieval.types.metrics import Count, Mean, Metric, Metrics, add_metrics
+from megatron_retrieval.types.tokens import TokenBatch
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -47,7 +48,7 @@ class ContrastiveStep:
         guide: in evaluation mode, where the loss has one.
 
     Raises:
-        ConfigError: the loss needs cosines or a guide, or has no use for one.
+        ConfigError: the loss needs cosines or a guide, or has no use for one; or a prefix is longer than the vectors.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class ContrastiveStep:
         guide: DualEncoder | None = None,
     ) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
-        self._divisor = config.score_divisor(model.dimension)
+        self._sizes, self._is_unit = config.prefix_weights(model.dimension), model.config.normalize_embeddings
         self._loss, self._guide = CONTRASTIVE_LOSSES[config.contrastive_loss], guide
         if (self._loss.over == "guided") != (guide is not None):
             raise ConfigError(f"--guide and --contrastive-loss {self._loss.name}: gist needs a guide, and others none.")
-        if "pairs" in self._loss.over and not (model.config.normalize_embeddings and self._divisor == 1):
+        if "pairs" in self._loss.over and not (self._is_unit and config.score_divisor(model.dimension) == 1):
             raise ConfigError(
                 f"--contrastive-loss {self._loss.name} compares cosines: give --normalize-embeddings, "
                 "--no-retriever-score-scaling and no --temperature."
@@ -98,8 +99,12 @@ class ContrastiveStep:
         batch = batch.to(self.topology.device)
         queries = self._encoding(self.model.encode_queries, batch.questions, None).vectors()
         passages = self._encoding(self.model.encode_passages, batch.passages, None).vectors()
-        vectors = self._gathered(queries, passages)
-        outputs = list(self._block_losses(vectors, batch))
+        vectors, guide = self._gathered(queries, passages), self._guided(batch)
+        outputs = [
+            output
+            for size in self._sizes
+            for output in self._block_losses(vectors.prefix(size, self._is_unit), guide, batch, size)
+        ]
         return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
 
     def _vector_gradients(
@@ -107,20 +112,17 @@ class ContrastiveStep:
     ) -> tuple[Metrics, tuple[Tensor, Tensor]]:
         """The metrics, and the gradients of `loss * loss_scale` with respect to queries and passages."""
         queries, passages = queries.requires_grad_(), passages.requires_grad_()
-        gathered = self._gathered(queries, passages)
-        # the blocks' gradients add up here, and go on to all ranks at once
-        leaves = replace(
-            gathered,
-            all_queries=gathered.all_queries.detach().requires_grad_(),
-            passages=gathered.passages.detach().requires_grad_(),
-        )
-        outputs = []
-        for output in self._block_losses(leaves, batch):
-            (output.loss * loss_scale).backward()
-            outputs.append(LossOutput(output.loss.detach(), output.metrics))
-        gathered.passages.backward(leaves.passages.grad)
-        if leaves.all_queries.grad is not None:
-            gathered.all_queries.backward(leaves.all_queries.grad)
+        gathered, guide, outputs = self._gathered(queries, passages), self._guided(batch), list[LossOutput]()
+        # the blocks' gradients add up in leaves, and go on to all ranks at once
+        whole = gathered.leaves()
+        for size in self._sizes:
+            part = whole.prefix(size, self._is_unit)
+            leaves = part.leaves()
+            for output in self._block_losses(leaves, guide, batch, size):
+                (output.loss * loss_scale).backward()
+                outputs.append(LossOutput(output.loss.detach(), output.metrics))
+            part.backward(leaves)
+        gathered.backward(whole)
         assert queries.grad is not None
         assert passages.grad is not None
         return _sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
@@ -140,38 +142,46 @@ class ContrastiveStep:
         passages = self._encoding(self._guide.encode_passages, batch.passages, None).vectors()
         return self._gathered(F.normalize(queries, dim=1), F.normalize(passages, dim=1))
 
-    def _block_losses(self, vectors: BatchVectors, batch: ContrastiveBatch) -> Iterator[LossOutput]:
+    def _block_losses(
+        self, vectors: BatchVectors, guide: BatchVectors | None, batch: ContrastiveBatch, size: int
+    ) -> Iterator[LossOutput]:
         """The losses of blocks of questions, whose sum is this rank's part of the loss; so the scores of a batch of
-        thousands never stand in memory whole."""
+        thousands never stand in memory whole.
+
+        Args:
+            vectors: of `size` numbers; prefixes have no metrics but their part of the loss.
+        """
         queries, candidates = vectors.queries, vectors.passages
         positives = batch.positive_columns(self.topology.dp_rank)
         blocks = row_blocks(queries.size(0), candidates.size(0))
+        divisor, weight, is_whole = self.config.score_divisor(size), self._sizes[size], size == self.model.dimension
         losses = losses_of_rows(
             self._loss,
             vectors,
-            self._guided(batch),
+            guide,
             batch,
             self.config,
-            divisor=self._divisor,
+            divisor=divisor,
             dp_group=self.topology.groups.dp,
             blocks=blocks,
         )
         for rows in blocks:
-            yield contrastive_loss(
+            output = contrastive_loss(
                 queries[rows],
                 candidates,
                 positives[rows],
                 batch.excluded[rows],
                 batch.question_is_real[rows],
                 batch.num_questions,
-                self._divisor,
+                divisor,
                 losses(rows),
             )
+            yield LossOutput(output.loss * weight, output.metrics if is_whole else {})
 
     def _encoding(
         self, encode: Callable[[TokenBatch], Tensor], texts: TokenBatch, start_chunk: Callable[[int], None] | None
-    ) -> _RepeatableEncoding:
-        return _RepeatableEncoding(encode, texts, start_chunk, self.config.micro_batch_size, self.topology.device)
+    ) -> RepeatableEncoding:
+        return RepeatableEncoding(encode, texts, start_chunk, self.config.micro_batch_size, self.topology.device)
 
     def _chunk_seed(self, iteration: int, tower: str) -> Callable[[int], None]:
         """A function that starts the dropout streams of a tower's chunk, the same in both passes."""
@@ -184,51 +194,7 @@ class ContrastiveStep:
 
 def _sum_of_blocks(outputs: Sequence[LossOutput], batch: ContrastiveBatch) -> Metrics:
     """The metrics of a batch, `loss` among them."""
-    blocks = [{**output.metrics, "loss": Mean(output.loss, batch.num_questions)} for output in outputs]
-    return {
-        name: replace(metric, part=torch.stack([block[name].part for block in blocks]).sum())
-        for name, metric in blocks[0].items()
-    }
-
-
-class _RepeatableEncoding:
-    """Texts to encode, each different text once, in length-sorted chunks that can be encoded twice with the same
-    dropout.
-
-    Args:
-        texts: on the CPU.
-        start_chunk: starts the dropout of a chunk, given its number; None: there is no dropout.
-        device: where texts are encoded.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[TokenBatch], Tensor],
-        texts: TokenBatch,
-        start_chunk: Callable[[int], None] | None,
-        micro_batch_size: int,
-        device: torch.device,
-    ) -> None:
-        self._encode, self._start_chunk, self._device = encode, start_chunk, device
-        self._texts, place_of = distinct_texts(texts)
-        self._place_of = to_device(place_of, device)
-        self.chunks = by_length(self._texts.lengths, micro_batch_size)
-
-    def _encode_chunk(self, number: int) -> Tensor:
-        if self._start_chunk is not None:
-            self._start_chunk(number)
-        return self._encode(self._texts.rows(self.chunks[number]).to(self._device))
-
-    def vectors(self) -> Tensor:
-        """[n, D] vectors in the order of the texts."""
-        vectors = torch.cat([self._encode_chunk(number) for number in range(len(self.chunks))])
-        return in_given_order(vectors, self.chunks)[self._place_of]
-
-    def backward(self, gradient: Tensor) -> None:
-        """Carry the gradient [n, D] of the vectors into the weights, one chunk at a time; none of a frozen encoder."""
-        total = gradient.new_zeros(len(self._texts), gradient.size(1)).index_add_(0, self._place_of, gradient)
-        for number, chunk in enumerate(self.chunks):
-            vectors = self._encode_chunk(number)
-            if not vectors.requires_grad:
-                return
-            vectors.backward(total[to_device(chunk, self._device)])
+    sums: dict[str, Metric] = {}
+    for output in outputs:
+        add_metrics(sums, {**output.metrics, "loss": Mean(output.loss, batch.num_questions)})
+    return sums
