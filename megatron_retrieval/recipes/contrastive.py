@@ -13,6 +13,7 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.batches import BatchSource, Bundles
+from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import MismatchError
@@ -76,6 +77,7 @@ def build_contrastive_trainer(
     held_out: BatchSource[ContrastiveBatch] | None,
     identity: dict[str, Any],
     bundles: Bundles | None = None,
+    data_sets: DataSets | None = None,
 ) -> Trainer:
     """Build the model and make the trainer.
 
@@ -86,6 +88,7 @@ def build_contrastive_trainer(
         held_out: examples for evaluation, in their order.
         identity: see `SavedModel`.
         bundles: see `EpochSampler`.
+        data_sets: what the examples are divided into, if they are.
 
     Raises:
         ConfigError: texts are longer than the encoder's positions.
@@ -120,7 +123,7 @@ def build_contrastive_trainer(
     run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
-    return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed, guide), examples, bundles)
+    return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed, guide), examples, bundles, data_sets)
 
 
 def _open_guide(

@@ -85,16 +85,15 @@ def build(config: RerankerFinetuneConfig, topology: ProcessTopology) -> Trainer:
     examples = RankingDataset(config.data, layout, vocabulary, seed)
     held_out = None
     if config.valid_data:
-        data = dataclasses.replace(config.data, train_data=config.valid_data, max_train_questions=None)
-        held_out = RankingDataset(data, layout, vocabulary, seed)
+        held_out = RankingDataset(config.data.held_out(config.valid_data), layout, vocabulary, seed)
     dtype = training.precision.on(topology.device)
     model = CROSS_ENCODER.build(shape, vocabulary.special, topology, dtype, seed=seed)
     load_start(CROSS_ENCODER, start, model, training.save, topology)
     settings = CROSS_ENCODER.config(shape, vocabulary, layout)
-    identity = {"number of training questions": len(examples)}
+    identity = config.data.identity(len(examples))
     saved = SavedModel(CROSS_ENCODER.name, settings, vocabulary.assets(), identity)
     saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
     run = TrainingRun(config, topology, model, saved)
     run.evaluate(held_out)
     run.resume()
-    return run.trainer(RankingStep(model, config.step, topology, seed), examples)
+    return run.trainer(RankingStep(model, config.step, topology, seed), examples, data_sets=examples.data_sets())

@@ -57,8 +57,9 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
     dataset.require_negatives(config.training.global_batch_size)
     held_out = None
     if config.valid_data:
-        data = dataclasses.replace(config.data, train_data=config.valid_data, max_train_questions=None)
-        held_out = DprDataset(data, config.text_format, tokenizer, config.training.seed)
+        held_out = DprDataset(
+            config.data.held_out(config.valid_data), config.text_format, tokenizer, config.training.seed
+        )
     return build_contrastive_trainer(
         config,
         topology,
@@ -66,8 +67,9 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
         tokenizer=tokenizer,
         examples=dataset,
         held_out=held_out,
-        identity={"number of training questions": len(dataset)},
+        identity=config.data.identity(len(dataset)),
         bundles=dataset.bundles(),
+        data_sets=dataset.data_sets(),
     )
 
 

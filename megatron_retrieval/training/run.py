@@ -10,7 +10,15 @@ from typing import Any, Protocol
 from torch import nn
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.data.examples.batches import BatchLoader, BatchSource, Bundles, EpochSampler, batches_in_order
+from megatron_retrieval.data.examples.batches import (
+    BatchLoader,
+    BatchSource,
+    Bundles,
+    EpochSampler,
+    Sampler,
+    batches_in_order,
+)
+from megatron_retrieval.data.examples.data_sets import DataSets, DataSetSampler
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.adapters import LoraConfig
 from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
@@ -147,16 +155,26 @@ class TrainingRun:
         folder = gather_objects(on_first_rank(self._config.save.whole_resume_folder, group), group)[0]
         self.iteration = self._checkpoints().resume(folder) if folder else 0
 
-    def trainer(self, step: StepModule, examples: BatchSource[Any], bundles: Bundles | None = None) -> Trainer:
+    def trainer(
+        self,
+        step: StepModule,
+        examples: BatchSource[Any],
+        bundles: Bundles | None = None,
+        data_sets: DataSets | None = None,
+    ) -> Trainer:
         """What runs the steps that are left.
 
         Args:
             bundles: of examples that belong into one batch, see `EpochSampler`.
+            data_sets: what the examples are divided into, each batch being of one of them.
         """
         if self.iteration is None:
             raise RuntimeError("resume() comes before trainer()")
         config, topology = self._config, self._topology
-        sampler = EpochSampler(len(examples), config.global_batch_size, config.seed, bundles=bundles)
+        size, seed = config.global_batch_size, config.seed
+        sampler: Sampler = EpochSampler(len(examples), size, seed, bundles=bundles)
+        if data_sets is not None:
+            sampler = DataSetSampler(data_sets, size, seed, bundles=bundles)
         train_iters = config.num_steps(len(examples))
         callbacks = list(self._callbacks)
         if config.save.save is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_retrieval.data.examples.batches import BatchLoader, Bundles, EpochSampler
+from megatron_retrieval.data.examples.data_sets import DataSets, DataSetSampler
 
 Seen = tuple[list[int], int, int, int, int]
 
@@ -51,6 +52,38 @@ def test_order_depends_on_the_seed_and_the_iteration_alone() -> None:
     assert backwards[::-1] == [EpochSampler(10, 4, seed=1).batch(iteration) for iteration in range(9)]
     assert sampler.batch(0) != EpochSampler(10, 4, seed=2).batch(0)
     assert EpochSampler(10, 4, seed=1, shuffle=False).batch(5) == (1, 8, [8, 9])
+
+
+def test_every_batch_is_of_one_data_set_in_proportion_to_the_weights() -> None:
+    sizes = (10, 25, 7)
+    sampler = DataSetSampler(DataSets(sizes, (2.0, 1.0, 1.0)), 4, seed=1)
+    batches = [sampler.batch(iteration) for iteration in range(400)]
+    starts = np.cumsum([0, *sizes])
+    drawn = [int(np.searchsorted(starts, batch.indices[0], side="right")) - 1 for batch in batches]
+    counts = np.bincount(drawn)
+    assert abs(counts - [200, 100, 100]).max() < 30
+    for number, size in enumerate(sizes):
+        own = [batch for batch, its in zip(batches, drawn, strict=True) if its == number]
+        per_epoch = -(-size // 4)
+        for epoch in range(len(own) // per_epoch):
+            seen = own[epoch * per_epoch :][:per_epoch]
+            assert {batch.epoch for batch in seen} == {epoch}
+            expected = list(range(starts[number], starts[number + 1]))
+            assert sorted(index for batch in seen for index in batch.indices) == expected
+    anew = DataSetSampler(DataSets(sizes, (2.0, 1.0, 1.0)), 4, seed=1)
+    assert [anew.batch(iteration) for iteration in reversed(range(400))] == batches[::-1]
+    far = anew.batch(10_000)  # beyond the draws that were made at once
+    assert DataSetSampler(DataSets(sizes, (2.0, 1.0, 1.0)), 4, seed=1).batch(10_000) == far
+
+
+def test_bundles_stay_within_their_data_set() -> None:
+    groups = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    bundles = Bundles(groups, np.arange(8), size=2)
+    sampler = DataSetSampler(DataSets((4, 4), (1.0, 1.0)), 4, seed=1, bundles=bundles)
+    for iteration in range(20):
+        indices = sampler.batch(iteration).indices
+        assert sorted(indices) in ([0, 1, 2, 3], [4, 5, 6, 7])
+        assert groups[indices[0]] == groups[indices[1]]
 
 
 def test_batch_size_does_not_change_the_order() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.data.examples.passage_pool import AnswerIndex
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -235,6 +236,26 @@ def test_questions_without_positive_are_dropped(
     assert len(_dataset(tmp_path, tokenizer, records, max_train_questions=2)) == 2
     with pytest.raises(DataError, match="no question has a positive passage"):
         _dataset(tmp_path, tokenizer, records[1:2])
+
+
+def test_every_file_may_be_a_data_set(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
+    paths = [tmp_path / f"{name}.json" for name in "ab"]
+    for path, numbers in zip(paths, ([0, 1, 2], [3, 4]), strict=True):
+        path.write_text(json.dumps([_record(number) for number in numbers] + [_record(5, positive_ctxs=[])]))
+    files = tuple(map(str, paths))
+
+    def dataset(**settings: Any) -> DprDataset:
+        config = DprDataConfig(train_data=files, **settings)
+        return DprDataset(config, TextFormatConfig(query_seq_length=8, retriever_seq_length=12), tokenizer, seed=5)
+
+    assert dataset().data_sets() is None
+    assert dataset(train_data_weights=(1.0, 0.5)).data_sets() == DataSets([3, 2], (1.0, 0.5))
+    with pytest.raises(DataError, match=r"b\.json: no question has a positive"):
+        dataset(train_data_weights=(1.0, 0.5), max_train_questions=3).data_sets()
+    with pytest.raises(ConfigError, match="--train-data-weights: 1 weights of 2 files"):
+        dataset(train_data_weights=(1.0,))
+    held_out = DprDataConfig(train_data=files, train_data_weights=(1.0, 0.5)).held_out(("c",))
+    assert (held_out.train_data, held_out.train_data_weights) == (("c",), ())
 
 
 def test_settings_are_checked() -> None:

@@ -93,6 +93,10 @@ class Bundles(NamedTuple):
     items: Rows
     size: int
 
+    def part(self, examples: slice) -> Bundles:
+        """Of these examples alone."""
+        return Bundles(self.groups[examples], self.items[examples], self.size)
+
     def arrange(self, order: Rows, random: np.random.Generator) -> Rows:
         """A shuffled `order` with the examples of each group cut into bundles, and the bundles shuffled."""
         items = self.items[order]
@@ -104,6 +108,13 @@ class Bundles(NamedTuple):
         place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
         bundles = np.split(by_group, np.flatnonzero(place_in_group % self.size == 0)[1:])
         return np.concatenate([bundles[number] for number in random.permutation(len(bundles))])
+
+
+class Sampler(Protocol):
+    """Says which examples an iteration, counted from 0, uses: a function of its number, which is all that resuming
+    needs."""
+
+    def batch(self, iteration: int) -> GlobalBatch: ...
 
 
 class EpochSampler:
@@ -166,7 +177,7 @@ class BatchLoader(Generic[Batch]):
     """
 
     def __init__(
-        self, dataset: BatchSource[Batch], sampler: EpochSampler, dp_rank: int = 0, dp_size: int = 1, prefetch: int = 2
+        self, dataset: BatchSource[Batch], sampler: Sampler, dp_rank: int = 0, dp_size: int = 1, prefetch: int = 2
     ) -> None:
         self._dataset, self._sampler, self._rank, self._size = dataset, sampler, dp_rank, dp_size
         self._prefetch = prefetch

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.data.examples.batches import Bundles, Share
+from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.examples.labelled import (
     LabelledDataConfig,
     LabelledQuestion,
+    data_sets_of,
     hard_negatives_of,
     read_examples,
 )
@@ -86,6 +88,10 @@ class DprDataset:
                 "--global-batch-size 1 without hard negatives leaves nothing to tell the positive passage from: the "
                 "loss is 0. Give more questions a batch, or data with hard negatives and --num-hard-negatives."
             )
+
+    def data_sets(self) -> DataSets | None:
+        """See `data_sets_of`."""
+        return data_sets_of(self._config, self._examples)
 
     def bundles(self) -> Bundles | None:
         """How the sampler is to bundle the questions."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
-from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
+import numpy as np
+
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, PassageCollector
 from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.stores.ragged import Rows
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.utils.answer_text import normalized
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import generator
@@ -26,6 +29,9 @@ class LabelledDataConfig(Checked):
     train_data: tuple[str, ...] = field(metadata=INPUT)
     """Questions with positives and hard negatives: DPR's JSON, lines of Tevatron, FlagEmbedding or
     sentence-transformers, MS MARCO's triples, tables, Parquet, Arrow; plain or gzip."""
+    train_data_weights: tuple[PositiveFloat, ...] = ()
+    """A weight for each file of --train-data: every batch is of one file, drawn in proportion to the weights; --epochs
+    counts the questions of all. Default: the files are one data set."""
     num_hard_negatives: NonNegativeInt = 1
     """Hard negatives per question; 0: in-batch negatives only."""
     hard_negative_selection: Literal["sample", "first"] = "sample"
@@ -36,6 +42,24 @@ class LabelledDataConfig(Checked):
     max_train_questions: PositiveInt | None = None
     """Maximum number of questions, from the beginning of the files; default: all."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_data_weights and len(self.train_data_weights) != len(self.train_data):
+            raise ConfigError(
+                f"--train-data-weights: {len(self.train_data_weights)} weights of {len(self.train_data)} files."
+            )
+
+    def held_out(self, files: tuple[str, ...]) -> Self:
+        """The same for files to evaluate on, which are read whole and in their order."""
+        return replace(self, train_data=files, train_data_weights=(), max_train_questions=None)
+
+    def identity(self, num_examples: int) -> dict[str, Any]:
+        """See `MadeWith`."""
+        return {
+            "number of training questions": num_examples,
+            "--train-data-weights": list(self.train_data_weights) or None,
+        }
+
 
 class LabelledQuestion(NamedTuple):
     """A question with the numbers of its passages in the pool."""
@@ -44,6 +68,7 @@ class LabelledQuestion(NamedTuple):
     answers: tuple[str, ...]  # normalised
     positives: tuple[int, ...]
     hard_negatives: tuple[int, ...]
+    file: int  # its place in --train-data
     teacher: Mapping[int, float] = MappingProxyType({})  # a teacher's scores by passage
 
     def teacher_scores(self, passages: Sequence[int]) -> list[float]:
@@ -79,6 +104,20 @@ def hard_negatives_of(
     return [*chosen, *[NO_PASSAGE] * (wanted - len(chosen))]
 
 
+def data_sets_of(config: LabelledDataConfig, examples: Sequence[LabelledQuestion]) -> DataSets | None:
+    """The files, where each is a data set of its own.
+
+    Raises:
+        DataError: one has no question to learn from.
+    """
+    if not config.train_data_weights:
+        return None
+    sizes = np.bincount([example.file for example in examples], minlength=len(config.train_data)).tolist()
+    if 0 in sizes:
+        raise DataError(config.train_data[sizes.index(0)], "no question has a positive passage")
+    return DataSets(sizes, config.train_data_weights)
+
+
 def read_examples(config: LabelledDataConfig, collector: PassageCollector) -> list[LabelledQuestion]:
     """The questions with a positive passage; their passages go to the collector.
 
@@ -108,7 +147,7 @@ def read_examples(config: LabelledDataConfig, collector: PassageCollector) -> li
 
 
 def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Iterator[LabelledQuestion]:
-    for path in paths:
+    for file, path in enumerate(paths):
         for record in read_biencoder(path):
             positives = collector.add(record.positives)
             negatives = tuple(number for number in collector.add(record.hard_negatives) if number not in positives)
@@ -117,4 +156,4 @@ def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Ite
             scored = zip(numbers, record.teacher_scores, strict=True)
             teacher = {number: score for number, score in scored if score is not None}
             kept = tuple(answer for answer in answers if not answer.isspace())
-            yield LabelledQuestion(record.question, kept, positives, negatives, teacher)
+            yield LabelledQuestion(record.question, kept, positives, negatives, file, teacher)

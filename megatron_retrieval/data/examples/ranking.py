@@ -12,7 +12,8 @@ import torch
 
 from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.data.examples.batches import Share
-from megatron_retrieval.data.examples.labelled import LabelledDataConfig, hard_negatives_of, read_examples
+from megatron_retrieval.data.examples.data_sets import DataSets
+from megatron_retrieval.data.examples.labelled import LabelledDataConfig, data_sets_of, hard_negatives_of, read_examples
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, PassageCollector
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.errors import DataError
@@ -59,6 +60,10 @@ class RankingDataset:
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def data_sets(self) -> DataSets | None:
+        """See `data_sets_of`."""
+        return data_sets_of(self._config, self._examples)
 
     def batch(
         self, indices: Sequence[int], epoch: int, first_position: int, dp_rank: int = 0, dp_size: int = 1
