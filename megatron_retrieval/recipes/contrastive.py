@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
@@ -16,12 +18,14 @@ from megatron_retrieval.data.examples.batches import BatchSource, Bundles
 from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.passage_memory import PassageMemory
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
@@ -67,13 +71,21 @@ class DualEncoderTrainingConfig:
         )
 
 
+class ContrastiveSource(BatchSource[ContrastiveBatch], Protocol):
+    """A dataset of questions and passages, which have `Numbers`."""
+
+    def false_negatives(self, questions: Rows, passages: Rows) -> NDArray[np.bool_]:
+        """[n, M] bool, where a passage of other batches is no negative of a question."""
+        ...
+
+
 def build_contrastive_trainer(
     config: DualEncoderTrainingConfig,
     topology: ProcessTopology,
     *,
     start: AnyDescription | None,
     tokenizer: Vocabulary,
-    examples: BatchSource[ContrastiveBatch],
+    examples: ContrastiveSource,
     held_out: BatchSource[ContrastiveBatch] | None,
     identity: dict[str, Any],
     bundles: Bundles | None = None,
@@ -120,10 +132,15 @@ def build_contrastive_trainer(
         identity,
     )
     saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run = TrainingRun(config, topology, model, saved)
+    run, memory = TrainingRun(config, topology, model, saved), None
+    if num_batches := config.contrastive.memory_batches:
+        start = config.contrastive.memory_start
+        memory = PassageMemory(num_batches, start, model.dimension, examples.false_negatives, topology)
+        run.add(memory)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
-    return run.trainer(ContrastiveStep(model, config.contrastive, topology, seed, guide), examples, bundles, data_sets)
+    step = ContrastiveStep(model, config.contrastive, topology, seed, guide, memory)
+    return run.trainer(step, examples, bundles, data_sets)
 
 
 def _open_guide(

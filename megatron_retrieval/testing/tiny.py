@@ -13,7 +13,7 @@ from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfi
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
-from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.contrastive import ContrastiveBatch, Numbers
 from megatron_retrieval.types.tokens import TokenBatch
 
 
@@ -66,15 +66,21 @@ def contrastive_share(
     rows = torch.arange(padded)
     all_excluded[rows, rows * stride] = False  # a question's own positive is always a candidate, a filler's too
     mine = slice(dp_rank * per_rank, (dp_rank + 1) * per_rank)
+    slots = slice(mine.start * stride, mine.stop * stride)
     return ContrastiveBatch(
         _with_fillers(questions, fill, mine),
-        _with_fillers(passages, fill * stride, slice(mine.start * stride, mine.stop * stride)),
+        _with_fillers(passages, fill * stride, slots),
         (rows < num_questions)[mine],
         all_excluded[mine],
         num_questions,
         num_positives=num_positives,
         teacher=teacher[mine],
+        numbers=Numbers(_numbers(num_questions, fill)[mine], _numbers(num_questions * stride, fill * stride)[slots]),
     )
+
+
+def _numbers(num_real: int, num_fillers: int) -> torch.Tensor:
+    return torch.cat([torch.arange(num_real), torch.full((num_fillers,), -1)])
 
 
 def _with_fillers(texts: TokenBatch, num_fillers: int, part: slice) -> TokenBatch:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.folders import holds_checkpoints, resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
-from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weights
+from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weights, read_state_tensors
 from megatron_retrieval.checkpoint.store.writer import ModelPart, UnfinishedCheckpoint, begin_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
@@ -112,6 +112,17 @@ class Resumable(Protocol):
         ...
 
 
+@runtime_checkable
+class HoldsTensors(Resumable, Protocol):
+    """What has a state with tensors beside JSON values, the same on all ranks."""
+
+    def state_tensors(self) -> Mapping[str, Tensor]: ...
+
+    def restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """After `restore`; on the CPU, or none where `state_tensors` gave none."""
+        ...
+
+
 class RunCheckpoints:
     """Writes a run's checkpoints and continues from one.
 
@@ -159,6 +170,12 @@ class RunCheckpoints:
             iteration=iteration,
             weight_of=self._optimizer.main_weight,
             optimizer_tensors=self._optimizer.state_tensors(),
+            state_tensors={
+                f"{owner.resume_name}.{name}": tensor
+                for owner in self._resumables
+                if isinstance(owner, HoldsTensors)
+                for name, tensor in owner.state_tensors().items()
+            },
             training={
                 **self._made_with.to_json(),
                 "optimizer": self._optimizer.state_scalars(),
@@ -228,6 +245,11 @@ class RunCheckpoints:
         for resumable in self._resumables:
             if resumable.resume_name in states:
                 resumable.restore(states[resumable.resume_name])
+                if isinstance(resumable, HoldsTensors):
+                    prefix = f"{resumable.resume_name}."
+                    found = read_state_tensors(folder, manifest).items()
+                    own = {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
+                    resumable.restore_tensors(own)
         log.info("resumed %s: %d steps taken", folder, manifest.iteration)
         return manifest.iteration
 

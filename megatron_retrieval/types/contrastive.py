@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,18 @@ class SameGroup:
         return SameGroup(*(to_device(column, device) for column in (self.questions, self.passages, self.positives)))
 
 
+class Numbers(NamedTuple):
+    """What a dataset calls the texts of a batch; -1 where they are fillers.
+
+    Attributes:
+        questions: [n] int64.
+        passages: [n * (N + H)] int64.
+    """
+
+    questions: Tensor
+    passages: Tensor
+
+
 @dataclass(frozen=True)
 class ContrastiveBatch:
     """One rank's share of a global batch of questions with their positive and hard negative passages.
@@ -59,6 +71,7 @@ class ContrastiveBatch:
         num_positives: N.
         teacher: [n, N + H] float32, a teacher's scores of the question's own passages, NaN where there is none; None
             where the data has none.
+        numbers: of this rank's questions and passages, on the CPU; None where the dataset has none.
     """
 
     questions: TokenBatch
@@ -69,6 +82,7 @@ class ContrastiveBatch:
     num_false_negatives: int = 0
     num_positives: int = 1
     teacher: Tensor | None = None
+    numbers: Numbers | None = None
 
     def to(self, device: torch.device) -> ContrastiveBatch:
         """With what the loss reads on the device; texts stay on the CPU, from where they are encoded part by part."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
@@ -11,8 +15,10 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import contrastive_share, tiny_dual_encoder_config
+from megatron_retrieval.training.passage_memory import PassageMemory
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.trainer import reduce_metrics
+from megatron_retrieval.types.contrastive import ContrastiveBatch
 
 Result = dict[str, dict[str, torch.Tensor]]
 
@@ -60,6 +66,57 @@ def test_gradient_does_not_depend_on_layout(num_questions: int) -> None:
                             atol=1e-6,
                             msg=lambda m: f"{message}, {name}: {m}",  # noqa: B023
                         )
+
+
+def _is_false(questions: Any, passages: Any) -> Any:
+    """Every fifth pair of a question and a passage of another batch."""
+    return (questions[:, None] + passages) % 5 == 0
+
+
+def _remembering(topology: ProcessTopology) -> list[Result]:
+    """Two steps of a model that does not change: the second has the passages of the first as further negatives."""
+    model = DualEncoder(tiny_dual_encoder_config(), topology, seed=3)
+    parallel = DataParallelModel(model, topology)
+    memory = PassageMemory(1, 1, model.dimension, _is_false, topology)
+    config = ContrastiveConfig(micro_batch_size=2, memory_batches=1, matryoshka_dims=(8,))
+    step = ContrastiveStep(model, config, topology, 3, memory=memory)
+    batches = [contrastive_share(7, 1, seed, topology.dp_rank, topology.dp_size) for seed in (7, 8)]
+    results = []
+    for iteration, batch in enumerate(batches):
+        parallel.zero_gradients()
+        metrics = reduce_metrics(step.forward_backward(batch, iteration, 1.0), topology)
+        parallel.reduce_gradients()
+        gradients = {name: gather_full(p, topology, p.main_grad).clone() for name, p in model.named_parameters()}
+        results.append({"metrics": {k: torch.tensor(v) for k, v in metrics.items()}, "gradients": gradients})
+    assert memory.state() == {"sizes": [14]}
+    if topology.world_size == 1:
+        results[1]["metrics"]["by hand"] = _by_hand(model, *batches)
+    return results
+
+
+def _by_hand(model: DualEncoder, before: ContrastiveBatch, batch: ContrastiveBatch) -> torch.Tensor:
+    with torch.no_grad():
+        queries = model.eval().encode_queries(batch.questions)
+        passages = model.encode_passages(batch.passages)
+        remembered = model.encode_passages(before.passages)
+    total = torch.zeros(())
+    for size in (model.dimension, 8):
+        scores = (queries[:, :size] @ torch.cat([passages, remembered])[:, :size].t()) / size**0.5
+        excluded = torch.cat([batch.excluded, torch.from_numpy(_is_false(np.arange(7), np.arange(14)))], 1)
+        total = total + cross_entropy(scores.masked_fill(excluded, -torch.inf), torch.arange(0, 14, 2))
+    return total
+
+
+def test_passages_of_batches_before_are_negatives() -> None:
+    (expected,) = run_on_ranks(_remembering, 1)
+    by_hand = expected[1]["metrics"].pop("by hand")
+    assert float(expected[1]["metrics"]["loss"]) == pytest.approx(float(by_hand), rel=1e-5)
+    for results in run_on_ranks(_remembering, 2):
+        for result, own in zip(results, expected, strict=True):
+            for part in ("metrics", "gradients"):
+                for name, value in own[part].items():
+                    close = {"rtol": 1e-4, "atol": 1e-6}
+                    torch.testing.assert_close(result[part][name].double(), value.double(), **close)
 
 
 def _dropout_gradients(topology: ProcessTopology) -> list[float]:

@@ -90,8 +90,9 @@ def test_checkpoint_of_two_shards_continues_at_other_layouts(single: Path, tmp_p
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    """Dropout and sampled hard negatives included; resumed from the newest whole checkpoint."""
-    flags = ["--train-iters", "9", "--save-interval", "5"]
+    """Dropout, sampled hard negatives and passages of batches before included; resumed from the newest whole
+    checkpoint."""
+    flags = ["--train-iters", "9", "--save-interval", "5", "--memory-batches", "3", "--memory-start", "2"]
     whole = tiny_run(tmp_path, "whole", *flags, "--save", str(tmp_path / "a"), dropout=0.2)
     train(FINETUNE, whole)
     flip_byte(tmp_path / "a" / "iter_0000009" / "optimizer.tp0of1.safetensors")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.fingerprint import model_fingerprint, shard_digest
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest, write_manifest
+from megatron_retrieval.checkpoint.store.reader import STATES
 from megatron_retrieval.checkpoint.store.shard_file import write_shard_file
 from megatron_retrieval.models.sharding import layout_of
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -57,6 +58,7 @@ class ModelWriter:
         weights: Mapping[str, Tensor],
         topology: ProcessTopology,
         optimizer_tensors: Mapping[str, Tensor] | None = None,
+        state_tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._folder, self._final, self._described, self._topology = folder, final, described, topology
         self._layouts = {name: layout_of(parameter) for name, parameter in model.named_parameters()}
@@ -69,6 +71,8 @@ class ModelWriter:
             self._tensors["model"] = {name: values for name, values in weights.items() if name not in self._shared}
             if optimizer_tensors is not None:
                 self._tensors["optimizer"] = optimizer_tensors
+            if state_tensors and topology.tp_rank == 0:
+                self._tensors[STATES] = state_tensors
 
     def copy_tensors(self) -> None:
         """Let the tensors change before they are written."""

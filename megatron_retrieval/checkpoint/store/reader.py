@@ -17,6 +17,8 @@ from megatron_retrieval.models.sharding import join_shards, layout_of, shard_of
 from megatron_retrieval.parallel.precision import keep_precise
 from megatron_retrieval.parallel.topology import ProcessTopology
 
+#: the file of what is neither weights nor moments
+STATES = "states"
 #: gives this rank's shard of a parameter's values
 GetShard = Callable[[str, nn.Parameter], Tensor]
 
@@ -194,6 +196,19 @@ def _fill(
             parameter.copy_(values)
         if take is not None:
             take(name, values)
+
+
+def read_state_tensors(folder: Path, manifest: CheckpointManifest) -> dict[str, Tensor]:
+    """The `state_tensors` of a checkpoint, on the CPU; none where it was saved without any.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    name = f"{STATES}.tp0of{manifest.tp_size}.safetensors"
+    if name not in manifest.checksums:
+        return {}
+    file = _checked_file(folder / name, manifest)
+    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
 
 
 class SavedMoments(Mapping[str, Tensor]):

@@ -50,6 +50,7 @@ def begin_checkpoint(
     iteration: int = 0,
     weight_of: Callable[[str], Tensor] | None = None,
     optimizer_tensors: Mapping[str, Tensor] | None = None,
+    state_tensors: Mapping[str, Tensor] | None = None,
     training: dict[str, Any] | None = None,
     keep_last: int | None = None,
     is_best: bool = False,
@@ -64,6 +65,7 @@ def begin_checkpoint(
         assets: contents of further files, by name; not paths, since a run may prune the checkpoint that they came from.
         weight_of: gives a parameter's weights as they are to be stored, where the model holds rounded ones.
         optimizer_tensors: moments named `<moment>.<parameter>`.
+        state_tensors: what else a run continues from, the same on all ranks; see `read_state_tensors`.
         keep_last: remove all but this many newest whole checkpoints; None keeps all.
         is_best: it is the best one so far, which stays as long as none is better.
         parts: submodules of `model` by attribute, each saved as a checkpoint that can be used without the whole.
@@ -85,7 +87,7 @@ def begin_checkpoint(
         described = Described(part.kind, part.config(), part.assets, iteration, part.base)
         writers.append(ModelWriter(hidden / name, final / name, model.get_submodule(name), described, own, topology))
     described = Described(kind, config, assets, iteration, base, training or {})
-    writers.append(ModelWriter(hidden, final, model, described, weights, topology, optimizer_tensors))
+    writers.append(ModelWriter(hidden, final, model, described, weights, topology, optimizer_tensors, state_tensors))
     if from_copies:
         for writer in writers:
             writer.copy_tensors()

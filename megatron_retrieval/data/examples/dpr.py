@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -27,12 +28,14 @@ from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.contrastive import ContrastiveBatch, Numbers
 from megatron_retrieval.types.tokens import TokenBatch
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import generator
 
 Mask = NDArray[np.bool_]
+#: of batches whose passages are asked for again, see `DprDataset.false_negatives`
+_CACHED_INDEXES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class DprDataset:
         self._pool = collector.pool(tokenizer, text_format)
         # one empty question at the end stands for a filler
         self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
+        self._known_index = lru_cache(_CACHED_INDEXES)(AnswerIndex)
         get_logger("data").info("training passages: %s different ones", f"{len(self._pool):,}")
 
     def __len__(self) -> int:
@@ -129,7 +133,19 @@ class DprDataset:
             num_false_negatives=int(false_negatives.sum()),
             num_positives=num_positives,
             teacher=self._teacher_of(own, slots[first : first + num_slots]),
+            numbers=Numbers(
+                torch.tensor([*own, *[-1] * (num_slots - len(own))]),
+                torch.from_numpy(slots[first : first + num_slots].ravel()),
+            ),
         )
+
+    def false_negatives(self, questions: Rows, passages: Rows) -> Mask:
+        """[n, M] bool, where a passage of other batches is no negative of a question: it is a positive of its own, or,
+        unless told otherwise, contains its answer. Both are called by their `Numbers`."""
+        examples = [self._examples[number] for number in questions.clip(0).tolist()]
+        if self._config.exclude_false_negatives:
+            return self._false_negatives(examples, passages, self._known_index)
+        return np.stack([np.isin(passages, example.positives) for example in examples])
 
     def _teacher_of(self, indices: Sequence[int], slots: Rows) -> Tensor | None:
         """See ContrastiveBatch."""
@@ -154,12 +170,17 @@ class DprDataset:
         rows[: len(indices)] = indices
         return lay_out_questions(self._questions.take(rows), self._tokenizer, self._format)
 
-    def _false_negatives(self, examples: Sequence[LabelledQuestion], slots: Rows) -> Mask:
+    def _false_negatives(
+        self,
+        examples: Sequence[LabelledQuestion],
+        slots: Rows,
+        make_index: Callable[[tuple[str, ...]], AnswerIndex] = AnswerIndex,
+    ) -> Mask:
         """[examples, slots] where the slot's passage is a positive of the example or contains an answer of it."""
         passages, columns = np.unique(slots, return_inverse=True)
         place_of = {int(passage): place for place, passage in enumerate(passages)}
-        texts = ["" if passage == NO_PASSAGE else self._pool.normalized_text(int(passage)) for passage in passages]
-        index = AnswerIndex(texts)
+        texts = tuple("" if passage == NO_PASSAGE else self._pool.normalized_text(int(passage)) for passage in passages)
+        index = make_index(texts)
         hits = np.zeros((len(examples), len(passages)), np.bool_)
         for row, example in enumerate(examples):
             hits[row, [place_of[passage] for passage in example.positives if passage in place_of]] = True

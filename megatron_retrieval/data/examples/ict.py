@@ -22,7 +22,7 @@ from megatron_retrieval.data.layouts.blocks import (
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids, with_fillers
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.types.contrastive import ContrastiveBatch, SameGroup
+from megatron_retrieval.types.contrastive import ContrastiveBatch, Numbers, SameGroup
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.seeds import fractions
 
@@ -76,6 +76,8 @@ class IctDataset:
         questions = format_questions(sentences, special, query_length, self._prefix)
         passages = self._layout.tokens(self._corpus, blocks.document, self._contexts(blocks, queries, stays))
         excluded, num_false_negatives = self._excluded(self._blocks.document[rows], share, dp_size)
+        own = np.full(share.num_slots, -1, np.int64)
+        own[: share.num_real] = rows[share.own]
         return ContrastiveBatch(
             questions=with_fillers(questions, share.num_slots, special),
             passages=with_fillers(passages, share.num_slots, special),
@@ -83,7 +85,16 @@ class IctDataset:
             excluded=excluded,
             num_questions=len(indices),
             num_false_negatives=num_false_negatives,
+            numbers=Numbers(*(torch.from_numpy(own),) * 2),
         )
+
+    def false_negatives(self, questions: Rows, passages: Rows) -> NDArray[np.bool_]:
+        """[n, M] bool, where a block of other batches is no negative of a sentence: it is its own or, unless told
+        otherwise, of the same document. Both are called by their `Numbers`."""
+        asked, blocks = questions, passages
+        if self._config.exclude_same_document:
+            asked, blocks = (self._blocks.document[numbers] for numbers in (questions, passages))
+        return asked[:, None] == blocks
 
     def _draw(self, blocks: Blocks, epoch: int, first_position: int) -> tuple[Rows, NDArray[np.bool_]]:
         """For each block the number of the sentence that is the query, and whether it stays in the block."""

@@ -9,6 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _prefix(vectors: Tensor, size: int, is_unit: bool) -> Tensor:
+    if size == vectors.size(1):
+        return vectors
+    return F.normalize(vectors[:, :size], dim=1) if is_unit else vectors[:, :size]
+
+
 @dataclass(frozen=True)
 class BatchVectors:
     """Vectors of a batch, or a guide's vectors of the same texts.
@@ -25,10 +31,7 @@ class BatchVectors:
 
     def prefix(self, size: int, is_unit: bool) -> BatchVectors:
         """The first `size` numbers of every vector, scaled to length 1 again where vectors are."""
-        if size == self.queries.size(1):
-            return self
-        parts = (vectors[:, :size] for vectors in vars(self).values())
-        return BatchVectors(*(F.normalize(part, dim=1) if is_unit else part for part in parts))
+        return BatchVectors(*(_prefix(vectors, size, is_unit) for vectors in vars(self).values()))
 
     def leaves(self) -> BatchVectors:
         """The same numbers, where gradients end."""
@@ -41,3 +44,20 @@ class BatchVectors:
         pairs = zip(vars(self).values(), vars(leaves).values(), strict=True)
         taught = [(own, leaf.grad) for own, leaf in pairs if leaf.grad is not None]
         torch.autograd.backward([own for own, _ in taught], [gradient for _, gradient in taught])
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Passages of batches before.
+
+    Attributes:
+        vectors: [M, D], without gradient.
+        excluded: [n, M] bool, where one is no negative of one of this rank's questions.
+    """
+
+    vectors: Tensor
+    excluded: Tensor
+
+    def prefix(self, size: int, is_unit: bool) -> Remembered:
+        """See `BatchVectors.prefix`."""
+        return Remembered(_prefix(self.vectors, size, is_unit), self.excluded)

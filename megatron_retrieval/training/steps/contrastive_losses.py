@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from megatron_retrieval.config.checks import Checked, NonNegativeFloat, PositiveFloat, PositiveInt
+from megatron_retrieval.config.checks import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.errors import ConfigError
@@ -69,6 +69,20 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
     (--embedding-size)."""
     matryoshka_weights: tuple[NonNegativeFloat, ...] = ()
     """Weights of their losses, one each; default: 1. That of the whole vectors is 1 unless they are among the sizes."""
+
+    memory_batches: NonNegativeInt = 0
+    """Passages of so many batches before are negatives too, by the vectors that they had then (cross-batch memory), so
+    that small batches have many negatives. For losses over all passages of the batch."""
+    memory_start: NonNegativeInt = 0
+    """Steps after which --memory-batches are used, when vectors no longer change fast."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory_batches and CONTRASTIVE_LOSSES[self.contrastive_loss].over != "batch":
+            raise ConfigError(
+                f"--memory-batches: --contrastive-loss {self.contrastive_loss} does not learn from all passages of a "
+                "batch, hence from no others."
+            )
 
     def prefix_weights(self, dimension: int) -> dict[int, float]:
         """The weight of the loss of every size, whole vectors included (Kusupati et al. 2022, arXiv 2205.13147, eq. 1).

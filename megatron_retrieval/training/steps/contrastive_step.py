@@ -20,8 +20,9 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.objectives.contrastive import contrastive_loss
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.passage_memory import PassageMemory
 from megatron_retrieval.training.steps.batch_losses import losses_of_rows, row_blocks
-from megatron_retrieval.training.steps.batch_vectors import BatchVectors
+from megatron_retrieval.training.steps.batch_vectors import BatchVectors, Remembered
 from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES, ContrastiveLossConfig
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.repeatable_encoding import RepeatableEncoding
@@ -46,6 +47,7 @@ class ContrastiveStep:
 
     Args:
         guide: in evaluation mode, where the loss has one.
+        memory: further negatives, where there are any.
 
     Raises:
         ConfigError: the loss needs cosines or a guide, or has no use for one; or a prefix is longer than the vectors.
@@ -58,10 +60,12 @@ class ContrastiveStep:
         topology: ProcessTopology,
         seed: int,
         guide: DualEncoder | None = None,
+        memory: PassageMemory | None = None,
     ) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
         self._sizes, self._is_unit = config.prefix_weights(model.dimension), model.config.normalize_embeddings
         self._loss, self._guide = CONTRASTIVE_LOSSES[config.contrastive_loss], guide
+        self._memory = memory
         if (self._loss.over == "guided") != (guide is not None):
             raise ConfigError(f"--guide and --contrastive-loss {self._loss.name}: gist needs a guide, and others none.")
         if "pairs" in self._loss.over and not (self._is_unit and config.score_divisor(model.dimension) == 1):
@@ -82,7 +86,8 @@ class ContrastiveStep:
         cached = self.config.gradient_caching and any(len(encoding.chunks) > 1 for encoding in encodings)
         with torch.set_grad_enabled(not cached):
             vectors = [encoding.vectors() for encoding in encodings]
-        metrics, gradients = self._vector_gradients(vectors[0].detach(), vectors[1].detach(), batch, loss_scale)
+        remembered = self._remembered(batch, iteration)
+        metrics, gradients = self._vector_gradients(*(own.detach() for own in vectors), batch, remembered, loss_scale)
         if cached:
             for encoding, gradient in zip(encodings, gradients, strict=True):
                 encoding.backward(gradient)
@@ -103,12 +108,17 @@ class ContrastiveStep:
         outputs = [
             output
             for size in self._sizes
-            for output in self._block_losses(vectors.prefix(size, self._is_unit), guide, batch, size)
+            for output in self._block_losses(vectors.prefix(size, self._is_unit), guide, batch, None, size)
         ]
         return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
 
     def _vector_gradients(
-        self, queries: Tensor, passages: Tensor, batch: ContrastiveBatch, loss_scale: float
+        self,
+        queries: Tensor,
+        passages: Tensor,
+        batch: ContrastiveBatch,
+        remembered: Remembered | None,
+        loss_scale: float,
     ) -> tuple[Metrics, tuple[Tensor, Tensor]]:
         """The metrics, and the gradients of `loss * loss_scale` with respect to queries and passages."""
         queries, passages = queries.requires_grad_(), passages.requires_grad_()
@@ -118,14 +128,23 @@ class ContrastiveStep:
         for size in self._sizes:
             part = whole.prefix(size, self._is_unit)
             leaves = part.leaves()
-            for output in self._block_losses(leaves, guide, batch, size):
+            for output in self._block_losses(leaves, guide, batch, remembered, size):
                 (output.loss * loss_scale).backward()
                 outputs.append(LossOutput(output.loss.detach(), output.metrics))
             part.backward(leaves)
         gathered.backward(whole)
+        if self._memory is not None:
+            self._memory.add(whole.passages, batch)
         assert queries.grad is not None
         assert passages.grad is not None
         return _sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
+
+    def _remembered(self, batch: ContrastiveBatch, iteration: int) -> Remembered | None:
+        """Passages of batches before."""
+        if self._memory is None or not len(vectors := self._memory.vectors(iteration)):
+            return None
+        assert batch.numbers is not None
+        return Remembered(vectors, self._memory.excluded(batch.numbers))
 
     def _gathered(self, queries: Tensor, passages: Tensor) -> BatchVectors:
         """Of this rank's vectors those that the loss sees."""
@@ -143,7 +162,12 @@ class ContrastiveStep:
         return self._gathered(F.normalize(queries, dim=1), F.normalize(passages, dim=1))
 
     def _block_losses(
-        self, vectors: BatchVectors, guide: BatchVectors | None, batch: ContrastiveBatch, size: int
+        self,
+        vectors: BatchVectors,
+        guide: BatchVectors | None,
+        batch: ContrastiveBatch,
+        remembered: Remembered | None,
+        size: int,
     ) -> Iterator[LossOutput]:
         """The losses of blocks of questions, whose sum is this rank's part of the loss; so the scores of a batch of
         thousands never stand in memory whole.
@@ -153,7 +177,8 @@ class ContrastiveStep:
         """
         queries, candidates = vectors.queries, vectors.passages
         positives = batch.positive_columns(self.topology.dp_rank)
-        blocks = row_blocks(queries.size(0), candidates.size(0))
+        further = None if remembered is None else remembered.prefix(size, self._is_unit)
+        blocks = row_blocks(queries.size(0), candidates.size(0) + (0 if further is None else len(further.vectors)))
         divisor, weight, is_whole = self.config.score_divisor(size), self._sizes[size], size == self.model.dimension
         losses = losses_of_rows(
             self._loss,
@@ -166,11 +191,15 @@ class ContrastiveStep:
             blocks=blocks,
         )
         for rows in blocks:
+            excluded, passages = batch.excluded[rows], candidates
+            if further is not None:
+                passages = torch.cat([candidates, further.vectors])
+                excluded = torch.cat([excluded, further.excluded[rows]], 1)
             output = contrastive_loss(
                 queries[rows],
-                candidates,
+                passages,
                 positives[rows],
-                batch.excluded[rows],
+                excluded,
                 batch.question_is_real[rows],
                 batch.num_questions,
                 divisor,
