@@ -132,14 +132,15 @@ def build_contrastive_trainer(
         identity,
     )
     saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run, memory = TrainingRun(config, topology, model, saved), None
-    if num_batches := config.contrastive.memory_batches:
-        start = config.contrastive.memory_start
-        memory = PassageMemory(num_batches, start, model.dimension, examples.false_negatives, topology)
+    run, loss, memory = TrainingRun(config, topology, model, saved), config.contrastive, None
+    if loss.memory_batches:
+        memory = PassageMemory(
+            loss.memory_batches, loss.memory_start, model.dimension, examples.false_negatives, topology
+        )
         run.add(memory)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
-    step = ContrastiveStep(model, config.contrastive, topology, seed, guide, memory)
+    step = ContrastiveStep(model, loss, topology, seed, guide, memory)
     return run.trainer(step, examples, bundles, data_sets)
 
 

@@ -58,8 +58,11 @@ def _step(
 def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Result]:
     """Loss and gradients of one step by every loss, for questions with one positive and with several."""
     results = {}
-    several = ((1, "mean", ()), (2, "mean", ()), (2, "log-sum", ()), (2, "mean", (8, 5)))
-    for name, (num_positives, how, sizes) in itertools.product(CONTRASTIVE_LOSSES, several):
+    cases = [
+        *itertools.product(CONTRASTIVE_LOSSES, ((1, "mean", None), (2, "mean", (8,)))),
+        ("nll", (2, "log-sum", None)),
+    ]
+    for name, (num_positives, how, sizes) in cases:
         batch = contrastive_share(
             NUM_QUESTIONS, NUM_NEGATIVES, 7, topology.dp_rank, topology.dp_size, num_positives=num_positives
         )
@@ -69,7 +72,7 @@ def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Resu
         metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
         parallel.reduce_gradients()
         gradients = {key: gather_full(p, topology, p.main_grad).clone() for key, p in model.named_parameters()}
-        key = f"{name} of {num_positives}, {how}, {len(sizes)} prefixes"
+        key = f"{name} of {num_positives}, {how}, {len(sizes or ())} prefixes"
         results[key] = {"loss": torch.tensor(metrics["loss"], dtype=torch.float32), **gradients}
     return results
 
@@ -93,6 +96,9 @@ class _Fixed(nn.Module):
         super().__init__()
         self.name = name
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"w": 0}, unk_token="w")))
+
+    def get_embedding_dimension(self) -> int:
+        return SIZE
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"sentence_embedding": features[self.name]}

@@ -255,7 +255,7 @@ def test_every_file_may_be_a_data_set(tmp_path: Path, tokenizer: WordPieceTokeni
     with pytest.raises(ConfigError, match="--train-data-weights: 1 weights of 2 files"):
         dataset(train_data_weights=(1.0,))
     held_out = DprDataConfig(train_data=files, train_data_weights=(1.0, 0.5)).held_out(("c",))
-    assert (held_out.train_data, held_out.train_data_weights) == (("c",), ())
+    assert (held_out.train_data, held_out.train_data_weights) == (("c",), None)
 
 
 def test_settings_are_checked() -> None:

@@ -29,7 +29,7 @@ class LabelledDataConfig(Checked):
     train_data: tuple[str, ...] = field(metadata=INPUT)
     """Questions with positives and hard negatives: DPR's JSON, lines of Tevatron, FlagEmbedding or
     sentence-transformers, MS MARCO's triples, tables, Parquet, Arrow; plain or gzip."""
-    train_data_weights: tuple[PositiveFloat, ...] = ()
+    train_data_weights: tuple[PositiveFloat, ...] | None = None
     """A weight for each file of --train-data: every batch is of one file, drawn in proportion to the weights; --epochs
     counts the questions of all. Default: the files are one data set."""
     num_hard_negatives: NonNegativeInt = 1
@@ -51,13 +51,13 @@ class LabelledDataConfig(Checked):
 
     def held_out(self, files: tuple[str, ...]) -> Self:
         """The same for files to evaluate on, which are read whole and in their order."""
-        return replace(self, train_data=files, train_data_weights=(), max_train_questions=None)
+        return replace(self, train_data=files, train_data_weights=None, max_train_questions=None)
 
     def identity(self, num_examples: int) -> dict[str, Any]:
         """See `MadeWith`."""
         return {
             "number of training questions": num_examples,
-            "--train-data-weights": list(self.train_data_weights) or None,
+            "--train-data-weights": self.train_data_weights and list(self.train_data_weights),
         }
 
 

@@ -158,9 +158,9 @@ def _numbers(record: Record, *keys: str) -> list[float]:
     return [_number(record, key, item) for item in (value if isinstance(value, list) else [value])] if key else []
 
 
-def _number(record: Record, key: str, value: object) -> float:
+def _number(record: Record, key: str, value: Any) -> float:
     try:
-        number = float(value)  # type: ignore[arg-type] - what is none is refused
+        number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):

@@ -64,10 +64,10 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
     """margin-mse, kl: divide the teacher's scores by this."""
     guide: Path | None = field(default=None, metadata=INPUT)
     """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
-    matryoshka_dims: tuple[PositiveInt, ...] = ()
+    matryoshka_dims: tuple[PositiveInt, ...] | None = None
     """Sizes of prefixes of the vectors that learn as the whole vectors do, so that embeddings can be cut to them
     (--embedding-size)."""
-    matryoshka_weights: tuple[NonNegativeFloat, ...] = ()
+    matryoshka_weights: tuple[NonNegativeFloat, ...] | None = None
     """Weights of their losses, one each; default: 1. That of the whole vectors is 1 unless they are among the sizes."""
 
     memory_batches: NonNegativeInt = 0
@@ -90,7 +90,8 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
         Raises:
             ConfigError: a size is above the vectors', or sizes and weights are not as many.
         """
-        sizes, weights = self.matryoshka_dims, self.matryoshka_weights or (1.0,) * len(self.matryoshka_dims)
+        sizes = self.matryoshka_dims or ()
+        weights = self.matryoshka_weights or (1.0,) * len(sizes)
         if len(weights) != len(sizes):
             raise ConfigError(f"--matryoshka-weights: {len(weights)} weights of {len(sizes)} sizes.")
         if any(size > dimension for size in sizes):

@@ -87,7 +87,8 @@ class ContrastiveStep:
         with torch.set_grad_enabled(not cached):
             vectors = [encoding.vectors() for encoding in encodings]
         remembered = self._remembered(batch, iteration)
-        metrics, gradients = self._vector_gradients(*(own.detach() for own in vectors), batch, remembered, loss_scale)
+        queries, passages = (own.detach() for own in vectors)
+        metrics, gradients = self._vector_gradients(queries, passages, batch, remembered, loss_scale)
         if cached:
             for encoding, gradient in zip(encodings, gradients, strict=True):
                 encoding.backward(gradient)
