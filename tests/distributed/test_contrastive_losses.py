@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import pytest
@@ -58,11 +57,8 @@ def _step(
 def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Result]:
     """Loss and gradients of one step by every loss, for questions with one positive and with several."""
     results = {}
-    cases = [
-        *itertools.product(CONTRASTIVE_LOSSES, ((1, "mean", None), (2, "mean", (8,)))),
-        ("nll", (2, "log-sum", None)),
-    ]
-    for name, (num_positives, how, sizes) in cases:
+    cases = [("nll", 1, "mean", None), ("nll", 2, "log-sum", None)]
+    for name, num_positives, how, sizes in [*cases, *((name, 2, "mean", (8,)) for name in CONTRASTIVE_LOSSES)]:
         batch = contrastive_share(
             NUM_QUESTIONS, NUM_NEGATIVES, 7, topology.dp_rank, topology.dp_size, num_positives=num_positives
         )
@@ -110,7 +106,7 @@ def _values(topology: ProcessTopology) -> dict[str, tuple[float, float]]:
     stride = 1 + NUM_NEGATIVES
     # theirs excludes nothing, and has all scores
     excluded = torch.zeros_like(torch.as_tensor(batch.excluded))
-    batch = dataclasses.replace(batch, excluded=excluded, teacher=batch.teacher.nan_to_num(3.0))
+    batch = dataclasses.replace(batch, excluded=excluded, teacher=torch.as_tensor(batch.teacher).nan_to_num(3.0))
     values = {}
     for name in CONTRASTIVE_LOSSES:
         # its negatives stand in one column

@@ -154,47 +154,6 @@ def test_training_data(file: Callable[[str, str], Path], record: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    ("record", "scores"),
-    [
-        (
-            {
-                "query": WHERE,
-                "positive_passages": [{"text": LAKE, "score": 3}],
-                "negative_passages": [{"text": TOWER, "score": -1.5}, {"text": WHO}],
-            },
-            (3, -1.5, None),
-        ),
-        ({"query": WHERE, "pos": [LAKE], "neg": [TOWER], "pos_scores": [0.9], "neg_scores": [0.1]}, (0.9, 0.1)),
-        ({"query": WHERE, "positive": LAKE, "negative_1": TOWER, "negative_2": WHO, "score": [1, 0, 2]}, (1, 0, 2)),
-        ({"query": WHERE, "positive": LAKE, "negative": TOWER, "label": 0.75}, (0, -0.75)),
-        (
-            {
-                "question": WHERE,
-                "positive_ctxs": [{"text": LAKE, "score": 1000, "teacher_score": 2}],
-                "hard_negative_ctxs": [{"text": TOWER, "score": 20.5}],
-            },
-            (2, None),
-        ),
-    ],
-    ids=["Tevatron", "FlagEmbedding", "n-tuples", "margins", "DPR"],
-)
-def test_scores_of_a_teacher(
-    file: Callable[[str, str], Path], record: dict[str, object], scores: tuple[float | None, ...]
-) -> None:
-    (example,) = read_biencoder(file("train", json.dumps([record])))
-    assert example.teacher_scores == scores
-
-
-@pytest.mark.parametrize(
-    ("pos_scores", "problem"), [([0.9, 0.1], "2 scores of 1 passages"), (["high"], "'high' is no score")]
-)
-def test_scores_that_are_none(file: Callable[[str, str], Path], pos_scores: list[object], problem: str) -> None:
-    record = {"query": WHERE, "pos": [LAKE], "neg": [TOWER], "pos_scores": pos_scores, "neg_scores": [0.1]}
-    with pytest.raises(DataError, match=problem):
-        list(read_biencoder(file("train", json.dumps([record]))))
-
-
-@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("triples.tsv", f"{WHERE}\t{LAKE}\t{TOWER}\n"),

@@ -1,0 +1,57 @@
+"""A teacher's scores in the training files of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_retrieval.data.files.training_files import read_biencoder
+from megatron_retrieval.errors import DataError
+
+WHERE, LAKE, TOWER, WHO = "where is the lake", "the blue lake lies north", "the tower", "a king"
+
+
+def _file(folder: Path, record: dict[str, object]) -> Path:
+    (folder / "train").write_text(json.dumps([record]))
+    return folder / "train"
+
+
+@pytest.mark.parametrize(
+    ("record", "scores"),
+    [
+        (
+            {
+                "query": WHERE,
+                "positive_passages": [{"text": LAKE, "score": 3}],
+                "negative_passages": [{"text": TOWER, "score": -1.5}, {"text": WHO}],
+            },
+            (3, -1.5, None),
+        ),
+        ({"query": WHERE, "pos": [LAKE], "neg": [TOWER], "pos_scores": [0.9], "neg_scores": [0.1]}, (0.9, 0.1)),
+        ({"query": WHERE, "positive": LAKE, "negative_1": TOWER, "negative_2": WHO, "score": [1, 0, 2]}, (1, 0, 2)),
+        ({"query": WHERE, "positive": LAKE, "negative": TOWER, "label": 0.75}, (0, -0.75)),
+        (
+            {
+                "question": WHERE,
+                "positive_ctxs": [{"text": LAKE, "score": 1000, "teacher_score": 2}],
+                "hard_negative_ctxs": [{"text": TOWER, "score": 20.5}],
+            },
+            (2, None),
+        ),
+    ],
+    ids=["Tevatron", "FlagEmbedding", "n-tuples", "margins", "DPR"],
+)
+def test_scores_of_a_teacher(tmp_path: Path, record: dict[str, object], scores: tuple[float | None, ...]) -> None:
+    (example,) = read_biencoder(_file(tmp_path, record))
+    assert example.teacher_scores == scores
+
+
+@pytest.mark.parametrize(
+    ("pos_scores", "problem"), [([0.9, 0.1], "2 scores of 1 passages"), (["high"], "'high' is no score")]
+)
+def test_scores_that_are_none(tmp_path: Path, pos_scores: list[object], problem: str) -> None:
+    record = {"query": WHERE, "pos": [LAKE], "neg": [TOWER], "pos_scores": pos_scores, "neg_scores": [0.1]}
+    with pytest.raises(DataError, match=problem):
+        list(read_biencoder(_file(tmp_path, record)))
