@@ -109,6 +109,12 @@ VERBS = (
         "recipes.reranker_finetune:main",
     ),
     Verb(
+        "train late-interaction",
+        TRAIN,
+        "a vector for every token (ColBERT), from questions with passages",
+        "recipes.late_interaction_finetune:main",
+    ),
+    Verb(
         "train extractive",
         TRAIN,
         "a reader that points to the answer",

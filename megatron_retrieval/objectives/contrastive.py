@@ -17,6 +17,13 @@ DEPTHS = (5, 20)
 #: scores [n, P], -inf where a passage is not a candidate, and positives [n], the column of each question's positive,
 #: which is always a candidate -> [n] losses of the questions
 QuestionLosses = Callable[[Tensor, Tensor], Tensor]
+#: [n, D] questions and [P, D] passages -> [n, P]
+Scores = Callable[[Tensor, Tensor], Tensor]
+
+
+def inner_products(questions: Tensor, passages: Tensor) -> Tensor:
+    """See Scores."""
+    return questions @ passages.t()
 
 
 def negative_log_likelihood(scores: Tensor, positives: Tensor) -> Tensor:
@@ -80,6 +87,7 @@ def contrastive_loss(
     num_questions: int,
     temperature: float = 1.0,
     question_losses: QuestionLosses = negative_log_likelihood,
+    score: Scores = inner_products,
 ) -> LossOutput:
     """The mean of the questions' losses, given the scores of the passages of the global batch.
 
@@ -95,13 +103,14 @@ def contrastive_loss(
         is_real: [n] bool, False for fillers, which add nothing.
         num_questions: B, real questions in the global batch.
         temperature: t.
+        score: s(q, z) * t.
 
     Returns:
         This rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
         `accuracy`: the positive scores highest. `accuracy@k`: it is among the k highest. `positive_rank`: one plus the
         number of passages that score above the positive.
     """
-    scores = (queries @ passages.t() / temperature).masked_fill(excluded, float("-inf"))
+    scores = (score(queries, passages) / temperature).masked_fill(excluded, float("-inf"))
     losses = question_losses(scores, positives)
     share = is_real / num_questions
     with torch.no_grad():

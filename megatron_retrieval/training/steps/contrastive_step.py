@@ -21,9 +21,10 @@ from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.objectives.contrastive import contrastive_loss
+from megatron_retrieval.objectives.contrastive import Scores, contrastive_loss, inner_products
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.training.steps.batch_losses import BatchVectors, losses_of_rows, row_blocks
 from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES
 from megatron_retrieval.training.steps.dropout import start_dropout
@@ -50,7 +51,8 @@ class ContrastiveConfig(ScoreScalingConfig, Checked):
 
 
 class ContrastiveStep:
-    """Contrastive training of a dual encoder. Dropout depends on (seed, iteration, rank, tower, micro-batch) only.
+    """Contrastive training of a dual encoder, or of late interaction. Dropout depends on (seed, iteration, rank, tower,
+    micro-batch) only.
 
     Args:
         guide: in evaluation mode, where the loss has one.
@@ -61,7 +63,7 @@ class ContrastiveStep:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: DualEncoder | LateEncoder,
         config: ContrastiveConfig,
         topology: ProcessTopology,
         seed: int,
@@ -70,9 +72,19 @@ class ContrastiveStep:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
         self._divisor = config.score_divisor(model.dimension)
         self._loss, self._guide = CONTRASTIVE_LOSSES[config.contrastive_loss], guide
+        self._score: Scores = inner_products
+        self._numbers_per_score = 1
+        if isinstance(model, LateEncoder):
+            self._score, self._numbers_per_score = model.scores, model.numbers_per_score
+            if self._loss.over != "batch":
+                raise ConfigError(
+                    f"--contrastive-loss {self._loss.name} compares single vectors; late interaction learns by nll, "
+                    "or another loss over the scores of the batch."
+                )
         if (self._loss.over == "guided") != (guide is not None):
             raise ConfigError(f"--guide and --contrastive-loss {self._loss.name}: gist needs a guide, and others none.")
-        if "pairs" in self._loss.over and not (model.config.normalize_embeddings and self._divisor == 1):
+        is_cosine = isinstance(model, DualEncoder) and model.config.normalize_embeddings and self._divisor == 1
+        if "pairs" in self._loss.over and not is_cosine:
             raise ConfigError(
                 f"--contrastive-loss {self._loss.name} compares cosines: give --normalize-embeddings, "
                 "--no-retriever-score-scaling and no --temperature."
@@ -156,7 +168,7 @@ class ContrastiveStep:
         num_passages = candidates.size(0) // self.topology.dp_size
         first, stride = self.topology.dp_rank * num_passages, num_passages // queries.size(0)
         positives = torch.arange(first, first + num_passages, stride, device=candidates.device)
-        blocks = row_blocks(queries.size(0), candidates.size(0))
+        blocks = row_blocks(queries.size(0), candidates.size(0) * self._numbers_per_score)
         losses = losses_of_rows(
             self._loss,
             vectors,
@@ -176,6 +188,7 @@ class ContrastiveStep:
                 batch.num_questions,
                 self._divisor,
                 losses(rows),
+                self._score,
             )
 
     def _encoding(
