@@ -125,8 +125,13 @@ def load_encoder_for(
         CheckpointError: no dual encoder there.
         MismatchError: the evidence was tokenized with another vocabulary than the checkpoint's.
     """
+    evidence.require_vocabulary(DUAL_ENCODER.describe(checkpoint).vocabulary(), f"the checkpoint {checkpoint}")
+    return load_encoder(checkpoint, topology, dtype)
+
+
+def load_encoder(checkpoint: Path, topology: ProcessTopology, dtype: torch.dtype) -> LoadedDualEncoder:
+    """A checkpoint's encoder in evaluation mode; raises CheckpointError where there is no dual encoder."""
     description = DUAL_ENCODER.describe(checkpoint)
-    evidence.require_vocabulary(description.vocabulary(), f"the checkpoint {checkpoint}")
     return Loaded(description.load(topology, dtype), description)
 
 
