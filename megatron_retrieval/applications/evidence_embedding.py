@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import load_encoder_for
+from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, load_encoder, load_encoder_for
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import formerly
 from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.data.stores.chunks import ChunkStore
 from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.retrieval.chunk_passages import ChunkPassages
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
@@ -24,8 +27,10 @@ from megatron_retrieval.utils.manifest import MANIFEST
 class EmbedEvidenceConfig(Checked):
     """Encode the evidence. Under torchrun the copies of the model share the work."""
 
-    evidence: Path
+    evidence: Path | None = None
     """Folder of the evidence (build evidence)."""
+    chunks: Path | None = None
+    """Folder of chunks (build chunks) to embed in place of evidence."""
     retriever: Path = field(metadata=formerly("load"))
     """Checkpoint of the dual encoder."""
     output: Path
@@ -42,12 +47,29 @@ class EmbedEvidenceConfig(Checked):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.evidence is None) == (self.chunks is None):
+            raise ConfigError("give either --evidence (passages) or --chunks (of a language model's text).")
+
+
+def _open(
+    config: EmbedEvidenceConfig, topology: ProcessTopology
+) -> tuple[EvidenceStore | ChunkPassages, LoadedDualEncoder]:
+    """What is embedded, and its encoder."""
+    dtype = config.encode.on(topology.device)
+    if config.evidence is not None:
+        evidence = EvidenceStore(config.evidence)
+        return evidence, load_encoder_for(evidence, config.retriever, topology, dtype)
+    assert config.chunks is not None
+    chunks, encoder = ChunkStore(config.chunks), load_encoder(config.retriever, topology, dtype)
+    return ChunkPassages(chunks, encoder.description.vocabulary()), encoder
+
 
 def main(config: EmbedEvidenceConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
     was_complete = (config.output / MANIFEST).exists()
-    evidence = EvidenceStore(config.evidence)
-    encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
+    evidence, encoder = _open(config, topology)
     encoder.model.cut(config.embedding_size)
     job = EmbeddingJob(
         evidence=evidence,

@@ -65,6 +65,7 @@ VERBS = (
         "build evidence", DATA, "passages, tokenized and memory-mapped", "data.stores.evidence_builder:build_evidence"
     ),
     Verb("build corpus", DATA, "sentences of documents, for pretraining", "data.stores.corpus_builder:build_corpus"),
+    Verb("build chunks", DATA, "chunks of text, for a model that retrieves", "data.stores.chunk_builder:build_chunks"),
     Verb("build spans", DATA, "names and dates in sentences, to be masked", "applications.span_building:main"),
     Verb("build encyclopedia", DATA, "a generated encyclopedia to try things on", "testing.encyclopedia.output:main"),
     Verb(
@@ -115,6 +116,12 @@ VERBS = (
         "recipes.reranker_finetune:main",
     ),
     Verb(
+        "train late-interaction",
+        TRAIN,
+        "a vector for every token (ColBERT), from questions with passages",
+        "recipes.late_interaction_finetune:main",
+    ),
+    Verb(
         "train extractive",
         TRAIN,
         "a reader that points to the answer",
@@ -137,6 +144,7 @@ VERBS = (
     ),
     Verb("train end-to-end", TRAIN, "retriever and reader together, from answers", "recipes.end_to_end.finetune:main"),
     Verb("embed", SEARCH, "vectors of all passages", "applications.evidence_embedding:main"),
+    Verb("find neighbors", SEARCH, "the chunks nearest to each chunk", "applications.neighbor_finding:main"),
     Verb("build bm25", SEARCH, "an index of words", "applications.lexical_building:main"),
     Verb("build index", SEARCH, "an approximate index of vectors", "applications.index_building:main"),
     Verb("search", SEARCH, "print the passages nearest to a question", "applications.commands:search"),

@@ -26,7 +26,9 @@ class SearchIndex(Protocol):
     @property
     def dimension(self) -> int: ...
 
-    def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
+    def search(
+        self, queries: Tensor, k: int, exclude_rows: Tensor | None = None, exclude_ranges: Tensor | None = None
+    ) -> SearchResult:
         """The k best rows for each query.
 
         It may be a collective: every rank must call it, with its own queries, or with none (B = 0).
@@ -35,6 +37,7 @@ class SearchIndex(Protocol):
             queries: [B, D] floating point; computed with in float32.
             k: rows wanted, at least 1. Where fewer are left, the last columns hold row -1 and score -inf.
             exclude_rows: [B, E] int64 rows that are no candidates for the query of that line; -1 stands for none.
+            exclude_ranges: [B, R, 2] int64 ranges of such rows, first row and end; an empty one stands for none.
 
         Returns:
             scores [B, k] and rows [B, k], on the device of the queries.

@@ -10,7 +10,8 @@ from megatron_retrieval.types.extractive import ExtractivePassages
 
 
 class CrossEncoder(PairEncoder):
-    """An encoder over question and passage, with BERT's pooler and a linear score: w . tanh(W h_[CLS] + b) + c."""
+    """An encoder over question and passage, with a pooler and a linear score: w . f(W h_[CLS] + b) + c; f is tanh, or
+    what else the family's classifiers have (DistilBERT: ReLU)."""
 
     pooler: nn.Linear
     score: nn.Linear
@@ -25,5 +26,6 @@ class CrossEncoder(PairEncoder):
     def forward(self, pairs: ExtractivePassages) -> Tensor:
         """P pairs of question and passage -> [P] float32 scores, higher where the passage answers; any real number."""
         states = self.bert(pairs.tokens, pairs.segments)
-        scores: Tensor = self.score(torch.tanh(self.pooler(states[:, 0]))).float()[:, 0]
+        activation = {"tanh": torch.tanh, "relu": torch.relu}[self.shape.pooler_activation]
+        scores: Tensor = self.score(activation(self.pooler(states[:, 0]))).float()[:, 0]
         return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,11 @@ class DistilBertConfig(PostNormConfig):
 
     num_layers: int = 6
     """Transformer layers."""
+
+    @property
+    def pooler_activation(self) -> Literal["tanh", "relu"]:
+        """See EncoderShape."""
+        return "relu"
 
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> BertEncoder:
         """See EncoderShape."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ class EncoderShape(ABC):
     def is_causal(self) -> bool:
         """A token sees those before it alone."""
         return False
+
+    @property
+    def pooler_activation(self) -> Literal["tanh", "relu"]:
+        """Between the two linear layers of a score over the first state."""
+        return "tanh"
 
     @abstractmethod
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> Encoder:

@@ -26,6 +26,7 @@ class PairEncoder(nn.Module, ABC):
         self, config: EncoderShape, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
     ) -> None:
         super().__init__()
+        self.shape = config
         # the name is that of its parameters in checkpoints, whatever the family
         self.bert = config.build_encoder(topology, dtype)
         for name, head in self.heads(config.hidden_size, dtype).items():

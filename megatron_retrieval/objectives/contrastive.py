@@ -23,6 +23,13 @@ QuestionLosses = Callable[[Tensor, Tensor], Tensor]
 SeveralPositivesLosses = Callable[[Tensor, Tensor], Tensor]
 #: what becomes of several positives of a question
 PositivesLoss = Literal["mean", "log-sum"]
+#: [n, D] questions and [P, D] passages -> [n, P]
+Scores = Callable[[Tensor, Tensor], Tensor]
+
+
+def inner_products(questions: Tensor, passages: Tensor) -> Tensor:
+    """See Scores."""
+    return questions @ passages.t()
 
 
 def negative_log_likelihood(scores: Tensor, positives: Tensor) -> Tensor:
@@ -121,6 +128,7 @@ def contrastive_loss(
     num_questions: int,
     temperature: float = 1.0,
     question_losses: SeveralPositivesLosses = LIKELIHOODS_OF_POSITIVES,
+    score: Scores = inner_products,
 ) -> LossOutput:
     """The mean of the questions' losses, given the scores of the passages of the global batch.
 
@@ -136,13 +144,14 @@ def contrastive_loss(
         is_real: [n] bool, False for fillers, which add nothing.
         num_questions: B, real questions in the global batch.
         temperature: t.
+        score: s(q, z) * t.
 
     Returns:
         This rank's part of the loss and of the metrics: summed over ranks they are means over the global batch.
         `accuracy`: a positive scores highest. `accuracy@k`: one is among the k highest. `positive_rank`: one plus the
         number of passages that score above the best positive.
     """
-    scores = (queries @ passages.t() / temperature).masked_fill(excluded, float("-inf"))
+    scores = (score(queries, passages) / temperature).masked_fill(excluded, float("-inf"))
     losses = question_losses(scores, positives)
     share = is_real / num_questions
     with torch.no_grad():

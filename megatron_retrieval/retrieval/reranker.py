@@ -1,69 +1,56 @@
-"""Reorders found passages by the scores of a cross-encoder (Nogueira & Cho 2019, arXiv 1901.04085)."""
+"""Reorders found passages by scores that see question and passage together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.models.cross_encoder import CrossEncoder
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.encode_batches import parts_for_cpu
-from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.search import SearchResult
-from megatron_retrieval.types.tokens import by_length, in_given_order
 
 
 @dataclass(kw_only=True, frozen=True)
 class RerankConfig(Checked):
-    """A cross-encoder over the best passages found."""
+    """What reorders the best passages found."""
 
     rerank: Path | None = None
-    """Checkpoint of a cross-encoder, by whose scores the best passages found are reordered."""
+    """Checkpoint of a cross-encoder, or of late interaction (ColBERT), by whose scores the best passages found are
+    reordered."""
     rerank_topk: PositiveInt = 50
     """Passages that --rerank reorders; at least so many are searched for. Those behind them stay there, in their order:
-    their scores are moved, all by the same number, to the lowest of the cross-encoder's."""
+    their scores are moved, all by the same number, to the lowest of the reranker's."""
+
+
+class PassageScorer(Protocol):
+    """Scores of one question's passages."""
+
+    def __call__(self, question: str, passages: Sequence[Passage]) -> Tensor:
+        """[n] float32 on the CPU; they depend on no other question."""
+        ...
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """A cross-encoder that is ready to score.
+    """What reorders passages by scores of its own.
 
     Attributes:
-        model: in evaluation mode.
+        scores: of a question's passages.
         depth: passages of each question that it reorders.
-        micro_batch_size: pairs of question and passage in one forward pass.
         fingerprint: of the checkpoint.
     """
 
-    model: CrossEncoder
-    vocabulary: Vocabulary
-    layout: PairFormatConfig
-    device: torch.device
+    scores: PassageScorer
     depth: int
-    micro_batch_size: int = 128
     fingerprint: str = ""
-
-    @torch.no_grad()
-    def scores(self, question: str, passages: Sequence[Passage]) -> Tensor:
-        """[n] float32 on the CPU, of one question's passages; they depend on no other question, and batches hold
-        passages of similar length."""
-        pairs = self.layout.lay_out([question] * len(passages), passages, self.vocabulary)
-        lengths = pairs.tokens.lengths
-        batches = by_length(lengths, self.micro_batch_size, longest_first=True)
-        if self.device.type == "cpu":
-            batches = [part for batch in batches for part in parts_for_cpu(lengths[batch], batch)]
-        scores = torch.cat([self.model(pairs.rows(batch).to(self.device)) for batch in batches])
-        return in_given_order(scores.cpu(), batches)
 
     def rerank(self, questions: Sequence[str], result: SearchResult, evidence: EvidenceStore, k: int) -> SearchResult:
         """The k best passages after reordering; all ranks of a tensor-parallel group call this with the same.

@@ -19,6 +19,7 @@ from megatron_retrieval.readers.fusion import FusionFinetuneConfig
 from megatron_retrieval.recipes import (
     bert_pretraining,
     ict_pretraining,
+    late_interaction_finetune,
     reader_finetune,
     reranker_finetune,
     retriever_finetune,
@@ -43,6 +44,7 @@ ICT = Recipe(ict_pretraining.IctPretrainingConfig, ict_pretraining.build)
 T5 = Recipe(t5_pretraining.T5PretrainingConfig, t5_pretraining.build)
 FINETUNE = Recipe(retriever_finetune.RetrieverFinetuneConfig, retriever_finetune.build)
 RERANKER = Recipe(reranker_finetune.RerankerFinetuneConfig, reranker_finetune.build)
+LATE = Recipe(late_interaction_finetune.LateInteractionFinetuneConfig, late_interaction_finetune.build)
 READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
 CAUSAL = Recipe(CausalFinetuneConfig, reader_finetune.build)

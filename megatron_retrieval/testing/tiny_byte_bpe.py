@@ -42,6 +42,16 @@ def write_roberta_bpe(folder: Path, texts: Iterable[str] = SENTENCES, *, num_tok
     return _write(folder, tokenizer, {"tokenizer_class": "RobertaTokenizer", **names})
 
 
+def write_modernbert_bpe(folder: Path, texts: Iterable[str] = SENTENCES, *, num_tokens: int = 300) -> Path:
+    """As `write_byte_bpe`, with BERT's special tokens: [CLS] text [SEP], and [CLS] text [SEP] text [SEP]."""
+    names = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]", "unk": "[UNK]"}
+    tokenizer = _trained(texts, num_tokens, list(names.values()))
+    frame = [("[CLS]", 0), ("[SEP]", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", frame)
+    special = {f"{name}_token": token for name, token in names.items()}
+    return _write(folder, tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+
+
 def write_unigram(folder: Path, texts: Iterable[str] = SENTENCES, *, num_tokens: int = 90) -> Path:
     """As `write_roberta_bpe`, a unigram model of XLM-R's kind."""
     *special, mask = ROBERTA_SPECIAL.values()

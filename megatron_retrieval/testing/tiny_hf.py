@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +60,17 @@ def tiny_xlm_roberta() -> transformers.XLMRobertaModel:
     return _random_model(lambda: transformers.XLMRobertaModel(config), seed=13)
 
 
+def tiny_modernbert() -> transformers.ModernBertModel:
+    """A ModernBERT of that shape, with a window that hides most of a text of twenty tokens."""
+    shape = {**SHAPE, "vocab_size": 300, "num_hidden_layers": 4, "local_attention": 6, "initializer_range": 0.1}
+    special = {
+        f"{name}_token_id": number for name, number in (("bos", 0), ("cls", 0), ("pad", 1), ("eos", 2), ("sep", 2))
+    }
+    rope = {"full_attention": {"rope_theta": 500.0}, "sliding_attention": {"rope_theta": 50.0}}
+    config = transformers.ModernBertConfig(**shape, **special, rope_parameters=rope, attn_implementation="eager")
+    return _random_model(lambda: transformers.ModernBertModel(config), seed=14)
+
+
 def tiny_masked_lm() -> transformers.BertForMaskedLM:
     """The same shape with the head of a masked language model, and so many word embeddings that two ranks share them
     (some without a token, as public models have them)."""
@@ -66,10 +78,16 @@ def tiny_masked_lm() -> transformers.BertForMaskedLM:
     return _random_model(lambda: transformers.BertForMaskedLM(config), seed=5)
 
 
-def tiny_cross_encoder() -> transformers.BertForSequenceClassification:
-    """The same shape as `tiny_bert` with one label."""
-    config = transformers.BertConfig(**SHAPE, num_labels=1)
-    return _random_model(lambda: transformers.BertForSequenceClassification(config), seed=12)
+def tiny_cross_encoder(encoder: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
+    """A model of the kind and shape of an encoder with one label.
+
+    Args:
+        encoder: default: `tiny_bert`.
+    """
+    config = copy.deepcopy((tiny_bert() if encoder is None else encoder).config)
+    config.num_labels = 1
+    build = transformers.AutoModelForSequenceClassification.from_config
+    return _random_model(lambda: build(config), seed=12)
 
 
 def tiny_bert_seq2seq() -> transformers.EncoderDecoderModel:

@@ -101,6 +101,15 @@ class ByteBpeTokenizer:
         digit."""
         return self._where(lambda text: not _is_of_word(text[-1])) | self._is_special
 
+    def num_bytes(self) -> NDArray[np.int64]:
+        """[vocab_size] bytes of text that each token stands for; 0 for ids without a token."""
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            lengths[number] = len(token)  # a character of the vocabulary's alphabet stands for a byte
+        for number, token in self._added():
+            lengths[number] = len(token.content.encode())
+        return lengths
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of every text at the beginning of a sequence, without special tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

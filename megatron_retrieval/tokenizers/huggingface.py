@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.sentencepiece import NUM_SENTINELS, SentencePieceTokenizer
 from megatron_retrieval.tokenizers.unigram import UnigramTokenizer
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.tokenizers.wordpiece import BERT_FRAME, WordPieceTokenizer
 from megatron_retrieval.utils.files import atomic_file, read_json, read_lines, write_json
 
@@ -22,8 +24,8 @@ _FIXED_SETTINGS = {
     "clean_text": True,
     "do_basic_tokenize": True,
 }
-#: MPNet's release adds a token that no text becomes
-_UNUSED_ADDED = ("<unk>",)
+#: tokens that no text becomes: MPNet's release adds one, ColBERT's mark its texts with the others
+_UNUSED_ADDED = ("<unk>", "[unused0]", "[unused1]", "[Q]", "[D]", "[Q] ", "[D] ")
 #: the parts of a tokenizer.json that ours is equal to
 _WORDPIECE_PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 #: classes of tokenizers, without Fast, that give the ids of ours; the last ones are whatever their tokenizer.json says
@@ -148,6 +150,52 @@ def write_tokenizer_json(vocabulary: ByteBpeTokenizer, folder: Path, _: int | No
     """Write the files as they were read; see `write_wordpiece`."""
     for name, content in vocabulary.assets().items():
         (folder / name).write_bytes(content)
+
+
+def token_id(folder: Path, vocabulary: Vocabulary, token: str) -> int | None:
+    """The id of a token that no text becomes, by its name, perhaps with a space behind; None of no name.
+
+    Raises:
+        CheckpointError: the folder knows no such token.
+    """
+    if not token:
+        return None
+    settings, description = _settings(folder / "tokenizer_config.json"), _settings(folder / "tokenizer.json")
+    added = {each["content"]: int(number) for number, each in (settings.get("added_tokens_decoder") or {}).items()}
+    known = {**_ids_of(description), **_ids(vocabulary), **_settings(folder / "added_tokens.json"), **added}
+    number: int | None = known.get(token, known.get(token.rstrip()))
+    if number is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no token {token!r}, with which texts are marked.")
+    return number
+
+
+def token_of(vocabulary: Vocabulary, number: int) -> str:
+    """The inverse of `token_id`.
+
+    Raises:
+        CheckpointError: the vocabulary has no such token.
+    """
+    names = {other: token for token, other in _ids(vocabulary).items()}
+    if number not in names:
+        raise CheckpointError(
+            f"texts are marked with the token {number}, which the vocabulary has no name for: no export."
+        )
+    return names[number]
+
+
+def _ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """The names of all tokens of a vocabulary."""
+    if isinstance(vocabulary, WordPieceTokenizer):
+        return {token: number for number, token in enumerate(vocabulary.tokens)}
+    content = vocabulary.assets().get("tokenizer.json")
+    return {} if content is None else _ids_of(json.loads(content))
+
+
+def _ids_of(description: Mapping[str, Any]) -> dict[str, int]:
+    """Those of a `tokenizer.json`."""
+    pieces = (description.get("model") or {}).get("vocab") or {}
+    listed = pieces if isinstance(pieces, dict) else {piece[0]: number for number, piece in enumerate(pieces)}
+    return {**listed, **{token["content"]: token["id"] for token in description.get("added_tokens") or ()}}
 
 
 def _require_class(folder: Path, classes: Sequence[str], *, has_parts: bool) -> None:

@@ -25,7 +25,12 @@ def fractions(numbers: NDArray[np.int64], seed: int, *names: str | int) -> NDArr
     The draw of a number does not depend on other draws: it is splitmix64's output at that place of the stream
     called `names` under `seed`.
     """
-    bits = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derive_seed(seed, *names))
+    bits = mixed(numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derive_seed(seed, *names)))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's output function: a permutation of 64-bit numbers in which every bit depends on all."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return bits ^ (bits >> np.uint64(31))

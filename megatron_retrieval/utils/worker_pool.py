@@ -18,6 +18,7 @@ from megatron_retrieval.utils.signals import end_with_parent, ignore_stop_signal
 State = TypeVar("State")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 _AHEAD = 4  # tasks for each worker: enough to keep it busy, few enough to bound the memory
 
@@ -50,6 +51,22 @@ def worker_pool(
             raise MegatronRetrievalError(f"A worker process ended without an error message, {advice}.") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def in_tasks(
+    items: Iterable[Item], size_of: Callable[[Item], int], max_items: int, max_size: int
+) -> Iterator[list[Item]]:
+    """Consecutive items as tasks: a task ends with the item that fills it up to one of the limits."""
+    task: list[Item] = []
+    size = 0
+    for item in items:
+        task.append(item)
+        size += size_of(item)
+        if len(task) == max_items or size >= max_size:
+            yield task
+            task, size = [], 0
+    if task:
+        yield task
 
 
 def _map_in_order(

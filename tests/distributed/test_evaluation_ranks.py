@@ -54,13 +54,12 @@ def _tokens() -> TokenBatch:
 
 
 @dataclass(frozen=True)
-class _Reranker(Reranker):
-    """Its scores take all ranks of a tensor-parallel group, each with the same passages."""
+class _Scores:
+    """Scores that take all ranks of a tensor-parallel group, each with the same passages."""
 
-    topology: ProcessTopology | None = None
+    topology: ProcessTopology
 
-    def scores(self, question: str, passages: Sequence[Passage]) -> torch.Tensor:
-        assert self.topology is not None
+    def __call__(self, question: str, passages: Sequence[Passage]) -> torch.Tensor:
         names = [passage.id for passage in passages]
         assert gather_objects((question, names), self.topology.groups.tp) == [(question, names)] * self.topology.tp_size
         return torch.tensor([float(int(name[1:]) * len(question) % 7) for name in names])
@@ -76,7 +75,7 @@ def _figures(topology: ProcessTopology, *, rerank: bool) -> list[object]:
     sizes = {"depth": DEPTH, "micro_batch_size": MICRO_BATCH_SIZE}
     found = retrieve_share(_tokens(), _encode, retriever, topology, **sizes)
     if rerank:
-        reranker = _Reranker(None, None, None, topology.device, DEPTH - 2, topology=topology)  # type: ignore[arg-type]
+        reranker = Reranker(_Scores(topology), DEPTH - 2)
         asked = [questions[position].text for position in found.positions.tolist()]
         result = reranker.rerank_share(asked, found.result, evidence, DEPTH, topology)  # type: ignore[arg-type]
         found = Found(found.positions, result)

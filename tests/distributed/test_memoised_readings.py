@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from end_to_end_setting import SHAPE, Setting, write_inputs
@@ -17,6 +18,7 @@ from megatron_retrieval.models.end_to_end import FreezeConfig
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
+from megatron_retrieval.training.steps import memoised_readings
 from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
 from megatron_retrieval.training.steps.readings import FusionReading, FusionReadings
 
@@ -67,6 +69,8 @@ def _steps(topology: ProcessTopology, folder: str) -> list[dict[str, Any]]:
         # the training step and the evaluation read the same
         assert plain.num_read == 2 * num_first > 0
         assert counted.num_read == num_first
+        with patch.object(memoised_readings, "MOST_REMEMBERED", num_first):  # full: what is asked for is read anew
+            assert setting.step(remembering, objective)["metrics"]["num_passages_read"] == num_first
         results += [fresh, first, again]
     return results
 

@@ -43,7 +43,16 @@ def _search_a_share(topology: ProcessTopology, share_sizes: list[int]) -> list[t
     # ranks may exclude different numbers of rows, one of them none at all
     width = 4 - topology.rank
     restricted = index.search(queries, K, excluded[:, :width] if topology.rank < 3 else None)
-    return [free.scores, free.rows, restricted.scores, restricted.rows]
+    # as many ranges as the number of the rank, so that the first excludes none
+    ranges = _ranges(queries, topology.rank)
+    beside = index.search(queries, K, exclude_ranges=ranges if topology.rank else None)
+    return [free.scores, free.rows, restricted.scores, restricted.rows, beside.rows]
+
+
+def _ranges(queries: torch.Tensor, number: int) -> torch.Tensor:
+    """[B, number, 2] from each of the rows found first up to the next but nine."""
+    found = FlatIndex(_evidence()).search(queries, K).rows[:, :number]
+    return torch.stack([found, found + 10], 2)
 
 
 def test_same_bits_at_any_number_of_ranks() -> None:
@@ -52,7 +61,7 @@ def test_same_bits_at_any_number_of_ranks() -> None:
     free = single.search(queries, K)
     for share_sizes in ([13], [9, 4], [5, 0, 7, 1]):
         ranks = run_on_ranks(_search_a_share, len(share_sizes), share_sizes)
-        scores, rows, restricted_scores, restricted_rows = (torch.cat(parts) for parts in zip(*ranks, strict=True))
+        scores, rows, restricted_scores, restricted_rows, beside = map(torch.cat, zip(*ranks, strict=True))
         assert torch.equal(rows, free.rows)
         assert torch.equal(scores, free.scores)
         masked = excluded.clone()
@@ -63,6 +72,12 @@ def test_same_bits_at_any_number_of_ranks() -> None:
         assert restricted.rows[-1, 0] == 0, "which another rank excludes nothing but padding"
         assert torch.equal(restricted_rows, restricted.rows)
         assert torch.equal(restricted_scores, restricted.scores)
+        shares = [_ranges(share, rank) for rank, share in enumerate(queries.split(share_sizes))]
+        alone = [
+            single.search(share, K, exclude_ranges=ranges)
+            for share, ranges in zip(queries.split(share_sizes), shares, strict=True)
+        ]
+        assert torch.equal(beside, torch.cat([found.rows for found in alone]))
 
 
 def _vectors_of(topology: ProcessTopology, share_sizes: list[int]) -> list[torch.Tensor]:

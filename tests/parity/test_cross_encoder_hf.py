@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENCODER
 from megatron_retrieval.checkpoint.huggingface.formats import export_model, import_model
@@ -18,8 +20,25 @@ from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny_hf import SHAPE, save_with_vocabulary, tiny_bert, tiny_cross_encoder
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe, write_unigram
+from megatron_retrieval.testing.tiny_hf import (
+    SHAPE,
+    save_with_vocabulary,
+    tiny_bert,
+    tiny_cross_encoder,
+    tiny_distilbert,
+    tiny_roberta,
+    tiny_xlm_roberta,
+)
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.utils.files import read_json, write_json
+
+#: the encoder of each family, and what writes its vocabulary
+OTHERS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[Path], object] | None]] = {
+    "distilbert": (tiny_distilbert, None),
+    "roberta": (tiny_roberta, write_roberta_bpe),
+    "xlm-roberta": (tiny_xlm_roberta, write_unigram),
+}
 
 
 def _words(chosen: random.Random, most: int) -> str:
@@ -42,16 +61,28 @@ def _scores(topology: ProcessTopology, folder: str, checkpoint: str) -> Tensor:
         return loaded.model(loaded.description.layout.lay_out(questions, passages, loaded.description.vocabulary()))
 
 
+def _save(name: str, folder: Path) -> None:
+    model, write = OTHERS.get(name, (tiny_bert, None))
+    save_with_vocabulary(tiny_cross_encoder(model()), folder)
+    if write is not None:
+        (folder / "vocab.txt").unlink()
+        write(folder)
+    settings = {"model_max_length": SHAPE["max_position_embeddings"]}
+    path = folder / "tokenizer_config.json"
+    write_json(path, {**(read_json(path) if path.exists() else {}), **settings})
+
+
 def _theirs(folder: Path, **settings: object) -> Tensor:
     pairs = [(question, f"{passage.title} {passage.text}") for question, passage in _pairs()]
     scores = CrossEncoder(str(folder), device="cpu", **settings).predict(pairs, show_progress_bar=False)  # type: ignore[arg-type]
     return torch.from_numpy(np.asarray(scores))
 
 
-def test_scores_there_and_back(tmp_path: Path) -> None:
-    save_with_vocabulary(tiny_cross_encoder(), tmp_path / "hf")
+@pytest.mark.parametrize("name", ["bert", *OTHERS])
+def test_scores_there_and_back(tmp_path: Path, name: str) -> None:
+    _save(name, tmp_path / "hf")
     expected = _theirs(tmp_path / "hf", activation_fn=nn.Identity())
-    for tp_size in (1, 2):
+    for tp_size in (1, 2) if name == "bert" else (2,):
         checkpoint = tmp_path / f"checkpoint{tp_size}"
         folders = str(tmp_path / "hf"), str(checkpoint)
         for scores in run_on_ranks(_scores, tp_size, *folders, tensor_model_parallel_size=tp_size):

@@ -22,20 +22,27 @@ from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.retrieval.retriever import encode_questions
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe, write_unigram
+from megatron_retrieval.testing.tiny_byte_bpe import write_modernbert_bpe, write_roberta_bpe, write_unigram
 from megatron_retrieval.testing.tiny_hf import (
     VOCABULARY,
     attention_mask,
     random_batch,
     save_with_vocabulary,
     tiny_distilbert,
+    tiny_modernbert,
     tiny_mpnet,
     tiny_roberta,
     tiny_xlm_roberta,
 )
 
 MPNET_VOCABULARY = ["<s>", "<pad>", "</s>", "[UNK]", "[CLS]", *VOCABULARY[5:-1], "<mask>"]
-TINY = {"mpnet": tiny_mpnet, "distilbert": tiny_distilbert, "roberta": tiny_roberta, "xlm-roberta": tiny_xlm_roberta}
+TINY = {
+    "mpnet": tiny_mpnet,
+    "distilbert": tiny_distilbert,
+    "roberta": tiny_roberta,
+    "xlm-roberta": tiny_xlm_roberta,
+    "modernbert": tiny_modernbert,
+}
 WORDPIECE = {
     "mpnet": (MPNET_VOCABULARY, transformers.MPNetTokenizer),
     "distilbert": (VOCABULARY, transformers.BertTokenizer),
@@ -43,6 +50,7 @@ WORDPIECE = {
 JSON = {
     "roberta": (write_roberta_bpe, transformers.RobertaTokenizer),
     "xlm-roberta": (write_unigram, transformers.XLMRobertaTokenizer),
+    "modernbert": (write_modernbert_bpe, transformers.PreTrainedTokenizerFast),
 }
 ONES = torch.linspace(-1, 1, 32)
 State = dict[str, Tensor]

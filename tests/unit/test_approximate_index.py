@@ -96,6 +96,11 @@ def test_excluded_rows_take_no_place_from_others(folder: Path) -> None:
     excluded[0] = -1
     found = _open(folder, nprobe=NUM_LISTS).search(queries, 5, excluded)
     assert torch.equal(found.rows, _exact(folder, queries, 5, excluded).rows)
+    ranges = torch.stack([best[:, :2] - 30, best[:, :2] + 30], 2)
+    ranges[0] = 0
+    found = _open(folder, nprobe=NUM_LISTS).search(queries, 5, exclude_ranges=ranges)
+    exact = FlatIndex(EmbeddingStore(folder / "embeddings")).search(queries, 5, exclude_ranges=ranges)
+    assert torch.equal(found.rows, exact.rows)
 
 
 def test_fewer_rows_than_asked_for(folder: Path) -> None:

@@ -249,14 +249,19 @@ def test_written_questions_teach_if_they_find_their_passage(
             ids = [question.split()[0] for question in questions]
             return [[(Passage(name if name.startswith("d1") else "other", "", ""), 1.0)] for name in ids]
 
+    def search(config: SearchConfig, *_: Any) -> Search:
+        assert config.options.rerank.rerank == encoder
+        return Search()
+
     asked: list[str] = []
     writer = Writer()
     writer.reader = writer
     monkeypatch.setattr(adapt, "_LEAST_QUESTIONS", 1)
     monkeypatch.setattr(written, "_BLOCK", 4)
     monkeypatch.setattr(written, "open_reader", lambda *args, **settings: writer)
-    monkeypatch.setattr(written, "open_search", lambda *args: Search())
-    config = _config(docs, encoder, adapt=("written-questions",), question_writer=encoder, adapt_steps=9)
+    monkeypatch.setattr(written, "open_search", search)
+    models = {"question_writer": encoder, "question_reranker": encoder}
+    config = _config(docs, encoder, adapt=("written-questions",), adapt_steps=9, **models)
     with pytest.raises(SystemExit):
         learn.main(config, topology)
     first = asked[:8]

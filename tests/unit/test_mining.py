@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_retrieval.applications.mining.mining import MineNegativesConfig, MiningCensus, mine_negatives
 from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
 from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.retrieval.reranker import RerankConfig, Reranker
 from megatron_retrieval.types.questions import Passage
 
 POSITIVE = Passage("p", "", "the gold")
@@ -84,11 +87,18 @@ FOUND = [
 ]
 
 
-def _mine(folder: Path, train: Any, found: Any = FOUND, name: str = "train.json", **settings: Any) -> MiningCensus:
+def _mine(
+    folder: Path,
+    train: Any,
+    found: Any = FOUND,
+    name: str = "train.json",
+    reranker: Reranker | None = None,
+    **settings: Any,
+) -> MiningCensus:
     (folder / "results.json").write_text(json.dumps(found))
     (folder / name).write_text(train if isinstance(train, str) else json.dumps(train))
     places = {"train_data": folder / name, "results": folder / "results.json", "output": folder / "mined.json"}
-    return mine_negatives(MineNegativesConfig(**places, **settings))
+    return mine_negatives(MineNegativesConfig(**places, **settings), reranker)
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -179,6 +189,31 @@ def test_results_with_gaps(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match="stands elsewhere there"):
         _mine(tmp_path, TRAIN[:1], run)
+
+
+def test_a_reranker_drops_what_it_scores_near_the_positive(tmp_path: Path) -> None:
+    """Of the first six, in the order of its scores; the positive has a score though it was not found."""
+    scores = {"Oslo": 8.0, "new": 9.0, "Lima": 3.0, "Riga": 6.5, "Bern": 5.0}
+
+    def score(question: str, passages: Sequence[Passage]) -> torch.Tensor:
+        return torch.tensor([scores[passage.text] for passage in passages])
+
+    contexts = [_context(str(n), text) for n, text in enumerate(["Lima", "new", "Riga", "Bern", "unseen"], 2)]
+    places = {"train": TRAIN[:1], "found": [{**FOUND[0], "ctxs": contexts}]}
+    reranker = Reranker(score, depth=4)
+    for rules, expected in (
+        ({"margin": 1.0}, ["Riga", "Bern", "Lima"]),
+        ({"margin": 1.6, "num_mined": 1}, ["Bern"]),
+        ({"skip_ranks": 1, "max_rank": 3}, ["Riga", "Bern"]),
+    ):
+        _mine(tmp_path, **places, reranker=reranker, rules=MiningRulesConfig(**rules))
+        (record,) = _records(tmp_path)
+        assert [context["text"] for context in record["hard_negative_ctxs"]] == expected
+    assert record["hard_negative_ctxs"][0]["score"] == 6.5
+    with pytest.raises(ConfigError, match="in this process alone"):
+        MineNegativesConfig(
+            train_data=Path("t"), results=Path("r"), output=Path("o"), rerank=RerankConfig(rerank=Path("x")), workers=2
+        )
 
 
 def test_bad_input_leaves_no_file(tmp_path: Path) -> None:

@@ -16,13 +16,12 @@ class _Evidence:
         return [Passage(str(row), "", "") for row in rows]
 
 
-class _Reranker(Reranker):
-    def scores(self, question: str, passages: Sequence[Passage]) -> torch.Tensor:
-        return torch.tensor([{"1": -3.0, "9": 2.0}.get(passage.id, 0.5) for passage in passages])
+def _scores(question: str, passages: Sequence[Passage]) -> torch.Tensor:
+    return torch.tensor([{"1": -3.0, "9": 2.0}.get(passage.id, 0.5) for passage in passages])
 
 
 def test_order_and_scores() -> None:
-    reranker = _Reranker(None, None, None, torch.device("cpu"), depth=4)  # type: ignore[arg-type]
+    reranker = Reranker(_scores, depth=4)
     rows = torch.tensor([[1, 7, 9, 3, 8, 0], [9, 1, -1, -1, -1, -1], [-1] * 6])
     inf = float("inf")
     scores = torch.tensor([[9.0, 8, 7, 6, 5.5, 4], [2.0, 1, -inf, -inf, -inf, -inf], [-inf] * 6])

@@ -100,6 +100,7 @@ class Trial:
 
     def _adapt(self, way: str, folder: str, start: Path) -> Path:
         config, writer = self.config, self.config.adaptation.question_writer
+        reranker = config.adaptation.question_reranker
         passages = self.version / PASSAGES if self._asked else self._held_out.rest
         corpus, language = self.folder / "corpus", config.cutting.language
         vocabulary = DUAL_ENCODER.describe(start).vocabulary()
@@ -109,6 +110,7 @@ class Trial:
             searched=self._search(start),
             training=self._training(folder),
             writer=imported(writer, config.learned / "writers", self.topology) if writer else None,
+            reranker=imported(reranker, config.learned / "rerankers", self.topology) if reranker else None,
             make_corpus=lambda: corpus_of(passages, corpus, vocabulary, language, config.workers),
         )
         return WAYS[way].train(adaptation)

@@ -28,6 +28,9 @@ class AdaptConfig(Checked):
     question_writer: Path | None = None
     """Language model that writes the questions of --adapt written-questions: a causal one (Hugging Face's folder or a
     checkpoint), or a checkpoint of another reader that was trained to write questions."""
+    question_reranker: Path | None = None
+    """Cross-encoder, or late interaction, that sorts what is found for the questions of --adapt written-questions:
+    those whose passage is not the first then teach nothing."""
     adapt_steps: PositiveInt = 60
     """Training steps of each way."""
     adapt_batch_size: PositiveInt = 128

@@ -89,6 +89,7 @@ class Adaptation:
         searched: these passages, perhaps among others, by the encoder to begin from.
         training: how long; its folder is the way's own.
         writer: checkpoint of a reader that writes questions.
+        reranker: checkpoint of what sorts the passages that these questions find.
         make_corpus: returns the sentences of the passages (`CorpusStore`).
     """
 
@@ -97,6 +98,7 @@ class Adaptation:
     searched: SearchConfig
     training: Training
     writer: Path | None
+    reranker: Path | None
     make_corpus: Callable[[], Path]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig
 from megatron_retrieval.data.layouts.prompt import PromptFormatConfig
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
+from megatron_retrieval.retrieval.reranker import RerankConfig
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
@@ -94,8 +96,10 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _finding(adaptation: Adaptation, passages: Sequence[Passage], written: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Training data of the questions whose passage is the first that is found."""
-    session = open_search(adaptation.searched, EncodeConfig(), adaptation.training.topology)
+    """Training data of the questions whose passage is the first that is found, or that a reranker puts first."""
+    options = replace(adaptation.searched.options, rerank=RerankConfig(rerank=adaptation.reranker))
+    searched = replace(adaptation.searched, options=options)
+    session = open_search(searched, EncodeConfig(), adaptation.training.topology)
     for start in range(0, len(passages), _BLOCK):
         block = slice(start, start + _BLOCK)
         for passage, question, found in zip(

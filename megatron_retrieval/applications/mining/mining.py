@@ -3,6 +3,7 @@ distant supervision (DPR section 3)."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.applications.mining.found import FoundPassages
-from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives
+from megatron_retrieval.applications.mining.rules import Hit, MiningRulesConfig, hard_negatives, rescored
+from megatron_retrieval.applications.reranking import open_reranker
 from megatron_retrieval.applications.search import open_lexical
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.data.files.dpr_json import biencoder_context
@@ -23,6 +25,9 @@ from megatron_retrieval.data.files.training_formats import TrainingFormat, write
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
+from megatron_retrieval.retrieval.reranker import RerankConfig, Reranker
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.progress import progress_bar
@@ -53,6 +58,11 @@ class MineNegativesConfig(Checked):
     negative. Titles stand before the texts where a format has none."""
     rules: MiningRulesConfig = field(default_factory=MiningRulesConfig)
     """Which of the passages found become hard negatives."""
+    rerank: RerankConfig = field(default_factory=RerankConfig)
+    """What scores the passages found, and the positives, anew: then ranks and scores of the rules are its own, and
+    passages that it did not see are dropped."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How it is run."""
     distant_supervision: PositiveInt | None = None
     """Use the best-ranked passage with an answer among the first n as the positive, instead of those of the file;
     questions without such a passage are dropped."""
@@ -67,6 +77,8 @@ class MineNegativesConfig(Checked):
             raise ConfigError("Give one of --results and --bm25-index: what found the passages.")
         if self.bm25_index is not None and self.evidence is None:
             raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
+        if self.rerank.rerank is not None and self.workers > 1:
+            raise ConfigError("--rerank scores in this process alone: leave out --workers.")
         if self.results is None or not self.results.exists():  # reading it says that it is not there
             return
         if (sniff(self.results) is FileKind.RUN) != (self.evidence is not None):
@@ -123,7 +135,12 @@ class _Mined:
 
 def main(config: MineNegativesConfig) -> None:
     """Mine, and say how much came of it."""
-    census = mine_negatives(config)
+    with contextlib.ExitStack() as stack:
+        reranker = None
+        if config.rerank.rerank is not None:
+            topology = stack.enter_context(process_topology(ParallelConfig()))
+            reranker = open_reranker(config.rerank, config.encode, topology)
+        census = mine_negatives(config, reranker)
     get_logger().info(
         "%s questions in %s with %s mined hard negatives; %s of them without any hard negative; "
         "%s dropped without a positive",
@@ -135,8 +152,11 @@ def main(config: MineNegativesConfig) -> None:
     )
 
 
-def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
+def mine_negatives(config: MineNegativesConfig, reranker: Reranker | None = None) -> MiningCensus:
     """Write `config.output`.
+
+    Args:
+        reranker: that of `config.rerank`.
 
     Raises:
         ConfigError: the results are of other questions.
@@ -149,7 +169,7 @@ def mine_negatives(config: MineNegativesConfig) -> MiningCensus:
 
     def records() -> Iterator[dict[str, Any]]:
         with (
-            worker_pool(_Miner.mine, config.workers, partial(_Miner, config)) as mine,
+            worker_pool(_Miner.mine, config.workers, partial(_Miner, config, reranker)) as mine,
             progress_bar("Mining", "questions") as bar,
         ):
             for mined in mine(_examples(config)):
@@ -202,8 +222,8 @@ class _Miner:
         MismatchError: the BM25 index is of another evidence.
     """
 
-    def __init__(self, config: MineNegativesConfig) -> None:
-        self._config, self._matcher = config, AnswerMatcher(config.matching)
+    def __init__(self, config: MineNegativesConfig, reranker: Reranker | None = None) -> None:
+        self._config, self._matcher, self._reranker = config, AnswerMatcher(config.matching), reranker
         if config.bm25_index is not None:
             assert config.evidence is not None
             evidence = EvidenceStore(config.evidence)
@@ -214,6 +234,9 @@ class _Miner:
         """Choose positive and negatives among the retrieved passages."""
         config, values, positives = self._config, example.values, example.positives
         hits = self._search(example.question) if example.hits is None else example.hits
+        positive_score = None
+        if self._reranker is not None:
+            hits, positive_score = rescored(example.question, hits, positives, self._reranker)
         holds_answer = self._matcher.for_answers(example.answers)
         if config.distant_supervision is not None:
             positive = next((hit for hit in hits[: config.distant_supervision] if holds_answer(hit.passage)), None)
@@ -222,7 +245,7 @@ class _Miner:
             positives = (positive.passage,)
             values = {**values, "positive_ctxs": [biencoder_context(positive.passage, positive.score)]}
         kept = example.kept if config.rules.keep_hard_negatives else ()
-        mined = hard_negatives(hits, positives, kept, holds_answer, config.rules)
+        mined = hard_negatives(hits, positives, kept, holds_answer, config.rules, positive_score)
         contexts = [biencoder_context(hit.passage, hit.score) for hit in mined]
         if kept:
             contexts = [*values.get("hard_negative_ctxs", []), *contexts]
@@ -230,6 +253,8 @@ class _Miner:
 
     def _search(self, question: str) -> Sequence[Hit]:
         depth = max(self._config.rules.max_rank, self._config.distant_supervision or 0)
+        if self._reranker is not None:
+            depth = self._reranker.depth
         result = self._index.search([question], depth)
         rows, scores = result.rows[0].tolist(), result.scores[0].tolist()
         return [Hit(self._passage(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0]

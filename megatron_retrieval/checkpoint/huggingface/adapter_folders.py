@@ -60,16 +60,17 @@ def adapter_tables(kind: str, shape: Any) -> list[AdapterTable]:
     """
     if isinstance(shape, T5Config):
         return [AdapterTable("", "", "", tuple(t5_table(shape)))]
-    if kind == DUAL_ENCODER.name:
+    if kind == DUAL_ENCODER.name and not _is_fused(shape.encoder):
         is_shared = shape.biencoder_shared_query_context_model
         towers = {"shared": ""} if is_shared else TOWER_FOLDERS
         entries = _encoder_table(shape.encoder)
         return [AdapterTable(folder, f"towers.{tower}.bert.", "", entries) for tower, folder in towers.items()]
     if isinstance(shape, CausalConfig):
         return [AdapterTable("", "", "", tuple(causal_table(shape)))]
-    if (part := MODEL_KINDS[kind].encoder_part(shape)) is None:
+    part = MODEL_KINDS[kind].encoder_part(shape)
+    if part is None or _is_fused(part.shape):
         return []
-    return [AdapterTable("", part.prefix, f"{ENCODER_FAMILIES.of(shape).model_type}.", _encoder_table(part.shape))]
+    return [AdapterTable("", part.prefix, ENCODER_FAMILIES.of(part.shape).inner_prefix, _encoder_table(part.shape))]
 
 
 class PeftFormat:
@@ -166,3 +167,8 @@ def _fill(model: nn.Module, lora: LoraConfig, weights: Mapping[str, Tensor], top
 def _encoder_table(shape: EncoderShape) -> tuple[WeightEntry, ...]:
     entries: Iterable[WeightEntry] = ENCODER_FAMILIES.of(shape).table(shape)
     return tuple(entries)
+
+
+def _is_fused(shape: EncoderShape) -> bool:
+    """Whether one matrix elsewhere is what has several adapters here."""
+    return any(entry.num_stacked > 1 for entry in _encoder_table(shape))

@@ -1,8 +1,9 @@
-"""Hugging Face's `BertForSequenceClassification` with one label, which is sentence-transformers' `CrossEncoder`."""
+"""Hugging Face's models for sequence classification with one label, which are sentence-transformers' `CrossEncoder`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +27,73 @@ from megatron_retrieval.checkpoint.huggingface.sentence_transformers import (
 )
 from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
-from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import (
+    BERT,
+    DISTILBERT,
+    ENCODER_FAMILIES,
+    ROBERTA,
+    XLM_ROBERTA,
+)
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import write_json
 
-# ours -> theirs, beside the encoder
-HEAD = {
-    "pooler.weight": "bert.pooler.dense.weight",
-    "pooler.bias": "bert.pooler.dense.bias",
-    "score.weight": "classifier.weight",
-    "score.bias": "classifier.bias",
+
+@dataclass(frozen=True)
+class Head:
+    """What a family's model for sequence classification has over the encoder.
+
+    Attributes:
+        architecture: name of the model.
+        pooler: theirs of our `pooler`; `score` likewise.
+    """
+
+    architecture: str
+    pooler: str
+    score: str
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Our weights and theirs."""
+        parts = {"pooler": self.pooler, "score": self.score}
+        return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in parts.items() for kind in ("weight", "bias")}
+
+
+_OF_ROBERTA = "classifier.dense", "classifier.out_proj"
+#: by family
+HEADS = {
+    BERT.name: Head("BertForSequenceClassification", "bert.pooler.dense", "classifier"),
+    DISTILBERT.name: Head("DistilBertForSequenceClassification", "pre_classifier", "classifier"),
+    ROBERTA.name: Head("RobertaForSequenceClassification", *_OF_ROBERTA),
+    XLM_ROBERTA.name: Head("XLMRobertaForSequenceClassification", *_OF_ROBERTA),
 }
 
 
 class CrossEncoderFormat:
-    """A `Format`: `BertForSequenceClassification` with one label. Scores are its logits: the function that
+    """A `Format`: a model for sequence classification with one label. Scores are its logits: the function that
     `CrossEncoder.predict` applies to them, a sigmoid unless the folder names another, changes no order."""
 
     name = "hf-cross-encoder"
-    about = "BertForSequenceClassification with one label, CrossEncoder of sentence-transformers; a cross-encoder"
+    about = "...ForSequenceClassification with one label, CrossEncoder of sentence-transformers; a cross-encoder"
 
     def holds(self, kind: str, shape: Any) -> bool:
         """See Format."""
-        return kind == CROSS_ENCODER.name and ENCODER_FAMILIES.of(shape) is BERT
+        return kind == CROSS_ENCODER.name and ENCODER_FAMILIES.of(shape).name in HEADS
 
     def read(self, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignModel:
         """See Format."""
         folder = only_folder("a cross-encoder", folders, separate_towers)
         path = folder / "config.json"
-        shape = BERT.from_huggingface(read_model_settings(path, BERT.model_type), path)
-        vocabulary = read_vocabulary(BERT.vocabulary, folder, shape.vocab_size)
+        families = {ENCODER_FAMILIES[name].model_type: ENCODER_FAMILIES[name] for name in HEADS}
+        settings = read_model_settings(path, *families)
+        family = families[settings.get("model_type", BERT.model_type)]
+        shape = family.from_huggingface(settings, path)
+        vocabulary = read_vocabulary(family.vocabulary, folder, shape.vocab_size)
         check_text_handling(folder, vocabulary)
         if prompt := read_optional_settings(folder / SETTINGS_NAME).get("default_prompt_name"):
             raise CheckpointError(f"{folder / SETTINGS_NAME}: texts get the prompt {prompt!r}, which is not supported.")
         state = current_names(read_weights(folder))
-        head = _take_head(state, shape.hidden_size, folder)
+        head = _take_head(state, HEADS[family.name], shape.hidden_size, folder)
         weights = {f"bert.{name}": full for name, full in import_encoder(state, shape, folder).items()}
         length = longest_text(folder, shape) or PairFormatConfig().pair_seq_length
         return ForeignModel(CROSS_ENCODER, shape, weights | head, vocabulary, PairFormatConfig(pair_seq_length=length))
@@ -69,16 +101,18 @@ class CrossEncoderFormat:
     def write(self, model: ForeignModel, folder: Path) -> None:
         """See Format; `CrossEncoder.predict` gives the scores of the export as they are."""
         encoder = {name.removeprefix("bert."): full for name, full in model.weights.items() if name.startswith("bert.")}
-        state = {f"bert.{name}": full for name, full in export_encoder(encoder, model.shape).items()}
-        state |= {theirs: model.weights[ours] for ours, theirs in HEAD.items()}
+        family = ENCODER_FAMILIES.of(model.shape)
+        head = HEADS[family.name]
+        state = {family.inner_prefix + name: full for name, full in export_encoder(encoder, model.shape).items()}
+        state |= {theirs: model.weights[ours] for ours, theirs in head.names.items()}
         settings = {
-            "architectures": ["BertForSequenceClassification"],
+            "architectures": [head.architecture],
             "id2label": {"0": "LABEL_0"},
             "label2id": {"LABEL_0": 0},
             "sentence_transformers": {"activation_fn": IDENTITY},
             "dtype": "float32",
         }
-        write_json(folder / "config.json", {**BERT.to_huggingface(model.shape), **settings})
+        write_json(folder / "config.json", {**family.to_huggingface(model.shape), **settings})
         write_vocabulary(model.vocabulary, folder, model.layout.pair_seq_length)
         write_weights(folder, state)
 
@@ -86,13 +120,13 @@ class CrossEncoderFormat:
 HF_CROSS_ENCODER = CrossEncoderFormat()
 
 
-def _take_head(state: dict[str, Tensor], width: int, source: Path) -> dict[str, Tensor]:
+def _take_head(state: dict[str, Tensor], head: Head, width: int, source: Path) -> dict[str, Tensor]:
     """Remove the head from `state`; its fp32 tensors under our names."""
-    if missing := [name for name in HEAD.values() if name not in state]:
+    if missing := [name for name in head.names.values() if name not in state]:
         raise CheckpointError(
-            f"{source}: the weight {missing[0]} is missing; a cross-encoder is a BertForSequenceClassification."
+            f"{source}: the weight {missing[0]} is missing; a cross-encoder is a {head.architecture}."
         )
-    head = {ours: state.pop(theirs).float() for ours, theirs in HEAD.items()}
-    if head["score.weight"].shape != (1, width):
-        raise CheckpointError(f"{source}: {len(head['score.weight'])} labels; a cross-encoder has one, the score.")
-    return head
+    found = {ours: state.pop(theirs).float() for ours, theirs in head.names.items()}
+    if found["score.weight"].shape != (1, width):
+        raise CheckpointError(f"{source}: {len(found['score.weight'])} labels; a cross-encoder has one, the score.")
+    return found

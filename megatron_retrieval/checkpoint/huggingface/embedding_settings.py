@@ -50,6 +50,10 @@ class EmbeddingSettingsConfig:
                 flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
                 raise ConfigError(f"{flags}: settings of dual encoders, which a {found.kind.name} does not have.")
             return found
+        known = {field.name for part in (found.shape, found.layout) for field in dataclasses.fields(part)}
+        if unknown := given.keys() - known:
+            flag = min(unknown).replace("_", "-")
+            raise ConfigError(f"--{flag}: a {found.kind.name} has no such setting; leave it out.")
         for name, meaning in found.assumed.items():
             if name not in given:
                 log.info("%s does not state its %s: %s", folder, name.replace("_", " "), meaning)

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_retrieval.checkpoint.huggingface.adapter_folders import PEFT, import_adapter
 from megatron_retrieval.checkpoint.huggingface.causal import RELEASES
 from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
+from megatron_retrieval.checkpoint.huggingface.colbert import ARCHITECTURE, HF_COLBERT
 from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENCODER
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
@@ -16,11 +17,13 @@ from megatron_retrieval.checkpoint.huggingface.embedding_settings import Embeddi
 from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
+from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE, is_pylate
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
 from megatron_retrieval.checkpoint.huggingface.towers import (
     HF_BERT,
     HF_DISTILBERT,
+    HF_MODERNBERT,
     HF_MPNET,
     HF_ROBERTA,
     HF_XLM_ROBERTA,
@@ -36,9 +39,9 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-_BODIES = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA)
+_BODIES = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA, HF_MODERNBERT)
 _ENCODERS = (*_BODIES, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
-for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_T5, HF_CAUSAL_LM, PEFT):
+for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_COLBERT, HF_PYLATE, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
 
 
@@ -51,8 +54,11 @@ def format_of(folder: Path) -> str | None:
     tower = folder / TOWER_FOLDERS["passage"]
     model = tower if tower.is_dir() else folder
     if (model / "modules.json").is_file():
-        return SENTENCE_TRANSFORMERS.name
-    model_type = read_optional_settings(model / "config.json").get("model_type")
+        return HF_PYLATE.name if is_pylate(model) else SENTENCE_TRANSFORMERS.name
+    settings = read_optional_settings(model / "config.json")
+    model_type = settings.get("model_type")
+    if ARCHITECTURE in (settings.get("architectures") or ()):
+        return HF_COLBERT.name
     if model_type is None:
         return None
     if model_type in RELEASES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from megatron_retrieval.utils.logging import get_logger
 CHAINS = [
     ["Transformer", "Pooling", *dense, *normalize] for dense in ([], ["Dense"]) for normalize in ([], ["Normalize"])
 ]
+_ALLOWED = "Transformer, Pooling, and optionally Dense and Normalize, in this order"
 IDENTITY = "torch.nn.modules.linear.Identity"
 # releases before 6 spell the supported modes as flags
 POOLING_FLAGS = {
@@ -53,7 +55,7 @@ logger = get_logger("checkpoint")
 
 def read_sentence_transformer(folder: Path) -> TowerFolder:
     """Transformer, pooling, and optionally a linear layer and normalisation."""
-    modules = _read_modules(folder)
+    modules = read_modules(folder, CHAINS, _ALLOWED)
     body, similarity = modules["Transformer"], _read_similarity(folder)
     encoder = _read_encoder(body / "config.json")
     vocabulary = tower_vocabulary(body, encoder)
@@ -124,8 +126,16 @@ def _read_encoder(path: Path) -> EncoderShape:
     return families[settings.get("model_type", BERT.model_type)].from_huggingface(settings, path)
 
 
-def _read_modules(folder: Path) -> dict[str, Path]:
-    """The folders of the modules, by the last part of their class's name."""
+def read_modules(folder: Path, chains: Sequence[list[str]], allowed: str) -> dict[str, Path]:
+    """The folders of the modules, by the last part of their class's name.
+
+    Args:
+        chains: of modules, that may stand there.
+        allowed: says which they are.
+
+    Raises:
+        CheckpointError: others do, or there is no list of them.
+    """
     path = folder / "modules.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no modules.json here; is it a sentence-transformers folder?")
@@ -134,11 +144,8 @@ def _read_modules(folder: Path) -> dict[str, Path]:
         modules = {module["type"].rsplit(".", 1)[-1]: folder / module["path"] for module in listing}
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: expected a list of modules with type and path.") from error
-    if list(modules) not in CHAINS or len(modules) != len(listing):
-        raise CheckpointError(
-            f"{path}: modules {', '.join(modules)}; only Transformer, Pooling, and optionally Dense and Normalize, in "
-            "this order, can be imported."
-        )
+    if list(modules) not in chains or len(modules) != len(listing):
+        raise CheckpointError(f"{path}: modules {', '.join(modules)}; only {allowed}, can be imported here.")
     return modules
 
 

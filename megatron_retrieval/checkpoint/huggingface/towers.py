@@ -27,6 +27,7 @@ from megatron_retrieval.checkpoint.kinds.encoder_families import (
     BERT,
     DISTILBERT,
     ENCODER_FAMILIES,
+    MODERNBERT,
     MPNET,
     ROBERTA,
     XLM_ROBERTA,
@@ -204,3 +205,4 @@ HF_MPNET = body_format("hf-mpnet", "MPNetModel; a dual encoder", MPNET, (DUAL_EN
 HF_DISTILBERT = body_format("hf-distilbert", "DistilBertModel; a dual encoder", DISTILBERT, (DUAL_ENCODER.name,))
 HF_ROBERTA = body_format("hf-roberta", "RobertaModel; a dual encoder", ROBERTA, (DUAL_ENCODER.name,))
 HF_XLM_ROBERTA = body_format("hf-xlm-roberta", "XLMRobertaModel; a dual encoder", XLM_ROBERTA, (DUAL_ENCODER.name,))
+HF_MODERNBERT = body_format("hf-modernbert", "ModernBertModel; a dual encoder", MODERNBERT, (DUAL_ENCODER.name,))

@@ -20,12 +20,14 @@ class WeightEntry:
         num_groups: several are interleaved in so many groups of rows: by head, so that a cut over ranks keeps heads
             whole; 1 puts one below the other.
         shares: of a group's rows that each has; default: the same.
+        num_stacked: a single one elsewhere is so many matrices one below the other, which ours interleaves in groups.
     """
 
     ours: str
     theirs: tuple[str, ...]
     num_groups: int = 1
     shares: tuple[int, ...] = ()
+    num_stacked: int = 1
 
     def rows(self, num_rows: int) -> list[int]:
         """How many of a group's rows each has, where the whole tensor has so many."""
@@ -75,6 +77,8 @@ def join_weights(entry: WeightEntry, state: Mapping[str, Tensor], source: str | 
         CheckpointError: those that it is made of do not fit together.
     """
     parts = [state[name].float() for name in entry.theirs]
+    if entry.num_stacked > 1:
+        return _regrouped(parts[0], entry.num_stacked, entry.num_groups)
     if len(parts) == 1:
         return parts[0]
     sizes = entry.rows(sum(len(part) for part in parts))
@@ -88,7 +92,14 @@ def join_weights(entry: WeightEntry, state: Mapping[str, Tensor], source: str | 
 
 def split_weight(tensor: Tensor, entry: WeightEntry) -> list[Tensor]:
     """What our tensor of an entry is made of elsewhere."""
+    if entry.num_stacked > 1:
+        return [_regrouped(tensor, entry.num_groups, entry.num_stacked)]
     if len(entry.theirs) == 1:
         return [tensor]
     parts = tensor.unflatten(0, (entry.num_groups, -1)).split(entry.rows(len(tensor)), 1)
     return [part.flatten(0, 1).contiguous() for part in parts]
+
+
+def _regrouped(tensor: Tensor, num_outer: int, num_inner: int) -> Tensor:
+    """Rows in `num_outer` blocks of `num_inner` parts each -> the first part of each block, then the second, ..."""
+    return tensor.unflatten(0, (num_outer, num_inner, -1)).transpose(0, 1).flatten(0, 2).contiguous()

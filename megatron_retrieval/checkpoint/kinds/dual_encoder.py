@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ log = get_logger("checkpoint")
 #: what a manifest does not say of projections without a norm: such an encoder is named as it was before there were any
 _PLAIN = {"biencoder-projection-norm": False, "biencoder-projection-dropout": 0.0}
 
+Texts = TypeVar("Texts", bound=TextFormatConfig)
 DualEncoderDescription = Description[DualEncoderConfig, TextFormatConfig, DualEncoder]
 LoadedDualEncoder = Loaded[DualEncoderConfig, TextFormatConfig, DualEncoder]
 
@@ -124,8 +125,13 @@ def load_encoder_for(
         CheckpointError: no dual encoder there.
         MismatchError: the evidence was tokenized with another vocabulary than the checkpoint's.
     """
+    evidence.require_vocabulary(DUAL_ENCODER.describe(checkpoint).vocabulary(), f"the checkpoint {checkpoint}")
+    return load_encoder(checkpoint, topology, dtype)
+
+
+def load_encoder(checkpoint: Path, topology: ProcessTopology, dtype: torch.dtype) -> LoadedDualEncoder:
+    """A checkpoint's encoder in evaluation mode; raises CheckpointError where there is no dual encoder."""
     description = DUAL_ENCODER.describe(checkpoint)
-    evidence.require_vocabulary(description.vocabulary(), f"the checkpoint {checkpoint}")
     return Loaded(description.load(topology, dtype), description)
 
 
@@ -159,7 +165,7 @@ def _passage_settings(description: DualEncoderDescription) -> dict[str, Any]:
     return {**settings, "pooling": shape.pooling, "normalize": shape.normalize_embeddings}
 
 
-def text_format_within(text_format: TextFormatConfig, encoder: EncoderShape) -> TextFormatConfig:
+def text_format_within(text_format: Texts, encoder: EncoderShape) -> Texts:
     """The layout with sequences no longer than the encoder's positions."""
     if (longest := encoder.max_positions) is None:
         return text_format

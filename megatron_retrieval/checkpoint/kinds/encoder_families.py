@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface import bert, causal, distilbert, mpnet, roberta
+from megatron_retrieval.checkpoint.huggingface import bert, causal, distilbert, modernbert, mpnet, roberta
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
 from megatron_retrieval.checkpoint.kinds.family_registry import Families
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.distilbert import DistilBertConfig
 from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.models.modernbert import ModernBertConfig
 from megatron_retrieval.models.mpnet import MpnetConfig
 from megatron_retrieval.models.roberta import RobertaConfig, XlmRobertaConfig
 
@@ -35,6 +36,7 @@ class EncoderFamily:
         to_huggingface: the shape to the contents of a config.json, with model_type and architectures.
         table: of a shape, our weights and what they are called there.
         other_model_types: what else a config.json may call it.
+        prefix: what the names of its weights begin with in a model with heads; default: the model_type and a dot.
         current_names: the weights of a folder under the names that `table` has, without what belongs to no encoder.
     """
 
@@ -48,11 +50,17 @@ class EncoderFamily:
     table: Callable[[Any], Iterable[WeightEntry]]
     current_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     other_model_types: tuple[str, ...] = ()
+    prefix: str | None = None
 
     @property
     def model_types(self) -> tuple[str, ...]:
         """All that a config.json may call it."""
         return self.model_type, *self.other_model_types
+
+    @property
+    def inner_prefix(self) -> str:
+        """See `prefix`."""
+        return f"{self.model_type}." if self.prefix is None else self.prefix
 
 
 ENCODER_FAMILIES: Families[EncoderFamily] = Families("family of encoders", key="encoder-family", default="bert")
@@ -119,6 +127,21 @@ XLM_ROBERTA = ENCODER_FAMILIES.add(
         to_huggingface=roberta.xlm_roberta_config_to_hf,
         table=roberta.roberta_table,
         current_names=roberta.encoder_names,
+        prefix="roberta.",
+    )
+)
+MODERNBERT = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="modernbert",
+        about="ModernBERT: norms before the parts, rotary positions, windows, byte-level BPE",
+        shape=ModernBertConfig,
+        vocabulary="byte-level BPE",
+        model_type="modernbert",
+        from_huggingface=modernbert.modernbert_config_from_hf,
+        to_huggingface=modernbert.modernbert_config_to_hf,
+        table=modernbert.modernbert_table,
+        current_names=modernbert.encoder_names,
+        prefix=modernbert.PREFIX,
     )
 )
 CAUSAL = ENCODER_FAMILIES.add(
@@ -133,6 +156,7 @@ CAUSAL = ENCODER_FAMILIES.add(
         to_huggingface=causal.causal_config_to_hf,
         table=causal.stack_table,
         current_names=causal.stack_names,
+        prefix=causal.PREFIX,
     )
 )
 

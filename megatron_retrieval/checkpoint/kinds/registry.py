@@ -12,6 +12,7 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER, SPAN_READER
 from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, ModelKind, require_kind
+from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
@@ -21,6 +22,7 @@ MODEL_KINDS: Registry[ModelKind[Any, Any, Any]] = Registry("kind of model")
 for _kind in (
     DUAL_ENCODER,
     CROSS_ENCODER,
+    LATE_INTERACTION,
     MASKED_LM,
     T5_KIND,
     CAUSAL_LM,

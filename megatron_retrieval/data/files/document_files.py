@@ -22,6 +22,7 @@ from megatron_retrieval.utils.files import read_chunks
 #: longer documents are cut, at white space if possible
 MAX_DOCUMENT_CHARACTERS = 1 << 20
 _PIECE_BYTES = 1 << 16
+_PLAIN = (FileKind.TEXT, FileKind.TOPICS, FileKind.RUN)
 
 
 def read_documents(path: str | Path) -> Iterator[Document]:
@@ -36,9 +37,31 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     Raises:
         DataError: anything malformed, with its line; or no text at all.
     """
+    return _not_empty(Path(path), _read(Path(path)))
+
+
+def read_whole_documents(path: str | Path) -> Iterator[Document]:
+    """As `read_documents`, but of one paragraph each, their text with all its white space.
+
+    Texts of records stay as they are, the items of a list joined by newlines; passages of a table are joined by spaces,
+    paragraphs of an article by newlines. A file of plain text is a single document.
+
+    Raises:
+        DataError: as `read_documents`.
+    """
     path = Path(path)
+    kind = sniff(path)
+    if kind in _PLAIN:
+        return _not_empty(path, _read_plain_whole(path))
+    between = " " if kind is FileKind.TABLE else "\n"
+    texts = ((title, between.join(parts)) for title, parts in _texts(path, kind))
+    pieces = ((title, enumerate(_cut(text))) for title, text in texts)
+    return _not_empty(path, (Document(title, (text,), number > 0) for title, cut in pieces for number, text in cut))
+
+
+def _not_empty(path: Path, documents: Iterable[Document]) -> Iterator[Document]:
     is_empty = True
-    for document in _read(path):
+    for document in documents:
         is_empty = False
         yield document
     if is_empty:
@@ -46,44 +69,65 @@ def read_documents(path: str | Path) -> Iterator[Document]:
 
 
 def _read(path: Path) -> Iterator[Document]:
-    match sniff(path):
+    kind = sniff(path)
+    if kind in _PLAIN:
+        return _read_plain(path)
+    return chain.from_iterable(_documents(title, texts) for title, texts in _texts(path, kind))
+
+
+def _texts(path: Path, kind: FileKind) -> Iterator[tuple[str, Iterable[str]]]:
+    """Title and texts of each document of a file that is not plain text."""
+    match kind:
         case FileKind.SQUAD | FileKind.OTHER_JSON:
-            return _read_squad(path)
+            return _texts_of_squad(path)
         case FileKind.TABLE:
-            return _read_table(path)
-        case FileKind.TEXT | FileKind.TOPICS | FileKind.RUN:
-            return _read_plain(path)
+            return _texts_of_table(path)
         case _:
-            return _read_records(path)
+            return _texts_of_records(path)
 
 
-def _read_records(path: Path) -> Iterator[Document]:
+def _texts_of_records(path: Path) -> Iterator[tuple[str, Iterable[str]]]:
     """Running text, KILT's as a list of paragraphs; or the distinct positives of training data."""
     seen: set[bytes] = set()
     for record in read_records(path, lambda row: None):
         if not is_training(record):
-            yield from _documents(record.text(*TITLES, default=""), record.strings(*TEXTS))
+            yield record.text(*TITLES, default=""), record.strings(*TEXTS)
             continue
         for context in map(passage_of, as_biencoder(record).records("positive_ctxs")):
             name = hashlib.blake2b(f"{context.title}\n{context.text}".encode(), digest_size=16).digest()
             if name not in seen:
                 seen.add(name)
-                yield from _documents(context.title, [context.text])
+                yield context.title, [context.text]
 
 
-def _read_table(path: Path) -> Iterator[Document]:
+def _texts_of_table(path: Path) -> Iterator[tuple[str, Iterable[str]]]:
     passages = (passage for _, passage in read_passages(path))
     for title, of_title in groupby(passages, attrgetter("title")):
         texts = (passage.text for passage in of_title)
         if title:
-            yield from _documents(title, texts)
+            yield title, texts
         else:  # passages without a title are documents of their own
-            yield from chain.from_iterable(_documents("", [text]) for text in texts)
+            yield from (("", [text]) for text in texts)
 
 
-def _read_squad(path: Path) -> Iterator[Document]:
+def _texts_of_squad(path: Path) -> Iterator[tuple[str, Iterable[str]]]:
     for title, paragraphs in read_paragraphs(path):
-        yield from _documents(title, (paragraph.text("context") for paragraph in paragraphs))
+        yield title, (paragraph.text("context") for paragraph in paragraphs)
+
+
+def _read_plain_whole(path: Path) -> Iterator[Document]:
+    held: list[str] = []
+    size, is_continuation = 0, False
+    for piece in read_chunks(path, _PIECE_BYTES):
+        held.append(piece)
+        size += len(piece)
+        if size > MAX_DOCUMENT_CHARACTERS:
+            *whole, rest = _cut("".join(held))
+            for text in whole:
+                yield Document("", (text,), is_continuation)
+                is_continuation = True
+            held, size = [rest], len(rest)
+    yield Document("", ("".join(held),), is_continuation)
 
 
 def _read_plain(path: Path) -> Iterator[Document]:

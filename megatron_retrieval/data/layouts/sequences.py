@@ -44,6 +44,16 @@ class TextFormatConfig(TextSizesConfig):
     passage_prefix: str = ""
     """Text before the title of every passage (E5: "passage: ")."""
 
+    @property
+    def query_lead(self) -> tuple[int, ...]:
+        """Token ids between what begins a question's sequence and its prefix."""
+        return ()
+
+    @property
+    def passage_lead(self) -> tuple[int, ...]:
+        """Likewise a passage's."""
+        return ()
+
 
 #: the beginning of a text, to try a prefix with
 _PROBE = "a"
@@ -81,10 +91,11 @@ def prefix_ids(prefix: str, vocabulary: Vocabulary) -> list[int]:
 def lay_out_questions(questions: Ragged, vocabulary: Vocabulary, text_format: TextFormatConfig) -> TokenBatch:
     """The sequences of whole questions, with the format's prefix; see `format_questions`."""
     length, special = text_format.query_seq_length, vocabulary.special
+    lead = text_format.query_lead
     if vocabulary.is_separable:
-        prefix = prefix_ids(text_format.query_prefix, vocabulary)
+        prefix = [*lead, *prefix_ids(text_format.query_prefix, vocabulary)]
         return format_questions(_cut(questions, length), special, length, prefix)
-    return format_questions(_joined(text_format.query_prefix, [questions], vocabulary), special, length)
+    return format_questions(_joined(text_format.query_prefix, [questions], vocabulary), special, length, lead)
 
 
 def lay_out_passages(
@@ -92,10 +103,10 @@ def lay_out_passages(
 ) -> TokenBatch:
     """The sequences of whole passages, with the format's prefix; see `format_passages`."""
     length, passage_format = text_format.retriever_seq_length, text_format.passage_format
-    prefix: Sequence[int] = ()
+    prefix: Sequence[int] = text_format.passage_lead
     if vocabulary.is_separable:
         titles, texts = _cut(titles, length), _cut(texts, length)
-        prefix = prefix_ids(text_format.passage_prefix, vocabulary)
+        prefix = [*prefix, *prefix_ids(text_format.passage_prefix, vocabulary)]
     elif passage_format == "title-text":
         titles, texts = _joined(text_format.passage_prefix, [titles, texts], vocabulary), _nothing(titles)
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import chain, islice
@@ -27,7 +26,7 @@ from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
-from megatron_retrieval.utils.worker_pool import worker_pool
+from megatron_retrieval.utils.worker_pool import in_tasks, worker_pool
 
 #: size of a worker's task; fixed, so that a restart cuts the documents into the same tasks
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 1024, 1 << 18
@@ -143,7 +142,8 @@ def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabula
     ):
         writer = _Writer(partial.contents, files, before)
         partial.save(writer.sync())
-        chunks = _chunks(chain.from_iterable(map(read_documents, config.input)))
+        documents = chain.from_iterable(map(read_documents, config.input))
+        chunks = in_tasks(documents, _characters, CHUNK_DOCUMENTS, CHUNK_CHARACTERS)
         for chunk in islice(chunks, before.chunks):
             bar.update(len(chunk))
         for encoded in encode(chunks):
@@ -158,17 +158,8 @@ def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabula
     return writer.progress
 
 
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for document in documents:
-        chunk.append(document)
-        characters += sum(map(len, document.paragraphs))
-        if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def _characters(document: Document) -> int:
+    return sum(map(len, document.paragraphs))
 
 
 class _Writer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.approximate.faiss import FaissIndex, use_threads
 from megatron_retrieval.index.approximate.manifest import INDEX_FILE, ApproximateManifest
 from megatron_retrieval.index.exact.flat import checked_queries
+from megatron_retrieval.index.exact.hidden_rows import HiddenRows
 from megatron_retrieval.index.exact.pair_scores import best_of_pairs, empty_result, pair_scores
 from megatron_retrieval.index.exact.placement import Placement
 from megatron_retrieval.index.exact.sharded import ShardedIndex
@@ -101,23 +101,31 @@ class ApproximateIndex:
         }
 
     @torch.no_grad()
-    def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
+    def search(
+        self, queries: Tensor, k: int, exclude_rows: Tensor | None = None, exclude_ranges: Tensor | None = None
+    ) -> SearchResult:
         """See `SearchIndex.search`; asks for more than k rows, so that excluded rows do not displace others."""
         asked_on = queries.device
         queries = checked_queries(queries, k, self.dimension).cpu()
-        excluded = torch.empty(len(queries), 0, dtype=torch.int64) if exclude_rows is None else exclude_rows.cpu()
+        hidden = HiddenRows.of(len(queries), exclude_rows, exclude_ranges, torch.device("cpu"))
         parts = [empty_result(0, k, torch.device("cpu"))]
         if len(queries) and self.num_rows:
-            width = min(max(k, self._num_candidates or 0) + excluded.size(1), self.num_rows)
-            parts += [self._search(*part, width, k) for part in _in_parts(queries, excluded, width)]
+            num_hidden = 0 if hidden is None else hidden.most_of_a_query()
+            width = min(max(k, self._num_candidates or 0) + num_hidden, self.num_rows)
+            at_once = max(1, _CANDIDATES_AT_ONCE // width)
+            for start in range(0, len(queries), at_once):
+                some = slice(start, start + at_once)
+                parts.append(self._search(queries[some], hidden and hidden.of_queries(some), width, k))
         scores, rows = (
             torch.cat(values).to(asked_on) for values in zip(*((p.scores, p.rows) for p in parts), strict=True)
         )
         return SearchResult(scores, rows)
 
-    def _search(self, queries: Tensor, excluded: Tensor, width: int, k: int) -> SearchResult:
+    def _search(self, queries: Tensor, hidden: HiddenRows | None, width: int, k: int) -> SearchResult:
         scores, rows = self._index.search(queries, width)
-        kept = (rows >= 0) & (rows[:, :, None] != excluded[:, None, :]).all(dim=2)
+        kept = rows >= 0
+        if hidden is not None:
+            kept &= ~hidden.holds(torch.arange(len(queries)), rows)
         query_index, column = kept.nonzero(as_tuple=True)
         scores, rows = scores[query_index, column], rows[query_index, column]
         if self._num_candidates is not None:
@@ -138,11 +146,6 @@ class ApproximateIndex:
             num_followed = num_followed or _DEFAULT_EF_SEARCH
         self._index.set_effort(num_probes=num_probes, num_followed=num_followed)
         self._effort = {"nprobe": num_probes, "ef_search": num_followed}
-
-
-def _in_parts(queries: Tensor, excluded: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    at_once = max(1, _CANDIDATES_AT_ONCE // width)
-    return zip(queries.split(at_once), excluded.split(at_once), strict=True)
 
 
 def open_index(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_retrieval.index.exact.bounded_pairs import BoundedPairs, joined, no_pairs
 from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS, RoughQueries, RoughVectors, rounding
+from megatron_retrieval.index.exact.hidden_rows import HiddenRows
 from megatron_retrieval.index.exact.pair_scores import best_of_pairs, found_pairs, in_query_order, pair_scores
 from megatron_retrieval.index.exact.score_tiles import ScoreBuffer, Tile, make_tile, nothing, rows_of_a_tile
 from megatron_retrieval.types.search import SearchResult
@@ -51,7 +52,7 @@ class CandidateFilter:
     Args:
         queries: [B, D] float32.
         best: the best rows of earlier pieces.
-        hidden: [B, E] rows of the evidence that are no candidates, or None.
+        hidden: rows of the evidence that are no candidates, or None.
         buffer: of this search alone.
         patient: continue even if the bounds are too wide to drop most rows.
     """
@@ -61,14 +62,14 @@ class CandidateFilter:
         piece: Piece,
         queries: Tensor,
         best: SearchResult,
-        hidden: Tensor | None,
+        hidden: HiddenRows | None,
         buffer: ScoreBuffer,
         patient: bool = True,
     ) -> None:
         self._piece, self._queries, self._best = piece, queries, best
         self._rough: RoughQueries = piece.rough.queries(queries)
         self._k, self._patient, self._buffer = best.rows.size(1), patient, buffer
-        self._hidden = None if hidden is None else hidden - piece.first_row
+        self._hidden = None if hidden is None else hidden.counted_from(piece.first_row)
         self._floor = best.scores[:, -1].clamp(min=torch.finfo(torch.float32).min)
         self._base = float(piece.rough.longest.max()) * self._rough.residuals + self._rough.slack
         self._fresh: list[BoundedPairs] = []
@@ -132,9 +133,10 @@ class CandidateFilter:
     def _bounds(self, scores: Tensor, residuals: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the canonical scores behind rough ones of the given queries."""
         rough = self._rough
-        values = scores * rough.unit[queries]
+        is_nothing = scores == nothing(scores)
+        values = (scores * rough.unit[queries]).masked_fill_(is_nothing, 0)
         errors = residuals * rough.lengths[queries] + self._base[queries] + values.abs() * rounding(scores)
-        values = (values + rough.offset[queries]).masked_fill_(scores == nothing(scores), -torch.inf)
+        values = (values + rough.offset[queries]).masked_fill_(is_nothing, -torch.inf)
         return values - errors, values + errors
 
     def _filter_groups(self, tile: Tile, group: Tensor, query: Tensor) -> None:

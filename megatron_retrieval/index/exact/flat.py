@@ -14,6 +14,7 @@ from megatron_retrieval.index.api import TensorVectors, VectorSource
 from megatron_retrieval.index.exact import int8_codes as codes
 from megatron_retrieval.index.exact.bounded_products import RoughVectors, of_block, product_dtype
 from megatron_retrieval.index.exact.candidate_filter import CandidateFilter, Piece, TooRoughError
+from megatron_retrieval.index.exact.hidden_rows import HiddenRows
 from megatron_retrieval.index.exact.pair_scores import empty_result
 from megatron_retrieval.index.exact.placement import Placement, fits_in_memory
 from megatron_retrieval.index.exact.score_tiles import ScoreBuffer
@@ -80,7 +81,9 @@ class FlatIndex:
         return self._source.dimension
 
     @torch.no_grad()
-    def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
+    def search(
+        self, queries: Tensor, k: int, exclude_rows: Tensor | None = None, exclude_ranges: Tensor | None = None
+    ) -> SearchResult:
         """See `SearchIndex.search`.
 
         Raises:
@@ -91,10 +94,10 @@ class FlatIndex:
         queries = checked_queries(queries, k, self.dimension).to(self._device)
         if len(queries) == 0:
             return empty_result(0, k, asked_on)
-        excluded = None if exclude_rows is None else exclude_rows.to(self._device)
+        hidden = HiddenRows.of(len(queries), exclude_rows, exclude_ranges, self._device)
         with _full_precision(self._device), self._buffer() as buffer:
-            found = self._search_codes(queries, k, excluded, buffer)
-            found = found or self._search_blocks(queries, k, excluded, buffer)
+            found = self._search_codes(queries, k, hidden, buffer)
+            found = found or self._search_blocks(queries, k, hidden, buffer)
         return SearchResult(found.scores.to(asked_on), found.rows.to(asked_on))
 
     def vectors_of(self, rows: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class FlatIndex:
         self._buffers.append(buffer)
 
     def _search_codes(
-        self, queries: Tensor, k: int, excluded: Tensor | None, buffer: ScoreBuffer
+        self, queries: Tensor, k: int, hidden: HiddenRows | None, buffer: ScoreBuffer
     ) -> SearchResult | None:
         """None where there are no codes, or their bounds are too wide."""
         if self._wants_codes:
@@ -122,7 +125,7 @@ class FlatIndex:
         piece = Piece(self._codes, self._source.vectors_of, self._first_row)
         try:
             none = empty_result(len(queries), k, self._device)
-            return _improved(piece, queries, none, excluded, buffer, patient=False)
+            return _improved(piece, queries, none, hidden, buffer, patient=False)
         except TooRoughError:
             log.info(
                 "index: 8 bits tell too few of these vectors apart; exact search goes on with the vectors themselves"
@@ -144,7 +147,7 @@ class FlatIndex:
             )
         return made
 
-    def _search_blocks(self, queries: Tensor, k: int, excluded: Tensor | None, buffer: ScoreBuffer) -> SearchResult:
+    def _search_blocks(self, queries: Tensor, k: int, hidden: HiddenRows | None, buffer: ScoreBuffer) -> SearchResult:
         best = empty_result(len(queries), k, self._device)
         on_cpu, num_rows = self._device.type == "cpu", self.num_rows
         block_rows = max(1, _BLOCK_BYTES // (4 * max(1, self.dimension)) if on_cpu else num_rows)
@@ -155,7 +158,7 @@ class FlatIndex:
         for start, block in read_ahead(range(0, num_rows, block_rows), read):
             rough = of_block(block, self._longest_vector(block, start), product_dtype(block))
             piece = Piece(rough, block.__getitem__, start + self._first_row)
-            best = _improved(piece, queries, best, excluded, buffer)
+            best = _improved(piece, queries, best, hidden, buffer)
         return best
 
     def _longest_vector(self, block: Tensor, start: int) -> float:
@@ -176,7 +179,7 @@ def _improved(
     piece: Piece,
     queries: Tensor,
     best: SearchResult,
-    excluded: Tensor | None,
+    hidden: HiddenRows | None,
     buffer: ScoreBuffer,
     patient: bool = True,
 ) -> SearchResult:
@@ -190,8 +193,8 @@ def _improved(
     for start in range(0, len(queries), at_once):
         some = slice(start, start + at_once)
         known = SearchResult(best.scores[some], best.rows[some])
-        hidden = None if excluded is None else excluded[some]
-        parts.append(CandidateFilter(piece, queries[some], known, hidden, buffer, patient).search())
+        hidden_of_some = None if hidden is None else hidden.of_queries(some)
+        parts.append(CandidateFilter(piece, queries[some], known, hidden_of_some, buffer, patient).search())
     return SearchResult(torch.cat([part.scores for part in parts]), torch.cat([part.rows for part in parts]))
 
 

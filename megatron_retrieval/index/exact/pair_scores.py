@@ -31,11 +31,11 @@ def pair_scores(queries: Tensor, vectors: Tensor, query_index: Tensor, vector_in
     for query_rows, vector_rows in zip(query_index.split(step), vector_index.split(step), strict=True):
         products = queries.index_select(0, query_rows).double()
         products *= vectors.index_select(0, vector_rows)
-        parts.append(_sum_by_halves(products).float())
+        parts.append(sum_by_halves(products).float())
     return torch.cat(parts) + 0.0
 
 
-def _sum_by_halves(values: Tensor) -> Tensor:
+def sum_by_halves(values: Tensor) -> Tensor:
     """[m, D] -> [m], in place: the upper half is added to the lower until one column is left."""
     width = values.size(1)
     while width > 1:

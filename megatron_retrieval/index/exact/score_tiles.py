@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.index.exact.bounded_products import GROUP_ROWS, RoughQueries, RoughVectors, product, score_dtype
+from megatron_retrieval.index.exact.hidden_rows import HiddenRows
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("index")
@@ -57,7 +58,7 @@ class KeptScores:
     """All scores and maxima, in the buffer: valid until the next tile is made with it."""
 
     def __init__(
-        self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
+        self, rough: RoughVectors, queries: RoughQueries, hidden: HiddenRows | None, rows: range, buffer: ScoreBuffer
     ) -> None:
         self.first = rows.start
         matrix, width = rough.matrix[rows.start : rows.stop], len(queries.unit)
@@ -72,7 +73,7 @@ class KeptScores:
             product(matrix[some], queries.matrix, out=scores[some])
             _maxima(self._scores[group : group + at_once], self.maxima[group : group + at_once])
         if hidden is not None:
-            query, row = _inside(hidden, rows)
+            query, row = hidden.inside(rows)
             scores[row, query] = nothing(scores)
             group_of_row = row // GROUP_ROWS
             self.maxima[group_of_row, query] = self.of(group_of_row, query).amax(1)
@@ -85,7 +86,7 @@ class MaximaOnly:
     """Maxima by a kernel that writes nothing else; scores of chosen groups are computed on demand."""
 
     def __init__(
-        self, rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
+        self, rough: RoughVectors, queries: RoughQueries, hidden: HiddenRows | None, rows: range, buffer: ScoreBuffer
     ) -> None:
         kernel = maxima_kernel()
         assert kernel is not None
@@ -94,7 +95,7 @@ class MaximaOnly:
         self.maxima = kernel(self._rows, queries.matrix)
         self.num_scores = self.maxima.numel() * GROUP_ROWS
         if hidden is not None:
-            query, row = _inside(hidden, rows)
+            query, row = hidden.inside(rows)
             group = row // GROUP_ROWS
             self.maxima[group, query] = self.of(group, query).amax(1)
 
@@ -109,14 +110,14 @@ class MaximaOnly:
         scores = (vectors * self._queries.t()[query, None].float()).sum(2)
         is_none = row >= len(self._rows)
         if self._hidden is not None:
-            is_none |= (self._hidden[query, None] == (row + self.first)[:, :, None]).any(2)
+            is_none |= self._hidden.holds(query, row + self.first)
         return scores.masked_fill_(is_none, -torch.inf)
 
 
 def make_tile(
-    rough: RoughVectors, queries: RoughQueries, hidden: Tensor | None, rows: range, buffer: ScoreBuffer
+    rough: RoughVectors, queries: RoughQueries, hidden: HiddenRows | None, rows: range, buffer: ScoreBuffer
 ) -> Tile:
-    """Rough scores of the rows `rows` of a piece; `hidden` [B, E] counts from the piece's first row. The tile may be
+    """Rough scores of the rows `rows` of a piece; `hidden` counts from the piece's first row. The tile may be
     valid only until the next one is made with this buffer."""
     kind = MaximaOnly if rough.matrix.is_cuda and maxima_kernel() is not None else KeptScores
     return kind(rough, queries, hidden, rows, buffer)
@@ -153,10 +154,3 @@ def _maxima(scores: Tensor, out: Tensor) -> None:
 def nothing(scores: Tensor) -> float | int:
     """A score below every real one, for hidden and missing rows."""
     return torch.iinfo(scores.dtype).min if scores.dtype == torch.int32 else -torch.inf
-
-
-def _inside(hidden: Tensor, rows: range) -> tuple[Tensor, Tensor]:
-    """(query, row counted from the first of `rows`) of what is hidden there."""
-    columns = hidden - rows.start
-    query, place = ((columns >= 0) & (columns < len(rows))).nonzero(as_tuple=True)
-    return query, columns[query, place]

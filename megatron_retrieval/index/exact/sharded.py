@@ -69,21 +69,26 @@ class ShardedIndex:
         return self._local.dimension
 
     @torch.no_grad()
-    def search(self, queries: Tensor, k: int, exclude_rows: Tensor | None = None) -> SearchResult:
+    def search(
+        self, queries: Tensor, k: int, exclude_rows: Tensor | None = None, exclude_ranges: Tensor | None = None
+    ) -> SearchResult:
         """See `SearchIndex.search`; a collective over all ranks."""
         queries = checked_queries(queries, k, self.dimension)
         if self._topology.world_size == 1:
-            return self._local.search(queries, k, exclude_rows)
+            return self._local.search(queries, k, exclude_rows, exclude_ranges)
         device, asked_on = self._topology.device, queries.device
-        if exclude_rows is None:
-            exclude_rows = torch.empty(len(queries), 0, dtype=torch.int64)
-        wishes = gather_objects((len(queries), exclude_rows.size(1), k), self._topology.world_group)
-        counts, widths, ks = (list(values) for values in zip(*wishes, strict=True))
+        rows = torch.empty(len(queries), 0, dtype=torch.int64) if exclude_rows is None else exclude_rows
+        ranges = rows.new_empty(len(queries), 0) if exclude_ranges is None else exclude_ranges.flatten(1)
+        wishes = gather_objects((len(queries), rows.size(1), ranges.size(1), k), self._topology.world_group)
+        counts, widths, range_widths, ks = (list(values) for values in zip(*wishes, strict=True))
         if len(set(ks)) > 1:
             raise ValueError(f"all ranks must ask for the same k, got {ks}")
         all_queries = self._gather(queries.to(device), counts)
-        all_excluded = self._gather(_padded(exclude_rows.to(device), max(widths), -1), counts) if max(widths) else None
-        found = self._local.search(all_queries, k, all_excluded)
+        all_rows = self._gather(_padded(rows.to(device), max(widths), -1), counts) if max(widths) else None
+        all_ranges = None
+        if width := max(range_widths):
+            all_ranges = self._gather(_padded(ranges.to(device), width, 0), counts).view(-1, width // 2, 2)
+        found = self._local.search(all_queries, k, all_rows, all_ranges)
         return _merge(self._send_back(found.scores, counts), self._send_back(found.rows, counts), k, asked_on)
 
     @torch.no_grad()

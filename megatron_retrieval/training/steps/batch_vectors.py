@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 
 def _prefix(vectors: Tensor, size: int, is_unit: bool) -> Tensor:
-    if size == vectors.size(1):
-        return vectors
     return F.normalize(vectors[:, :size], dim=1) if is_unit else vectors[:, :size]
 
 

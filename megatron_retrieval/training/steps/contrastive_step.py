@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from torch.nn import functional as F
 from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
-from megatron_retrieval.objectives.contrastive import contrastive_loss
+from megatron_retrieval.objectives.contrastive import Scores, contrastive_loss, inner_products
 from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.training.passage_memory import PassageMemory
 from megatron_retrieval.training.steps.batch_losses import losses_of_rows, row_blocks
 from megatron_retrieval.training.steps.batch_vectors import BatchVectors, Remembered
@@ -42,8 +44,12 @@ class ContrastiveConfig(ContrastiveLossConfig):
     """Encode twice so that memory grows with the micro-batch only; off: keep all activations, one forward pass less."""
 
 
+Vectors = TypeVar("Vectors", BatchVectors, Remembered)
+
+
 class ContrastiveStep:
-    """Contrastive training of a dual encoder. Dropout depends on (seed, iteration, rank, tower, micro-batch) only.
+    """Contrastive training of a dual encoder, or of late interaction. Dropout depends on (seed, iteration, rank, tower,
+    micro-batch) only.
 
     Args:
         guide: in evaluation mode, where the loss has one.
@@ -55,7 +61,7 @@ class ContrastiveStep:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: DualEncoder | LateEncoder,
         config: ContrastiveConfig,
         topology: ProcessTopology,
         seed: int,
@@ -63,9 +69,15 @@ class ContrastiveStep:
         memory: PassageMemory | None = None,
     ) -> None:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
-        self._sizes, self._is_unit = config.prefix_weights(model.dimension), model.config.normalize_embeddings
+        self._sizes = config.prefix_weights(model.dimension)
+        self._is_unit = isinstance(model, DualEncoder) and model.config.normalize_embeddings
         self._loss, self._guide = CONTRASTIVE_LOSSES[config.contrastive_loss], guide
         self._memory = memory
+        self._score: Scores = inner_products
+        self._numbers_per_score = 1
+        if isinstance(model, LateEncoder):
+            self._score, self._numbers_per_score = model.scores, model.numbers_per_score
+            self._require_for_tokens()
         if (self._loss.over == "guided") != (guide is not None):
             raise ConfigError(f"--guide and --contrastive-loss {self._loss.name}: gist needs a guide, and others none.")
         if "pairs" in self._loss.over and not (self._is_unit and config.score_divisor(model.dimension) == 1):
@@ -109,7 +121,7 @@ class ContrastiveStep:
         outputs = [
             output
             for size in self._sizes
-            for output in self._block_losses(vectors.prefix(size, self._is_unit), guide, batch, None, size)
+            for output in self._block_losses(self._prefix(vectors, size), guide, batch, None, size)
         ]
         return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
 
@@ -127,7 +139,7 @@ class ContrastiveStep:
         # the blocks' gradients add up in leaves, and go on to all ranks at once
         whole = gathered.leaves()
         for size in self._sizes:
-            part = whole.prefix(size, self._is_unit)
+            part = self._prefix(whole, size)
             leaves = part.leaves()
             for output in self._block_losses(leaves, guide, batch, remembered, size):
                 (output.loss * loss_scale).backward()
@@ -139,6 +151,20 @@ class ContrastiveStep:
         assert queries.grad is not None
         assert passages.grad is not None
         return _sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
+
+    def _require_for_tokens(self) -> None:
+        """Refuse what compares single vectors, where every token has one."""
+        if self._loss.over not in ("batch", "teacher"):
+            raise ConfigError(
+                f"--contrastive-loss {self._loss.name} compares single vectors; late interaction learns by nll, "
+                "or another loss over the scores of the batch, or from a teacher."
+            )
+        if self.config.matryoshka_dims or self.config.memory_batches:
+            raise ConfigError("--matryoshka-dims and --memory-batches are of single vectors, not of late interaction.")
+
+    def _prefix(self, vectors: Vectors, size: int) -> Vectors:
+        """See `BatchVectors.prefix`; whole vectors are as they are, be they of one text or of its tokens."""
+        return vectors if size == self.model.dimension else vectors.prefix(size, self._is_unit)
 
     def _remembered(self, batch: ContrastiveBatch, iteration: int) -> Remembered | None:
         """Passages of batches before."""
@@ -178,8 +204,9 @@ class ContrastiveStep:
         """
         queries, candidates = vectors.queries, vectors.passages
         positives = batch.positive_columns(self.topology.dp_rank)
-        further = None if remembered is None else remembered.prefix(size, self._is_unit)
-        blocks = row_blocks(queries.size(0), candidates.size(0) + (0 if further is None else len(further.vectors)))
+        further = None if remembered is None else self._prefix(remembered, size)
+        num_passages = candidates.size(0) + (0 if further is None else len(further.vectors))
+        blocks = row_blocks(queries.size(0), num_passages * self._numbers_per_score)
         divisor, weight, is_whole = self.config.score_divisor(size), self._sizes[size], size == self.model.dimension
         losses = losses_of_rows(
             self._loss,
@@ -205,6 +232,7 @@ class ContrastiveStep:
                 batch.num_questions,
                 divisor,
                 losses(rows),
+                self._score,
             )
             yield LossOutput(output.loss * weight, output.metrics if is_whole else {})
 

@@ -17,13 +17,16 @@ from megatron_retrieval.types.search import FILLER_ROW
 Key = tuple[bytes, int]
 #: values of a pass by question and row, on the CPU
 Memo = dict[Key, Tensor]
+#: values that a memo holds before it starts anew: about half a gigabyte of short answers
+MOST_REMEMBERED = 1 << 20
 
 
 class MemoisedReadings:
     """See ReaderSide; each passage for itself is read once for each question and answer.
 
     Args:
-        side: of a reader that is not trained. Memory: 4 bytes for each token of the answer, question and passage.
+        side: of a reader that is not trained. Memory: up to `MOST_REMEMBERED` values and those of a batch, each about
+            400 bytes and 4 for each token of the answer.
 
     Attributes:
         num_asked: passages that were asked for since the last `take_counts`; `num_read`: of these, how many were read.
@@ -90,7 +93,9 @@ class MemoisedReading:
         return values.to(self.is_real.device)
 
     def _learn(self, memo: Memo, keys: list[list[Key]], is_real: Tensor, read: Callable[[Any], Tensor]) -> None:
-        """Read what is real and not known yet."""
+        """Read what is real and not known yet; a full memo is emptied first."""
+        if len(memo) >= MOST_REMEMBERED:
+            memo.clear()
         self.owner.num_asked += int(is_real.sum())
         unknown: dict[int, list[Key]] = {}
         for question, place in is_real.nonzero().tolist():

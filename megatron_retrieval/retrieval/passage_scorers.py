@@ -1,0 +1,87 @@
+"""Scores of a question's passages: by a cross-encoder, which reads them together, or by late interaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_retrieval.data.layouts.late import LateFormatConfig
+from megatron_retrieval.data.layouts.pair import PairFormatConfig
+from megatron_retrieval.data.layouts.sequences import lay_out_passages, lay_out_questions
+from megatron_retrieval.data.stores.ragged import tokenize
+from megatron_retrieval.models.cross_encoder import CrossEncoder
+from megatron_retrieval.models.late_interaction import LateInteraction, max_sim
+from megatron_retrieval.retrieval.encode_batches import parts_for_cpu
+from megatron_retrieval.retrieval.late_encoder import LateEncoder
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.tokens import by_length, in_given_order
+
+
+@dataclass(frozen=True)
+class CrossEncoderScorer:
+    """A `PassageScorer`: question and passage in one sequence (Nogueira & Cho 2019, arXiv 1901.04085).
+
+    Attributes:
+        model: in evaluation mode.
+        micro_batch_size: pairs in one forward pass.
+    """
+
+    model: CrossEncoder
+    layout: PairFormatConfig
+    vocabulary: Vocabulary
+    device: torch.device
+    micro_batch_size: int = 128
+
+    @torch.no_grad()
+    def __call__(self, question: str, passages: Sequence[Passage]) -> Tensor:
+        """See PassageScorer."""
+        pairs = self.layout.lay_out([question] * len(passages), passages, self.vocabulary)
+        batches = _batches(pairs.tokens.lengths, self.micro_batch_size, self.device)
+        scores = torch.cat([self.model(pairs.rows(batch).to(self.device)) for batch in batches])
+        return in_given_order(scores.cpu(), batches)
+
+
+class LateInteractionScorer:
+    """A `PassageScorer`: each token of the question with its nearest of the passage (Khattab & Zaharia 2020, arXiv
+    2004.12832, section 3.5).
+
+    Args:
+        model: in evaluation mode.
+        micro_batch_size: passages in one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: LateInteraction,
+        layout: LateFormatConfig,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        micro_batch_size: int = 128,
+    ) -> None:
+        self._encoder = LateEncoder(model, layout, vocabulary).eval()
+        self._layout, self._vocabulary, self._device = layout, vocabulary, device
+        self._micro_batch_size = micro_batch_size
+
+    @torch.no_grad()
+    def __call__(self, question: str, passages: Sequence[Passage]) -> Tensor:
+        """See PassageScorer."""
+        asked = lay_out_questions(tokenize(self._vocabulary, [question]), self._vocabulary, self._layout)
+        titles = tokenize(self._vocabulary, [passage.title for passage in passages])
+        texts = tokenize(self._vocabulary, [passage.text for passage in passages])
+        found = lay_out_passages(titles, texts, self._vocabulary, self._layout)
+        vectors = self._encoder.question_vectors(asked.to(self._device))
+        batches = _batches(found.lengths, self._micro_batch_size, self._device)
+        scores = [max_sim(vectors, self._encoder.passage_vectors(found.rows(b).to(self._device)))[0] for b in batches]
+        return in_given_order(torch.cat(scores).cpu(), batches)
+
+
+def _batches(lengths: Tensor, micro_batch_size: int, device: torch.device) -> list[Tensor]:
+    """The numbers of sequences, those of like length together, in parts that fit the caches of a CPU."""
+    batches = by_length(lengths, micro_batch_size, longest_first=True)
+    if device.type != "cpu":
+        return batches
+    return [part for batch in batches for part in parts_for_cpu(lengths[batch], batch)]
