@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megatron_retrieval.models.memory import KeysAndValues, Memory
+from megatron_retrieval.models.memory import KeysAndValues, ReadMemory
 from megatron_retrieval.models.packing import Packing
 from megatron_retrieval.models.prompt import Prompts
 from megatron_retrieval.models.rotary import Rotary
@@ -65,7 +65,7 @@ class LayerInputs:
     """
 
     bias: Tensor | None = None
-    memory: Memory | None = None
+    memory: ReadMemory | None = None
     cache: TokenCache | None = None
     rotary: Rotary | None = None
     packing: Packing | None = None

@@ -14,6 +14,7 @@ import test_fusion_reader as fusion
 import test_masked_lm_step as masked
 import test_orqa_step as orqa_setting
 import test_realm_step as realm_setting
+import test_retro_step as retro
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from megatron_retrieval.models.causal_reader import CausalReader
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.models.retro import Retro
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -36,6 +38,7 @@ from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndT
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
+from megatron_retrieval.training.steps.retro_step import RetroStep, RetroStepConfig
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.types.causal import continued
@@ -100,6 +103,12 @@ def _causal(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
     return reader, step, batch.rows(torch.arange(len(prompts)).chunk(topology.dp_size)[topology.dp_rank])
 
 
+def _retro(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
+    model = Retro(retro.SHAPE, topology, dtype, seed=3)
+    step = RetroStep(model, RetroStepConfig(micro_batch_size=2), topology, seed=3)
+    return model, step, retro._texts().rows(torch.arange(len(retro.LENGTHS)).chunk(topology.dp_size)[topology.dp_rank])
+
+
 def _end_to_end(topology: ProcessTopology, folder: str, objective: str, reads: str) -> Paradigm:
     setting: Any = (
         fusion_setting.FusionSetting(topology, f"{folder}/writing", 4)
@@ -139,6 +148,7 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
         "extractive": (_extractive, fp32),
         "causal": (lambda topology: _causal(topology, torch.float32), fp32),
         "causal, bf16": (lambda topology: _causal(topology, torch.bfloat16), bf16),
+        "retro, bf16": (lambda topology: _retro(topology, torch.bfloat16), bf16),
         **{
             name: (lambda topology, name=name: _end_to_end(topology, folder, name, "writing"), fp32)
             for name in fusion_setting.WRITERS
