@@ -62,6 +62,8 @@ class LayerInputs:
             padded.
         prompts: what the sequences continue, seen by self-attention before the tokens of the cache.
         is_causal: in the place of a bias; tokens see those before them alone.
+        num_read: positions, from the first on, whose states are wanted of a layer; the others are its keys and values
+            alone. None: all. Not with a cache, a packing or prompts.
     """
 
     bias: Tensor | None = None
@@ -71,6 +73,7 @@ class LayerInputs:
     packing: Packing | None = None
     prompts: Prompts | None = None
     is_causal: bool = False
+    num_read: int | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,7 +69,7 @@ class Layer(nn.Module):
         self.add_module(part.name, part.module)
 
     def forward(self, states: Tensor, inputs: LayerInputs, chosen: slice = ALL_PARTS) -> Tensor:
-        """[L, R, D] hidden states -> [L, R, D].
+        """[L, R, D] hidden states -> [L, R, D]; of `num_read` positions, where `inputs` names so many.
 
         Args:
             chosen: which parts are computed, by their places.
@@ -88,11 +88,12 @@ class Layer(nn.Module):
         return output
 
     def _run(self, states: Tensor, inputs: LayerInputs, chosen: slice) -> Tensor:
+        num_read = inputs.num_read
         for part in self.parts[chosen]:
             if part.place == "before":
-                states = states + self.dropout(part.module(part.norm(states), inputs))
+                states = states[:num_read] + self.dropout(part.module(part.norm(states), inputs))
             else:
-                states = part.norm(states + self.dropout(part.module(states, inputs)))
+                states = part.norm(states[:num_read] + self.dropout(part.module(states, inputs)))
         return states
 
 
@@ -104,10 +105,13 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] hidden states -> [L, R, D]."""
-        for layer in self.layers:
-            states = layer(states, inputs)
-        return states
+        """[L, R, D] hidden states -> [L, R, D], or [num_read, R, D]: what nobody reads the last layer leaves out."""
+        *before, last = self.layers
+        of_all = inputs if inputs.num_read is None else replace(inputs, num_read=None)
+        for layer in before:
+            states = layer(states, of_all)
+        output: Tensor = last(states, inputs)
+        return output
 
 
 def transformer_layer(

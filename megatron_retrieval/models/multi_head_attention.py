@@ -35,15 +35,18 @@ class SelfAttention(nn.Module):
         self.linear_proj = _projection(config, groups)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] -> [L, R, D]; reads the bias, positions, prompts, and the cache, whose tokens precede those of
-        `states`."""
+        """[L, R, D] -> [L, R, D], or [num_read, R, D]; reads the bias, positions, prompts, and the cache, whose tokens
+        precede those of `states`."""
         query, key, value = self._query_key_value(states, inputs)
+        bias = inputs.bias
+        if inputs.num_read is not None:
+            query, bias = query[: inputs.num_read], None if bias is None else bias[..., : inputs.num_read, :]
         if inputs.cache is not None:
             key, value = inputs.cache.extend(self, key, value)
         if inputs.prompts is not None:
-            attended = inputs.prompts.attend(self, query, key, value, inputs.bias)
+            attended = inputs.prompts.attend(self, query, key, value, bias)
         else:
-            attended = self.core_attention(query, key, value, inputs.bias, is_causal=inputs.is_causal)
+            attended = self.core_attention(query, key, value, bias, is_causal=inputs.is_causal)
         if inputs.packing is not None:
             attended = inputs.packing.unpad(attended)
         output: Tensor = self.linear_proj(attended)[0]
@@ -52,7 +55,10 @@ class SelfAttention(nn.Module):
     def _query_key_value(self, states: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
         """[L, R, heads of this rank, head width] each, key and value with the heads that are shared."""
         parts = self.linear_qkv(states)[0].unflatten(-1, (-1, self.heads_per_group, self.head_width))
-        query, key, value = parts[..., :-2, :].flatten(-3, -2), parts[..., -2, :], parts[..., -1, :]
+        if self.heads_per_group == 3:  # one way back for the three gradients
+            query, key, value = parts.unbind(-2)
+        else:
+            query, key, value = parts[..., :-2, :].flatten(-3, -2), parts[..., -2, :], parts[..., -1, :]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if inputs.rotary is not None:
