@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.layer_inputs import LayerInputs
@@ -139,7 +140,7 @@ class BertEmbedding(nn.Module):
             nn.Embedding(config.num_segments, config.hidden_size) if config.num_segments else None
         )
         self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self._offset = config.first_position
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, first_position: int = 0) -> Tensor:

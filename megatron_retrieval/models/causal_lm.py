@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import causal_bias
 from megatron_retrieval.models.causal_config import CausalShape, causal_engine_config
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
@@ -63,7 +64,7 @@ class CausalStack(nn.Module):
             for _ in range(config.num_layers)
         )
         self.final_layernorm = norm(engine)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.to(dtype)
 
     def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:

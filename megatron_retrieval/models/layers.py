@@ -13,6 +13,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.feed_forward import FeedForward
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.multi_head_attention import CrossAttention, SelfAttention
@@ -59,7 +60,7 @@ class Layer(nn.Module):
         self.parts: list[Part] = []
         for place, part in enumerate(parts):
             self.insert(place, part)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self._recompute = recompute
 
     def insert(self, place: int, part: Part) -> None:
