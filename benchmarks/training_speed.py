@@ -3,8 +3,9 @@
 A step is forwards, backwards, clipping and Adam on one batch of real texts, float32. Before anything is timed, both
 sides take a step without dropout, and their losses and gradients must be equal; then they take turns, with the dropout
 that the model comes with, and a round's ratio is that of neighbours: what other jobs take from the machine meets both.
-The other side gets the tokens ready, in columns that are padded to the longest, and Adam in one fused pass. With
---memory each side also runs in a process of its own, and its peak is reported.
+A fusion reader is a T5 of the encoder's depth and widths, with random weights. The other side gets the tokens ready, in
+columns that are padded to the longest, and Adam in one fused pass. With --memory each side also runs in a process of
+its own, and its peak is reported.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from megatron_retrieval.data.layouts.sequences import (
 )
 from megatron_retrieval.data.stores.ragged import Ragged, tokenize
 from megatron_retrieval.errors import ConfigError, MismatchError
-from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.bert import BertConfig, PostNormConfig
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
@@ -53,7 +54,6 @@ Task = Literal["in-batch", "hard-negative", "cached", "ict", "extractive", "fusi
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-4
 #: tokens of an answer to write, and of one to find
 _ANSWER_TOKENS, _SPAN_TOKENS = 8, 3
-_SMALL_T5 = T5Config(num_layers=6, hidden_size=512, num_attention_heads=8, ffn_hidden_size=2048)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -69,8 +69,6 @@ class TrainingSpeedConfig(Checked):
     """WordPiece vocabulary of random weights."""
     shape: BertConfig = field(default_factory=BertConfig)
     """Shape of random weights."""
-    t5: T5Config = field(default_factory=lambda: _SMALL_T5)
-    """Shape of the fusion reader, whose weights are random."""
     tasks: tuple[Task, ...] = ("in-batch", "hard-negative", "cached", "ict", "extractive", "fusion")
     """What is trained: in-batch, hard-negative and cached are DPR's batches; cached encodes twice, so that memory
     grows with the micro-batch only."""
@@ -183,10 +181,20 @@ def _sides(config: TrainingSpeedConfig, task: Task, topology: ProcessTopology) -
     if task == "extractive":
         return extractive(foreign, config.model, texts.extractive(), topology, micro_batch_size=1)
     if task == "fusion":
-        return fusion(config.t5, texts.fusion(), topology, micro_batch_size=1)
+        return fusion(_t5_like(foreign.shape.encoder), texts.fusion(), topology, micro_batch_size=1)
     batch = texts.ict() if task == "ict" else texts.dpr(int(task != "in-batch"))
     size = config.micro_batch_size
     return contrastive(foreign, config.model, batch, topology, micro_batch_size=size, cached=task == "cached")
+
+
+def _t5_like(encoder: PostNormConfig) -> T5Config:
+    """Of the encoder's depth and widths."""
+    return T5Config(
+        num_layers=encoder.num_layers,
+        hidden_size=encoder.hidden_size,
+        num_attention_heads=encoder.num_attention_heads,
+        ffn_hidden_size=encoder.ffn_size,
+    )
 
 
 class _Texts:
