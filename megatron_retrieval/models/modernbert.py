@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import additive, padding_bias
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.feed_forward import FeedForward
@@ -140,7 +141,7 @@ class _Embedding(nn.Module):
         super().__init__()
         self.word_embeddings = word_embeddings(config.vocab_size, engine, groups)
         self.norm = _norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         states: Tensor = self.dropout(self.norm(self.word_embeddings(ids.t())))
