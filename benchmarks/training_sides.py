@@ -136,10 +136,10 @@ def contrastive(
         micro_batch_size=micro_batch_size,
         gradient_caching=cached,
         retriever_score_scaling=False,
-        temperature=0.05 if normalised else 1.0,
     )
     other = SentenceTransformer(str(folder), device="cpu")
-    settings = {"scale": 20.0, "similarity_fct": cos_sim} if normalised else {"scale": 1.0, "similarity_fct": dot_score}
+    # no temperature: the loss of a trained encoder would be next to nothing, and what rounding makes of it
+    settings = {"scale": 1.0, "similarity_fct": cos_sim if normalised else dot_score}
     loss: nn.Module = MultipleNegativesRankingLoss(other, **settings)
     if cached:
         loss = CachedMultipleNegativesRankingLoss(other, mini_batch_size=micro_batch_size, **settings)
