@@ -40,7 +40,7 @@ def open_backend(name: Backend, folder: Path, texts: Sequence[str], num_threads:
         return model.bfloat16()
     open_run = _open_onnx if name.startswith("onnx") else _open_openvino
     run = open_run(model, name.endswith("int8"), texts, num_threads)
-    model[0].auto_model = _Foreign(model[0].auto_model, run)
+    model[0].model = _Foreign(model[0].model, run)
     return model
 
 
@@ -81,7 +81,7 @@ def _needed(*names: str) -> tuple[Any, ...]:
 
 
 def _example(model: SentenceTransformer, texts: Sequence[str]) -> tuple[Tensor, ...]:
-    features = model.tokenize(list(texts))
+    features = model.preprocess(list(texts))
     return tuple(features.get(name, torch.zeros_like(features["input_ids"])) for name in INPUTS)
 
 
@@ -90,7 +90,7 @@ def _open_onnx(model: SentenceTransformer, in_8_bits: bool, texts: Sequence[str]
     with tempfile.TemporaryDirectory() as name:
         path, small = Path(name) / "model.onnx", Path(name) / "int8.onnx"
         torch.onnx.export(
-            _Traced(model[0].auto_model).eval(),
+            _Traced(model[0].model).eval(),
             _example(model, texts[:2]),
             str(path),
             input_names=list(INPUTS),
@@ -116,7 +116,7 @@ def _open_onnx(model: SentenceTransformer, in_8_bits: bool, texts: Sequence[str]
 
 def _open_openvino(model: SentenceTransformer, in_8_bits: bool, texts: Sequence[str], num_threads: int) -> Run:
     (openvino,) = _needed("openvino")
-    graph = openvino.convert_model(_Traced(model[0].auto_model).eval(), example_input=_example(model, texts[:2]))
+    graph = openvino.convert_model(_Traced(model[0].model).eval(), example_input=_example(model, texts[:2]))
     if in_8_bits:
         (nncf,) = _needed("nncf")
         samples = nncf.Dataset([_example(model, [text]) for text in texts[:100]])
