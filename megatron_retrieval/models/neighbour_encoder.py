@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from megatron_retrieval.models.attention import padding_bias
 from megatron_retrieval.models.causal_config import causal_engine_config
 from megatron_retrieval.models.chunked_attention import PlacedMemory, add_cross_attention
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.engine import word_embeddings
 from megatron_retrieval.models.exact_bias import ExactBias
 from megatron_retrieval.models.layer_inputs import LayerInputs
@@ -55,7 +56,7 @@ class NeighbourEncoder(nn.Module):
                 memory_size=config.hidden_size,
             )
         self.chunk_layernorm = norm(causal_engine_config(config, topology.tp_size, dtype))
-        self.final_layernorm, self.dropout = norm(engine), nn.Dropout(shape.hidden_dropout)
+        self.final_layernorm, self.dropout = norm(engine), Dropout(shape.hidden_dropout)
         self.chunk_relative_bias = distances(
             config.retro_relative_positions,
             lowest=1 - config.retro_chunk_length,
