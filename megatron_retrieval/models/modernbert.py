@@ -123,11 +123,7 @@ class ModernBertEncoder(MegatronModule):
         places = torch.arange(num_tokens, device=device)[:, None]
         head_width = config.hidden_size // config.num_attention_heads
         whole = padding_bias(batch.lengths, num_tokens, dtype, device)
-        near = whole
-        if num_tokens > (most := config.local_attention // 2) + 1:
-            hidden = (places - places.t()).abs() > most
-            padding = places.t() >= to_device(batch.lengths, device)[:, None]
-            near = additive(hidden | padding[:, None, None, :], dtype)
+        near = _window_bias(batch.lengths, num_tokens, config.local_attention // 2, dtype, device)
         return {
             True: LayerInputs(whole, rotary=rotary(places, head_width, config.rotary_base, dtype)),
             False: LayerInputs(near, rotary=rotary(places, head_width, config.local_rotary_base, dtype)),
@@ -146,6 +142,22 @@ class _Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         states: Tensor = self.dropout(self.norm(self.word_embeddings(ids.t())))
         return states
+
+
+def _window_bias(
+    lengths: Tensor, num_tokens: int, most: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """[B, 1, T, T] additive mask that hides padding, and tokens further away than `most`; see `padding_bias`.
+
+    What is behind a text and too far from it sees itself: fused kernels have no gradient for a row without keys.
+    """
+    if num_tokens <= most + 1:
+        return padding_bias(lengths, num_tokens, dtype, device)
+    rows = torch.arange(num_tokens, device=device)[:, None]
+    columns, ends = rows.t(), to_device(lengths, device)[:, None, None]
+    hidden = ((rows - columns).abs() > most) | (columns >= ends)
+    hidden &= (rows != columns) | (rows - most < ends)
+    return additive(hidden[:, None], dtype)
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:
