@@ -12,6 +12,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_retrieval.applications.plan.retro_costs import causal_parameters, retro_parameters, token_products
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.chunked_attention import (
     ChunkedCrossAttention,
@@ -255,6 +256,24 @@ def test_recomputed_layers_give_the_same_gradients(topology: ProcessTopology) ->
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"retro_cca_init": "self-attention", "retro_relative_positions": "buckets"},
+        {"add_qkv_bias": True, "qk_layernorm": True, "untie_embeddings_and_output_weights": True},
+        {"retro_encoder_hidden_size": 16, "retro_relative_positions": "none"},
+    ],
+)
+def test_weights_are_counted(topology: ProcessTopology, changes: dict[str, Any]) -> None:
+    shape = dataclasses.replace(SHAPE, **changes)
+    model = Retro(shape, topology)
+    assert retro_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
+    base = {name: parameter for name, parameter in model.named_parameters() if name in model.base_names()}
+    assert causal_parameters(shape) == sum(parameter.numel() for parameter in base.values())
+    if not shape.add_qkv_bias:  # every matrix is multiplied with, that of the tied words once
+        assert token_products(shape) == sum(parameter.numel() for parameter in base.values() if parameter.dim() == 2)
 
 
 def test_an_encoder_of_another_width(topology: ProcessTopology) -> None:
