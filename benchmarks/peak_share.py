@@ -2,7 +2,8 @@
 
 Peaks are measured beside the work: the best of some square products in float32, and reading memory that no cache holds.
 An encoder of random weights embeds, and is trained by DPR's step; random vectors are searched. What the time goes to is
-torch's profile: a row for every kind of operation, in percent of the work's CPU time.
+torch's profile: a row for every kind of operation, in percent of the work's time. Seconds are those that the process
+spends, which other jobs change less: with more threads than one they count for all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from embedding_rate import MATRIX_SIZES, matrix_rate, operations
+from embedding_rate import MATRIX_SIZES, operations
 from torch.profiler import ProfilerActivity, profile
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
@@ -68,12 +69,12 @@ class PeakShareConfig(Checked):
     num_rounds: PositiveInt = 5
     """Rounds that are timed; the median counts."""
     num_threads: PositiveInt = 1
-    """Threads."""
+    """Threads; rates are for each."""
 
 
 def main(config: PeakShareConfig) -> None:
     torch.set_num_threads(config.num_threads)
-    rate = matrix_rate(MATRIX_SIZES["cpu"], torch.float32, torch.device("cpu"))
+    rate = max(_matrix_rate(config, size) for size in MATRIX_SIZES["cpu"])
     bandwidth = _bandwidth(config)
     say = sys.stdout.write
     say(f"products: {rate / 1e9:.0f} GFLOP/s, memory: {bandwidth / 1e9:.1f} GB/s, {config.num_threads} threads\n\n")
@@ -155,6 +156,11 @@ def _texts(config: PeakShareConfig, count: int, seed: int = 0) -> TokenBatch:
     return TokenBatch(ids, torch.full((count,), config.num_tokens))
 
 
+def _matrix_rate(config: PeakShareConfig, size: int) -> float:
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    return 2.0 * size**3 / _median(config, partial(torch.mm, left, right))
+
+
 def _bandwidth(config: PeakShareConfig) -> float:
     """Bytes a second that are read by a sum."""
     values = torch.ones(_BANDWIDTH_VALUES)
@@ -173,17 +179,17 @@ def _median(config: PeakShareConfig, work: Callable[[], object]) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _profile(work: Callable[[], object]) -> Counter[str]:
     """The share of every kind of operation in the time between start and end."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        total = 1e6 * (time.perf_counter() - start)
+        total = 1e6 * (time.process_time() - start)
     shares: Counter[str] = Counter()
     for event in found.key_averages():
         shares[_kind(event.key)] += event.self_cpu_time_total / total

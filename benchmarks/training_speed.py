@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from training_sides import Figures, Side, contrastive, extractive, fusion, without_dropout
+from rivals.training import Figures, Side, contrastive, extractive, fusion, without_dropout
 
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS
@@ -82,6 +82,8 @@ class TrainingSpeedConfig(Checked):
     """Rounds that are timed."""
     num_threads: PositiveInt = 1
     """Threads of each."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Seconds on the wall, or those that the process spends, which other jobs change less."""
     memory: bool = False
     """Measure the peak of each side's steps as well."""
 
@@ -116,7 +118,8 @@ def _compared(config: TrainingSpeedConfig, task: Task) -> list[str]:
         sides = _sides(config, task, topology)
         first = [_first_step(side) for side in sides]
         _require_equal(task, *first)
-        seconds = [[_seconds(side.step) for side in sides] for _ in range(config.num_rounds)]
+        clock = time.perf_counter if config.clock == "wall" else time.process_time
+        seconds = [[_seconds(side.step, clock) for side in sides] for _ in range(config.num_rounds)]
     ratios = [their_own / own for own, their_own in seconds]
     medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
     peaks = [_peak(config, task, side) for side in (0, 1)] if config.memory else []
@@ -145,10 +148,10 @@ def _require_equal(task: Task, own: Figures, other: Figures) -> None:
         raise MismatchError(f"{task}: ours gives {own}, theirs {other}; their speeds cannot be compared.")
 
 
-def _seconds(step: Callable[[], Figures]) -> float:
-    start = time.perf_counter()
+def _seconds(step: Callable[[], Figures], clock: Callable[[], float]) -> float:
+    start = clock()
     step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _peak(config: TrainingSpeedConfig, task: Task, side: int) -> float:
