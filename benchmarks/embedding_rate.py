@@ -110,7 +110,8 @@ def _tokens(config: EmbeddingRateConfig) -> TokenBatch:
 
 
 def _model(config: EmbeddingRateConfig, dtype: torch.dtype, topology: ProcessTopology) -> DualEncoder:
-    shape = DualEncoderConfig(encoder=config.shape, biencoder_shared_query_context_model=True)
+    # the states of all tokens are wanted: a vector of [CLS] alone leaves out most of the last layer
+    shape = DualEncoderConfig(encoder=config.shape, pooling="mean", biencoder_shared_query_context_model=True)
     return DualEncoder(shape, topology, dtype).eval()
 
 

@@ -1,7 +1,7 @@
 """Passages embedded a second, against sentence-transformers with the same weights and texts.
 
-sentence-transformers computes in float32, as it does by itself, and in bfloat16. It gets the texts; the project takes
-the tokens that the evidence keeps. The three take turns, and a round's ratio is that of neighbours: what other jobs
+sentence-transformers computes with any of its backends, in float32 by torch as it comes. It gets the texts; the project
+takes the tokens that the evidence keeps. All take turns, and a round's ratio is that of neighbours: what other jobs
 take from the machine meets all.
 """
 
@@ -14,9 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from rivals.embedding import Backend, open_backend
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +27,7 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import LoadedDualEncoder, 
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig, encode_sequences
@@ -44,14 +46,25 @@ class EmbeddingSpeedConfig(Checked):
     """Checkpoint imported from the model (tools/import_checkpoint.py --format sentence-transformers)."""
     model: Path
     """Folder of the model as sentence-transformers reads it."""
+    backends: tuple[Backend, ...] = ("float32", "bfloat16")
+    """What sentence-transformers computes with; all are compared with float32 by torch, which comes first."""
     num_passages: PositiveInt = 1024
     """Passages embedded in a round, spread over the evidence."""
     num_rounds: PositiveInt = 5
     """Rounds that are timed."""
     num_threads: PositiveInt = 2
     """Threads of each, on CPU."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Seconds on the wall, or those that the process spends, which other jobs change less."""
     encode: EncodeConfig = field(default_factory=lambda: EncodeConfig(dtype="auto"))
     """How the project's encoder is run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backends[:1] != ("float32",):
+            raise ConfigError(
+                f"--backends {' '.join(self.backends)}: float32 comes first, the others are compared with it."
+            )
 
 
 def main(config: EmbeddingSpeedConfig) -> None:
@@ -62,18 +75,16 @@ def main(config: EmbeddingSpeedConfig) -> None:
         texts = [f"{passage.title} {passage.text}" for passage in evidence.passages(rows)]
         encoder = load_encoder_for(evidence, config.retriever, topology, config.encode.on(topology.device))
         device = topology.device
-        reference = SentenceTransformer(str(config.model), device=device.type)
-        half = SentenceTransformer(str(config.model), device=device.type).bfloat16()
-        arms = {
-            "megatron-retrieval": partial(_embed, evidence, encoder, rows, config.encode.micro_batch_size, device),
-            "sentence-transformers, float32": partial(_encode, reference, texts),
-            "sentence-transformers, bfloat16": partial(_encode, half, texts),
-        }
+        arms = {"megatron-retrieval": partial(_embed, evidence, encoder, rows, config.encode.micro_batch_size, device)}
+        for backend in config.backends:
+            model = open_backend(backend, config.model, texts, config.num_threads).to(device)
+            arms[f"sentence-transformers, {backend}"] = partial(_encode, model, texts)
         vectors = {name: embed() for name, embed in arms.items()}  # warms up
+        clock = time.perf_counter if config.clock == "wall" else time.process_time
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(config.num_rounds):
             for name, embed in arms.items():
-                seconds[name].append(_seconds(embed))
+                seconds[name].append(_seconds(embed, clock))
     _report(config.num_passages, vectors, seconds)
 
 
@@ -90,10 +101,10 @@ def _encode(model: SentenceTransformer, texts: list[str]) -> Tensor:
     return vectors.float().cpu()
 
 
-def _seconds(embed: Callable[[], Tensor]) -> float:
-    started = time.perf_counter()
+def _seconds(embed: Callable[[], Tensor], clock: Callable[[], float]) -> float:
+    started = clock()
     embed()  # ends with vectors on the CPU
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _least_cosine(some: Tensor, others: Tensor) -> float:
@@ -101,7 +112,7 @@ def _least_cosine(some: Tensor, others: Tensor) -> float:
 
 
 def _report(num_passages: int, vectors: dict[str, Tensor], seconds: dict[str, list[float]]) -> None:
-    ours, reference, _ = vectors
+    ours, reference, *_ = vectors
     cosines = {name: _least_cosine(part, vectors[reference]) for name, part in vectors.items()}
     if cosines[ours] < LEAST_COSINE:
         raise MismatchError(

@@ -2,16 +2,16 @@
 # What an index that follows the encoder costs those that train: the same end-to-end training on the mini encyclopedia without
 # refreshing, with a rank of its own that embeds all the time, and with a process in the background that does, in turns. Every
 # passage is there eight times, so that a version takes as long as some forty steps, and nothing is learned (the rate is next to
-# zero), so that all runs read the same passages. A step's time is that of 120 steps less that of 20, over 100: all that happens
-# between steps counts, the start does not. The last run does not refresh, but a stranger embeds beside it: what it loses is what
-# any work on the other core costs on this machine.
+# zero), so that all runs read the same passages. A step's time is that of LONG steps (120) less that of SHORT (20), over their
+# difference: all that happens between steps counts, the start does not. The last run does not refresh, but a stranger embeds
+# beside it: what it loses is what any work on the other core costs on this machine.
 #
 #   benchmarks/refresh_speed.sh QUICKSTART OUTPUT [ROUNDS]
 #
 # QUICKSTART is the output folder of examples/quickstart.sh. Training takes one core, embedding another.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-start=$1 out=$2 rounds=${3:-2}
+start=$1 out=$2 rounds=${3:-2} short=${SHORT:-20} long=${LONG:-120}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$out"
 
@@ -34,12 +34,12 @@ train() { # NAME STEPS RANKS FLAGS...
 }
 
 measure() { # NAME RANKS FLAGS...
-  train "$1" 20 "${@:2}"
-  train "$1" 120 "${@:2}"
-  python - "$out/$1-20/run_record.json" "$out/$1-120/run_record.json" <<'PYTHON'
+  train "$1" "$short" "${@:2}"
+  train "$1" "$long" "${@:2}"
+  python - "$out/$1-$short/run_record.json" "$out/$1-$long/run_record.json" "$((long - short))" <<'PYTHON'
 import json, sys
-short, long = (json.load(open(path, encoding="utf-8"))["seconds"] for path in sys.argv[1:])
-print(f"{(long - short) / 100:.4f} seconds a step")
+few, many = (json.load(open(path, encoding="utf-8"))["seconds"] for path in sys.argv[1:3])
+print(f"{(many - few) / int(sys.argv[3]):.4f} seconds a step")
 PYTHON
 }
 

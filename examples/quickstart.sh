@@ -16,6 +16,7 @@ if [[ -e $out ]]; then
   mv "$out" "$out.$(date +%Y%m%d-%H%M%S)" # earlier runs are kept
 fi
 started=$(date +%s)
+trap 'jobs -p | xargs -r kill' EXIT # what runs beside ends with the script
 
 step() { printf '\n== %s\n' "$1"; }
 
@@ -32,9 +33,11 @@ ask() { # QUESTIONS FOLDER DEPTH...: finds passages for the questions of a file 
 step "1/8 generate the encyclopedia"
 "$python" tools/make_encyclopedia.py --output "$out/data"
 
-step "2/8 build the evidence, and the corpus of its text"
-"$python" tools/build_evidence.py --input "$out/data/psgs_w100.tsv" --output "$out/evidence" --vocab-file "$out/data/vocab.txt"
+step "2/8 build the evidence, and the corpus of its text" # on a core each, as other programs below that need one alone
+"$python" tools/build_evidence.py --input "$out/data/psgs_w100.tsv" --output "$out/evidence" --vocab-file "$out/data/vocab.txt" &
+building=$!
 "$python" tools/build_corpus.py --input "$out/data/psgs_w100.tsv" --output "$out/corpus" --vocab-file "$out/data/vocab.txt"
+wait "$building"
 
 step "3/8 train without labels" # the Inverse Cloze Task: which passage does this sentence come from?
 "${train[@]}" pretrain_ict.py "${settings[@]}" --data-path "$out/corpus" --valid-fraction 0 --train-iters 120 \
@@ -59,6 +62,8 @@ step "4/8 fine-tune" # questions of one title are one another's hard negatives: 
 step "5/8 find passages"
 "$python" tools/embed_evidence.py --evidence "$out/evidence" --retriever "$out/finetuned/checkpoint" \
   --output "$out/finetuned/embeddings" --micro-batch-size 64
+ask biencoder-train.json train-evaluation 1 5 >"$out/finetuned/train-evaluation.txt" & # what the reader learns from
+asking=$!
 ask biencoder-dev.json evaluation 1 5 20
 question=$(tail -n 1 "$out/data/dev.qa.csv" | cut -f 1)
 printf '\nquestion: %s\n\n' "$question"
@@ -66,12 +71,14 @@ printf '\nquestion: %s\n\n' "$question"
   --retriever "$out/finetuned/checkpoint" --topk 2
 
 step "6/8 read" # a reader from the retriever's encoder learns to point to the answer in a passage that holds it
-ask biencoder-train.json train-evaluation 1 5
+wait "$asking"
+cat "$out/finetuned/train-evaluation.txt"
 "${train[@]}" tasks/main.py --task extractive-finetune --config examples/quickstart_reader.yaml --log-interval 50 --no-tensorboard \
   --pretrained-checkpoint "$out/finetuned/checkpoint" --train-data "$out/finetuned/train-evaluation/results.json" \
   --output-dir "$out/reader" --save "$out/reader/checkpoint"
 "$python" tasks/main.py --task qa-evaluate --reader "$out/reader/checkpoint" --num-passages 1 \
-  --questions "$out/finetuned/evaluation/results.json" --output-dir "$out/reader/evaluation"
+  --questions "$out/finetuned/evaluation/results.json" --output-dir "$out/reader/evaluation" >"$out/reader/evaluation.txt" &
+reading=$! # ends while the next program starts
 
 step "7/8 train end to end" # the retriever of step 3 learns from what the reader makes of its passages; no passage is labelled
 "${train[@]}" tasks/main.py --task end-to-end-finetune --config examples/quickstart_end_to_end.yaml --log-interval 20 --no-tensorboard \
@@ -80,5 +87,7 @@ step "7/8 train end to end" # the retriever of step 3 learns from what the reade
   --output-dir "$out/end-to-end" --save "$out/end-to-end/checkpoint"
 
 step "8/8 before, between and after"
+wait "$reading"
+cat "$out/reader/evaluation.txt"
 "$python" examples/quickstart_report.py --ict "$out/ict" --end-to-end "$out/end-to-end" \
   --finetuned "$out/finetuned/evaluation" --reader "$out/reader/evaluation" --started "$started" --output "$out/metrics.json" "${masked[@]}"

@@ -23,6 +23,8 @@ TASKS = {
     "causal-finetune": "train causal",
     "end-to-end-finetune": "train end-to-end",
     "qa-evaluate": "evaluate reader",
+    "retro-evaluate": "evaluate retro",
+    "retro-generate": "generate retro",
 }
 #: old name -> the task's name; accepted with a warning until the next version
 RENAMED_TASKS = {"reader-finetune": "extractive-finetune"}

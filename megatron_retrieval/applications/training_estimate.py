@@ -13,11 +13,13 @@ from safetensors import safe_open
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import RatesConfig
 from megatron_retrieval.applications.plan.plan import duration, size
+from megatron_retrieval.applications.plan.retro_costs import retro_parameters
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
+from megatron_retrieval.models.retro_config import RetroShape
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.training.run import TrainingConfig
 
@@ -82,7 +84,7 @@ def _towers(config: Any) -> int:
 
 def _shapes(config: Any) -> Iterator[Any]:
     """The shapes of models in a configuration, the outermost ones."""
-    if isinstance(config, DualEncoderConfig | BertConfig | T5Config):
+    if isinstance(config, DualEncoderConfig | BertConfig | T5Config | RetroShape):
         yield config
     else:
         for field in dataclasses.fields(config):
@@ -90,7 +92,9 @@ def _shapes(config: Any) -> Iterator[Any]:
                 yield from _shapes(value)
 
 
-def _shape_weights(shape: DualEncoderConfig | BertConfig | T5Config) -> int | None:
+def _shape_weights(shape: DualEncoderConfig | BertConfig | T5Config | RetroShape) -> int | None:
+    if isinstance(shape, RetroShape):
+        return retro_parameters(shape)
     if isinstance(shape, T5Config):
         return costs.t5_parameters(shape)
     try:

@@ -95,6 +95,7 @@ VERBS = (
     ),
     Verb("train bert", TRAIN, "masked language modelling", "recipes.bert_pretraining:main"),
     Verb("train t5", TRAIN, "span corruption", "recipes.t5_pretraining:main"),
+    Verb("train retro", TRAIN, "a language model that reads its neighbours", "recipes.retro_pretraining:main"),
     Verb("train ict", TRAIN, "a retriever from text alone (Inverse Cloze Task)", "recipes.ict_pretraining:main"),
     Verb(
         "train mss",
@@ -149,6 +150,7 @@ VERBS = (
     Verb("build index", SEARCH, "an approximate index of vectors", "applications.index_building:main"),
     Verb("search", SEARCH, "print the passages nearest to a question", "applications.commands:search"),
     Verb("ask", SEARCH, "answer a question, or one after another", "applications.ask:ask"),
+    Verb("generate retro", SEARCH, "continue texts with a RETRO", "applications.retro_generation:main"),
     Verb("serve", SEARCH, "a page and a REST interface to ask questions", "applications.serve.command:serve"),
     Verb("evaluate retriever", EVALUATE, "do the first k passages answer?", "applications.retriever_evaluation:main"),
     Verb(
@@ -158,6 +160,7 @@ VERBS = (
         "applications.beir_evaluation:main",
     ),
     Verb("evaluate reader", EVALUATE, "exact match and F1", "applications.reader_evaluation:main"),
+    Verb("evaluate retro", EVALUATE, "bits per byte with neighbours and without", "applications.retro_evaluation:main"),
     Verb("compare", EVALUATE, "two evaluations of the same questions", "applications.run_comparison:main"),
     Verb("report", EVALUATE, "a page about runs: curves, intervals, differences, cost", "applications.report:report"),
     Verb(

@@ -1,4 +1,4 @@
-"""Confidence intervals by the percentile bootstrap over questions."""
+"""Confidence intervals by the percentile bootstrap over questions or documents."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from megatron_retrieval.utils.seeds import generator
 NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 _SEED = 0
+#: of a ratio: a resample holds a count for every document
+_RESAMPLES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,28 @@ def paired_difference(
     if baseline.shape != candidate.shape:
         raise ValueError(f"runs over different questions: {baseline.shape} and {candidate.shape}")
     return mean_interval(candidate - baseline, seed=seed, num_resamples=num_resamples, level=level)
+
+
+def ratio_interval(
+    numerators: NDArray[np.float64],
+    denominators: NDArray[np.float64],
+    *,
+    seed: int = _SEED,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """The sum of one value per document over the sum of another, such as bits over bytes; documents are resampled.
+
+    Raises:
+        ValueError: there are no documents, or the second sum is zero.
+    """
+    if not len(numerators) or not denominators.sum() > 0:
+        raise ValueError("no values: the ratio is undefined")
+    random, number = generator(seed, "bootstrap"), len(numerators)
+    parts = []
+    for first in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, num_resamples - first)
+        draws = random.multinomial(number, np.full(number, 1 / number), size=size)
+        parts.append((draws @ numerators) / (draws @ denominators))
+    low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(numerators.sum() / denominators.sum()), float(low), float(high))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from megatron_retrieval.config.checks import Checked, Fraction, NonNegativeInt, PositiveFloat
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.dropout import dropout
 from megatron_retrieval.models.linear import ColumnParallelLinear, ParallelLinear, RowParallelLinear
 from megatron_retrieval.models.nf4 import Nf4Matrix
 from megatron_retrieval.models.row_parts import block_rows, place_in_part
@@ -122,9 +123,9 @@ class Adapter(nn.Module):
         if not (self.training and self._dropout):
             return states
         if self._is_column:
-            return F.dropout(states, self._dropout)
+            return dropout(states, self._dropout)
         with tensor_parallel.get_cuda_rng_tracker().fork():  # each rank has other units
-            return F.dropout(states, self._dropout)
+            return dropout(states, self._dropout)
 
 
 def adapt(model: nn.Module, config: LoraConfig, topology: ProcessTopology, *, seed: int = 0, fill: bool = True) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.layer_inputs import LayerInputs
@@ -107,14 +108,21 @@ class BertEncoder(MegatronModule):
         self.encoder = LayerStack(_layer(config, engine, topology.groups) for _ in range(config.num_layers))
         self.to(dtype)
 
-    def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+    def forward(self, batch: TokenBatch, segments: Tensor | None = None, num_read: int | None = None) -> Tensor:
         """[B, T] ids -> [B, T, D] hidden states in the model's dtype; they are undefined at padding.
 
         Args:
             segments: [B, T] int64, index of the segment embedding of every token; default: 0.
+            num_read: tokens, from the first on, whose states are wanted: [B, num_read, D]; default: all.
         """
-        states: Tensor = self.encoder(self.embedding(batch.ids, segments), LayerInputs(self.attention_bias(batch)))
+        inputs = LayerInputs(self.attention_bias(batch), num_read=num_read)
+        states: Tensor = self.encoder(self.embedding(batch.ids, segments), inputs)
         return states.transpose(0, 1)
+
+    def first_states(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+        """See `encoder.first_states`."""
+        states: Tensor = self(batch, segments, 1)
+        return states[:, 0]
 
     def attention_bias(self, batch: TokenBatch) -> Tensor | None:
         """What is added to the attention's logits, broadcastable to [B, heads of this rank, T, T]."""
@@ -132,7 +140,7 @@ class BertEmbedding(nn.Module):
             nn.Embedding(config.num_segments, config.hidden_size) if config.num_segments else None
         )
         self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self._offset = config.first_position
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, first_position: int = 0) -> Tensor:

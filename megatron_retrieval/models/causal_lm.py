@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import causal_bias
 from megatron_retrieval.models.causal_config import CausalShape, causal_engine_config
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
@@ -42,6 +43,10 @@ class CausalConfig(CausalShape, EncoderShape):
         """See EncoderShape."""
         return CausalStack(self, topology, dtype)
 
+    def initial_std(self, name: str) -> float:
+        """Standard deviation of the initial weights of the matrix `name`."""
+        return self.init_method_std
+
 
 class CausalStack(nn.Module):
     """Token ids to hidden states, each of which depends on the tokens up to its own; an `Encoder`.
@@ -59,7 +64,7 @@ class CausalStack(nn.Module):
             for _ in range(config.num_layers)
         )
         self.final_layernorm = norm(engine)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.to(dtype)
 
     def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
@@ -77,14 +82,27 @@ class CausalStack(nn.Module):
         Raises:
             ConfigError: a text is longer than the positions.
         """
+        ids, packing, inputs = self.prepared(batch, cache)
+        return self._run(ids, inputs)[:, 0], packing
+
+    def prepared(self, batch: TokenBatch, cache: TokenCache | None) -> tuple[Tensor, Packing, LayerInputs]:
+        """[N, 1] ids of the real tokens, where they stand, and what the layers need beside their states."""
         num_seen = 0 if cache is None else cache.num_tokens
         self._require_positions(num_seen + int(batch.lengths.max()))
         ids, packing = pack(batch, self._weight.device)
         positions = packing.columns[:, None] + num_seen
         is_plain = num_seen == 0 and not self._is_cut(packing.num_columns)
         bias = None if is_plain else self._bias(packing.num_columns, num_seen)
-        inputs = LayerInputs(bias, cache=cache, rotary=self._rotary(positions), packing=packing, is_causal=is_plain)
-        return self._run(ids[:, None], inputs)[:, 0], packing
+        rotary_positions = self._rotary(positions)
+        inputs = LayerInputs(bias, cache=cache, rotary=rotary_positions, packing=packing, is_causal=is_plain)
+        return ids[:, None], packing, inputs
+
+    def prepared_token(self, cache: TokenCache) -> LayerInputs:
+        """What the layers need for one more token of each of the sequences in the cache, which are of one length."""
+        place = cache.num_tokens
+        self._require_positions(place + 1)
+        angles = self._rotary(torch.tensor([[place]], device=self._weight.device))
+        return LayerInputs(self._bias(1, place), cache=cache, rotary=angles)
 
     def step(self, ids: Tensor, prompts: Prompts, cache: TokenCache) -> Tensor:
         """[R, D] hidden states of the newest token of R sequences, n for each prompt in consecutive rows.
@@ -142,7 +160,7 @@ class CausalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self._groups = config, topology.groups
-        self.stack = CausalStack(config, topology, dtype)
+        self.stack = config.build_encoder(topology, dtype)
         word_matrix = self.stack.embedding.weight
         self._num_real = num_real_rows(config.vocab_size, word_matrix.size(0), topology.tp_rank)
         self.output = None
@@ -150,7 +168,7 @@ class CausalLM(nn.Module):
             self.output = nn.Parameter(torch.zeros_like(word_matrix))
             set_tensor_model_parallel_attributes(self.output, is_parallel=True, dim=0, stride=1)
             mark_padded(self.output, config.vocab_size)
-        initialise_normal(self, topology, std=config.init_method_std, seed=seed)
+        initialise_normal(self, topology, std=config.initial_std, seed=seed)
         self.to(topology.device)
 
     def forward(self, tokens: TokenBatch, places: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from megatron_retrieval.models.encoder import first_states
 from megatron_retrieval.models.pair_encoder import PairEncoder
 from megatron_retrieval.types.extractive import ExtractivePassages
 
@@ -25,7 +26,7 @@ class CrossEncoder(PairEncoder):
 
     def forward(self, pairs: ExtractivePassages) -> Tensor:
         """P pairs of question and passage -> [P] float32 scores, higher where the passage answers; any real number."""
-        states = self.bert(pairs.tokens, pairs.segments)
+        states = first_states(self.bert, pairs.tokens, pairs.segments)
         activation = {"tanh": torch.tanh, "relu": torch.relu}[self.shape.pooler_activation]
-        scores: Tensor = self.score(activation(self.pooler(states[:, 0]))).float()[:, 0]
+        scores: Tensor = self.score(activation(self.pooler(states))).float()[:, 0]
         return scores

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
-from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.models.encoder import Encoder, EncoderShape, first_states
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch, to_device
@@ -168,8 +168,7 @@ class Tower(nn.Module):
             self.projection_norm = nn.LayerNorm(config.dimension, _NORM_EPSILON, dtype=dtype)
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        states = self.bert(batch)
-        vectors = _POOLINGS[self.config.pooling](states, batch)
+        vectors = _POOLINGS[self.config.pooling](self.bert, batch)
         if self.projection is not None:
             vectors = self.projection(vectors.to(self.projection.weight.dtype))
             if self.projection_norm is not None:
@@ -179,21 +178,23 @@ class Tower(nn.Module):
         return F.normalize(vectors, dim=1) if self.config.normalize_embeddings else vectors
 
 
-def _first(states: Tensor, _: TokenBatch) -> Tensor:
-    """[B, T, D] -> [B, D], the first token's; a copy, since a view would keep the states of all tokens in memory."""
-    return states[:, 0].float().clone()
+def _first(encoder: Encoder, batch: TokenBatch) -> Tensor:
+    """[B, T] -> [B, D], the first token's state."""
+    return first_states(encoder, batch).float()
 
 
-def _last(states: Tensor, batch: TokenBatch) -> Tensor:
-    """[B, T, D] -> [B, D], the last real token's."""
+def _last(encoder: Encoder, batch: TokenBatch) -> Tensor:
+    """[B, T] -> [B, D], the last real token's state."""
+    states = encoder(batch)
     columns = to_device(batch.lengths - 1, states.device)
     return states[torch.arange(len(states), device=states.device), columns].float()
 
 
-def _mean(states: Tensor, batch: TokenBatch) -> Tensor:
-    """[B, T, D] -> [B, D], over each row's real tokens, in float32."""
+def _mean(encoder: Encoder, batch: TokenBatch) -> Tensor:
+    """[B, T] -> [B, D], the mean of the states of each row's real tokens, in float32."""
+    states = encoder(batch)
     weights = batch.is_real().float() / to_device(batch.lengths, states.device)[:, None]
     return torch.einsum("btd,bt->bd", states.float(), weights)
 
 
-_POOLINGS: dict[Pooling, Callable[[Tensor, TokenBatch], Tensor]] = {"cls": _first, "mean": _mean, "last": _last}
+_POOLINGS: dict[Pooling, Callable[[Encoder, TokenBatch], Tensor]] = {"cls": _first, "mean": _mean, "last": _last}

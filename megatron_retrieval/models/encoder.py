@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -24,6 +25,17 @@ class Encoder(Protocol):
                 apart; default: the first.
         """
         ...
+
+
+def first_states(encoder: Encoder, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+    """[B, T] ids -> [B, D] hidden states of the first tokens, in the model's dtype.
+
+    A family whose encoder has a method of this name and of these arguments leaves out what only the states of other
+    tokens need.
+    """
+    own: Callable[..., Tensor] | None = getattr(encoder, "first_states", None)
+    # a copy, since a view would keep the states of all tokens in memory
+    return encoder(batch, segments)[:, 0].clone() if own is None else own(batch, segments)
 
 
 @dataclass(kw_only=True, frozen=True)

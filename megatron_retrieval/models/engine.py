@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.models.gradient_buffer import adds_in_place, look_up
 from megatron_retrieval.models.linear import linear
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel.determinism import is_deterministic
@@ -63,7 +64,7 @@ def word_embeddings(
     vocab_size: int, config: TransformerConfig, groups: ProcessGroupCollection
 ) -> VocabParallelEmbedding:
     """[B, T] ids -> [B, T, D]; the rows are sharded over the tensor-parallel ranks, padded to a common multiple."""
-    embedding = VocabParallelEmbedding(
+    embedding = WordEmbeddings(
         padded_vocab_size(vocab_size, groups.tp.size()),
         config.hidden_size,
         init_method=leave_uninitialised,
@@ -72,6 +73,17 @@ def word_embeddings(
     )
     mark_padded(embedding.weight, vocab_size)
     return embedding
+
+
+class WordEmbeddings(VocabParallelEmbedding):
+    """The parent makes a gradient of all rows in every backward pass."""
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """[...] int64 -> [..., D]."""
+        if self.tp_group.size() == 1 and torch.is_grad_enabled() and adds_in_place(self.weight):
+            return look_up(input_, self.weight)
+        embedded: Tensor = super().forward(input_)
+        return embedded
 
 
 def vocab_parallel_logits(

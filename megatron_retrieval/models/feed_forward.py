@@ -6,8 +6,8 @@ from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from megatron_retrieval.models.dropout import dropout
 from megatron_retrieval.models.engine import leave_uninitialised
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.linear import ColumnParallelLinear, RowParallelLinear
@@ -59,6 +59,6 @@ class FeedForward(nn.Module):
         if self.training and self.dropout:
             # each rank has other units, hence the random stream that differs between tensor-parallel ranks
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                inner = F.dropout(inner, self.dropout)
+                inner = dropout(inner, self.dropout)
         output: Tensor = self.linear_fc2(inner)[0]
         return output

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megatron_retrieval.models.memory import KeysAndValues, Memory
+from megatron_retrieval.models.memory import KeysAndValues, ReadMemory
 from megatron_retrieval.models.packing import Packing
 from megatron_retrieval.models.prompt import Prompts
 from megatron_retrieval.models.rotary import Rotary
@@ -62,15 +62,18 @@ class LayerInputs:
             padded.
         prompts: what the sequences continue, seen by self-attention before the tokens of the cache.
         is_causal: in the place of a bias; tokens see those before them alone.
+        num_read: positions, from the first on, whose states are wanted of a layer; the others are its keys and values
+            alone. None: all. Not with a cache, a packing or prompts.
     """
 
     bias: Tensor | None = None
-    memory: Memory | None = None
+    memory: ReadMemory | None = None
     cache: TokenCache | None = None
     rotary: Rotary | None = None
     packing: Packing | None = None
     prompts: Prompts | None = None
     is_causal: bool = False
+    num_read: int | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.feed_forward import FeedForward
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.multi_head_attention import CrossAttention, SelfAttention
@@ -20,11 +21,13 @@ from megatron_retrieval.models.multi_head_attention import CrossAttention, SelfA
 NormPlace = Literal["before", "after"]
 
 #: names in checkpoints; BERT's norms have the same ones although they follow their part
-_NORM_NAMES = {
+NORM_NAMES = {
     "self_attention": "input_layernorm",
     "cross_attention": "pre_cross_attn_layernorm",
     "mlp": "pre_mlp_layernorm",
 }
+
+ALL_PARTS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -54,34 +57,44 @@ class Layer(nn.Module):
 
     def __init__(self, parts: Iterable[Part], *, dropout: float, recompute: bool = False) -> None:
         super().__init__()
-        self.parts = list(parts)
-        for part in self.parts:
-            self.add_module(part.norm_name, part.norm)
-            self.add_module(part.name, part.module)
-        self.dropout = nn.Dropout(dropout)
+        self.parts: list[Part] = []
+        for place, part in enumerate(parts):
+            self.insert(place, part)
+        self.dropout = Dropout(dropout)
         self._recompute = recompute
 
-    def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] hidden states -> [L, R, D]."""
+    def insert(self, place: int, part: Part) -> None:
+        """Put a part before the one that has been at this place."""
+        self.parts.insert(place, part)
+        self.add_module(part.norm_name, part.norm)
+        self.add_module(part.name, part.module)
+
+    def forward(self, states: Tensor, inputs: LayerInputs, chosen: slice = ALL_PARTS) -> Tensor:
+        """[L, R, D] hidden states -> [L, R, D]; of `num_read` positions, where `inputs` names so many.
+
+        Args:
+            chosen: which parts are computed, by their places.
+        """
         if not (self._recompute and self.training and torch.is_grad_enabled() and inputs.cache is None):
-            return self._run(states, inputs)
+            return self._run(states, inputs, chosen)
 
         if not states.requires_grad:  # of frozen embeddings: without a gradient in, what is trained inside gets none
             states = states.detach().requires_grad_()
 
         def run(states: Tensor, *tensors: Tensor | None) -> Tensor:
-            return self._run(states, inputs.with_tensors(tensors))
+            return self._run(states, inputs.with_tensors(tensors), chosen)
 
         # tensors that need a gradient are arguments: the graph of a closed-over one would be traversed once per layer
         output: Tensor = tensor_parallel.checkpoint(run, False, states, *inputs.tensors)
         return output
 
-    def _run(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        for part in self.parts:
+    def _run(self, states: Tensor, inputs: LayerInputs, chosen: slice) -> Tensor:
+        num_read = inputs.num_read
+        for part in self.parts[chosen]:
             if part.place == "before":
-                states = states + self.dropout(part.module(part.norm(states), inputs))
+                states = states[:num_read] + self.dropout(part.module(part.norm(states), inputs))
             else:
-                states = part.norm(states + self.dropout(part.module(states, inputs)))
+                states = part.norm(states[:num_read] + self.dropout(part.module(states, inputs)))
         return states
 
 
@@ -93,10 +106,13 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] hidden states -> [L, R, D]."""
-        for layer in self.layers:
-            states = layer(states, inputs)
-        return states
+        """[L, R, D] hidden states -> [L, R, D], or [num_read, R, D]: what nobody reads the last layer leaves out."""
+        *before, last = self.layers
+        of_all = inputs if inputs.num_read is None else replace(inputs, num_read=None)
+        for layer in before:
+            states = layer(states, of_all)
+        output: Tensor = last(states, inputs)
+        return output
 
 
 def transformer_layer(
@@ -118,7 +134,7 @@ def transformer_layer(
     if is_decoder:
         modules["cross_attention"] = CrossAttention(config, groups)
     modules["mlp"] = FeedForward(config, groups, inner_dropout)
-    parts = [Part(name, module, _NORM_NAMES[name], norm(config), norm_place) for name, module in modules.items()]
+    parts = [Part(name, module, NORM_NAMES[name], norm(config), norm_place) for name, module in modules.items()]
     return Layer(parts, dropout=config.hidden_dropout, recompute=recompute)
 
 

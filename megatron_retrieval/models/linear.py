@@ -17,22 +17,31 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megatron_retrieval.models.gradient_buffer import adds_in_place, product
 from megatron_retrieval.models.nf4 import Nf4Matrix
 from megatron_retrieval.models.sharding import layout_of
 
-#: oneDNN's matrix product, which PyTorch itself calls from `torch.compile` only; None in builds without oneDNN
-_ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+#: oneDNN's matrix product, which PyTorch itself calls from `torch.compile` only; None in builds without oneDNN, and
+#: where MKL's is faster
+_ONEDNN_LINEAR = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    else None
+)
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, training: bool) -> Tensor:
     """`F.linear`: [..., D] -> [..., rows of `weight`].
 
-    PyTorch uses MKL for float32 on CPU, which does not use AVX-512 on AMD; oneDNN takes less than half the time there,
-    but this operator has no gradient. In half precision PyTorch calls oneDNN itself.
+    PyTorch uses MKL for float32 on CPU, which does not use AVX-512 on AMD; oneDNN takes less than half the time there
+    (and a fifth more than MKL with AVX2), but this operator has no gradient. In half precision PyTorch calls oneDNN
+    itself.
 
     Args:
         training: use `F.linear` also without gradients, so that both passes of gradient caching agree.
     """
+    if training and torch.is_grad_enabled() and adds_in_place(weight) and (bias is None or adds_in_place(bias)):
+        return product(states, weight, bias)
     is_plain = training or torch.is_grad_enabled() or states.dtype != torch.float32 or states.device.type != "cpu"
     if is_plain or _ONEDNN_LINEAR is None:
         return F.linear(states, weight, bias)

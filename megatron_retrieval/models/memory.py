@@ -36,10 +36,25 @@ class CrossAttending(Protocol):
         ...
 
 
-class Memory(Protocol):
-    """Encoded sources, and the rule that assigns a source to every query. Immutable: methods return another memory.
+class ReadMemory(Protocol):
+    """What the layers of a decoder know of a memory; all of them are passed the same one."""
 
-    A decoder passes one memory to all of its layers, which call `read` and know nothing of its contents.
+    @property
+    def tensors(self) -> Sequence[Tensor | None]:
+        """The tensors that may need a gradient; recomputed layers take them as arguments."""
+        ...
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Self:
+        """The same memory with other tensors, in the order of `tensors`."""
+        ...
+
+    def read(self, attention: CrossAttending, query: Tensor) -> Tensor:
+        """Attend: [L, R, heads of this rank, head width] queries of R sequences -> [L, R, heads * head width]."""
+        ...
+
+
+class Memory(ReadMemory, Protocol):
+    """Encoded sources, and the rule that assigns a source to every query. Immutable: methods return another memory.
 
     Attributes:
         num_sources: number of sources; generation decodes sequences for each.
@@ -52,24 +67,11 @@ class Memory(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    @property
-    def tensors(self) -> Sequence[Tensor | None]:
-        """The tensors that may need a gradient; recomputed layers take them as arguments."""
-        ...
-
-    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Self:
-        """The same memory with other tensors, in the order of `tensors`."""
-        ...
-
     def for_rank(self, tp_group: dist.ProcessGroup) -> Self:
         """The same memory for the heads of this rank; a decoder calls it once for all layers.
 
         Gradients of tensors that no tensor-parallel matrix reads are summed over the group.
         """
-        ...
-
-    def read(self, attention: CrossAttending, query: Tensor) -> Tensor:
-        """Attend: [L, R, heads of this rank, head width] queries of R sequences -> [L, R, heads * head width]."""
         ...
 
     def precompute(self, attentions: Iterable[CrossAttending]) -> Self:
@@ -95,7 +97,8 @@ class EncodedMemory:
     Attributes:
         states: [B, T, D]; T is 0 after `precompute`.
         bias: [B, 1, 1, T] added to the logits of every head, layer and query: the lowest number at padding, a score
-            elsewhere. Differentiable, also with tensor parallelism. None: nothing is added.
+            elsewhere; or broadcastable to [B, heads of this rank, n * L, T], by query. Differentiable, also with tensor
+            parallelism. None: nothing is added.
         form: how `bias` is added, see `score_attention`.
         computed: keys and values by attention module.
     """

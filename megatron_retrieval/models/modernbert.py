@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.attention import additive, padding_bias
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import engine_config, word_embeddings
 from megatron_retrieval.models.feed_forward import FeedForward
@@ -122,11 +123,7 @@ class ModernBertEncoder(MegatronModule):
         places = torch.arange(num_tokens, device=device)[:, None]
         head_width = config.hidden_size // config.num_attention_heads
         whole = padding_bias(batch.lengths, num_tokens, dtype, device)
-        near = whole
-        if num_tokens > (most := config.local_attention // 2) + 1:
-            hidden = (places - places.t()).abs() > most
-            padding = places.t() >= to_device(batch.lengths, device)[:, None]
-            near = additive(hidden | padding[:, None, None, :], dtype)
+        near = _window_bias(batch.lengths, num_tokens, config.local_attention // 2, dtype, device)
         return {
             True: LayerInputs(whole, rotary=rotary(places, head_width, config.rotary_base, dtype)),
             False: LayerInputs(near, rotary=rotary(places, head_width, config.local_rotary_base, dtype)),
@@ -140,11 +137,27 @@ class _Embedding(nn.Module):
         super().__init__()
         self.word_embeddings = word_embeddings(config.vocab_size, engine, groups)
         self.norm = _norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         states: Tensor = self.dropout(self.norm(self.word_embeddings(ids.t())))
         return states
+
+
+def _window_bias(
+    lengths: Tensor, num_tokens: int, most: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """[B, 1, T, T] additive mask that hides padding, and tokens further away than `most`; see `padding_bias`.
+
+    What is behind a text and too far from it sees itself: fused kernels have no gradient for a row without keys.
+    """
+    if num_tokens <= most + 1:
+        return padding_bias(lengths, num_tokens, dtype, device)
+    rows = torch.arange(num_tokens, device=device)[:, None]
+    columns, ends = rows.t(), to_device(lengths, device)[:, None, None]
+    hidden = ((rows - columns).abs() > most) | (columns >= ends)
+    hidden &= (rows != columns) | (rows - most < ends)
+    return additive(hidden[:, None], dtype)
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:

@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         self.head_width: int = config.kv_channels
         num_groups = config.num_query_groups
         heads = (config.num_attention_heads // num_groups, 1, 1)
-        self._heads_per_group = sum(heads)
+        self.heads_per_group = sum(heads)
         self.linear_qkv = _column_parallel(config, groups, num_groups, heads, bias=config.add_qkv_bias)
         self.query_norm = HeadNorm(config, groups) if config.qk_layernorm else None
         self.key_norm = HeadNorm(config, groups) if config.qk_layernorm else None
@@ -35,15 +35,18 @@ class SelfAttention(nn.Module):
         self.linear_proj = _projection(config, groups)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
-        """[L, R, D] -> [L, R, D]; reads the bias, positions, prompts, and the cache, whose tokens precede those of
-        `states`."""
+        """[L, R, D] -> [L, R, D], or [num_read, R, D]; reads the bias, positions, prompts, and the cache, whose tokens
+        precede those of `states`."""
         query, key, value = self._query_key_value(states, inputs)
+        bias = inputs.bias
+        if inputs.num_read is not None:
+            query, bias = query[: inputs.num_read], None if bias is None else bias[..., : inputs.num_read, :]
         if inputs.cache is not None:
             key, value = inputs.cache.extend(self, key, value)
         if inputs.prompts is not None:
-            attended = inputs.prompts.attend(self, query, key, value, inputs.bias)
+            attended = inputs.prompts.attend(self, query, key, value, bias)
         else:
-            attended = self.core_attention(query, key, value, inputs.bias, is_causal=inputs.is_causal)
+            attended = self.core_attention(query, key, value, bias, is_causal=inputs.is_causal)
         if inputs.packing is not None:
             attended = inputs.packing.unpad(attended)
         output: Tensor = self.linear_proj(attended)[0]
@@ -51,8 +54,11 @@ class SelfAttention(nn.Module):
 
     def _query_key_value(self, states: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
         """[L, R, heads of this rank, head width] each, key and value with the heads that are shared."""
-        parts = self.linear_qkv(states)[0].unflatten(-1, (-1, self._heads_per_group, self.head_width))
-        query, key, value = parts[..., :-2, :].flatten(-3, -2), parts[..., -2, :], parts[..., -1, :]
+        parts = self.linear_qkv(states)[0].unflatten(-1, (-1, self.heads_per_group, self.head_width))
+        if self.heads_per_group == 3:  # one way back for the three gradients
+            query, key, value = parts.unbind(-2)
+        else:
+            query, key, value = parts[..., :-2, :].flatten(-3, -2), parts[..., -2, :], parts[..., -1, :]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if inputs.rotary is not None:
@@ -78,14 +84,21 @@ class HeadNorm(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a decoder's states to a memory; key and value are interleaved by head in one matrix."""
+    """Attention of a decoder's states to a memory; key and value are interleaved by head in one matrix, or by group
+    where heads share them.
 
-    def __init__(self, config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+    Args:
+        memory_size: width of the memory's states; default: that of the decoder's.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, groups: ProcessGroupCollection, *, memory_size: int | None = None
+    ) -> None:
         super().__init__()
         self.head_width: int = config.kv_channels
         self.scale = _softmax_scale(config)
         self.linear_q = _column_parallel(config, groups, config.num_attention_heads, (1,))
-        self.linear_kv = _column_parallel(config, groups, config.num_attention_heads, (1, 1))
+        self.linear_kv = _column_parallel(config, groups, config.num_query_groups, (1, 1), input_size=memory_size)
         self.core_attention = _core_attention(config)
         self.linear_proj = _projection(config, groups)
 
@@ -102,7 +115,7 @@ class CrossAttention(nn.Module):
         return output
 
     def keys_and_values(self, states: Tensor) -> KeysAndValues:
-        """[S, T, D] states of S sources -> [T, S, heads of this rank, head width] each."""
+        """[S, T, D] states of S sources -> [T, S, heads or groups of this rank, head width] each."""
         key, value = (part.transpose(0, 1) for part in _heads(self.linear_kv(states)[0], self.head_width, 2))
         return key, value
 
@@ -119,11 +132,12 @@ def _column_parallel(
     heads: tuple[int, ...],
     *,
     bias: bool = False,
+    input_size: int | None = None,
 ) -> ColumnParallelLinear:
     """Parts of so many heads each, interleaved by group."""
     parts = tuple(number * config.kv_channels for number in heads)
     return ColumnParallelLinear(
-        config.hidden_size,
+        input_size or config.hidden_size,
         num_groups * sum(parts),
         parts=parts if len(parts) > 1 else None,
         config=config,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.dropout import Dropout
 from megatron_retrieval.models.engine import num_real_rows, vocab_parallel_logits, word_embeddings
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.layer_inputs import LayerInputs, TokenCache
@@ -119,7 +120,7 @@ class _Stack(nn.Module):
             for _ in range(config.num_decoder_layers if self.is_decoder else config.num_layers)
         )
         self.final_layernorm = norm(engine)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def _run(self, ids: Tensor, inputs: LayerInputs) -> Tensor:
         """[B, T] ids -> [B, T, D]."""

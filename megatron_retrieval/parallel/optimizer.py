@@ -106,6 +106,9 @@ class Optimizer:
                 pg_collection=topology.groups,
             )
         (self._inner,) = chained.chained_optimizers
+        for group in self._inner.param_groups:
+            if "fused" in group and self._device.type == "cpu":  # torch's Adam, which would pass over memory ten times
+                group["fused"] = True
         self._frozen: dict[str, Tensor] = {}
         for name, parameter in self._all_parameters.items():
             if (values := take_precise(parameter)) is not None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.signals import end_with_parent
 
 POLL_SECONDS = 0.2
+#: of the process and of its session
+NICENESS = 10
 
 log = get_logger("index")
 
@@ -86,7 +90,18 @@ def main(config: IndexWorkerConfig) -> None:
     end_with_parent(config.parent_pid)
     torch.set_num_threads(config.embedding_threads)
     with process_topology(ParallelConfig(device=config.device)) as topology:
+        if topology.device.type == "cpu":
+            _give_way()
         serve(config, topology)
+
+
+def _give_way() -> None:
+    """Let training go first where the two share cores. Linux weighs sessions before it weighs processes, so that one of
+    this process's own counts as much as that of training, however nice the process is."""
+    os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # kernels without groups of sessions
+            Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
 
 
 def serve(config: IndexWorkerConfig, topology: ProcessTopology) -> None:

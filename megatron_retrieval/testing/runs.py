@@ -23,6 +23,7 @@ from megatron_retrieval.recipes import (
     reader_finetune,
     reranker_finetune,
     retriever_finetune,
+    retro_pretraining,
     t5_pretraining,
 )
 from megatron_retrieval.recipes.end_to_end import config as end_to_end_finetune
@@ -48,6 +49,7 @@ LATE = Recipe(late_interaction_finetune.LateInteractionFinetuneConfig, late_inte
 READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
 CAUSAL = Recipe(CausalFinetuneConfig, reader_finetune.build)
+RETRO = Recipe(retro_pretraining.RetroPretrainingConfig, retro_pretraining.build)
 MSS = Recipe(mss.MssPretrainingConfig, mss.build)
 REALM = Recipe(realm.RealmPretrainingConfig, realm.build)
 END_TO_END = Recipe(end_to_end_finetune.EndToEndFinetuneConfig, end_to_end.build)

@@ -60,9 +60,9 @@ def tiny_xlm_roberta() -> transformers.XLMRobertaModel:
     return _random_model(lambda: transformers.XLMRobertaModel(config), seed=13)
 
 
-def tiny_modernbert() -> transformers.ModernBertModel:
+def tiny_modernbert(local_attention: int = 6) -> transformers.ModernBertModel:
     """A ModernBERT of that shape, with a window that hides most of a text of twenty tokens."""
-    shape = {**SHAPE, "vocab_size": 300, "num_hidden_layers": 4, "local_attention": 6, "initializer_range": 0.1}
+    shape = {**SHAPE, "vocab_size": 300, "num_hidden_layers": 4, "local_attention": local_attention}
     special = {
         f"{name}_token_id": number for name, number in (("bos", 0), ("cls", 0), ("pad", 1), ("eos", 2), ("sep", 2))
     }

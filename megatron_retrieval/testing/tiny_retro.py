@@ -20,20 +20,25 @@ from megatron_retrieval.tokenizers.vocabularies import open_encoder_vocabulary
 
 
 def write_tiny_chunks(
-    folder: Path, documents: Sequence[Sequence[int]], chunk_length: int, vocab_file: Path | None = None
+    folder: Path,
+    documents: Sequence[Sequence[int]],
+    chunk_length: int,
+    vocab_file: Path | None = None,
+    sources: Sequence[int] | None = None,
 ) -> ChunkStore:
     """A chunk folder of documents of these token ids; each token stands for a byte, and titles are numbers.
 
     Args:
         folder: to create.
         vocab_file: a vocabulary that has the ids; default: a byte-level BPE of 300 tokens, in the folder above.
+        sources: number of the input file of each document; default: all of the first.
     """
     folder.mkdir(parents=True)
     vocabulary = open_encoder_vocabulary(vocab_file or write_byte_bpe(folder.parent / "bpe"))
     dtype = token_dtype(vocabulary.vocab_size)
     chunked = [
-        ChunkedDocument(f"title {number}", 0, 0, np.array(ids, dtype), np.arange(len(ids) + 1))
-        for number, ids in enumerate(documents)
+        ChunkedDocument(f"title {number}", source, 0, np.array(ids, dtype), np.arange(len(ids) + 1))
+        for number, (ids, source) in enumerate(zip(documents, sources or [0] * len(documents), strict=True))
     ]
     with contextlib.ExitStack() as files:
         writer = ChunkWriter(folder, chunk_length, files)

@@ -79,7 +79,7 @@ def adapt_to_train(
     goes_on = not is_resumed and start.adapters == lora and start.manifest.kind == saved.kind
     frozen = [linear for _, linear in linears(model) if not linear.weight.requires_grad]
     freeze(model, lora, topology, fill=not (is_resumed or goes_on))
-    base = _saved_base(start) if is_resumed or goes_on else None
+    base = saved_base(start) if is_resumed or goes_on else None
     if base is None and not is_resumed:
         base = (
             BaseCheckpoint(start.folder)
@@ -124,7 +124,7 @@ def lora_identity(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return {f"{prefix}--{name}": settings.get(name) for name in to_flat_dict(LoraConfig())}
 
 
-def _saved_base(start: AnyDescription) -> BaseCheckpoint | None:
+def saved_base(start: AnyDescription) -> BaseCheckpoint | None:
     """The base that a checkpoint refers to."""
     reference = start.manifest.base
     return None if reference is None else BaseCheckpoint(start.folder / reference.path)

@@ -113,6 +113,7 @@ def _module(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their annotations up there
+    sys.path.append(str(path.parent))  # where a program that Python starts finds its neighbours
     spec.loader.exec_module(module)
     return module
 

@@ -17,6 +17,7 @@ LAUNCHERS = {
     "pretrain_ict.sh": ["TEXT", "MODEL", "OUTPUT"],
     "pretrain_mss.sh": ["EVIDENCE", "RETRIEVER", "READER", "OUTPUT"],
     "mss_real_data.sh": ["dev-articles", "DATA", "MODEL", "OUTPUT"],
+    "retro_real_data.sh": ["DATA", "SMOLLM", "MINILM", "OUTPUT"],
     "finetune_dpr.sh": ["webquestions", "DATA", "MODEL", "OUTPUT"],
     "finetune_reader.sh": ["nq", "fusion", "DATA", "RETRIEVER", "MODEL", "OUTPUT"],
     "finetune_end_to_end.sh": ["trivia", "joint-topk", "DATA", "RETRIEVER", "READER", "OUTPUT"],

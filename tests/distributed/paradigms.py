@@ -14,32 +14,51 @@ import test_fusion_reader as fusion
 import test_masked_lm_step as masked
 import test_orqa_step as orqa_setting
 import test_realm_step as realm_setting
+import test_retro_step as retro
 import torch
 from torch import nn
 
+from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.models.adapters import LoraConfig, adapt
 from megatron_retrieval.models.causal_lm import CausalLM
 from megatron_retrieval.models.causal_reader import CausalReader
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.late_interaction import LateInteraction, LateInteractionConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.models.modernbert import ModernBertConfig
+from megatron_retrieval.models.retro import Retro
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.testing.tiny import (
     contrastive_share,
     tiny_dual_encoder_config,
 )
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.training.steps.causal_step import CausalStep, CausalStepConfig
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
+from megatron_retrieval.training.steps.retro_step import RetroStep, RetroStepConfig
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.types.causal import continued
 from megatron_retrieval.types.pretraining import CorruptedBatch
+
+MODERNBERT = ModernBertConfig(
+    num_layers=3,
+    hidden_size=32,
+    num_attention_heads=4,
+    ffn_hidden_size=48,
+    max_position_embeddings=16,
+    vocab_size=64,
+    local_attention=6,
+    init_method_std=0.2,
+)
 
 #: a model, its step, and this rank's share of a batch
 Paradigm = tuple[nn.Module, StepModule, Any]
@@ -48,6 +67,15 @@ Paradigm = tuple[nn.Module, StepModule, Any]
 def _contrastive(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
     model = DualEncoder(tiny_dual_encoder_config(), topology, dtype, seed=3)
     step = ContrastiveStep(model, ContrastiveConfig(micro_batch_size=4), topology, seed=3)
+    return model, step, contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
+
+
+def _late_interaction(topology: ProcessTopology, folder: str) -> Paradigm:
+    """Over a ModernBERT."""
+    model = LateInteraction(LateInteractionConfig(encoder=MODERNBERT, colbert_dim=8), topology, seed=3)
+    layout = LateFormatConfig(query_seq_length=10, retriever_seq_length=14)
+    encoder = LateEncoder(model, layout, WordPieceTokenizer(f"{folder}/vocab.txt"))
+    step = ContrastiveStep(encoder, ContrastiveConfig(micro_batch_size=4), topology, seed=3)
     return model, step, contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
 
 
@@ -100,6 +128,12 @@ def _causal(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
     return reader, step, batch.rows(torch.arange(len(prompts)).chunk(topology.dp_size)[topology.dp_rank])
 
 
+def _retro(topology: ProcessTopology, dtype: torch.dtype) -> Paradigm:
+    model = Retro(retro.SHAPE, topology, dtype, seed=3)
+    step = RetroStep(model, RetroStepConfig(micro_batch_size=2), topology, seed=3)
+    return model, step, retro._texts().rows(torch.arange(len(retro.LENGTHS)).chunk(topology.dp_size)[topology.dp_rank])
+
+
 def _end_to_end(topology: ProcessTopology, folder: str, objective: str, reads: str) -> Paradigm:
     setting: Any = (
         fusion_setting.FusionSetting(topology, f"{folder}/writing", 4)
@@ -132,6 +166,7 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
         "contrastive, bf16": (lambda topology: _contrastive(topology, torch.bfloat16), bf16),
         "contrastive, QLoRA": (_adapters, fp32),
         "contrastive, fp16": (lambda topology: _contrastive(topology, torch.float16), fp16),
+        "late interaction": (lambda topology: _late_interaction(topology, folder), fp32),
         "masked LM": (_masked_lm, fp32),
         "T5": (_span_corruption, fp32),
         "fusion, mask": (lambda topology: _fusion(topology, "mask"), fp32),
@@ -139,6 +174,7 @@ def paradigms(folder: str) -> dict[str, tuple[Callable[[ProcessTopology], Paradi
         "extractive": (_extractive, fp32),
         "causal": (lambda topology: _causal(topology, torch.float32), fp32),
         "causal, bf16": (lambda topology: _causal(topology, torch.bfloat16), bf16),
+        "retro, bf16": (lambda topology: _retro(topology, torch.bfloat16), bf16),
         **{
             name: (lambda topology, name=name: _end_to_end(topology, folder, name, "writing"), fp32)
             for name in fusion_setting.WRITERS

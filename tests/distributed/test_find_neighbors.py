@@ -121,8 +121,32 @@ def _find_on_ranks(topology: Any, folder: str, output: str) -> None:
     main(_config(Path(folder), Path(output)), topology)
 
 
+class _Killed(BaseException):
+    """Ends the search where a kill would."""
+
+
+def _kill_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Kill the search of this process at this block; how many rows each block had is appended to the list."""
+    shared_runs, sizes = neighbor_finding.shared_runs, []
+
+    def count(chunks: Any, *others: Any) -> Any:
+        sizes.append(len(chunks))
+        if len(sizes) == call:
+            raise _Killed
+        return shared_runs(chunks, *others)
+
+    monkeypatch.setattr(neighbor_finding, "shared_runs", count)
+    return sizes
+
+
 def test_ranks_write_the_same_bytes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From scratch; behind what one rank had done when it was killed; in blocks of any size."""
     _find(_config(folder, tmp_path / "1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(neighbor_finding, "BLOCK_ROWS", 100)
+        _kill_at(3, patch)
+        with pytest.raises(_Killed):
+            _find(_config(folder, tmp_path / "3"))
     for num_ranks in (2, 3):
         run_on_ranks(_find_on_ranks, num_ranks, str(folder), str(tmp_path / str(num_ranks)))
     monkeypatch.setattr(neighbor_finding, "BLOCK_ROWS", 17)
@@ -133,24 +157,11 @@ def test_ranks_write_the_same_bytes(folder: Path, tmp_path: Path, monkeypatch: p
             assert file.read_bytes() == (tmp_path / other / file.name).read_bytes(), (other, file.name)
 
 
-class _Killed(BaseException):
-    """Ends the search where a kill would."""
-
-
 def test_a_killed_search_continues(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _find(_config(folder, tmp_path / "whole"))
     monkeypatch.setattr(neighbor_finding, "BLOCK_ROWS", 50)
     monkeypatch.setattr(partial_folder, "JOURNAL_SECONDS", 0.0)
-    shared_runs, calls = neighbor_finding.shared_runs, 0
-
-    def kill_in_the_fourth(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise _Killed
-        return shared_runs(*arguments)
-
-    monkeypatch.setattr(neighbor_finding, "shared_runs", kill_in_the_fourth)
+    sizes = _kill_at(4, monkeypatch)
     config = _config(folder, tmp_path / "n")
     with pytest.raises(_Killed):
         _find(config)
@@ -165,7 +176,9 @@ def test_a_killed_search_continues(folder: Path, tmp_path: Path, monkeypatch: py
     with open(tmp_path / "n.partial" / "contents" / "rows", "ab") as file:
         file.write(b"a tail that the journal does not know")
     _find(config)
-    assert calls == 4 + -(-len(ChunkStore(folder / "chunks")) // 50) - 3
+    assert sum(sizes) == len(ChunkStore(folder / "chunks")) + 50, (
+        "only the block in which it was killed is searched again"
+    )
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "n" / file.name).read_bytes(), file.name
     with pytest.raises(DataError, match="exists already"):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_retrieval.applications.reranking import open_reranker
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
 from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
+from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import ConfigError
@@ -16,7 +18,9 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.late_interaction import LateInteraction, LateInteractionConfig
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
+from megatron_retrieval.retrieval.reranker import RerankConfig
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.runs import LATE, curve, train
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -68,7 +72,19 @@ def _save_start(topology: ProcessTopology, folder: str) -> None:
             ContrastiveStep(encoder, ContrastiveConfig(contrastive_loss=loss), topology, seed=3)
 
 
-def test_it_learns_from_a_dual_encoder_and_goes_on(tmp_path: Path) -> None:
+def _num_first(topology: ProcessTopology, folder: str) -> int:
+    """For how many questions --rerank puts the positive before the hard negatives."""
+    config = RerankConfig(rerank=Path(folder) / "run" / "saved")
+    reranker = open_reranker(config, EncodeConfig(micro_batch_size=2), topology)
+    assert reranker is not None
+    found = [
+        reranker.scores(record.question, [*record.hard_negatives, *record.positives]).argmax() == 2
+        for record in read_biencoder(Path(folder) / "biencoder.json")
+    ]
+    return sum(map(bool, found))
+
+
+def test_it_learns_from_a_dual_encoder_and_reranks(tmp_path: Path) -> None:
     run_on_ranks(_save_start, 1, str(tmp_path))
     words = "--global-batch-size 6 --micro-batch-size 4 --colbert-dim 8 --query-seq-length 8 --lr 3e-3 --log-interval 1"
     words += f" --lr-decay-style constant --no-tensorboard --pretrained-checkpoint {tmp_path}/start --train-iters 30"
@@ -80,3 +96,5 @@ def test_it_learns_from_a_dual_encoder_and_goes_on(tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     found = LATE_INTERACTION.describe(tmp_path / "run" / "saved")
     assert (found.shape.colbert_dim, found.layout.query_seq_length, found.layout.retriever_seq_length) == (8, 8, 16)
+    (num_first,) = run_on_ranks(_num_first, 1, str(tmp_path))
+    assert num_first >= 20  # of 22

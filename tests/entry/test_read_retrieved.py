@@ -1,4 +1,5 @@
-"""A reader that is given a retriever answers as it does from the retriever's results, whatever the layout of ranks."""
+"""A reader that is given a retriever, and late interaction that reranks, answers as from their results, whatever the
+layout of ranks."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ from megatron_retrieval.applications.questions_to_read import PassageSearchConfi
 from megatron_retrieval.applications.search import SearchConfig, open_search
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
 from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
+from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
 from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, QuestionCensus
 from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
+from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
+from megatron_retrieval.models.late_interaction import LateInteraction, LateInteractionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
@@ -39,12 +43,15 @@ LAYOUT = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=READER.
 
 
 def _prepare(topology: ProcessTopology, folder: str) -> None:
-    """A random retriever with the embeddings of its evidence, and a random reader."""
+    """A random retriever with the embeddings of its evidence, late interaction, and a random reader."""
     root = Path(folder)
     text_format = text_format_within(TextFormatConfig(), SHAPE.encoder)
     vocabulary = WordPieceTokenizer(root / "vocab.txt")
     encoder = DualEncoder(SHAPE, topology, seed=1)
     DUAL_ENCODER.save(root / "retriever", encoder, topology, SHAPE, vocabulary, text_format)
+    shape, layout = LateInteractionConfig(encoder=SHAPE.encoder), LateFormatConfig(**vars(text_format))
+    late = LateInteraction(shape, topology, seed=1)
+    LATE_INTERACTION.save(root / "late", late, topology, shape, vocabulary, layout)
     reader = ExtractiveReader(READER, topology, seed=2)
     EXTRACTIVE_READER.save(root / "reader", reader, topology, READER, vocabulary, LAYOUT)
     retriever = DUAL_ENCODER.load(root / "retriever", topology)
@@ -81,6 +88,10 @@ def _searched(folder: Path) -> list[object]:
         folder / "embeddings",
         "--retriever",
         folder / "retriever",
+        "--rerank",
+        folder / "late",
+        "--rerank-topk",
+        NUM_PASSAGES,
     ]
 
 
@@ -116,7 +127,7 @@ def test_answers_are_those_from_the_retrievers_results(folder: Path, tp_size: in
     retrieved = json.loads((folder / "results" / "metrics.json").read_text())
     recall = f"recall@{NUM_PASSAGES}"
     assert 0 < retrieved[recall] < 1
-    fingerprints = ("evidence_fingerprint", "encoder_fingerprint")
+    fingerprints = ("evidence_fingerprint", "encoder_fingerprint", "reranker_fingerprint")
     for key in (recall, f"{recall}_ci95", f"gold_{recall}", "answer_match", *fingerprints):
         assert metrics[key] == retrieved[key]
     assert metrics["num_evidence_passages"] == retrieved["num_passages"]

@@ -8,12 +8,16 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import programs
 import pytest
 import torch
 from transformers import BertTokenizerFast
 
+from megatron_retrieval.data.stores.chunks import ChunkStore
+from megatron_retrieval.data.stores.neighbors import NeighborStore
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
+from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_cross_encoder
 
 NUM_PASSAGES, NUM_QUESTIONS = 1100, 30
@@ -117,6 +121,33 @@ def test_runs_are_compared_in_pairs(folder: Path) -> None:
     comparison = json.loads((folder / "comparison.json").read_text())
     assert comparison["num_questions"] == NUM_QUESTIONS
     assert comparison["recall@20"]["difference_ci95"] == [0.0, 0.0]
+
+
+def test_chunks_of_a_language_model_and_their_neighbours(folder: Path) -> None:
+    """Whose vocabulary is not the encoder's: keys are those that the encoder gives the chunks' text."""
+    lines = (folder / "psgs.tsv").read_text().splitlines()[:61]
+    (folder / "some.tsv").write_text("\n".join(lines) + "\n")
+    bpe = write_byte_bpe(folder / "bpe")
+    job = ["tools/build_chunks.py", "--input", folder / "some.tsv", "--output", folder / "chunks", "--vocab-file", bpe]
+    _succeed(*job, "--retro-chunk-length", 16)
+    words = ["--retriever", folder / "ck", "--output", folder / "keys", "--embedding-dtype", "float32", "--fp32"]
+    _succeed("tools/embed_evidence.py", "--chunks", folder / "chunks", *words, "--device", "cpu")
+    job = ["tools/find_neighbors.py", "--chunks", folder / "chunks", "--embeddings", folder / "keys"]
+    _succeed(*job, "--output", folder / "neighbors", "--valid-fraction", 0, "--device", "cpu")
+    chunks = ChunkStore(folder / "chunks")
+    store = NeighborStore(folder / "neighbors", chunks)
+    rows = np.arange(len(chunks))
+    found = store.rows(rows, store.num_saved)
+    assert len(chunks) > 100
+    assert (found >= 0).all()
+    own = chunks.groups[chunks.document_of(rows)]
+    assert (chunks.groups[chunks.document_of(found)] != own[:, None]).all()
+    assert (np.diff(store.distances(rows, store.num_saved).astype(float)) >= 0).all()
+    keys = EmbeddingStore(folder / "keys").vectors(0, len(chunks)).double()
+    nearest = (keys - keys[torch.from_numpy(found[:, 0])]).square().sum(1)
+    assert nearest.numpy() == pytest.approx(store.distances(rows, 1)[:, 0], rel=1e-3, abs=1e-6)
+    result = _run("tools/embed_evidence.py", *words, "--device", "cpu")
+    assert "give either --evidence (passages) or --chunks" in result.stderr
 
 
 def test_search_prints_the_best_passages(folder: Path) -> None:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM
+from megatron_retrieval.data.stores.chunk_builder import ChunkBuilderConfig, build_chunks
+from megatron_retrieval.data.stores.chunks import ChunkStore
 from megatron_retrieval.data.stores.corpus import CorpusStore
 from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -19,6 +23,7 @@ from megatron_retrieval.testing.encyclopedia.build import Ask, Encyclopedia, bui
 from megatron_retrieval.testing.encyclopedia.output import vocabulary, write_passages, write_questions
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
+from megatron_retrieval.testing.tiny_retro import write_tiny_neighbors
 from megatron_retrieval.testing.tiny_sentencepiece import write_sentencepiece
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.types.questions import Passage
@@ -104,6 +109,21 @@ class Inputs:
         run_on_ranks(_save_causal_lm, 1, str(start), str(vocabulary))
         flags = ["--train-data", str(data), "--pretrained-checkpoint", str(start)]
         return Source(flags, f"{file_fingerprint(data)} {ByteBpeTokenizer(vocabulary).fingerprint}")
+
+    @cached_property
+    def chunks_with_neighbors(self) -> Source:
+        """Chunks of the same passages, and for each of them two others, drawn at random."""
+        source, output = self._folder / "passages.tsv", self._folder / "chunks"
+        write_passages(source, self._passages)
+        texts = [text for passage in self._passages for text in (passage.title, passage.text)]
+        vocabulary = write_byte_bpe(self._folder / "byte-bpe", texts, num_tokens=NUM_PIECES)
+        settings = {"vocab_file": str(vocabulary), "retro_chunk_length": 16}
+        build_chunks(ChunkBuilderConfig(input=(str(source),), output=str(output), **settings))  # type: ignore[arg-type]
+        chunks = ChunkStore(output)
+        rows = np.random.default_rng(3).integers(0, len(chunks), (len(chunks), 2))
+        neighbors = write_tiny_neighbors(self._folder / "neighbors", chunks, rows)
+        flags = ["--retro-chunks", str(output), "--retro-neighbors", str(neighbors.folder)]
+        return Source(flags, chunks.fingerprint)
 
     @cached_property
     def asked_questions(self) -> Source:

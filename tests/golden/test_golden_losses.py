@@ -36,6 +36,7 @@ JOBS = {
     "pretrain_bert": Job(runs.BERT, "wordpiece_corpus"),
     "pretrain_ict": Job(runs.ICT, "wordpiece_corpus"),
     "pretrain_t5": Job(runs.T5, "sentencepiece_corpus"),
+    "pretrain_retro": Job(runs.RETRO, "chunks_with_neighbors"),
     "extractive-finetune": Job(runs.READER, "questions_for_bert"),
     "fusion-finetune": Job(runs.FUSION, "questions_for_t5"),
     "causal-finetune": Job(runs.CAUSAL, "questions_for_causal_lm"),

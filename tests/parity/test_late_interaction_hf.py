@@ -16,15 +16,20 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.colbert import HF_COLBERT
 from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
+from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, import_encoder
 from megatron_retrieval.checkpoint.huggingface.formats import export_model, format_of, import_model
 from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE
+from megatron_retrieval.checkpoint.kinds.encoder_families import MODERNBERT
 from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
+from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.errors import CheckpointError, ConfigError
-from megatron_retrieval.models.late_interaction import max_sim
+from megatron_retrieval.models.late_interaction import LateInteractionConfig, max_sim
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.passage_scorers import LateInteractionScorer
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert
+from megatron_retrieval.testing.tiny_byte_bpe import write_modernbert_bpe
+from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_bert, tiny_modernbert
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import read_json, write_json
 
@@ -123,6 +128,25 @@ def test_markers_behind_the_vocabulary(tmp_path: Path) -> None:
     torch.testing.assert_close(scores, _theirs(tmp_path / "pylate"), rtol=0, atol=2e-5)
     with pytest.raises(CheckpointError, match="not filled up"):
         export_model(HF_COLBERT.name, tmp_path / "checkpoint", tmp_path / "out")
+
+
+def test_modernbert_of_pylate(tmp_path: Path) -> None:
+    """Its vocabulary has what PyLate adds, which a text may become there as here."""
+    model = tiny_modernbert(local_attention=30)
+    shape = MODERNBERT.from_huggingface(model.config.to_dict(), tmp_path)
+    weights = {f"bert.{name}": full for name, full in import_encoder(model.state_dict(), shape, tmp_path).items()}
+    weights["linear.weight"] = torch.randn(16, 32, generator=torch.Generator().manual_seed(5))
+    vocabulary = ByteBpeTokenizer(write_modernbert_bpe(tmp_path / "words", num_tokens=298))
+    layout = LateFormatConfig(query_seq_length=14, retriever_seq_length=20, query_marker_id=298, passage_marker_id=299)
+    late = LateInteractionConfig(encoder=shape, colbert_dim=16)
+    folder = tmp_path / "pylate"
+    folder.mkdir()
+    HF_PYLATE.write(ForeignModel(LATE_INTERACTION, late, weights, vocabulary, layout), folder)
+    names = (HF_PYLATE.name, str(folder), str(tmp_path / "checkpoint"))
+    for scores in run_on_ranks(_scores, 2, *names, tensor_model_parallel_size=2):
+        torch.testing.assert_close(scores, _theirs(folder), rtol=0, atol=2e-5)
+    export_model(HF_PYLATE.name, tmp_path / "checkpoint", tmp_path / "out")
+    assert torch.equal(_theirs(tmp_path / "out"), _theirs(folder))
 
 
 def test_what_is_no_colbert_is_refused(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from megatron_retrieval.data.files.document_files import read_whole_documents
+from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores import chunk_builder
 from megatron_retrieval.data.stores.chunk_builder import ChunkBuilderConfig, build_chunks
 from megatron_retrieval.data.stores.chunk_encoding import EncodedChunks, encode_chunks
 from megatron_retrieval.data.stores.chunks import ChunkStore
 from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.retrieval.chunk_passages import ChunkPassages, key_tokens
 from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
 from megatron_retrieval.testing.tiny_retro import write_tiny_chunks
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils import partial_folder
 
 PLAIN = "\ufeffA café, naïve 🙂🙃.\r\n\r\n  Two  lines\n\n\n北京 in the tower of Paris "
@@ -91,6 +94,23 @@ def test_bytes_where_the_vocabulary_drops_spaces_and_case(tmp_path: Path, wordpi
     assert store.chunk_bytes.tolist() == [len(b" Two  lines\n"), len(b"in the "), len("café".encode()), 3, 9]
     assert store.first_bytes.tolist() == [len(b" Two  "), len(b"the ")]
     assert json.loads((tmp_path / "chunks" / "manifest.json").read_text())["num_bytes_without_token"] == 2
+
+
+def test_keys_are_made_of_the_text_alone(tmp_path: Path, bpe: Path, wordpiece: Path) -> None:
+    """Without title and continuation, whatever the encoder's layout; what is cut within a character is replaced."""
+    store = _build(tmp_path, bpe, "in the tower.", "🙂 two lines", retro_chunk_length=2)
+    encoder = WordPieceTokenizer(wordpiece, True)
+    layout = TextFormatConfig(passage_format="title-sep-text", passage_prefix="the ", retriever_seq_length=5)
+    evidence, rows = ChunkPassages(store, encoder), np.arange(len(store))
+    tokens = evidence.tokens(rows, layout)
+    assert (evidence.fingerprint, len(evidence)) == (store.fingerprint, len(store))
+    texts = store.vocabulary.decode([ids[mask].tolist() for ids, mask in zip(*store.chunk_tokens(rows), strict=True)])
+    assert any("\ufffd" in text for text in texts)
+    for ids, length, text in zip(tokens.ids, tokens.lengths, texts, strict=True):
+        (words,) = encoder.encode([f"the {text}"])
+        assert ids[:length].tolist() == [2, *words[:3], 3]
+    again = key_tokens([store.tokens[0][:2].tolist()], store.vocabulary, encoder, layout)
+    assert again.ids[0, : again.lengths[0]].tolist() == tokens.ids[0, : tokens.lengths[0]].tolist()
 
 
 def test_sections_are_documents_of_one_group(tmp_path: Path, bpe: Path) -> None:

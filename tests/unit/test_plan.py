@@ -46,6 +46,22 @@ def _plan(*words: object, passages: int = WIKIPEDIA) -> Any:
     return make_plan(parse_config(PlanConfig, ["--passages", str(passages), *HARDWARE, *map(str, words)]))
 
 
+def test_the_database_of_a_retro_by_hand() -> None:
+    """Wikipedia's 3.3 billion tokens in 3.2 million articles, keys of 768 numbers."""
+    words = ("--retro-tokens", 3.3e9, "--retro-document-tokens", 1031.25, "--num-queries", 1024)
+    plan = _plan("--gpus", 4, *words, "--encode-passages-per-second", 1000, "--search-rows-per-second", 1e9)
+    found = plan.retro
+    assert found.num_chunks == 51_562_500 + 1_600_000
+    assert found.chunk_bytes == pytest.approx(6.6e9 + 4 * 53_162_500 + 40 * 3.2e6)
+    assert found.key_bytes == 53_162_500 * 768 * 2
+    assert found.neighbor_bytes == 53_162_500 * 20 * 7
+    # a passage has 140 tokens and three more, a chunk 75 of the encoder's
+    assert found.embed_seconds == pytest.approx(53_162_500 * 64 * 1.17 / (4 * 1000 * 143))
+    assert found.join_seconds == pytest.approx(53_162_500**2 / (4 * 1e9 * 1024))
+    assert any("53,162,500 chunks" in what for what, _, _ in plan.rows())
+    assert _plan("--gpus", 4).retro is None
+
+
 def test_wikipedia_by_hand() -> None:
     found = _plan("--gpus", 16, "--nodes", 2).estimate
     assert found.version_bytes == 21_015_324 * 768 * 2 == 32_279_537_664

@@ -146,6 +146,20 @@ def test_shares_are_nested_and_hold_no_group_held_out(tmp_path: Path) -> None:
     assert {int(train.rows(index)[0]) for index in range(len(train))} == rows
 
 
+def test_files_are_held_out_with_their_groups(tmp_path: Path) -> None:
+    """Group 1 is in both files; --retro-search-valid searches what is evaluated elsewhere."""
+    random, folder = np.random.default_rng(0), tmp_path / "chunks"
+    texts = [random.integers(2, 300, size=9).tolist() for _ in range(4)]
+    chunks = write_tiny_chunks(folder, [texts[0], texts[1], texts[2], texts[1], texts[3]], 4, sources=[0, 0, 0, 1, 1])
+    selection = ChunkSelectionConfig(valid_fraction=0, valid_inputs=(1,))
+    assert selection.is_held_out(chunks).tolist() == [False, True, False, True, True]
+    assert selection.ranges(chunks, chunks).tolist() == [[0, 3], [6, 9]]
+    searched = ChunkSelectionConfig(valid_fraction=0, valid_inputs=(1,), retro_search_valid=True)
+    assert searched.ranges(chunks, chunks).tolist() == [[0, 15]]
+    neighbors = write_tiny_neighbors(tmp_path / "n", chunks, np.zeros((15, 1), np.int64), searched)
+    assert (neighbors.selection, neighbors.documents("valid").tolist()) == (searched, [1, 3, 4])
+
+
 def test_only_chunks_with_a_continuation(tmp_path: Path) -> None:
     chunks = write_tiny_chunks(tmp_path / "chunks", DOCUMENTS, 4)
     selection = ChunkSelectionConfig(valid_fraction=0, retro_require_continuation=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import psutil  # type: ignore[import-untyped]
 
+from megatron_retrieval.applications.plan.retro_plan import RetroPlanConfig
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.config.marks import formerly
@@ -207,6 +208,8 @@ class PlanConfig(Checked):
     """Hardware."""
     training: PlannedTrainingConfig = field(default_factory=PlannedTrainingConfig)
     """Training."""
+    retro: RetroPlanConfig = field(default_factory=RetroPlanConfig)
+    """The database of a RETRO."""
     rates: RatesConfig = field(default_factory=RatesConfig)
     """Rates."""
     output_dir: Path | None = None

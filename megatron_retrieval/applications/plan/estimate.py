@@ -10,6 +10,7 @@ from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
 from megatron_retrieval.applications.plan.rates import MeasuredRates
 from megatron_retrieval.applications.plan.reader_costs import reader_activation_bytes, reader_parameters
+from megatron_retrieval.applications.plan.retro_plan import RetroEstimate, retro_estimate
 from megatron_retrieval.index.approximate.faiss import FaissIndex
 from megatron_retrieval.index.store.embedding_store import torch_dtype
 
@@ -174,6 +175,19 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         / (rates.encode.value * (config.training.num_embedding_ranks or hardware.num_ranks)),
         search_seconds=rates.search_start_seconds + rank_rows / rates.search.value,
         streamed_seconds=version_bytes / hardware.nodes / rates.disk.value,
+    )
+
+
+def retro_of(config: PlanConfig, rates: Rates) -> RetroEstimate | None:
+    """The database of a RETRO, searched at the rate of so many queries at once; None: none is planned."""
+    if not config.retro.retro_tokens:
+        return None
+    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
+    return retro_estimate(
+        config.retro,
+        key_bytes=costs.vectors_bytes(1, config.encoder.dimension, torch_dtype(config.embedding_dtype).itemsize),
+        tokens_per_second=rates.encode.value * tokens * config.hardware.num_ranks,
+        comparisons_per_second=rates.search.value * config.num_queries * config.hardware.num_ranks,
     )
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_retrieval.applications.plan.config import GB, PlanConfig
-from megatron_retrieval.applications.plan.estimate import Estimate, Rates, estimate, known_rates, num_encoders
+from megatron_retrieval.applications.plan.estimate import Estimate, Rates, estimate, known_rates, num_encoders, retro_of
 from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, num_versions, problems
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
+from megatron_retrieval.applications.plan.retro_plan import RetroEstimate
 from megatron_retrieval.applications.plan.steps import Staleness, StepSeconds, staleness, step_seconds
 from megatron_retrieval.config.parser import overlaid, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
@@ -26,6 +27,7 @@ class Plan:
     Attributes:
         problems: what does not fit, a line each.
         step: of the training that is planned; None without.
+        retro: the database of a RETRO; None: none is planned.
         staleness: for several numbers of embedding ranks; none where nothing is refreshed.
     """
 
@@ -34,11 +36,12 @@ class Plan:
     estimate: Estimate
     problems: list[str]
     step: StepSeconds | None
+    retro: RetroEstimate | None
     staleness: list[Staleness]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, how much, where) for a table."""
-        return [*_disk(self), *_memory(self), *_times(self)]
+        return [*_disk(self), *_memory(self), *_times(self), *_retro(self)]
 
     def basis(self) -> list[str]:
         """What the times follow from, a line each."""
@@ -86,6 +89,7 @@ class Plan:
             },
             "problems": self.problems,
             "step": self.step and vars(self.step),
+            "retro": self.retro and vars(self.retro),
             "staleness": [vars(found) for found in self.staleness],
         }
 
@@ -108,7 +112,8 @@ def make_plan(config: PlanConfig, clock: Callable[[], float] = time.perf_counter
     rates = known_rates(config, measured)
     found = estimate(config, rates)
     aged = list(staleness(config, rates))
-    return Plan(config, rates, found, problems(config, rates, found), step_seconds(config, rates), aged)
+    faults, step = problems(config, rates, found), step_seconds(config, rates)
+    return Plan(config, rates, found, faults, step, retro_of(config, rates), aged)
 
 
 def _measure(config: PlanConfig, clock: Callable[[], float]) -> MeasuredRates:
@@ -203,6 +208,20 @@ def _times(plan: Plan) -> list[tuple[str, str, str]]:
         shares = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
         rows.append((f"a training step, {step.batch_size:,} questions", duration(step.total), shares))
     return rows
+
+
+def _retro(plan: Plan) -> list[tuple[str, str, str]]:
+    if (found := plan.retro) is None:
+        return []
+    ranks = _ranks(plan.config, plan.config.hardware.num_ranks)
+    kept = plan.config.retro.retro_query_num_neighbors_save
+    return [
+        (f"RETRO: {found.num_chunks:,} chunks", size(found.chunk_bytes), "disk"),
+        ("their keys", size(found.key_bytes), "disk, and memory of all processes together"),
+        (f"{kept} neighbours of each", size(found.neighbor_bytes), "disk"),
+        ("embedding them", duration(found.embed_seconds), ranks),
+        ("finding all neighbours, exactly", duration(found.join_seconds), ranks),
+    ]
 
 
 def _ranks(config: PlanConfig, number: int) -> str:

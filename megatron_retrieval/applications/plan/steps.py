@@ -100,12 +100,20 @@ def step_seconds(config: PlanConfig, rates: Rates) -> StepSeconds | None:
     tp_size, nvlink = training.tensor_model_parallel_size, config.rates.nvlink_gb_per_second * 1e9
     return StepSeconds(
         batch_size=batch,
-        compute=passes * mine * forward / tp_size / operations_per_second(config),
+        compute=passes * mine * forward / tp_size / _operations_per_second(config, rates),
         search=search,
         gather=gather_seconds(vectors * config.encoder.dimension * costs.FP32_BYTES, copies, link),
         reduce=reduce_seconds(costs.FP32_BYTES * weights / tp_size, copies, link),
         layers=reduce_seconds(mine * sums * _VALUE_BYTES, tp_size, nvlink),
     )
+
+
+def _operations_per_second(config: PlanConfig, rates: Rates) -> float:
+    """Of a process in forward and backward passes: what encoding reaches where its rate is known, else as assumed."""
+    if rates.encode.origin == "assumed":
+        return operations_per_second(config)
+    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
+    return rates.encode.value * costs.encode_operations(costs.bert_of(config.encoder), tokens)
 
 
 def _retriever_work(config: PlanConfig, num_passages: int) -> tuple[float, float]:

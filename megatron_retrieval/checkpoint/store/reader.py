@@ -149,17 +149,29 @@ def load_weights(
     def shard(name: str, parameter: nn.Parameter) -> Tensor:
         return reader.shard(name, parameter, topology)
 
-    _fill(model, reader.names(), shard, str(folder), take)
+    _fill(dict(model.named_parameters()), reader.names(), shard, str(folder), take)
 
 
 def fill_model(
     model: nn.Module, names: Set[str], full: Callable[[str], Tensor], topology: ProcessTopology, *, source: str
 ) -> None:
-    """Cut full tensors for this rank and put them into `model`, to be trained from there: values that the model's
-    dtype rounds are remembered for the optimizer.
+    """`fill_parameters` of all that a model has."""
+    fill_parameters(dict(model.named_parameters()), names, full, topology, source=source)
+
+
+def fill_parameters(
+    parameters: Mapping[str, nn.Parameter],
+    names: Set[str],
+    full: Callable[[str], Tensor],
+    topology: ProcessTopology,
+    *,
+    source: str,
+) -> None:
+    """Cut full tensors for this rank and put them into a model's parameters, to be trained from there: values that
+    their dtype rounds are remembered for the optimizer.
 
     Args:
-        names: the tensors at hand; they must be those of the model's parameters.
+        names: the tensors at hand; they must be those of the parameters.
         full: gives one of them.
         source: where they come from, for errors.
 
@@ -170,18 +182,16 @@ def fill_model(
     def shard(name: str, parameter: nn.Parameter) -> Tensor:
         return shard_of(full(name), parameter, topology.tp_rank, topology.tp_size)
 
-    parameters = dict(model.named_parameters())
-    _fill(model, names, shard, source, take=lambda name, values: keep_precise(parameters[name], values))
+    _fill(parameters, names, shard, source, take=lambda name, values: keep_precise(parameters[name], values))
 
 
 def _fill(
-    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     names: Set[str],
     shard: GetShard,
     source: str,
     take: Callable[[str, Tensor], None] | None = None,
 ) -> None:
-    parameters = dict(model.named_parameters())
     if difference := sorted(names ^ parameters.keys()):
         owner = "the checkpoint" if difference[0] in names else "the model"
         raise CheckpointError(f"{source}: {len(difference)} parameters differ; {difference[0]} is only in {owner}.")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from megatron_retrieval.data.examples.batches import Share
+from megatron_retrieval.data.examples.neighbour_arms import Choose
 from megatron_retrieval.data.stores.chunks import SectionChoice
 from megatron_retrieval.data.stores.neighbors import NeighborStore, Split
 from megatron_retrieval.data.stores.ragged import Rows, to_offsets
@@ -32,6 +33,7 @@ class RetroDataset:
         num_neighbors: k, at most as many as were saved; 0: none are read.
         split: the documents to train on, or those held out.
         sections: of texts cut into sections, take those of this parity alone.
+        choose: what is read in the place of the neighbours, see `neighbour_arms`; default: these.
         seed: of the run.
 
     Raises:
@@ -47,9 +49,11 @@ class RetroDataset:
         num_neighbors: int,
         split: Split = "train",
         sections: SectionChoice = "all",
+        choose: Choose | None = None,
         seed: int,
     ) -> None:
         self._neighbors, self._chunks, self._k = neighbors, neighbors.chunks, num_neighbors
+        self._choose = choose
         length = self._chunks.chunk_length
         if seq_length % length or not seq_length:
             raise ConfigError(
@@ -62,8 +66,7 @@ class RetroDataset:
                 "search anew with a greater --retro-query-num-neighbors-save."
             )
         self.num_chunks = seq_length // length
-        documents = neighbors.documents(split)
-        documents = documents[self._chunks.in_sections(sections)[documents]]
+        documents = chosen_documents(neighbors, split, sections)
         if not len(documents):
             raise DataError(self._chunks.folder, f"there is no document of the split {split!r}")
         self._documents: Rows = generator(seed, "document-order").permutation(documents)
@@ -90,7 +93,14 @@ class RetroDataset:
         rows = np.full((share.num_slots, self.num_chunks), NO_ROW, np.int64)
         for slot, index in enumerate(indices[share.own]):
             rows[slot] = self.rows(index)
-        return retro_batch(self._neighbors, rows, self._k)
+        found = None if self._choose is None else self._choose(np.where(rows < 0, 0, rows), self._k)
+        return retro_batch(self._neighbors, rows, self._k, found)
+
+
+def chosen_documents(neighbors: NeighborStore, split: Split, sections: SectionChoice) -> Rows:
+    """The numbers of the documents of a split that are sections of that parity."""
+    documents = neighbors.documents(split)
+    return documents[neighbors.chunks.in_sections(sections)[documents]]
 
 
 def retro_batch(neighbors: NeighborStore, rows: Rows, k: int, found: Rows | None = None) -> RetroBatch:

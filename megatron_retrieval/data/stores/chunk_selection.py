@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from megatron_retrieval.config.checks import Bounds, Checked
+from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeInt
 from megatron_retrieval.data.stores.chunks import ChunkStore, Mask, SectionChoice
 from megatron_retrieval.data.stores.ragged import Rows, to_offsets
 from megatron_retrieval.utils.seeds import fractions
@@ -18,9 +18,13 @@ class ChunkSelectionConfig(Checked):
     """The database: the chunks that are searched."""
 
     valid_fraction: Annotated[float, Bounds(least=0, below=1)] = 0.005
-    """Share of the groups of documents held out for evaluation: they are never searched. Chosen by --seed; 0: none."""
+    """Share of the groups of documents held out for evaluation, which are not searched. Chosen by --seed; 0: none."""
     seed: int = 1234
     """Seed of the choice of groups."""
+    valid_inputs: tuple[NonNegativeInt, ...] | None = None
+    """Input files of the chunks, by number from 0, whose groups are held out as well."""
+    retro_search_valid: bool = False
+    """Search documents held out as well: of texts cut by --retro-section-length, other pieces than those evaluated."""
     retro_database_share: Annotated[float, Bounds(above=0, most=1)] = 1.0
     """Share of the other groups whose chunks are searched; a larger share holds every smaller one."""
     retro_database_sections: SectionChoice = "all"
@@ -32,7 +36,8 @@ class ChunkSelectionConfig(Checked):
     def is_held_out(self, chunks: ChunkStore) -> Mask:
         """[num_documents] those held out for evaluation, whole groups of them."""
         groups = np.asarray(chunks.groups, np.int64)
-        return fractions(groups, self.seed, "held-out-documents") < self.valid_fraction
+        is_drawn: Mask = fractions(groups, self.seed, "held-out-documents") < self.valid_fraction
+        return is_drawn | np.isin(groups, groups[np.isin(chunks.sources, self.valid_inputs or ())])
 
     def ranges(self, chunks: ChunkStore, database: ChunkStore) -> Rows:
         """[R, 2] first row and end of the ranges of rows of the database that are searched, ascending and apart.
@@ -40,7 +45,8 @@ class ChunkSelectionConfig(Checked):
         Args:
             chunks: the corpus; documents of it that are held out are not searched.
         """
-        is_held_out = self.is_held_out(database) & (database.fingerprint == chunks.fingerprint)
+        is_same = database.fingerprint == chunks.fingerprint
+        is_held_out = self.is_held_out(database) & (is_same and not self.retro_search_valid)
         shares = fractions(np.asarray(database.groups, np.int64), self.seed, "database")
         is_searched = (shares < self.retro_database_share) & database.in_sections(self.retro_database_sections)
         searched = np.flatnonzero(is_searched & ~is_held_out)

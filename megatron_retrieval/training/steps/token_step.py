@@ -80,7 +80,7 @@ class TokenStep(ABC, Generic[Batch]):
             logits = self.logits(chunk, to_device(places, device))
             is_best = vocab_parallel_accuracy(logits, labels, self.topology.groups.tp)
             loss = vocab_parallel_cross_entropy(logits, labels).sum() / total
-            if iteration is not None:
+            if iteration is not None and loss.requires_grad:  # not where all that was computed is frozen
                 (loss * loss_scale).backward()
             loss_part += loss.detach()
             accuracy_part += is_best.sum() / total
