@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from megatron_retrieval.models.retro_generation import RetroSources
 from megatron_retrieval.parallel.precision import DtypeConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.retro_pretraining import require_chunks
+from megatron_retrieval.reports.retro_page import PAGE, write_continuations
 from megatron_retrieval.retrieval.chunk_passages import key_tokens
 from megatron_retrieval.utils.files import atomic_file, read_lines
 
@@ -51,7 +54,7 @@ class RetroGenerateConfig(Checked):
     retro_num_neighbors: PositiveInt = 2
     """Neighbours that are read for a chunk."""
     output: Path
-    """Folder for continuations.jsonl: texts, and what was read for each of their chunks."""
+    """Folder for continuations.jsonl and examples.html: texts, and what was read for each of their chunks."""
     generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(max_answer_length=128))
     """How tokens are chosen."""
     precision: DtypeConfig = field(default_factory=DtypeConfig)
@@ -65,7 +68,7 @@ class ChunkSearch:
 
     Attributes:
         chunks: the database.
-        found: what was read for each chunk, in order: its tokens, and rows of the database, -1 for none.
+        found: rows of the database that were read for chunks, by these' tokens; -1 for none.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class ChunkSearch:
         self.chunks, self._encoder, self._k, self._topology = chunks, encoder, k, topology
         self._vocabulary = encoder.description.vocabulary()
         self._index = ShardedIndex(SquaredDistanceVectors(embeddings), topology)
-        self.found: list[tuple[list[int], list[int]]] = []
+        self.found: dict[tuple[int, ...], list[int]] = {}
 
     @torch.no_grad()
     def __call__(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +91,7 @@ class ChunkSearch:
         tokens = key_tokens(chunks.tolist(), self.chunks.vocabulary, self._vocabulary, layout)
         keys = model.encode_passages(tokens.to(self._topology.device)).float().cpu()
         rows: Rows = self._index.search(distance_queries(keys), self._k).rows.cpu().numpy()
-        self.found += zip(chunks.tolist(), rows.tolist(), strict=True)
+        self.found |= zip(map(tuple, chunks.tolist()), rows.tolist(), strict=True)
         ids, is_real = self.chunks.values(rows)
         return torch.from_numpy(ids), torch.from_numpy(is_real.sum(2))
 
@@ -102,11 +105,12 @@ def main(config: RetroGenerateConfig, topology: ProcessTopology) -> None:
     encoder = load_encoder(config.retriever, topology, dtype)
     embeddings.require(evidence_fingerprint=chunks.fingerprint, encoder_fingerprint=encoder.description.fingerprint)
     search = ChunkSearch(chunks, embeddings, encoder, config.retro_num_neighbors, topology)
-    lines = [line for line in read_lines(config.prompts) if line.strip()]
+    lines = [line.rstrip("\r\n") for line in read_lines(config.prompts) if line.strip()]
     written = [_continued(line, loaded, search, config, topology) for line in lines]
     if topology.is_main:
         with atomic_file(config.output / CONTINUATIONS) as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in written)
+        write_continuations(config.output / PAGE, written)
         sys.stdout.writelines(f"{record['prompt']}{record['continuation']}\n" for record in written)
 
 
@@ -126,25 +130,35 @@ def _continued(
     search.found.clear()
     sources = RetroSources(loaded.model, torch.tensor([ids]), vocabulary.special.end, search)
     best = generate(sources, config.generation, topology.groups.tp, [prompt]).best
-    text = vocabulary.decode([best.ids[0, : int(best.lengths[0])].tolist()])[0]
-    read = [_read(search, tokens, rows) for tokens, rows in search.found]
-    return {"prompt": prompt, "continuation": text, "score": float(best.scores[0]), "chunks": read}
-
-
-def _read(search: ChunkSearch, tokens: list[int], rows: list[int]) -> dict[str, Any]:
-    """What was found for a chunk; texts are those of neighbours with what follows them."""
-    chunks = search.chunks
-    texts = [chunks.vocabulary.decode([_tokens(chunks, row)])[0] for row in rows if row >= 0]
-    titles = [chunks.title(int(chunks.document_of(np.array(row)))) for row in rows if row >= 0]
+    written = best.ids[0, : int(best.lengths[0])].tolist()
     return {
-        "text": chunks.vocabulary.decode([tokens])[0],
-        "rows": [row for row in rows if row >= 0],
-        "titles": titles,
-        "neighbours": texts,
+        "prompt": prompt,
+        "continuation": vocabulary.decode([written])[0],
+        "score": float(best.scores[0]),
+        "chunks": list(_read_chunks(search, ids + written)),
     }
 
 
-def _tokens(chunks: ChunkStore, row: int) -> list[int]:
+def _read_chunks(search: ChunkSearch, ids: list[int]) -> Iterator[dict[str, Any]]:
+    """The chunks of a text behind which something was read, what that was, and how many tokens the text then has in
+    common with the beginning of what follows each neighbour."""
+    chunks, length = search.chunks, search.chunks.chunk_length
+    for start in range(0, len(ids) - length + 1, length):
+        if (rows := search.found.get(tuple(ids[start : start + length]))) is None:
+            continue  # the text ends with it
+        behind = ids[start + length : start + 2 * length]
+        found = [_neighbour(chunks, row, behind) for row in rows if row >= 0]
+        yield {"text": chunks.vocabulary.decode([ids[start : start + length]])[0], "neighbours": found}
+
+
+def _neighbour(chunks: ChunkStore, row: int, behind: list[int]) -> dict[str, Any]:
+    """One row of the database; `copied` is the beginning of its continuation that was written as well."""
     ids, is_token = chunks.values(np.array(row))
-    tokens: list[int] = ids[is_token].tolist()
-    return tokens
+    length = chunks.chunk_length
+    own, following = ids[:length][is_token[:length]].tolist(), ids[length:][is_token[length:]].tolist()
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(following, behind, strict=False))
+    num_copied = sum(1 for _ in same)
+    parts = own, following[:num_copied], following[num_copied:]
+    text, copied, rest = chunks.vocabulary.decode(parts)
+    title = chunks.title(int(chunks.document_of(np.array(row))))
+    return {"row": row, "title": title, "text": text, "copied": copied, "rest": rest, "copied_tokens": num_copied}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,29 @@ def write_retro_page(
         for row in rows.tolist():
             file.writelines(_chunk(chunks, neighbors, row, gains[windows.rows == row]))
         file.write(page_end())
+
+
+def write_continuations(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a page of texts that were continued, likewise in one file.
+
+    Args:
+        records: lines of continuations.jsonl.
+    """
+    note = "<p><small>Marked: the beginning of what follows a neighbour, where the text went on with it.</small></p>\n"
+    with atomic_file(path) as file:
+        file.write(page_start("What was written, and read for it", _STYLE) + note)
+        for record in records:
+            file.write(f"<h2>{escape(record['prompt'])}</h2>\n")
+            file.write(f'<p class="text"><b>{escape(record["prompt"])}</b>{escape(record["continuation"])}</p>\n')
+            for chunk in record["chunks"]:
+                file.write(f'<h3 class="text">{escape(chunk["text"])}</h3>\n')
+                file.writelines(map(_read, chunk["neighbours"]))
+        file.write(page_end())
+
+
+def _read(found: Mapping[str, Any]) -> str:
+    text, copied, rest = (escape(found[part]) for part in ("text", "copied", "rest"))
+    return f'<p class="found"><b>{escape(found["title"])}</b><br>{text}<u><mark>{copied}</mark>{rest}</u></p>\n'
 
 
 def _chunk(chunks: ChunkStore, neighbors: NeighborStore, row: int, gains: NDArray[np.float64]) -> Iterator[str]:

@@ -80,8 +80,14 @@ def test_a_text_is_continued_with_what_is_found_for_its_chunks(tmp_path: Path) -
     assert len(record["chunks"]) >= 2
     # a chunk of the database is its own nearest one, and gives what follows it
     first = record["chunks"][0]
-    assert row in first["rows"]
     assert prompt.startswith(first["text"])
     assert len(first["neighbours"]) == 2
+    (own,) = [found for found in first["neighbours"] if found["row"] == row]
+    behind = prompt.removeprefix(first["text"])
+    assert behind
+    assert own["copied"].startswith(behind)
     written = prompt + record["continuation"]
     assert all(found["text"] in written for found in record["chunks"])
+    assert len(record["chunks"]) >= 2
+    page = (tmp_path / "written" / "examples.html").read_text()
+    assert page.count("<h3") == len(record["chunks"])
