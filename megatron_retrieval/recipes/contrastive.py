@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -30,7 +31,7 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.tasks.recall_task import RecallConfig
-from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.trainer import Callback, Trainer
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 
 
@@ -71,6 +72,9 @@ class DualEncoderTrainingConfig:
         )
 
 
+MakeCallbacks = Callable[[TrainingRun, DualEncoder, SavedModel], Sequence[Callback]]
+
+
 class ContrastiveSource(BatchSource[ContrastiveBatch], Protocol):
     """A dataset of questions and passages, which have `Numbers`."""
 
@@ -90,6 +94,7 @@ def build_contrastive_trainer(
     identity: dict[str, Any],
     bundles: Bundles | None = None,
     data_sets: DataSets | None = None,
+    callbacks: MakeCallbacks = lambda run, model, saved: (),
 ) -> Trainer:
     """Build the model and make the trainer.
 
@@ -101,6 +106,7 @@ def build_contrastive_trainer(
         identity: see `SavedModel`.
         bundles: see `EpochSampler`.
         data_sets: what the examples are divided into, if they are.
+        callbacks: what else is to be done now and then, given the run, the model, and what checkpoints hold.
 
     Raises:
         ConfigError: texts are longer than the encoder's positions.
@@ -138,6 +144,8 @@ def build_contrastive_trainer(
             loss.memory_batches, loss.memory_start, model.dimension, examples.false_negatives, topology
         )
         run.add(memory)
+    for callback in callbacks(run, model, saved):
+        run.add(callback)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
     step = ContrastiveStep(model, loss, topology, seed, guide, memory)

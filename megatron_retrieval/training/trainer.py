@@ -84,6 +84,7 @@ class Trainer:
         self.model, self.step, self.optimizer, self.topology = model, step, optimizer, topology
         self.train_iters, self.iteration = train_iters, iteration
         self.stop = StopSignal()
+        self._is_renewed = False
         self._skipped = SkippedSteps()
         self._batches, self._learning_rate, self._callbacks = batches, learning_rate, callbacks
 
@@ -106,7 +107,22 @@ class Trainer:
                 callback.on_end(self)
         return self.iteration >= self.train_iters
 
+    def renew_batches(self) -> None:
+        """Have the coming batches made anew, since what they are made from has changed: some are prepared ahead. All
+        ranks call this after the same step."""
+        self._is_renewed = True
+
     def _run(self) -> None:
+        while self._run_batches():
+            pass
+
+    def _run_batches(self) -> bool:
+        """Run steps until training ends.
+
+        Returns:
+            True where it does not: batches are to be made anew.
+        """
+        self._is_renewed = False
         batches = self._batches(self.iteration)
         started = time.perf_counter()
         for batch in batches:
@@ -118,7 +134,10 @@ class Trainer:
                 break
             if self.iteration >= self.train_iters:
                 break
+            if self._is_renewed:
+                return True
             started = time.perf_counter()
+        return False
 
     def _step(self, batch: Any, started: float) -> StepReport:
         self.model.zero_gradients()

@@ -36,6 +36,12 @@ class TokenBatch:
         index = to_device(index, self.ids.device)
         return TokenBatch(self.ids[index, : -(-longest // WIDTH_STEP) * WIDTH_STEP], lengths)
 
+    def with_rows(self, places: Tensor, others: TokenBatch) -> TokenBatch:
+        """With others [n] in the places [n] of some rows; all of it on the CPU."""
+        width = max(self.ids.size(1), others.ids.size(1))
+        ids, new = (torch.nn.functional.pad(texts.ids, (0, width - texts.ids.size(1))) for texts in (self, others))
+        return TokenBatch(ids.index_copy(0, places, new), self.lengths.index_copy(0, places, others.lengths))
+
     def is_real(self) -> Tensor:
         """[B, T] bool on the device of the ids, False at padding."""
         columns = torch.arange(self.ids.size(1), device=self.ids.device)

@@ -16,6 +16,8 @@ from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.data.examples.passage_pool import AnswerIndex
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfig, build_evidence
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.contrastive import ContrastiveBatch
@@ -236,6 +238,37 @@ def test_questions_without_positive_are_dropped(
     assert len(_dataset(tmp_path, tokenizer, records, max_train_questions=2)) == 2
     with pytest.raises(DataError, match="no question has a positive passage"):
         _dataset(tmp_path, tokenizer, records[1:2])
+
+
+def test_mined_negatives_are_of_the_evidence(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
+    """Without positives, whatever their titles, and without passages that contain an answer."""
+    records = [_record(0, positive_ctxs=[_context("also", "the 0")]), _record(1, positive_ctxs=[_context("", "is 1")])]
+    passages = [("of", "the 0"), ("", "also rome"), ("", "is 1"), ("lima", "noise also is the capital of 7")]
+    lines = [{"id": str(n), "title": title, "text": text} for n, (title, text) in enumerate(passages)]
+    (tmp_path / "passages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_evidence(
+        EvidenceBuilderConfig(
+            input=(str(tmp_path / "passages.jsonl"),),
+            output=str(tmp_path / "evidence"),
+            vocab_file=str(tokenizer.path),
+        )
+    )
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(records))
+    config = DprDataConfig(train_data=(str(path),), num_hard_negatives=2, hard_negative_selection="first")
+    layout = TextFormatConfig(query_seq_length=8, retriever_seq_length=12)
+    dataset = DprDataset(config, layout, tokenizer, seed=5, evidence=EvidenceStore(tmp_path / "evidence"))
+    assert _texts(tokenizer, dataset.all_questions()) == ["[CLS] what is 0 [SEP]", "[CLS] what is 1 [SEP]"]
+    dataset.mine(np.array([[0, 1, 2, 3], [3, 0, -1, -1]], np.int32))
+    batch = dataset.batch([0, 1], 0, 0)
+    assert _texts(tokenizer, batch.passages) == [
+        *("[CLS] also [SEP] the 0 [SEP]", "[CLS] [SEP] is 1 [SEP]"),
+        "[CLS] lima [SEP] noise also is the capital of 7 [SEP]",
+        *("[CLS] [SEP] is 1 [SEP]", "[CLS] lima [SEP] noise also is the capital of 7 [SEP]"),
+        "[CLS] of [SEP] the 0 [SEP]",
+    ]
+    # the passage of the evidence that stands in the file as well is the positive of the second question
+    assert batch.excluded.int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
 
 
 def test_every_file_may_be_a_data_set(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:

@@ -25,6 +25,7 @@ from megatron_retrieval.data.examples.labelled import (
 )
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, lay_out_questions
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Rows, tokenize
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -61,17 +62,26 @@ class DprDataset:
         text_format: layout and lengths of questions and passages.
         tokenizer: of the encoder to train.
         seed: of the run.
+        evidence: whose passages become hard negatives when they are mined, in the place of those of the files.
 
     Raises:
         DataError: a file is malformed, or no question has a positive passage.
     """
 
-    def __init__(self, config: DprDataConfig, text_format: TextFormatConfig, tokenizer: Vocabulary, seed: int) -> None:
+    def __init__(
+        self,
+        config: DprDataConfig,
+        text_format: TextFormatConfig,
+        tokenizer: Vocabulary,
+        seed: int,
+        evidence: EvidenceStore | None = None,
+    ) -> None:
         self._config, self._format, self._tokenizer, self._seed = config, text_format, tokenizer, seed
         collector = PassageCollector()
         self._examples = read_examples(config, collector)
         self._has_teacher = any(example.teacher for example in self._examples)
-        self._pool = collector.pool(tokenizer, text_format)
+        self._pool = collector.pool(tokenizer, text_format, evidence)
+        self._mined: Rows | None = None
         # one empty question at the end stands for a filler
         self._questions = tokenize(tokenizer, [*(example.question for example in self._examples), ""])
         self._known_index = lru_cache(_CACHED_INDEXES)(AnswerIndex)
@@ -92,6 +102,14 @@ class DprDataset:
                 "--global-batch-size 1 without hard negatives leaves nothing to tell the positive passage from: the "
                 "loss is 0. Give more questions a batch, or data with hard negatives and --num-hard-negatives."
             )
+
+    def all_questions(self) -> TokenBatch:
+        """See `MinedExamples`."""
+        return self._question_tokens(range(len(self)), len(self))
+
+    def mine(self, rows: Rows) -> None:
+        """See `MinedExamples`."""
+        self._mined = rows
 
     def data_sets(self) -> DataSets | None:
         """See `data_sets_of`."""
@@ -114,7 +132,7 @@ class DprDataset:
         num_positives = self._config.num_positives
         slots = np.full((dp_size * num_slots, num_positives + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
         for place, index in enumerate(indices):
-            slots[place] = self._passages_of(self._examples[index], epoch, first_position + place)
+            slots[place] = self._passages_of(index, epoch, first_position + place)
         false_negatives = np.zeros((num_slots, slots.size), np.bool_)
         if self._config.exclude_false_negatives:
             false_negatives[: len(own)] = self._false_negatives([self._examples[index] for index in own], slots.ravel())
@@ -156,8 +174,13 @@ class DprDataset:
             scores[place] = torch.tensor(self._examples[index].teacher_scores(slots[place].tolist()))
         return scores
 
-    def _passages_of(self, example: LabelledQuestion, epoch: int, position: int) -> list[int]:
+    def _passages_of(self, index: int, epoch: int, position: int) -> list[int]:
         """Positives, then hard negatives; each filled up with `NO_PASSAGE`."""
+        example = self._examples[index]
+        if self._mined is not None:
+            rows = self._mined[index]
+            found = self._pool.numbers_of_rows(rows[rows >= 0], without=example.positives)
+            example = example._replace(hard_negatives=found)
         wanted, positives = self._config.num_positives, list(example.positives)
         if self._config.positive_selection == "sample" and len(positives) > 1:
             order = generator(self._seed, "positives", epoch, position).permutation(len(positives))
