@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from megatron_retrieval.data.stores import chunks as layout
 from megatron_retrieval.data.stores.chunk_encoding import EncodedChunks
 from megatron_retrieval.data.stores.column_folder import (
     ColumnWriter,
     OffsetsWriter,
+    map_file,
     offsets_file,
     open_for_append,
     stored_dtype,
@@ -136,14 +135,13 @@ def finish_chunks(
 
 def _write_groups(folder: Path, vocabulary: Vocabulary, num_documents: int) -> None:
     def column(name: str, dtype: str) -> Ragged:
-        values, offsets = (folder / file(name) for file in (values_file, offsets_file))
-        return Ragged(np.fromfile(values, dtype), np.fromfile(offsets, "<i8"))
+        return Ragged(map_file(folder / values_file(name), dtype), map_file(folder / offsets_file(name), "<i8"))
 
     titles = column(layout.TITLES, "u1")
     groups = group_documents(
         (titles[document].tobytes().decode() for document in range(num_documents)),
-        np.fromfile(folder / layout.SECTIONS, "<i4"),
-        np.fromfile(folder / _SIGNATURES, "<u8").reshape(-1, NUM_BANDS),
+        map_file(folder / layout.SECTIONS, "<i4"),
+        map_file(folder / _SIGNATURES, "<u8").reshape(-1, NUM_BANDS),
         column(layout.TOKENS, stored_dtype(vocabulary)),
     )
     groups.astype("<i4").tofile(folder / layout.GROUPS)

@@ -69,11 +69,15 @@ class ColumnFolder:
             raise DataError(self.folder / offsets_file(name), "the offsets do not fit the values", hint=self._hint)
 
     def _map(self, name: str, dtype: DTypeLike) -> Any:
-        path = self.folder / name
-        if not path.stat().st_size:
-            return np.empty(0, dtype)
-        mapped: Array = np.memmap(path, np.dtype(dtype), "r")
-        return np.asarray(mapped)  # a plain view of the map: slicing it is several times faster
+        return map_file(self.folder / name, dtype)
+
+
+def map_file(path: Path, dtype: DTypeLike) -> Any:
+    """A file of plain numbers, memory-mapped."""
+    if not path.stat().st_size:
+        return np.empty(0, dtype)
+    mapped: Array = np.memmap(path, np.dtype(dtype), "r")
+    return np.asarray(mapped)  # a plain view of the map: slicing it is several times faster
 
 
 def write_manifest(folder: Path, store: type[ColumnFolder], fingerprint: str, entries: Mapping[str, object]) -> None:
