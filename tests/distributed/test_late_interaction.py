@@ -35,24 +35,29 @@ WHOLE, CACHED = {"micro_batch_size": 64}, {"micro_batch_size": 2}
 
 
 def _gradients(topology: ProcessTopology, folder: str, settings: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Loss and full gradients of a step; questions are uneven over ranks."""
+    """Losses and full gradients of a step of each loss; questions are uneven over ranks."""
     model = LateInteraction(LateInteractionConfig(encoder=TINY.encoder, colbert_dim=8), topology, seed=3)
     parallel = DataParallelModel(model, topology)
     encoder = LateEncoder(model, LAYOUT, WordPieceTokenizer(Path(folder) / "vocab.txt"))
-    config = ContrastiveConfig(**settings, retriever_score_scaling=False)  # type: ignore[arg-type]
-    step = ContrastiveStep(encoder, config, topology, seed=3)
-    parallel.zero_gradients()
-    batch = contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
-    metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
-    parallel.reduce_gradients()
-    gradients = {name: gather_full(p, topology, p.main_grad).clone() for name, p in model.named_parameters()}
-    return {"loss": torch.tensor(metrics["loss"]), **gradients}
+    found = {}
+    for loss in ("nll", "kl"):
+        config = ContrastiveConfig(**settings, contrastive_loss=loss, retriever_score_scaling=False)  # type: ignore[arg-type]
+        step = ContrastiveStep(encoder, config, topology, seed=3)
+        parallel.zero_gradients()
+        batch = contrastive_share(7, 1, 7, topology.dp_rank, topology.dp_size)
+        metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
+        parallel.reduce_gradients()
+        found[f"{loss}, loss"] = torch.tensor(metrics["loss"])
+        for name, parameter in model.named_parameters():
+            found[f"{loss}, {name}"] = gather_full(parameter, topology, parameter.main_grad).clone()
+    return found
 
 
 def test_gradients_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     write_tiny_dpr(tmp_path)
     (expected,) = run_on_ranks(_gradients, 1, str(tmp_path), WHOLE)
-    assert float(expected["loss"]) > 0
+    assert all(expected[f"{loss}, loss"] > 0 for loss in ("nll", "kl"))
+    assert not torch.allclose(expected["nll, linear.weight"], expected["kl, linear.weight"])
     for num_ranks, tp_size, settings in ((1, 1, CACHED), (2, 1, CACHED), (4, 2, WHOLE)):
         for found in run_on_ranks(_gradients, num_ranks, str(tmp_path), settings, tensor_model_parallel_size=tp_size):
             for name, value in expected.items():
