@@ -19,6 +19,7 @@ from megatron_retrieval.parallel.collectives import gather_rows
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.trainer import Callback
 from megatron_retrieval.types.contrastive import ContrastiveBatch, Numbers
+from megatron_retrieval.types.tokens import to_device
 
 #: the numbers of questions [n] and of passages [M] -> [n, M] bool, where a passage is no negative of the question
 FalseNegatives = Callable[[Rows, Rows], Any]
@@ -62,8 +63,10 @@ class PassageMemory(Callback):
         """
         assert batch.numbers is not None, "the data gives passages no numbers"
         numbers = gather_rows(batch.numbers.passages.to(vectors.device), self._topology.groups.dp).cpu()
-        is_real = numbers >= 0
-        self._batches.append((vectors.detach()[is_real.to(vectors.device)].clone(), numbers[is_real]))
+        places = (numbers >= 0).nonzero()[:, 0]
+        # a step that is skipped since its loss is not finite must not ruin those that remember it
+        kept = vectors.detach()[to_device(places, vectors.device)].nan_to_num(0.0, 0.0, 0.0)
+        self._batches.append((kept, numbers[places]))
 
     def state(self) -> dict[str, Any]:
         """See Resumable."""

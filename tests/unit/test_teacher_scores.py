@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_retrieval.data.files.training_files import read_biencoder
+from megatron_retrieval.data.files.training_formats import TrainingFormat, write_training_data
 from megatron_retrieval.errors import DataError
 
 WHERE, LAKE, TOWER, WHO = "where is the lake", "the blue lake lies north", "the tower", "a king"
@@ -55,3 +56,22 @@ def test_scores_that_are_none(tmp_path: Path, pos_scores: list[object], problem:
     record = {"query": WHERE, "pos": [LAKE], "neg": [TOWER], "pos_scores": pos_scores, "neg_scores": [0.1]}
     with pytest.raises(DataError, match=problem):
         list(read_biencoder(_file(tmp_path, record)))
+
+
+@pytest.mark.parametrize(
+    ("form", "scores"),
+    [
+        ("dpr", [(2.5, -1.0, 0.5)]),
+        ("tevatron", [(2.5, -1.0, 0.5)]),
+        ("flagembedding", [(2.5, -1.0, 0.5)]),
+        ("sentence-transformers", [(2.5, -1.0), (2.5, 0.5)]),
+    ],
+)
+def test_scores_come_back(tmp_path: Path, form: TrainingFormat, scores: list[tuple[float, ...]]) -> None:
+    positive, *negatives = (
+        {"title": "", "text": text, "passage_id": str(number), "teacher_score": score}
+        for number, (text, score) in enumerate(((LAKE, 2.5), (TOWER, -1.0), (WHO, 0.5)))
+    )
+    record = {"question": WHERE, "answers": [], "positive_ctxs": [positive], "hard_negative_ctxs": negatives}
+    write_training_data(tmp_path / "written", [record], form)
+    assert [example.teacher_scores for example in read_biencoder(tmp_path / "written")] == scores
