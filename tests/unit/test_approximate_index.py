@@ -96,10 +96,13 @@ def test_excluded_rows_take_no_place_from_others(folder: Path) -> None:
     excluded[0] = -1
     found = _open(folder, nprobe=NUM_LISTS).search(queries, 5, excluded)
     assert torch.equal(found.rows, _exact(folder, queries, 5, excluded).rows)
-    ranges = torch.stack([best[:, :2] - 30, best[:, :2] + 30], 2)
+    # two ranges around the best rows, one that begins with one and ends before the next
+    before, behind = torch.tensor([30, 30, 0]), torch.tensor([30, 30, 1])
+    ranges = torch.stack([best[:, :3] - before, best[:, :3] + behind], 2)
     ranges[0] = 0
     found = _open(folder, nprobe=NUM_LISTS).search(queries, 5, exclude_ranges=ranges)
     exact = FlatIndex(EmbeddingStore(folder / "embeddings")).search(queries, 5, exclude_ranges=ranges)
+    assert (exact.rows[1:, 0] != best[1:, 2]).all()
     assert torch.equal(found.rows, exact.rows)
 
 
