@@ -39,8 +39,7 @@ def mean_interval(
     random = generator(seed, "bootstrap")
     draws = random.multinomial(len(values), counts / len(values), size=num_resamples)
     means = draws @ distinct / len(values)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    return _interval(float(values.mean()), means, level)
 
 
 def paired_difference(
@@ -81,5 +80,9 @@ def ratio_interval(
         size = min(_RESAMPLES_AT_ONCE, num_resamples - first)
         draws = random.multinomial(number, np.full(number, 1 / number), size=size)
         parts.append((draws @ numerators) / (draws @ denominators))
-    low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(numerators.sum() / denominators.sum()), float(low), float(high))
+    return _interval(float(numerators.sum() / denominators.sum()), np.concatenate(parts), level)
+
+
+def _interval(mean: float, resampled: NDArray[np.float64], level: float) -> Interval:
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high))

@@ -247,6 +247,28 @@ def test_it_begins_as_the_model_without_neighbours(topology: ProcessTopology, in
         assert torch.equal(model(tokens, places), base(tokens, places))
 
 
+@torch.no_grad()
+def test_reading_begins_with_the_keys_of_self_attention(topology: ProcessTopology) -> None:
+    """Of states that are normed without a weight of their own."""
+    model = make_model(topology, dataclasses.replace(SHAPE, retro_cca_init="self-attention"))
+    generator = torch.Generator().manual_seed(6)
+    for name, parameter in model.named_parameters():
+        if name.endswith("layernorm.weight"):
+            parameter.uniform_(0.5, 2, generator=generator)
+    model.begin_to_read()
+    states = torch.randn(2, 5, 32, dtype=torch.float64, generator=generator)
+    layer: Any = model.stack.decoder.layers[2]
+    parts = layer.self_attention.linear_qkv(layer.input_layernorm(states))[0].unflatten(2, (2, 4, 8))
+    key, value = layer.cross_attention.keys_and_values(model.stack.neighbour_encoder.final_layernorm(states))
+    torch.testing.assert_close(key.transpose(0, 1), parts[..., 2, :])
+    torch.testing.assert_close(value.transpose(0, 1), parts[..., 3, :])
+    query = layer.cross_attention.linear_q(layer.pre_cross_attn_layernorm(states))[0].unflatten(2, (2, 2, 8))
+    torch.testing.assert_close(query, parts[..., :2, :])
+    encoder: Any = model.stack.neighbour_encoder.layers.layers[1]
+    own, source = encoder.mlp, model.stack.decoder.layers[1].mlp
+    assert torch.equal(own(states), source(states))
+
+
 def test_recomputed_layers_give_the_same_gradients(topology: ProcessTopology) -> None:
     tokens, neighbours = make_texts(13)
     found = []
