@@ -127,6 +127,7 @@ def test_a_worker_in_the_background(tmp_path: Path, evidence: Path, start: Calla
     flags = ["--index-refresh-mode", "background", "--save", tmp_path / "saved", "--load", tmp_path / "saved"]
     run = start(tmp_path / "run", *flags, "--save-interval", 20, "--keep-last", 3)
     run.wait_for_changes(1)
+    assert run.worker().nice() > psutil.Process(run.process.pid).nice(), "training goes first on shared cores"
 
     run.worker().kill()
     run.wait_for(lambda: "embedding worker 0 ended with status -9; it is started again" in run.stderr())
