@@ -9,19 +9,18 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
-from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.batches import BatchSource
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
 from megatron_retrieval.parallel.topology import ParallelConfig
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.starting_point import require_start
 from megatron_retrieval.training.steps.step import StepModule
 
 OwnReader = TypeVar("OwnReader", bound=OpenReader)
@@ -89,13 +88,7 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
         Raises:
             ConfigError: neither is given.
         """
-        checkpoints = self.kind.checkpoints
-        if folder := self.training.save.resume_folder:
-            return checkpoints.describe(folder)
-        if self.pretrained_checkpoint is None:
-            kinds = " or ".join(checkpoints.starts_from)
-            raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
-        return describe(self.pretrained_checkpoint, checkpoints.starts_from)
+        return require_start(self.kind.checkpoints, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> ReaderFinetuneConfig[OwnReader]:
         """A reader's layout is the default of its flags; sequences are no longer than the model's positions."""

@@ -15,10 +15,10 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
-from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.adapting import adapted
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training

@@ -23,12 +23,12 @@ from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.adapting import adapted
 from megatron_retrieval.training.passage_memory import PassageMemory
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.tasks.recall_task import RecallConfig
 from megatron_retrieval.training.trainer import Callback, Trainer

@@ -13,15 +13,14 @@ from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.lengths import require_positions
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.late_interaction import LateInteractionConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.training.adapting import adapted
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.starting_point import load_start, require_start
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training
@@ -60,11 +59,7 @@ class LateInteractionFinetuneConfig(Checked):
         Raises:
             ConfigError: neither is given.
         """
-        start = find_start(LATE_INTERACTION, self.training.save, self.pretrained_checkpoint)
-        if start is None:
-            kinds = " or ".join(LATE_INTERACTION.starts_from)
-            raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
-        return start
+        return require_start(LATE_INTERACTION, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> LateInteractionFinetuneConfig:
         """The starting point's layout and width are the defaults of their flags."""

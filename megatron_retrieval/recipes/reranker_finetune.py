@@ -12,13 +12,12 @@ from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.ranking import RankingDataConfig, RankingDataset
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.adapting import adapted
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.starting_point import load_start, require_start
 from megatron_retrieval.training.steps.ranking_step import RankingStep, RankingStepConfig
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training
@@ -51,11 +50,7 @@ class RerankerFinetuneConfig:
         Raises:
             ConfigError: neither is given.
         """
-        start = find_start(CROSS_ENCODER, self.training.save, self.pretrained_checkpoint)
-        if start is None:
-            kinds = " or ".join(CROSS_ENCODER.starts_from)
-            raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
-        return start
+        return require_start(CROSS_ENCODER, self.training.save, self.pretrained_checkpoint)
 
     def with_artefact_defaults(self) -> RerankerFinetuneConfig:
         """A cross-encoder's layout is the default of its flags; pairs are no longer than the encoder's positions."""

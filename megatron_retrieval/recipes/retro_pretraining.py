@@ -24,10 +24,10 @@ from megatron_retrieval.data.stores.neighbors import NeighborStore, Split
 from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.retro import Retro, RetroConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.adapting import saved_base
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.retro_step import RetroStep, RetroStepConfig
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training

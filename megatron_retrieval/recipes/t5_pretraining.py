@@ -15,10 +15,10 @@ from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
-from megatron_retrieval.recipes.starting_point import find_start, load_start
 from megatron_retrieval.training.adapting import adapted
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training

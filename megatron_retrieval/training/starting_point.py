@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.kind import Description, Model, ModelKind
 from megatron_retrieval.checkpoint.kinds.registry import describe
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.resume import SaveConfig
 
@@ -21,6 +22,20 @@ def find_start(
     if folder := save.resume_folder:
         return kind.describe(folder)
     return describe(pretrained_checkpoint, kind.starts_from) if pretrained_checkpoint else None
+
+
+def require_start(
+    kind: ModelKind[Any, Any, Any], save: SaveConfig, pretrained_checkpoint: str | None
+) -> Description[Any, Any, Any]:
+    """`find_start` of a model that is not trained from random weights.
+
+    Raises:
+        ConfigError: there is neither checkpoint.
+    """
+    if (start := find_start(kind, save, pretrained_checkpoint)) is None:
+        kinds = " or ".join(kind.starts_from)
+        raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
+    return start
 
 
 def load_start(
