@@ -75,6 +75,9 @@ def _save_start(topology: ProcessTopology, folder: str) -> None:
     for loss in ("contrastive", "gist"):
         with pytest.raises(ConfigError, match=f"--contrastive-loss {loss} compares single vectors"):
             ContrastiveStep(encoder, ContrastiveConfig(contrastive_loss=loss), topology, seed=3)
+    for unfit in (ContrastiveConfig(matryoshka_dims=(4,)), ContrastiveConfig(memory_batches=2)):
+        with pytest.raises(ConfigError, match="are of single vectors"):
+            ContrastiveStep(encoder, unfit, topology, seed=3)
 
 
 def _num_first(topology: ProcessTopology, folder: str) -> int:
