@@ -2,7 +2,7 @@
 
 Peaks are measured beside the work: the best of some square products in float32, and reading memory that no cache holds.
 An encoder of random weights embeds, and is trained by DPR's step; random vectors are searched. What the time goes to is
-torch's profile: a row for every kind of operation, in percent of the work's time. Seconds are those that the process
+torch's profile: a row for every kind of operation, in percent of the time of all. Seconds are those that the process
 spends, which other jobs change less: with more threads than one they count for all of them.
 """
 
@@ -88,7 +88,7 @@ def main(config: PeakShareConfig) -> None:
         profiles = {name: _profile(work) for name, work, *_ in works}
     kinds = [*KINDS, "rest"]
     table = [[kind, *(f"{found[kind]:.1%}" for found in profiles.values())] for kind in kinds]
-    say(text_table(["share of CPU time", *profiles], table) + "\n")
+    say(text_table(["share of the time", *profiles], table) + "\n")
 
 
 Work = tuple[str, Callable[[], object], float, str]
@@ -185,15 +185,14 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _profile(work: Callable[[], object]) -> Counter[str]:
-    """The share of every kind of operation in the time between start and end."""
+    """The share of every kind in the time of all operations."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        start = time.process_time()
         work()
-        total = 1e6 * (time.process_time() - start)
+    events = found.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
     shares: Counter[str] = Counter()
-    for event in found.key_averages():
+    for event in events:
         shares[_kind(event.key)] += event.self_cpu_time_total / total
-    shares["rest"] = 1 - sum(share for kind, share in shares.items() if kind != "rest")
     return shares
 
 
