@@ -107,7 +107,7 @@ def _planned(config: StalenessCheckConfig) -> Staleness:
 def _mean_question(start: Path) -> float:
     """Tokens of a question."""
     vocabulary = open_encoder_vocabulary(str(start / "data" / "vocab.txt"))
-    texts = [question.question for question in read_questions(str(start / "data" / "train.qa.csv"))]
+    texts = [question.text for question in read_questions(str(start / "data" / "train.qa.csv"))]
     return float(np.mean([len(ids) for ids in vocabulary.encode(texts)]))
 
 
