@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from typing import Annotated
 
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
@@ -16,6 +15,7 @@ from megatron_retrieval.data.stores.chunk_encoding import ChunkEncoder, encode_c
 from megatron_retrieval.data.stores.chunk_writer import ChunkProgress, ChunkWriter, finish_chunks
 from megatron_retrieval.data.stores.chunks import ChunkStore
 from megatron_retrieval.data.stores.document_groups import GROUP_VERSION
+from megatron_retrieval.data.stores.document_tasks import write_tasks
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES, open_encoder_vocabulary
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -120,15 +120,8 @@ def _write_columns(config: ChunkBuilderConfig, partial: PartialFolder, vocabular
         progress_bar("chunks", "documents") as bar,
     ):
         writer = ChunkWriter(partial.contents, config.retro_chunk_length, files, before)
-        partial.save(writer.sync())
         tasks = in_tasks(_documents(config), _characters, TASK_DOCUMENTS, TASK_CHARACTERS)
-        for task in islice(tasks, before.tasks):
-            bar.update(len(task))
-        for encoded in encode(tasks):
-            writer.write(encoded)
-            bar.update(encoded.num_read)
-            partial.save_if_due(writer.sync)
-        partial.save(writer.sync())
+        write_tasks(tasks, before.tasks, encode, writer, partial, bar)
     if _settings(config, vocabulary) != partial.settings:
         raise DataError(", ".join(config.input), "changed while being read")
     if not writer.progress.documents:

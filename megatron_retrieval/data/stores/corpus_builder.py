@@ -7,7 +7,7 @@ import functools
 import hashlib
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
@@ -16,6 +16,7 @@ from megatron_retrieval.data.files.sentences import SPLITTER, Document, check_la
 from megatron_retrieval.data.stores import corpus as layout
 from megatron_retrieval.data.stores.column_folder import ColumnWriter, OffsetsWriter, offsets_file, write_manifest
 from megatron_retrieval.data.stores.corpus_encoding import EncodedDocuments, encode_documents
+from megatron_retrieval.data.stores.document_tasks import write_tasks
 from megatron_retrieval.data.stores.token_folder import token_entries, write_vocabulary
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -141,16 +142,9 @@ def _write_columns(config: CorpusBuilderConfig, partial: PartialFolder, vocabula
         progress_bar("corpus", "documents") as bar,
     ):
         writer = _Writer(partial.contents, files, before)
-        partial.save(writer.sync())
         documents = chain.from_iterable(map(read_documents, config.input))
         chunks = in_tasks(documents, _characters, CHUNK_DOCUMENTS, CHUNK_CHARACTERS)
-        for chunk in islice(chunks, before.chunks):
-            bar.update(len(chunk))
-        for encoded in encode(chunks):
-            writer.write(encoded)
-            bar.update(encoded.num_read)
-            partial.save_if_due(writer.sync)
-        partial.save(writer.sync())
+        write_tasks(chunks, before.chunks, encode, writer, partial, bar)
     if _settings(config, vocabulary) != partial.settings:
         raise DataError(", ".join(config.input), "changed while being read")
     if not writer.progress.documents:
