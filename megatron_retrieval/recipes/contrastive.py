@@ -30,6 +30,7 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
+from megatron_retrieval.training.steps.embedding_distillation import EmbeddingDistillationConfig
 from megatron_retrieval.training.tasks.recall_task import RecallConfig
 from megatron_retrieval.training.trainer import Callback, Trainer
 from megatron_retrieval.types.contrastive import ContrastiveBatch
@@ -47,6 +48,7 @@ class DualEncoderTrainingConfig:
     training: TrainingConfig
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     recall: RecallConfig = field(default_factory=RecallConfig)
+    distillation: EmbeddingDistillationConfig = field(default_factory=EmbeddingDistillationConfig)
     text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
 
@@ -148,7 +150,15 @@ def build_contrastive_trainer(
         run.add(callback)
     run.evaluate(held_out, [] if recall is None else [recall])
     run.resume()
-    step = ContrastiveStep(model, loss, topology, seed, guide, memory)
+    step = config.distillation.around(
+        ContrastiveStep(model, loss, topology, seed, guide, memory),
+        model,
+        config.text_format,
+        tokenizer,
+        topology,
+        seed=seed,
+        micro_batch_size=loss.micro_batch_size,
+    )
     return run.trainer(step, examples, bundles, data_sets)
 
 

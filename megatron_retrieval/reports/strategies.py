@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_retrieval.errors import DataError, MismatchError
+from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.evaluation.intervals import Interval, mean_interval, paired_difference
 from megatron_retrieval.evaluation.predictions import PREDICTIONS
 from megatron_retrieval.evaluation.rank_metrics import hits_at
 from megatron_retrieval.evaluation.retrieval_results import RANKS, read_ranks
+from megatron_retrieval.reports.figures import new_figure
 from megatron_retrieval.training.lr_grid import GRID
 from megatron_retrieval.training.run_record import RUN_RECORD
 from megatron_retrieval.utils.files import read_json, read_lines
@@ -206,12 +207,7 @@ def picture(strategies: Sequence[Strategy], path: Path) -> None:
     Raises:
         DataError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        hint = "Install megatron-retrieval[report], or leave --picture out."
-        raise DataError(path, "drawing needs matplotlib", hint=hint) from error
-    figure = Figure(figsize=(12, 1.5 + 0.4 * len(strategies)), layout="constrained")
+    figure = new_figure(path, 12, 1.5 + 0.4 * len(strategies))
     panels, names = figure.subplots(1, len(FIGURES) + 1, sharey=True), [strategy.name for strategy in strategies]
     for panel, (name, title) in zip(panels, FIGURES.items(), strict=False):
         intervals = [strategy.interval(name) for strategy in strategies]

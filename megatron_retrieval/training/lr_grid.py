@@ -14,7 +14,7 @@ from megatron_retrieval.config.marks import FREE
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.collectives import on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.utils.files import read_json, write_json
+from megatron_retrieval.utils.files import link, read_json, write_json
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -64,18 +64,11 @@ def _note(folder: Path, metric: str, runs: list[dict[str, Any]]) -> None:
     runs[-1] |= _measured(folder, metric)
     best = _best(runs, metric)
     if best["checkpoints"]:
-        _link(Path(best["checkpoints"]))
+        checkpoints = Path(best["checkpoints"])
+        link(checkpoints, checkpoints.parent / BEST)
     write_json(folder.parent / GRID, {"metric": metric, "best": best, "runs": runs})
     figures = ", ".join(f"{run['lr']:g}: {run['value']:.4g}" for run in runs)
     log.info("%s by learning rate: %s; best: %g", metric, figures, best["lr"])
-
-
-def _link(checkpoints: Path) -> None:
-    """Beside the runs' checkpoints, `best` leads to these."""
-    new = checkpoints.parent / "best.partial"
-    new.unlink(missing_ok=True)
-    new.symlink_to(checkpoints.name)
-    new.replace(checkpoints.parent / BEST)
 
 
 def _with_rate(config: Job, lr: float) -> Job:

@@ -136,6 +136,14 @@ def write_json(path: str | Path, value: object) -> None:
         file.write("\n")
 
 
+def link(target: Path, path: Path) -> None:
+    """Make `path` lead to `target`, which stands beside it; what it led to before is replaced at once."""
+    new = path.with_name(f"{path.name}.partial")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.name)
+    new.replace(path)
+
+
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file, plain or gzip.
 

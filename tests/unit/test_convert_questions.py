@@ -94,3 +94,19 @@ def test_popqa_itself(tmp_path: Path) -> None:
         pytest.skip(f"no data in {DATA}")
     _convert("popqa", DATA / "popqa" / "popQA_sample200.tsv", tmp_path / "out")
     assert len(list(read_questions(tmp_path / "out" / "popQA_sample200.qa.csv"))) == 200
+
+
+def test_a_sentence_asks_for_the_rest_of_its_passage(tmp_path: Path) -> None:
+    rows = ["id\ttext\ttitle", "1\tOne is here. Two is there. Three is far.\tPlaces", "2\tOne alone.\tNone"]
+    (tmp_path / "passages.tsv").write_text("\n".join(rows) + "\n")
+    _convert("sentence-pairs", tmp_path / "passages.tsv", tmp_path / "out")
+    (record,) = json.loads((tmp_path / "out" / "biencoder-passages.json").read_text())
+    (positive,) = record["positive_ctxs"]
+    assert positive["title"] == "Places"
+    sentences = ["One is here.", "Two is there.", "Three is far."]
+    assert record["question"] in sentences
+    sentences.remove(record["question"])
+    assert positive["text"] == " ".join(sentences)
+    (tmp_path / "short.tsv").write_text("id\ttext\ttitle\n1\tOne alone.\tNone\n")
+    with pytest.raises(DataError, match="no passage has two sentences"):
+        _convert("sentence-pairs", tmp_path / "short.tsv", tmp_path / "none")

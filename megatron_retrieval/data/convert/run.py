@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 # each registers its format; modules of --extensions add others
-from megatron_retrieval.data.convert import documents, hotpotqa, nq_open, passage_ids, popqa, squad  # noqa: F401
+from megatron_retrieval.data.convert import (  # noqa: F401
+    documents,
+    hotpotqa,
+    nq_open,
+    passage_ids,
+    popqa,
+    sentence_pairs,
+    squad,
+)
 from megatron_retrieval.data.convert.registry import CONVERTERS, DatasetConverterConfig
 from megatron_retrieval.data.files.sniff import stem
 from megatron_retrieval.errors import ConfigError

@@ -16,7 +16,7 @@ from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.evidence_sample import EvidenceSample, spread_rows
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
-from megatron_retrieval.evaluation.retrieval_results import retrieval_metrics
+from megatron_retrieval.evaluation.retrieval_results import Retrieved, retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
 from megatron_retrieval.index.store.embedding_store import StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
@@ -94,16 +94,26 @@ class RecallTask:
         self._questions, self._evidence = questions, evidence
         self._tokens = tokenize_questions([question.text for question in questions], tokenizer, text_format)
 
+    @property
+    def questions(self) -> Sequence[Question]:
+        """Those that are asked."""
+        return self._questions
+
     def measure(self, topology: ProcessTopology) -> dict[str, Any]:
         """`retrieval_metrics` of the model as it stands, and `num_passages`; a collective over all ranks.
 
         Draws no random number and gives the model back in the mode in which it was.
         """
-        with evaluation_mode(self._model):
-            return self._measure(topology)
+        return self.metrics(self.retrieve(topology))
+
+    def metrics(self, retrieved: Retrieved) -> dict[str, Any]:
+        """The same of what was retrieved."""
+        metrics = retrieval_metrics(retrieved.ranks, sorted(set(self._config.eval_topk)))
+        return {**metrics, "num_passages": len(self._evidence)}
 
     @torch.no_grad()
-    def _measure(self, topology: ProcessTopology) -> dict[str, Any]:
+    def retrieve(self, topology: ProcessTopology) -> Retrieved:
+        """What the model as it stands finds; a collective over all ranks."""
         config = self._config
         job = EmbeddingJob(
             evidence=self._evidence,
@@ -112,17 +122,15 @@ class RecallTask:
             embedding_dtype=config.eval_embedding_dtype,
             micro_batch_size=config.eval_micro_batch_size,
         )
-        index = embed_in_memory(job, self._model.dimension, topology)
-        retrieved = evaluate_retriever(
-            self._questions,
-            self._tokens,
-            self._model.encode_queries,
-            Retriever(index),
-            self._evidence,
-            AnswerMatcher(config.matching),
-            topology,
-            depth=max(config.eval_topk),
-            micro_batch_size=config.eval_micro_batch_size,
-        )
-        metrics = retrieval_metrics(retrieved.ranks, sorted(set(config.eval_topk)))
-        return {**metrics, "num_passages": len(self._evidence)}
+        with evaluation_mode(self._model):
+            return evaluate_retriever(
+                self._questions,
+                self._tokens,
+                self._model.encode_queries,
+                Retriever(embed_in_memory(job, self._model.dimension, topology)),
+                self._evidence,
+                AnswerMatcher(config.matching),
+                topology,
+                depth=max(config.eval_topk),
+                micro_batch_size=config.eval_micro_batch_size,
+            )
