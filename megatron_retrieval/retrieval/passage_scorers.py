@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
@@ -19,6 +21,9 @@ from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.tokens import by_length, in_given_order
+
+#: half a gigabyte in float32: some 7,000 passages of 150 tokens with vectors of 128 numbers
+KEPT_NUMBERS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ class CrossEncoderScorer:
 
 class LateInteractionScorer:
     """A `PassageScorer`: each token of the question with its nearest of the passage (Khattab & Zaharia 2020, arXiv
-    2004.12832, section 3.5).
+    2004.12832, section 3.5). Vectors of passages are kept, so that the passages that many questions find are encoded
+    once.
 
     Args:
         model: in evaluation mode.
         micro_batch_size: passages in one forward pass.
+        kept_numbers: of all vectors that are kept; those used last.
     """
 
     def __init__(
@@ -61,22 +68,47 @@ class LateInteractionScorer:
         vocabulary: Vocabulary,
         device: torch.device,
         micro_batch_size: int = 128,
+        kept_numbers: int = KEPT_NUMBERS,
     ) -> None:
         self._encoder = LateEncoder(model, layout, vocabulary).eval()
         self._layout, self._vocabulary, self._device = layout, vocabulary, device
-        self._micro_batch_size = micro_batch_size
+        self._micro_batch_size, self._kept_numbers = micro_batch_size, kept_numbers
+        self._kept, self._num_kept = OrderedDict[Passage, Tensor](), 0
 
     @torch.no_grad()
     def __call__(self, question: str, passages: Sequence[Passage]) -> Tensor:
         """See PassageScorer."""
         asked = lay_out_questions(tokenize(self._vocabulary, [question]), self._vocabulary, self._layout)
+        known = {passage: self._kept[passage] for passage in passages if passage in self._kept}
+        known |= self._encoded([passage for passage in passages if passage not in known])
+        vectors = pad_sequence([known[passage] for passage in passages], batch_first=True)
+        scores = max_sim(self._encoder.question_vectors(asked.to(self._device)), vectors)[0]
+        self._keep(known)
+        return scores.cpu()
+
+    def _encoded(self, passages: Sequence[Passage]) -> dict[Passage, Tensor]:
+        """[tokens, C] of each, in their order."""
+        if not passages:
+            return {}
         titles = tokenize(self._vocabulary, [passage.title for passage in passages])
         texts = tokenize(self._vocabulary, [passage.text for passage in passages])
         found = lay_out_passages(titles, texts, self._vocabulary, self._layout)
-        vectors = self._encoder.question_vectors(asked.to(self._device))
-        batches = _batches(found.lengths, self._micro_batch_size, self._device)
-        scores = [max_sim(vectors, self._encoder.passage_vectors(found.rows(b).to(self._device)))[0] for b in batches]
-        return in_given_order(torch.cat(scores).cpu(), batches)
+        vectors: dict[Passage, Tensor] = {}
+        for batch in _batches(found.lengths, self._micro_batch_size, self._device):
+            encoded = self._encoder.passage_vectors(found.rows(batch).to(self._device))
+            for place, own in zip(batch.tolist(), encoded, strict=True):
+                vectors[passages[place]] = own[: int(found.lengths[place])].clone()
+        return vectors
+
+    def _keep(self, vectors: Mapping[Passage, Tensor]) -> None:
+        """Keep these, and forget those whose last use is longest ago where they are too many."""
+        for passage, own in vectors.items():
+            if passage not in self._kept:
+                self._num_kept += own.numel()
+            self._kept[passage] = own
+            self._kept.move_to_end(passage)
+        while self._num_kept > self._kept_numbers:
+            self._num_kept -= self._kept.popitem(last=False)[1].numel()
 
 
 def _batches(lengths: Tensor, micro_batch_size: int, device: torch.device) -> list[Tensor]:

@@ -182,3 +182,28 @@ def test_gradients_of_max_sim() -> None:
     ]
     theirs = torch.autograd.grad(torch.stack(plain).sum(), (questions, passages))
     torch.testing.assert_close(ours, theirs)
+
+
+def _kept(topology: ProcessTopology, checkpoint: str) -> list[int]:
+    """Texts encoded for each of two questions about the same passages, where all vectors are kept and where none is."""
+    found = LATE_INTERACTION.load(checkpoint, topology)
+    passages = [Passage(str(number), "", text) for number, text in enumerate(PASSAGES)]
+    encoded, scores = list[int](), list[Tensor]()
+    found.model.register_forward_pre_hook(lambda _, texts: encoded.append(len(texts[0])))
+    for numbers in (1 << 20, 0):
+        score = LateInteractionScorer(
+            found.model, found.description.layout, found.description.vocabulary(), topology.device, 64, numbers
+        )
+        for question in QUESTIONS[:2]:
+            encoded.append(0)
+            scores.append(score(question, passages))
+    torch.testing.assert_close(torch.stack(scores[:2]), torch.stack(scores[2:]))
+    starts = [place for place, number in enumerate(encoded) if number == 0]
+    return [sum(encoded[start:end]) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def test_passages_that_questions_share_are_encoded_once(tmp_path: Path) -> None:
+    run_on_ranks(_scores, 1, HF_COLBERT.name, str(_stanford(tmp_path / "hf")), str(tmp_path / "checkpoint"))
+    ((first, second, *unkept),) = run_on_ranks(_kept, 1, str(tmp_path / "checkpoint"))
+    assert (first, second) == (1 + len(PASSAGES), 1)
+    assert unkept == [1 + len(PASSAGES)] * 2
