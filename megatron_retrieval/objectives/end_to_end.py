@@ -10,8 +10,8 @@ all losses:
 
 A question whose answer has likelihood 0 in every passage adds nothing to the loss. Results are this rank's part of the
 loss and of the metrics: summed over ranks they are means over the global batch. `log_likelihood`: of the answer, under
-the model that the objective trains. `prior_entropy`: of p(z | q), in nats. `num_unread_questions`: questions that add
-nothing.
+the model that the objective trains. `prior_entropy`: of p(z | q), in nats. `posterior_divergence`: see there, mean over
+questions with a likelihood above 0. `num_unread_questions`: questions that add nothing.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def individual_topk(
     priors = log_priors(scores, is_real)
     answers = sum_over_passages(priors + _wide(log_likelihoods), is_real)
     if uniform is None:
-        return _output(answers, priors, num_questions)
+        return _output(answers, priors, log_likelihoods, num_questions)
     softened = (1 - smoothing) * _wide(log_likelihoods) + smoothing * _wide(uniform)
-    return _output(answers, priors, num_questions, sum_over_passages(priors + softened, is_real))
+    return _output(answers, priors, log_likelihoods, num_questions, sum_over_passages(priors + softened, is_real))
 
 
 def rag_token(
@@ -77,10 +77,11 @@ def rag_token(
     priors = log_priors(scores, is_real)
     tokens = sum_over_passages(priors[:, :, None] + _wide(token_log_likelihoods), is_real[:, :, None])
     answers = tokens.masked_fill(~is_token, 0).sum(1)
+    each = _wide(token_log_likelihoods.detach()).masked_fill(~is_token[:, None], 0).sum(2)
     if uniform is None:
-        return _output(answers, priors, num_questions)
+        return _output(answers, priors, each, num_questions)
     spread = _wide(uniform).masked_fill(~is_token, 0).sum(1)
-    return _output(answers, priors, num_questions, (1 - smoothing) * answers + smoothing * spread)
+    return _output(answers, priors, each, num_questions, (1 - smoothing) * answers + smoothing * spread)
 
 
 #: depths at which candidates with an answer are counted
@@ -194,6 +195,26 @@ def prior_entropy(log_priors: Tensor, num_questions: float) -> Mean:
     return Mean(torch.special.entr(log_priors.detach().exp()).sum() / num_questions, num_questions)
 
 
+def posterior_divergence(log_priors: Tensor, log_likelihoods: Tensor) -> Tensor:
+    """[n] KL(p(z | q, a) || p(z | q)), in nats: how far the answer moves the weights of passages.
+
+    With m the sum over passages it is sum_z p(z | q, a) log p(a | q, z) - log m; 0 where m is 0.
+
+    Args:
+        log_priors: [n, K], -inf for fillers.
+        log_likelihoods: [n, K] log p(a | q, z).
+    """
+    priors = log_priors.detach()
+    likelihoods = _wide(log_likelihoods.detach()).masked_fill(priors == -torch.inf, -torch.inf)
+    # the greatest as 0: else small differences of large numbers would be rounded away
+    likelihoods = likelihoods - likelihoods.amax(1, keepdim=True).nan_to_num(0.0, neginf=0.0)
+    joint = priors + likelihoods
+    marginal = joint.logsumexp(1)
+    posterior = (joint - marginal[:, None]).exp().nan_to_num(0.0)
+    divergence = torch.where(posterior > 0, posterior * likelihoods, 0.0).sum(1) - marginal
+    return divergence.where(marginal > -torch.inf, 0.0)
+
+
 def sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
     """log sum_z p(a, z | q): [n, K, ...] -> [n, ...]; -inf, without a gradient, where every real passage has 0."""
     joint = joint.masked_fill(~is_real, -torch.inf)
@@ -202,10 +223,10 @@ def sum_over_passages(joint: Tensor, is_real: Tensor) -> Tensor:
 
 
 def _output(
-    log_likelihoods: Tensor, log_priors: Tensor, num_questions: float, smoothed: Tensor | None = None
+    log_likelihoods: Tensor, log_priors: Tensor, each: Tensor, num_questions: float, smoothed: Tensor | None = None
 ) -> LossOutput:
-    """Loss and metrics from the answers' log-likelihoods [n], -inf where a question adds nothing; the loss is of the
-    smoothed ones, where there are such."""
+    """Loss and metrics from the answers' log-likelihoods [n], -inf where a question adds nothing, and those with each
+    passage [n, K]; the loss is of the smoothed ones, where there are such."""
     is_unread = log_likelihoods == -torch.inf
     is_asked = (log_priors > -torch.inf).any(1)
     read = log_likelihoods.masked_fill(is_unread, 0).sum() / num_questions
@@ -213,6 +234,7 @@ def _output(
     metrics: dict[str, Metric] = {
         "log_likelihood": Mean(read.detach(), num_questions),
         "prior_entropy": prior_entropy(log_priors, num_questions),
+        "posterior_divergence": Mean(posterior_divergence(log_priors, each).sum() / num_questions, num_questions),
         "num_unread_questions": Count((is_unread & is_asked).sum()),
     }
     return LossOutput(loss, metrics)

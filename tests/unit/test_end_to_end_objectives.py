@@ -37,6 +37,10 @@ JOINT_TOKENS = torch.tensor([1 / 2, 1 / 2, 1 / 4, 1 / 3], dtype=torch.float64).l
 ANSWERS = TOKENS.masked_fill(~IS_TOKEN[:, None], 0).sum(2)
 FIRST_SUM, SECOND_SUM = 1 / 2 * 1 / 8 + 1 / 4 * 1 / 8 + 1 / 4 * 1 / 32, 1 / 5 * 1 / 2 + 4 / 5 * 1 / 3
 ENTROPY = (1 / 2 * LN(2) + 2 / 4 * LN(4) + 1 / 5 * LN(5) + 4 / 5 * LN(5 / 4)) / 2
+# p(z | q, a): 8/13, 4/13, 1/13 and 3/11, 8/11
+DIVERGENCE = (12 / 13 * LN(16 / 13) + 1 / 13 * LN(4 / 13) + 3 / 11 * LN(15 / 11) + 8 / 11 * LN(10 / 11)) / 2
+#: of objectives that sum over passages
+OF_PASSAGES = {"prior_entropy": ENTROPY, "posterior_divergence": DIVERGENCE, "num_unread_questions": 0}
 # the reader's posterior under a flat prior: 4/9, 4/9, 1/9 and 3/5, 2/5
 FIRST_DISTANCE = 4 / 9 * LN(4 / 9 * 2) + 4 / 9 * LN(4 / 9 * 4) + 1 / 9 * LN(1 / 9 * 4)
 SECOND_DISTANCE = 3 / 5 * LN(3 / 5 * 5) + 2 / 5 * LN(2 / 5 * 5 / 4)
@@ -80,14 +84,14 @@ def test_priors() -> None:
 def test_individual_topk_by_hand() -> None:
     result = plain(individual_topk(SCORES, IS_REAL, ANSWERS, 2))
     loss = -(LN(FIRST_SUM) + LN(SECOND_SUM)) / 2
-    expected = {"loss": loss, "log_likelihood": -loss, "prior_entropy": ENTROPY, "num_unread_questions": 0}
+    expected = {"loss": loss, "log_likelihood": -loss, **OF_PASSAGES}
     assert result == pytest.approx(expected, abs=1e-12)
 
 
 def test_rag_token_by_hand() -> None:
     result = plain(rag_token(SCORES, IS_REAL, TOKENS, IS_TOKEN, 2))
     loss = -(sum(map(LN, FIRST_TOKENS)) + LN(SECOND_SUM)) / 2
-    expected = {"loss": loss, "log_likelihood": -loss, "prior_entropy": ENTROPY, "num_unread_questions": 0}
+    expected = {"loss": loss, "log_likelihood": -loss, **OF_PASSAGES}
     assert result == pytest.approx(expected, abs=1e-12)
 
 
@@ -104,8 +108,7 @@ def test_emdr2_by_hand() -> None:
             "loss": JOINT_LOSS - marginal,
             "log_likelihood": -JOINT_LOSS,
             "marginal_log_likelihood": marginal,
-            "prior_entropy": ENTROPY,
-            "num_unread_questions": 0,
+            **OF_PASSAGES,
         },
         abs=1e-12,
     )

@@ -21,6 +21,7 @@ from megatron_retrieval.data.stores.evidence_sample import spread_rows
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.exact_match import normalized_answer
 from megatron_retrieval.evaluation.reader_task import Reader
+from megatron_retrieval.objectives.end_to_end import posterior_divergence
 from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -151,16 +152,15 @@ class WatchTask:
 
     def _sums(self, own: Sequence[MaskedSentence], seen: Observed) -> dict[str, Tensor]:
         """This rank's, float64."""
-        marginal, posterior = seen.marginal, seen.posterior
+        marginal = seen.marginal
         readable = marginal > -torch.inf
         comparable = readable & (seen.alone > -torch.inf)
         utility = (marginal - seen.alone).where(comparable, 0.0)
-        divergence = torch.xlogy(posterior, posterior) - posterior * seen.priors.where(posterior > 0, 0.0)
         sums = {
             "readable": readable.sum(),
             "masked_log_likelihood": marginal.where(readable, 0.0).sum(),
             "prior_entropy": torch.special.entr(seen.priors.exp()).sum(1).where(readable, 0.0).sum(),
-            "posterior_divergence": divergence.sum(1).where(readable, 0.0).sum(),
+            "posterior_divergence": posterior_divergence(seen.priors, seen.likelihoods).sum(),
             "holding": torch.tensor(sum(sum(held) for held in self._holding(own, seen))),
             "passages": (seen.rows >= 0).sum(),
             "shown": torch.tensor(len(self.examples)),
