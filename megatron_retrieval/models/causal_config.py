@@ -7,10 +7,12 @@ from typing import Literal
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.engine import engine_config
+from megatron_retrieval.models.rotary import Rotary, rotary
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -33,6 +35,8 @@ class CausalShape:
     """Longest sequence in tokens."""
     rotary_base: float = 100000.0
     """Base of the rotary positions."""
+    rope_scaling_factor: float | None = None
+    """Stretches the rotary positions as Llama 3.1 (8) and 3.2 (32) do; default: they are not."""
     window_size: int | None = None
     """Tokens that a token sees, itself included (Mistral's sliding window); default: all earlier ones."""
     add_qkv_bias: bool = False
@@ -82,6 +86,10 @@ class CausalShape:
     def head_width(self) -> int:
         """Width of an attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
+        """The angles of tokens at `positions` [L, R or 1]."""
+        return rotary(positions, self.head_width, self.rotary_base, dtype, self.rope_scaling_factor)
 
 
 def causal_engine_config(shape: CausalShape, tp_size: int, dtype: torch.dtype) -> TransformerConfig:

@@ -21,7 +21,7 @@ from megatron_retrieval.models.layers import LayerStack, norm, transformer_layer
 from megatron_retrieval.models.memory import by_head
 from megatron_retrieval.models.packing import Packing, pack, packed_places
 from megatron_retrieval.models.prompt import Prompts
-from megatron_retrieval.models.rotary import Rotary, rotary
+from megatron_retrieval.models.rotary import Rotary
 from megatron_retrieval.models.sharding import mark_padded
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch, to_device
@@ -129,7 +129,7 @@ class CausalStack(nn.Module):
             )
 
     def _rotary(self, positions: Tensor) -> Rotary:
-        return rotary(positions, self.config.head_width, self.config.rotary_base, self._weight.dtype)
+        return self.config.rotary(positions, self._weight.dtype)
 
     def _is_cut(self, num_tokens: int) -> bool:
         return self.config.window_size is not None and num_tokens > self.config.window_size

@@ -18,7 +18,6 @@ from megatron_retrieval.models.memory import EncodedMemory
 from megatron_retrieval.models.packing import Packing, pack
 from megatron_retrieval.models.relative_bias import RelativeBias
 from megatron_retrieval.models.retro_config import RelativePositions, RetroShape
-from megatron_retrieval.models.rotary import rotary
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.neighbours import Neighbours
 from megatron_retrieval.types.tokens import TokenBatch
@@ -78,7 +77,7 @@ class NeighbourEncoder(nn.Module):
         ids, lengths = neighbours.ids.flatten(0, 1), neighbours.lengths.flatten()
         tokens, packing = pack(TokenBatch(ids[:, : int(lengths.max())], lengths), chunk_states.device)
         states = self.dropout((self.embedding or embedding)(tokens[:, None]))
-        angles = rotary(packing.columns[:, None], self._config.head_width, self._config.rotary_base, states.dtype)
+        angles = self._config.rotary(packing.columns[:, None], states.dtype)
         bias = padding_bias(lengths, packing.num_columns, states.dtype, states.device)
         memory = self._chunks(chunk_states, packing, neighbours.ids.size(1))
         inputs = LayerInputs(bias, memory, rotary=angles, packing=packing)

@@ -151,8 +151,18 @@ CAUSAL_SHAPE = {
     "attn_implementation": "eager",
 }
 #: model types of causal language models, with what each has beside the others
+#: with heads of 8 numbers one pair of coordinates turns more slowly, one a little, two as ever
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 CAUSAL: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (transformers.LlamaConfig, {"tie_word_embeddings": True, "rope_theta": 1000.0}),
+    "llama, scaled": (transformers.LlamaConfig, {"rope_parameters": LLAMA_3_ROPE}),
     "mistral": (transformers.MistralConfig, {"sliding_window": 5}),
     "qwen2": (transformers.Qwen2Config, {"head_dim": 8, "use_sliding_window": False}),
     "qwen3": (transformers.Qwen3Config, {"tie_word_embeddings": True}),

@@ -13,6 +13,7 @@ from foreign import re_export
 from sentence_transformers import SentenceTransformer
 from sentence_transformers import models as parts_of
 from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_retrieval.checkpoint.huggingface.causal import (
     ROPE,
@@ -26,13 +27,14 @@ from megatron_retrieval.checkpoint.huggingface.weight_table import export_weight
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.causal_config import causal_engine_config
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
+from megatron_retrieval.models.rotary import frequencies
 from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.retrieval.retriever import encode_questions
 from megatron_retrieval.testing.full_tensors import gather_full
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe
-from megatron_retrieval.testing.tiny_hf import CAUSAL, attention_mask, random_batch, tiny_causal
+from megatron_retrieval.testing.tiny_hf import CAUSAL, LLAMA_3_ROPE, attention_mask, random_batch, tiny_causal
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.tokenizers.vocabulary import SpecialIds
 from megatron_retrieval.types.tokens import TokenBatch
@@ -100,6 +102,15 @@ def test_logits_and_gradients(tp_size: int) -> None:
                 torch.testing.assert_close(gradient, gradients[parameter], rtol=1e-4, atol=1e-3)
 
 
+def test_scaled_positions_are_those_of_llama() -> None:
+    config = tiny_causal("llama, scaled").config
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    shape = causal_config_from_hf(config.to_dict(), "tiny")
+    ours = frequencies(shape.head_width, shape.rotary_base, shape.rope_scaling_factor)
+    torch.testing.assert_close(ours, expected)
+    assert len((frequencies(shape.head_width, shape.rotary_base) / ours).round(decimals=4).unique()) == 3
+
+
 def test_a_layout_that_does_not_fit_is_refused_with_those_that_do() -> None:
     config = CausalConfig(num_layers=1, vocab_size=128)
     with pytest.raises(ConfigError, match=r"2 does not divide the 3 groups of 9 attention heads .* choose 1 or 3"):
@@ -109,7 +120,8 @@ def test_a_layout_that_does_not_fit_is_refused_with_those_that_do() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "positions are scaled .llama3."),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "positions are scaled .linear."),
+        ({"rope_scaling": {**LLAMA_3_ROPE, "low_freq_factor": 2.0}}, "positions are scaled .llama3."),
         ({"attention_bias": True}, "attention_bias is True; only False"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_attention'"),

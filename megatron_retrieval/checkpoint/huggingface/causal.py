@@ -58,6 +58,9 @@ REQUIRED_SETTINGS = {
     "pretraining_tp": 1,
 }
 ROPE, THETA, TYPE = "rope_parameters", "rope_theta", "rope_type"
+#: what `rotary.frequencies` computes
+LLAMA_3 = "llama3"
+LLAMA_3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 #: base of the positions where a configuration names none
 DEFAULT_THETA = 10000.0
 
@@ -105,7 +108,7 @@ def causal_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Ca
     return CausalConfig(
         **values,
         **{ours: value for ours, value in given.items() if value is not None},
-        rotary_base=_rotary_base(settings, source),
+        **_rotary(settings, source),
         window_size=settings.get("sliding_window") if release.has_window else None,
         add_qkv_bias=release.add_qkv_bias,
         qk_layernorm=release.qk_layernorm,
@@ -113,16 +116,21 @@ def causal_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Ca
     )
 
 
-def _rotary_base(settings: Mapping[str, Any], source: str | Path) -> float:
-    """Of positions that are not scaled."""
+def _rotary(settings: Mapping[str, Any], source: str | Path) -> dict[str, float]:
+    """Base of the positions, and the factor of those that are scaled."""
     rope = settings.get(ROPE) or settings.get("rope_scaling") or {}
-    if (kind := rope.get(TYPE, rope.get("type", "default"))) != "default" or "full_attention" in rope:
-        raise CheckpointError(
-            f"{source}: its rotary positions are scaled ({kind}); only models without scaling can be imported."
-        )
     if (share := settings.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))) != 1.0:
         raise CheckpointError(f"{source}: partial_rotary_factor is {share}; only 1.0 can be imported.")
-    return float(rope.get(THETA) or settings.get(THETA) or DEFAULT_THETA)
+    base = {"rotary_base": float(rope.get(THETA) or settings.get(THETA) or DEFAULT_THETA)}
+    kind = rope.get(TYPE, rope.get("type", "default"))
+    if kind == "default" and "full_attention" not in rope:
+        return base
+    if kind == LLAMA_3 and LLAMA_3_SCALING.items() <= rope.items():
+        return {**base, "rope_scaling_factor": float(rope["factor"])}
+    raise CheckpointError(
+        f"{source}: its rotary positions are scaled ({kind}); models without scaling can be imported, and those with "
+        "that of Llama 3.1."
+    )
 
 
 def causal_config_to_hf(config: CausalConfig, *, has_output: bool = False) -> dict[str, Any]:
@@ -135,6 +143,9 @@ def causal_config_to_hf(config: CausalConfig, *, has_output: bool = False) -> di
         CheckpointError: no model type of transformers has these parts together.
     """
     release = _release_of(config)
+    scaling: dict[str, Any] = {TYPE: "default"}
+    if config.rope_scaling_factor is not None:
+        scaling = {TYPE: LLAMA_3, "factor": config.rope_scaling_factor, **LLAMA_3_SCALING}
     settings = {theirs: getattr(config, ours) for ours, theirs in (CONFIG_KEYS | OPTIONAL_CONFIG_KEYS).items()}
     suffix = "ForCausalLM" if has_output else "Model"
     return {
@@ -146,7 +157,7 @@ def causal_config_to_hf(config: CausalConfig, *, has_output: bool = False) -> di
         "head_dim": config.head_width,
         "sliding_window": config.window_size,
         THETA: config.rotary_base,
-        ROPE: {THETA: config.rotary_base, TYPE: "default"},
+        ROPE: {THETA: config.rotary_base, **scaling},
         "tie_word_embeddings": not config.untie_embeddings_and_output_weights,
     }
 
