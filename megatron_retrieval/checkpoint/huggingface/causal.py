@@ -104,11 +104,13 @@ def causal_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Ca
     if kinds := set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention" * release.has_window}:
         raise CheckpointError(f"{source}: layer_types has {min(kinds)!r}; only full attention can be imported.")
     values = {ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()}
+    base, scaling_factor = _rotary(settings, source)
     given = {ours: settings.get(theirs) for ours, theirs in OPTIONAL_CONFIG_KEYS.items()}
     return CausalConfig(
         **values,
         **{ours: value for ours, value in given.items() if value is not None},
-        **_rotary(settings, source),
+        rotary_base=base,
+        rope_scaling_factor=scaling_factor,
         window_size=settings.get("sliding_window") if release.has_window else None,
         add_qkv_bias=release.add_qkv_bias,
         qk_layernorm=release.qk_layernorm,
@@ -116,17 +118,17 @@ def causal_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Ca
     )
 
 
-def _rotary(settings: Mapping[str, Any], source: str | Path) -> dict[str, float]:
+def _rotary(settings: Mapping[str, Any], source: str | Path) -> tuple[float, float | None]:
     """Base of the positions, and the factor of those that are scaled."""
     rope = settings.get(ROPE) or settings.get("rope_scaling") or {}
     if (share := settings.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))) != 1.0:
         raise CheckpointError(f"{source}: partial_rotary_factor is {share}; only 1.0 can be imported.")
-    base = {"rotary_base": float(rope.get(THETA) or settings.get(THETA) or DEFAULT_THETA)}
+    base = float(rope.get(THETA) or settings.get(THETA) or DEFAULT_THETA)
     kind = rope.get(TYPE, rope.get("type", "default"))
     if kind == "default" and "full_attention" not in rope:
-        return base
+        return base, None
     if kind == LLAMA_3 and LLAMA_3_SCALING.items() <= rope.items():
-        return {**base, "rope_scaling_factor": float(rope["factor"])}
+        return base, float(rope["factor"])
     raise CheckpointError(
         f"{source}: its rotary positions are scaled ({kind}); models without scaling can be imported, and those with "
         "that of Llama 3.1."
