@@ -16,7 +16,7 @@ need 3 "$@"
 passages=$1 model=$2 out=$3
 shift 3
 
-once "$out/bert" python tools/import_checkpoint.py --format hf-bert-mlm --input "$model" --output "$out/bert"
+once "$out/bert" python tools/import_checkpoint.py --format hf-masked-lm --input "$model" --output "$out/bert"
 vocabulary=$out/bert/iter_0000000/vocab.txt
 once "$out/corpus" python tools/build_corpus.py --input "$passages" --output "$out/corpus" --vocab-file "$vocabulary" \
   --workers "$(nproc)"

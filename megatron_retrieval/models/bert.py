@@ -62,6 +62,11 @@ class PostNormConfig(EncoderShape):
         return self.ffn_hidden_size or 4 * self.hidden_size
 
     @property
+    def norm_epsilon(self) -> float:
+        """See EncoderShape; as in the encoder's own."""
+        return self.layernorm_epsilon
+
+    @property
     def first_position(self) -> int:
         """Row of the position embeddings that the first token has."""
         return 0

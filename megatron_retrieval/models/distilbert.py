@@ -19,7 +19,7 @@ class DistilBertConfig(PostNormConfig):
     """Transformer layers."""
 
     @property
-    def pooler_activation(self) -> Literal["tanh", "relu"]:
+    def pooler_activation(self) -> Literal["tanh", "relu", "gelu"]:
         """See EncoderShape."""
         return "relu"
 

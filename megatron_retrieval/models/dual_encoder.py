@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
-from megatron_retrieval.models.encoder import Encoder, EncoderShape, first_states
+from megatron_retrieval.models.encoder import Encoder, EncoderShape, first_states, mean_states
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.tokens import TokenBatch, to_device
@@ -190,11 +190,4 @@ def _last(encoder: Encoder, batch: TokenBatch) -> Tensor:
     return states[torch.arange(len(states), device=states.device), columns].float()
 
 
-def _mean(encoder: Encoder, batch: TokenBatch) -> Tensor:
-    """[B, T] -> [B, D], the mean of the states of each row's real tokens, in float32."""
-    states = encoder(batch)
-    weights = batch.is_real().float() / to_device(batch.lengths, states.device)[:, None]
-    return torch.einsum("btd,bt->bd", states.float(), weights)
-
-
-_POOLINGS: dict[Pooling, Callable[[Encoder, TokenBatch], Tensor]] = {"cls": _first, "mean": _mean, "last": _last}
+_POOLINGS: dict[Pooling, Callable[[Encoder, TokenBatch], Tensor]] = {"cls": _first, "mean": mean_states, "last": _last}

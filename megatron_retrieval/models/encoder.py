@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 
 class Encoder(Protocol):
-    """A module: token ids to hidden states."""
+    """A module: token ids to hidden states. A masked language model shares its parameter
+    `embedding.word_embeddings.weight`, a shard by rows."""
 
     def __call__(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
         """[B, T] ids -> [B, T, D] hidden states in the model's dtype; those at padding positions mean nothing.
@@ -36,6 +37,13 @@ def first_states(encoder: Encoder, batch: TokenBatch, segments: Tensor | None = 
     own: Callable[..., Tensor] | None = getattr(encoder, "first_states", None)
     # a copy, since a view would keep the states of all tokens in memory
     return encoder(batch, segments)[:, 0].clone() if own is None else own(batch, segments)
+
+
+def mean_states(encoder: Encoder, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+    """[B, T] ids -> [B, D], the mean of the states of each row's real tokens, in float32."""
+    states = encoder(batch, segments)
+    weights = batch.is_real().float() / to_device(batch.lengths, states.device)[:, None]
+    return torch.einsum("btd,bt->bd", states.float(), weights)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -61,9 +69,24 @@ class EncoderShape(ABC):
         return False
 
     @property
-    def pooler_activation(self) -> Literal["tanh", "relu"]:
-        """Between the two linear layers of a score over the first state."""
+    def norm_epsilon(self) -> float:
+        """Added to the variance in norms of heads."""
+        return 1e-12
+
+    @property
+    def pooler_activation(self) -> Literal["tanh", "relu", "gelu"]:
+        """Between the two linear layers of a score over a text's state."""
         return "tanh"
+
+    @property
+    def pooler_norm(self) -> bool:
+        """Whether a norm follows it."""
+        return False
+
+    @property
+    def head_biases(self) -> bool:
+        """Whether the first linear layer of a head, and a norm behind it, have biases."""
+        return True
 
     @abstractmethod
     def build_encoder(self, topology: ProcessTopology, dtype: torch.dtype = torch.float32) -> Encoder:

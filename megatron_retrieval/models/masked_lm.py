@@ -1,6 +1,8 @@
-"""BERT with the head of its pretraining: predicts masked tokens (Devlin et al. 2019, arXiv 1810.04805, section 3.1)."""
+"""An encoder with the head of its pretraining: predicts masked tokens (Devlin et al. 2019, arXiv 1810.04805)."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -8,7 +10,7 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megatron_retrieval.models.bert import BertConfig, BertEncoder
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.engine import num_real_rows
 from megatron_retrieval.models.initialise import initialise_normal
 from megatron_retrieval.models.sharding import mark_padded
@@ -17,7 +19,8 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 
 class MaskedLanguageModel(nn.Module):
-    """An encoder with a head that predicts tokens at chosen places.
+    """An encoder with a head that predicts tokens at chosen places, the same in every family but for biases that
+    ModernBERT leaves out.
 
     Args:
         config: shape of the encoder.
@@ -27,13 +30,18 @@ class MaskedLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, config: BertConfig, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
+        self, config: EncoderShape, topology: ProcessTopology, dtype: torch.dtype = torch.float32, *, seed: int = 0
     ) -> None:
         super().__init__()
-        self.bert = BertEncoder(config, topology, dtype)
-        self.head = MaskedLMHead(config, self.bert.embedding.word_embeddings.weight.size(0), topology, dtype)
+        # the name is that of its parameters in checkpoints, whatever the family
+        self.bert = config.build_encoder(topology, dtype)
+        self.head = MaskedLMHead(config, self._word_embeddings.size(0), topology, dtype)
         initialise_normal(self, topology, std=config.init_method_std, seed=seed)
         self.to(topology.device)
+
+    @property
+    def _word_embeddings(self) -> Tensor:
+        return cast(Tensor, cast(nn.Module, self.bert).get_parameter("embedding.word_embeddings.weight"))
 
     def forward(self, tokens: TokenBatch, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """The logits of the tokens at `places`.
@@ -48,7 +56,7 @@ class MaskedLanguageModel(nn.Module):
             number of the model's dtype at padding entries.
         """
         states = self.bert(tokens, segments).flatten(0, 1)[places]
-        logits: Tensor = self.head(states, self.bert.embedding.word_embeddings.weight)
+        logits: Tensor = self.head(states, self._word_embeddings)
         return logits
 
 
@@ -60,16 +68,18 @@ class MaskedLMHead(nn.Module):
     """
 
     def __init__(
-        self, config: BertConfig, vocab_size_per_rank: int, topology: ProcessTopology, dtype: torch.dtype
+        self, config: EncoderShape, vocab_size_per_rank: int, topology: ProcessTopology, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self._tp_group = topology.groups.tp
         self._num_real = num_real_rows(config.vocab_size, vocab_size_per_rank, topology.tp_rank)
         # small, hence replicated on all tensor-parallel ranks
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, dtype=dtype)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
+        width, has_biases = config.hidden_size, config.head_biases
+        self.dense = nn.Linear(width, width, bias=has_biases, dtype=dtype)
+        self.norm = nn.LayerNorm(width, config.norm_epsilon, bias=has_biases, dtype=dtype)
         self.bias = nn.Parameter(torch.zeros(vocab_size_per_rank, dtype=dtype))
-        nn.init.zeros_(self.dense.bias)
+        if has_biases:
+            nn.init.zeros_(self.dense.bias)
         set_tensor_model_parallel_attributes(self.bias, is_parallel=True, dim=0, stride=1)
         mark_padded(self.bias, config.vocab_size)
 

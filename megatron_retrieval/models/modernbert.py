@@ -74,6 +74,26 @@ class ModernBertConfig(EncoderShape):
         """See EncoderShape."""
         return self.max_position_embeddings
 
+    @property
+    def norm_epsilon(self) -> float:
+        """See EncoderShape; as in the encoder's own."""
+        return self.layernorm_epsilon
+
+    @property
+    def pooler_activation(self) -> Literal["tanh", "relu", "gelu"]:
+        """See EncoderShape."""
+        return "gelu"
+
+    @property
+    def pooler_norm(self) -> bool:
+        """See EncoderShape."""
+        return True
+
+    @property
+    def head_biases(self) -> bool:
+        """See EncoderShape."""
+        return False
+
     def is_global(self, layer: int) -> bool:
         """Whether a layer, counted from 0, sees the whole text."""
         return layer % self.global_attention_interval == 0

@@ -1,4 +1,4 @@
-"""BERT's pretraining: masked language modelling on a corpus (arXiv 1810.04805)."""
+"""BERT's pretraining, of an encoder of any family: masked language modelling on a corpus (arXiv 1810.04805)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.masked_lm import MaskedLMDataConfig, MaskedLMDataset
 from megatron_retrieval.data.layouts.lengths import require_positions
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
@@ -26,7 +28,8 @@ from megatron_retrieval.training.training_run import run_training
 
 @dataclass(kw_only=True, frozen=True)
 class BertPretrainingConfig:
-    """Pretrain BERT by masked language modelling."""
+    """Pretrain an encoder by masked language modelling: a BERT from random weights, or any family's from a
+    checkpoint."""
 
     pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose weights, shape and vocabulary training starts from: of a masked language model, or of a dual
@@ -34,7 +37,7 @@ class BertPretrainingConfig:
     data: MaskedLMDataConfig
     training: TrainingConfig
     masked_lm: MaskedLMConfig = field(default_factory=MaskedLMConfig)
-    model: BertConfig = field(default_factory=BertConfig)
+    model: EncoderShape = field(default_factory=BertConfig)
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -52,7 +55,8 @@ class BertPretrainingConfig:
         if start is None:
             return self
         shape = MASKED_LM.shape_from(start)
-        data = dataclasses.replace(self.data, seq_length=min(self.data.seq_length, shape.max_positions))
+        longest = shape.max_positions or self.data.seq_length
+        data = dataclasses.replace(self.data, seq_length=min(self.data.seq_length, longest))
         return dataclasses.replace(self, model=shape, data=data)
 
 
@@ -65,7 +69,7 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     """Open the corpus, build the model, and make the trainer.
 
     Raises:
-        ConfigError: the sequences are longer than the encoder's positions.
+        ConfigError: the sequences are longer than the encoder's positions, or the vocabulary has no mask token.
         DataError, CheckpointError: an input cannot be used.
         MismatchError: the corpus has another vocabulary than the checkpoint to start from.
     """
@@ -74,6 +78,10 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
     seed = training.seed
     corpus = open_corpus(blocks.data_path, start, MASKED_LM.vocabulary(config.model))
     dataset = partial(MaskedLMDataset, config.data, corpus, seed=seed)
+    if corpus.vocabulary.special.mask is None:
+        raise ConfigError(
+            f"The vocabulary of {blocks.data_path} has no mask token, which a masked language model needs."
+        )
     examples, held_out = held_out_apart(corpus, blocks, seed, dataset)
     shape = config.model
     if start is None:

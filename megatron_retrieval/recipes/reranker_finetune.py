@@ -75,8 +75,9 @@ def build(config: RerankerFinetuneConfig, topology: ProcessTopology) -> Trainer:
     """
     training, start, layout = config.training, config.starting_point, config.layout
     seed, vocabulary = training.seed, start.vocabulary()
-    shape = config.model.over(start.encoder.shape)
-    require_positions(shape.max_positions, pair_seq_length=layout.pair_seq_length)
+    shape = CROSS_ENCODER.shape_from(start)
+    shape = dataclasses.replace(shape, encoder=config.model.over(shape.encoder))
+    require_positions(shape.encoder.max_positions, pair_seq_length=layout.pair_seq_length)
     examples = RankingDataset(config.data, layout, vocabulary, seed)
     held_out = None
     if config.valid_data:

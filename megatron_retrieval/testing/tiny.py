@@ -121,14 +121,17 @@ def write_tiny_dpr(folder: Path, num_questions: int = 22) -> tuple[Path, Path]:
     return data, vocab
 
 
-def write_tiny_evidence(folder: Path, num_distractors: int = 1100) -> Path:
+def write_tiny_evidence(folder: Path, num_distractors: int = 1100, vocab: Path | None = None) -> Path:
     """The passages that hold the answers of `write_tiny_dpr` in the same folder, between enough passages without
     answers that the embeddings have several shards.
+
+    Args:
+        vocab: file of an encoder's vocabulary; default: the one written with the questions.
 
     Returns:
         The evidence folder.
     """
-    data, vocab = write_tiny_dpr(folder)
+    data, own = write_tiny_dpr(folder)
     words = ["the", "box", "stands", "in", "corner", "of", "room"]
     passages = [
         {"id": f"d{number}", "title": "title", "text": " ".join(words[number // 7**place % 7] for place in range(5))}
@@ -140,13 +143,19 @@ def write_tiny_evidence(folder: Path, num_distractors: int = 1100) -> Path:
         passages.insert(place, {"id": gold["passage_id"], "title": gold["title"], "text": gold["text"]})
     source = folder / "passages.jsonl"
     source.write_text("".join(json.dumps(passage) + "\n" for passage in passages))
-    settings = EvidenceBuilderConfig(input=(str(source),), output=str(folder / "evidence"), vocab_file=str(vocab))
+    output = str(folder / "evidence")
+    settings = EvidenceBuilderConfig(input=(str(source),), output=output, vocab_file=str(vocab or own))
     build_evidence(settings)
     return folder / "evidence"
 
 
 def write_tiny_corpus(
-    folder: Path, num_documents: int = 24, num_sentences: int = 6, *, sentencepiece: bool = False
+    folder: Path,
+    num_documents: int = 24,
+    num_sentences: int = 6,
+    *,
+    sentencepiece: bool = False,
+    vocab: Path | None = None,
 ) -> Path:
     """Documents about made-up keys, for unsupervised pretraining.
 
@@ -154,6 +163,7 @@ def write_tiny_corpus(
 
     Args:
         sentencepiece: tokenized for a T5, with a model of `NUM_PIECES` pieces trained on the text itself.
+        vocab: file of an encoder's vocabulary; default: one of the text's words is written.
 
     Returns:
         The corpus folder.
@@ -173,6 +183,8 @@ def write_tiny_corpus(
         texts = [text for document in documents for text in document.values()]
         model = write_sentencepiece(folder / "corpus.model", texts, model_type="bpe")
         vocabulary = {"tokenizer_model": str(model)}
+    elif vocab is not None:
+        vocabulary = {"vocab_file": str(vocab)}
     else:
         words = ["the", "box", "of", "stands", "in", "room", "title", "."]
         rooms = [str(number) for number in range(10)]

@@ -71,21 +71,30 @@ def tiny_modernbert(local_attention: int = 6) -> transformers.ModernBertModel:
     return _random_model(lambda: transformers.ModernBertModel(config), seed=14)
 
 
-def tiny_masked_lm() -> transformers.BertForMaskedLM:
-    """The same shape with the head of a masked language model, and so many word embeddings that two ranks share them
-    (some without a token, as public models have them)."""
-    config = transformers.BertConfig(**{**SHAPE, "vocab_size": NUM_EMBEDDINGS})
-    return _random_model(lambda: transformers.BertForMaskedLM(config), seed=5)
+def tiny_masked_lm(encoder: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
+    """A masked language model of the kind and shape of an encoder.
+
+    Args:
+        encoder: default: a BERT with so many word embeddings that two ranks share them (some without a token, as public
+            models have them).
+    """
+    config = transformers.BertConfig(**{**SHAPE, "vocab_size": NUM_EMBEDDINGS}) if encoder is None else encoder.config
+    return _random_model(lambda: transformers.AutoModelForMaskedLM.from_config(config), seed=5)
 
 
-def tiny_cross_encoder(encoder: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
+def tiny_cross_encoder(
+    encoder: transformers.PreTrainedModel | None = None, **settings: Any
+) -> transformers.PreTrainedModel:
     """A model of the kind and shape of an encoder with one label.
 
     Args:
         encoder: default: `tiny_bert`.
+        settings: of its configuration.
     """
     config = copy.deepcopy((tiny_bert() if encoder is None else encoder).config)
     config.num_labels = 1
+    for name, value in settings.items():
+        setattr(config, name, value)
     build = transformers.AutoModelForSequenceClassification.from_config
     return _random_model(lambda: build(config), seed=12)
 

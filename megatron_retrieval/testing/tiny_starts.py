@@ -83,11 +83,19 @@ def write_starts(folder: Path) -> Path:
     """Write evidence, questions (biencoder.json, reading.json with passages), a random retriever and a random reader of
     each kind into an empty folder."""
     write_tiny_evidence(folder, num_distractors=0)
+    write_reading(folder)
+    run_on_ranks(_save_starts, 1, str(folder))
+    return folder
+
+
+def write_reading(folder: Path) -> Path:
+    """Write reading.json, the questions of `write_tiny_dpr` in the same folder with their passages, and return its
+    path."""
     records = [
         {"question": record["question"], "answers": record["answers"], "ctxs": contexts}
         for record in json.loads((folder / "biencoder.json").read_text())
         for contexts in [record["positive_ctxs"] + record["hard_negative_ctxs"]]
     ]
-    (folder / "reading.json").write_text(json.dumps(records))
-    run_on_ranks(_save_starts, 1, str(folder))
-    return folder
+    path = folder / "reading.json"
+    path.write_text(json.dumps(records))
+    return path

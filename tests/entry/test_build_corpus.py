@@ -133,7 +133,7 @@ def test_bad_input(
         (["--input", "blank.jsonl"], "blank.jsonl: there is no sentence in the text."),
         (["--input", "missing.txt"], "missing.txt: there is no such file."),
         (["--vocab-file", "blank.jsonl"], "blank.jsonl:1: no WordPiece vocabulary"),
-        (["--tokenizer-model", "blank.jsonl"], "give either --vocab-file (a WordPiece vocabulary) or"),
+        (["--tokenizer-model", "blank.jsonl"], "give either --vocab-file (an encoder's vocabulary) or"),
         (["--workers", "0"], "--workers 0: must be at least 1."),
         (["--language", "English"], "--language English: give a language code"),
         (["--output", "."], ".: exists already."),

@@ -42,15 +42,15 @@ def test_weights_survive_import_and_export(tmp_path: Path, num_processes: int) -
 
 def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     save_with_vocabulary(tiny_masked_lm(), tmp_path / "hf")
-    job = ["tools/import_checkpoint.py", "--format", "hf-bert-mlm", "--input", tmp_path / "hf"]
+    job = ["tools/import_checkpoint.py", "--format", "hf-masked-lm", "--input", tmp_path / "hf"]
     imported = run(command(*job, "--output", tmp_path / "ck", *TWO_RANKS, num_processes=2))
     assert imported.returncode == 0, imported.stderr
     job = ["tools/export_checkpoint.py", "--checkpoint", tmp_path / "ck", "--format"]
-    for name in ("hf-bert-mlm", "hf-bert"):
+    for name in ("hf-masked-lm", "hf-bert"):
         exported = run(command(*job, name, "--output", tmp_path / name))
         assert exported.returncode == 0, exported.stderr
     before, whole, encoder = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("hf", "hf-bert-mlm", "hf-bert")
+        load_file(tmp_path / name / "model.safetensors") for name in ("hf", "hf-masked-lm", "hf-bert")
     )
     assert before.keys() == whole.keys()
     assert all(torch.equal(before[name], whole[name]) for name in before)
@@ -58,7 +58,7 @@ def test_a_masked_lm_survives_import_and_export(tmp_path: Path) -> None:
     assert all(torch.equal(before[f"bert.{name}"], encoder[name]) for name in encoder)
     refused = run(command(*job, "hf-dpr", "--output", tmp_path / "dpr"))
     assert refused.returncode == 1
-    assert "hf-dpr cannot hold this masked-lm; choose --format hf-bert or hf-bert-mlm" in refused.stderr
+    assert "hf-dpr cannot hold this masked-lm; choose --format hf-bert or hf-masked-lm" in refused.stderr
 
 
 def test_a_t5_survives_import_and_export(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_resumed_run_equals_the_uninterrupted_one(corpus: Path, tmp_path: Path) 
 def test_starts_from_an_imported_masked_lm(tmp_path: Path) -> None:
     """Shape, vocabulary and weights are the import's: a step at learning rate 0 leaves them as they are."""
     save_with_vocabulary(tiny_masked_lm(), tmp_path / "hf")
-    job = ("tools/import_checkpoint.py", "--format", "hf-bert-mlm", "--input", tmp_path / "hf", "--device", "cpu")
+    job = ("tools/import_checkpoint.py", "--format", "hf-masked-lm", "--input", tmp_path / "hf", "--device", "cpu")
     succeed(command(*job, "--output", tmp_path / "bert"))
     (tmp_path / "text.txt").write_text(" ".join(VOCABULARY[5:15]) + ".\n")
     corpus, vocabulary = tmp_path / "corpus", tmp_path / "hf" / "vocab.txt"

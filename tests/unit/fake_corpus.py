@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class FakeCorpus:
     documents: Rows
     titles: Ragged
     special: SpecialIds
-    vocabulary: Any = None
+    vocabulary: Any = field(default_factory=lambda: SimpleNamespace(is_separable=True))
 
     @classmethod
     def of(cls, documents: list[Document]) -> FakeCorpus:

@@ -1,6 +1,8 @@
-"""Blocks against packing one sentence after another in plain Python."""
+"""Blocks against packing one sentence after another in plain Python, and their ids against those of their text."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_retrieval.data.layouts.blocks import BlockConfig, BlockLayout, make_blocks, split_documents
+from megatron_retrieval.data.stores.corpus import CorpusStore
+from megatron_retrieval.data.stores.corpus_builder import CorpusBuilderConfig, build_corpus
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe
 
 
 def _pack(document: Document, room: int, longest_title: int) -> list[list[int]]:
@@ -88,3 +93,25 @@ def test_settings_are_checked() -> None:
         BlockConfig(data_path="x", valid_fraction=1.0)
     with pytest.raises(ConfigError, match="too short"):
         BlockLayout(use_titles=True, seq_length=7, passage_format="title-text")
+
+
+@pytest.mark.parametrize("use_titles", [True, False])
+@pytest.mark.parametrize("passage_format", ["title-sep-text", "title-text"])
+def test_ids_are_those_of_the_text_where_a_word_has_others_behind_a_space(
+    tmp_path: Path, use_titles: bool, passage_format: str
+) -> None:
+    """Byte-level BPE."""
+    (tmp_path / "text.jsonl").write_text('{"title": "The river", "text": "The tower stands. Who ran by the river?"}\n')
+    settings = {"input": (str(tmp_path / "text.jsonl"),), "vocab_file": str(write_roberta_bpe(tmp_path))}
+    build_corpus(CorpusBuilderConfig(output=str(tmp_path / "corpus"), **settings))  # type: ignore[arg-type]
+    corpus = CorpusStore(tmp_path / "corpus")
+    assert len(corpus.sentences) == 2
+    layout = BlockLayout(use_titles=use_titles, seq_length=200, passage_format=passage_format, num_between=2)  # type: ignore[arg-type]
+    blocks = make_blocks(corpus, np.arange(1), layout)
+    batch = layout.tokens(corpus, blocks.document, blocks.texts(corpus))
+    title, text = "The river" if use_titles else "", "The tower stands. Who ran by the river?"
+    begin, end = corpus.special.frame
+    parts = [title, text] if passage_format == "title-sep-text" else [" ".join(filter(None, (title, text)))]
+    ids = [corpus.vocabulary.encode([part])[0] for part in parts]
+    expected = [begin, *ids[0], *([end, end, *ids[1]] if len(ids) == 2 else []), end]
+    assert batch.ids[0, : batch.lengths[0]].tolist() == expected

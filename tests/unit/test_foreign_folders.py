@@ -40,7 +40,7 @@ def _folder(folder: Path, settings: dict[str, Any] = BERT, **files: Any) -> Path
 
 
 @pytest.mark.parametrize("model_type", ["deberta-v2", "camembert", "nomic_bert", "gemma3_text", "electra"])
-@pytest.mark.parametrize("name", ["hf-bert", "hf-dpr", "sentence-transformers", "hf-t5", "hf-bert-mlm"])
+@pytest.mark.parametrize("name", ["hf-bert", "hf-dpr", "sentence-transformers", "hf-t5", "hf-masked-lm"])
 def test_other_models_are_refused_by_their_type(tmp_path: Path, name: str, model_type: str) -> None:
     folder = _folder(tmp_path, {**BERT, "model_type": model_type})
     kinds = ["Transformer", "Pooling"]

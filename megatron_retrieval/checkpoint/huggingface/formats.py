@@ -16,7 +16,7 @@ from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPO
 from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
-from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_BERT_MLM
+from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_MASKED_LM
 from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE, is_pylate
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
@@ -40,7 +40,7 @@ from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
 _BODIES = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA, HF_MODERNBERT)
-_ENCODERS = (*_BODIES, HF_BERT_MLM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
+_ENCODERS = (*_BODIES, HF_MASKED_LM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
 for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_COLBERT, HF_PYLATE, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
 

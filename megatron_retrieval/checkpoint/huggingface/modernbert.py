@@ -29,6 +29,8 @@ CONFIG_KEYS = {
 }
 #: settings with which ModernBERT computes something else than `ModernBertEncoder` does
 REQUIRED_SETTINGS = {"hidden_activation": "gelu", "norm_bias": False, "attention_bias": False, "mlp_bias": False}
+#: settings with which the heads over it compute something else than ours
+HEAD_SETTINGS = {"classifier_bias": False, "classifier_activation": "gelu", "decoder_bias": True}
 #: base of the rotary positions -> the kind of layers, and what older releases call it
 BASES = {
     "rotary_base": ("full_attention", "global_rope_theta"),

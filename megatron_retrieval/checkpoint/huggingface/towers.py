@@ -42,6 +42,7 @@ _ASSUMED_OF_BODIES = {
     "pooling": "the vector of [CLS] is assumed (--pooling, and --normalize-embeddings, --query-prefix, "
     "--passage-prefix, --passage-format where the model needs them)"
 }
+_ENCODERS = (DUAL_ENCODER.name, MASKED_LM.name)
 TOWER_FOLDERS = {"query": "question_encoder", "passage": "ctx_encoder"}
 
 
@@ -54,6 +55,7 @@ class TowerFormat:
         write_tower: writes one tower into a folder, given also its role: question_encoder, ctx_encoder, or nothing
             where it serves as both. Raises CheckpointError where the format cannot hold it.
         kinds: names of the kinds that it holds; of others than dual encoders, the encoder alone.
+        family: of the only encoders that it holds; None: of any.
         is_pair: there are two folders in any case, each of which knows its role.
     """
 
@@ -62,11 +64,15 @@ class TowerFormat:
     read_tower: Callable[[Path], TowerFolder]
     write_tower: Callable[[Path, TowerFolder, str], None]
     kinds: tuple[str, ...] = (DUAL_ENCODER.name,)
+    family: EncoderFamily | None = None
     is_pair: bool = False
 
     def holds(self, kind: str, shape: Any) -> bool:
         """See Format."""
-        return kind in self.kinds
+        if kind not in self.kinds:
+            return False
+        encoder = shape.encoder if kind == DUAL_ENCODER.name else shape
+        return self.family is None or ENCODER_FAMILIES.of(encoder) is self.family
 
     def read(self, folders: Sequence[Path], *, separate_towers: bool = False) -> ForeignModel:
         """See Format.
@@ -117,7 +123,7 @@ def join_towers(towers: Mapping[str, TowerFolder]) -> ForeignModel:
     return ForeignModel(DUAL_ENCODER, shape, weights, passage.vocabulary, layout, passage.assumed)
 
 
-def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, ...]) -> TowerFormat:
+def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, ...] = _ENCODERS) -> TowerFormat:
     """The format of an encoder alone, as transformers saves the model of `family`.
 
     How it is pooled is not the format's concern: [CLS] is assumed, unless the folder is an export.
@@ -133,14 +139,14 @@ def body_format(name: str, about: str, family: EncoderFamily, kinds: tuple[str, 
         return assemble_tower(folder, config, text_format, vocabulary, state, {}, assumed=_ASSUMED_OF_BODIES)
 
     def write_tower(folder: Path, tower: TowerFolder, role: str) -> None:
-        if ENCODER_FAMILIES.of(tower.config.encoder) is not family:
-            raise CheckpointError(f"the encoder is of another family than {family.name}, which {name} holds.")
         if tower.config.biencoder_projection_dim:
             raise CheckpointError(f"the encoder has a projection, which {name} cannot hold; export another format.")
         write_common(folder, tower, {})
         write_weights(folder, tower.encoder_state())
 
-    return TowerFormat(name=name, about=about, read_tower=read_tower, write_tower=write_tower, kinds=kinds)
+    return TowerFormat(
+        name=name, about=about, read_tower=read_tower, write_tower=write_tower, kinds=kinds, family=family
+    )
 
 
 def _encoder_of(model: ForeignModel) -> ForeignModel:
@@ -198,11 +204,14 @@ def _check_same(question: TowerFolder, passage: TowerFolder) -> None:
             )
 
 
-HF_BERT = body_format(
-    "hf-bert", "BertModel; a dual encoder, or the encoder of a masked LM", BERT, (DUAL_ENCODER.name, MASKED_LM.name)
+def _body(model: str, family: EncoderFamily) -> TowerFormat:
+    return body_format(f"hf-{family.name}", f"{model}; a dual encoder, or the encoder of a masked LM", family)
+
+
+HF_BERT, HF_MPNET, HF_DISTILBERT = (
+    _body("BertModel", BERT),
+    _body("MPNetModel", MPNET),
+    _body("DistilBertModel", DISTILBERT),
 )
-HF_MPNET = body_format("hf-mpnet", "MPNetModel; a dual encoder", MPNET, (DUAL_ENCODER.name,))
-HF_DISTILBERT = body_format("hf-distilbert", "DistilBertModel; a dual encoder", DISTILBERT, (DUAL_ENCODER.name,))
-HF_ROBERTA = body_format("hf-roberta", "RobertaModel; a dual encoder", ROBERTA, (DUAL_ENCODER.name,))
-HF_XLM_ROBERTA = body_format("hf-xlm-roberta", "XLMRobertaModel; a dual encoder", XLM_ROBERTA, (DUAL_ENCODER.name,))
-HF_MODERNBERT = body_format("hf-modernbert", "ModernBertModel; a dual encoder", MODERNBERT, (DUAL_ENCODER.name,))
+HF_ROBERTA, HF_XLM_ROBERTA = _body("RobertaModel", ROBERTA), _body("XLMRobertaModel", XLM_ROBERTA)
+HF_MODERNBERT = _body("ModernBertModel", MODERNBERT)

@@ -19,7 +19,13 @@ from megatron_retrieval.data.layouts.blocks import (
     make_blocks,
     split_documents,
 )
-from megatron_retrieval.data.layouts.sequences import TextFormatConfig, format_questions, prefix_ids, with_fillers
+from megatron_retrieval.data.layouts.sequences import (
+    TextFormatConfig,
+    at_the_beginning,
+    format_questions,
+    prefix_ids,
+    with_fillers,
+)
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.types.contrastive import ContrastiveBatch, Numbers, SameGroup
@@ -72,7 +78,7 @@ class IctDataset:
         blocks = self._blocks[rows[share.own]]
         queries, stays = self._draw(blocks, epoch, first_position + share.first)
         special, query_length = self._corpus.special, self._format.query_seq_length
-        sentences = self._corpus.sentences.take(queries, query_length)
+        sentences = at_the_beginning(self._corpus.sentences.take(queries, query_length), self._corpus.vocabulary)
         questions = format_questions(sentences, special, query_length, self._prefix)
         passages = self._layout.tokens(self._corpus, blocks.document, self._contexts(blocks, queries, stays))
         excluded, num_false_negatives = self._excluded(self._blocks.document[rows], share, dp_size)

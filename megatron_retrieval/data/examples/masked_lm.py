@@ -109,6 +109,7 @@ class MaskedLMDataset:
             use_titles=use_titles,
             seq_length=config.seq_length,
             passage_format="title-sep-text" if use_titles else "title-text",
+            num_between=corpus.special.num_between,
         )
         self._blocks = make_blocks(corpus, documents, self._layout)
         if not len(self._blocks):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_retrieval.config.checks import Bounds, Checked
 from megatron_retrieval.config.marks import INPUT
-from megatron_retrieval.data.layouts.sequences import PassageFormat, format_passages
+from megatron_retrieval.data.layouts.sequences import PassageFormat, at_the_beginning, format_passages
 from megatron_retrieval.data.stores.ragged import Ragged, Rows
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.tokenizers.vocabulary import SpecialIds, Vocabulary
@@ -131,8 +131,14 @@ class BlockLayout(BlockRoom):
         return 2 + between + len(self.prefix)
 
     def tokens(self, corpus: SentenceCorpus, documents: Rows, texts: Ragged) -> TokenBatch:
-        """The sequences of `texts`, which come from `documents`; long ones are cut."""
+        """The sequences of `texts`, which come from `documents`; long ones are cut.
+
+        Args:
+            texts: their ids behind a space.
+        """
         titles = corpus.titles.take(documents, self.longest_title)
+        if self.passage_format == "title-sep-text" or not self.use_titles:
+            texts = at_the_beginning(texts, corpus.vocabulary)
         return format_passages(
             titles,
             texts,

@@ -116,6 +116,15 @@ def lay_out_passages(
     )
 
 
+def at_the_beginning(texts: Ragged, vocabulary: Vocabulary) -> Ragged:
+    """The ids of texts with nothing before them, given those that they have behind a space."""
+    if vocabulary.is_separable:
+        return texts
+    decoded = vocabulary.decode([texts[row].tolist() for row in range(len(texts))])
+    # of a character that a cut went through, the rest is left out
+    return tokenize(vocabulary, [text.removeprefix(" ").rstrip("\ufffd") for text in decoded])
+
+
 def _cut(column: Ragged, length: int) -> Ragged:
     return column.take(np.arange(len(column)), length)
 

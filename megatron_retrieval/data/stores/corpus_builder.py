@@ -20,9 +20,8 @@ from megatron_retrieval.data.stores.document_tasks import write_tasks
 from megatron_retrieval.data.stores.token_folder import token_entries, write_vocabulary
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.tokenizers.sentencepiece import SentencePieceTokenizer
-from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
+from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES, open_encoder_vocabulary
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.utils.files import file_fingerprint
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, input_states, partial_folder
@@ -45,7 +44,7 @@ class CorpusBuilderConfig(Checked):
     output: str
     """Folder to create; unfinished work is kept in OUTPUT.partial."""
     vocab_file: str | None = None
-    """WordPiece vocabulary (vocab.txt) of the BERT to train."""
+    """Vocabulary of the encoder to train: WordPiece (vocab.txt), or byte-level BPE or unigram (tokenizer.json)."""
     tokenizer_model: str | None = None
     """SentencePiece model (spiece.model) of the T5 to train, in place of --vocab-file."""
     lower_case: bool = True
@@ -58,12 +57,14 @@ class CorpusBuilderConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.vocab_file is None) == (self.tokenizer_model is None):
-            raise ConfigError("give either --vocab-file (a WordPiece vocabulary) or --tokenizer-model (SentencePiece).")
+            raise ConfigError(
+                "give either --vocab-file (an encoder's vocabulary) or --tokenizer-model (SentencePiece)."
+            )
 
     def open_vocabulary(self) -> Vocabulary:
         """What the text is tokenized with."""
         if self.vocab_file is not None:
-            return WordPieceTokenizer(self.vocab_file, self.lower_case)
+            return open_encoder_vocabulary(self.vocab_file, self.lower_case)
         assert self.tokenizer_model is not None
         return SentencePieceTokenizer(self.tokenizer_model)
 

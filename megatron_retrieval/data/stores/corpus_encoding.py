@@ -18,7 +18,8 @@ class EncodedDocuments:
     """Consecutive documents of the corpus.
 
     Attributes:
-        sentences: token ids, none of them empty.
+        sentences: token ids, none of them empty; those that a sentence has behind a space, so that those of several in
+            turn are the ids of a text.
         titles: token ids, for each document.
         num_sentences: of each document, never 0.
         num_read: documents that this comes from.
@@ -37,11 +38,12 @@ def encode_documents(tokenizer: Vocabulary, documents: Sequence[Document], langu
     sentences: list[str] = []
     counts = []
     for document in documents:
-        before = len(sentences)
+        num_before = len(sentences)
         for paragraph in document.paragraphs:
             sentences += split_sentences(paragraph, language)
-        counts.append(len(sentences) - before)
-    tokens = tokenize(tokenizer, sentences)
+        counts.append(len(sentences) - num_before)
+    before = "" if tokenizer.is_separable else " "
+    tokens = tokenize(tokenizer, [before + sentence for sentence in sentences])
     has_tokens = tokens.lengths > 0
     document_of = np.repeat(np.arange(len(documents)), counts)
     num_sentences = np.bincount(document_of[has_tokens], minlength=len(documents))
