@@ -85,10 +85,10 @@ def _batch(config: RetroSpeedConfig) -> ChunkedTexts:
     ids = torch.randint(shape.vocab_size, (config.num_texts, config.seq_length + 1), generator=generator)
     num_chunks = config.seq_length // shape.retro_chunk_length
     texts = torch.arange(config.num_texts).repeat_interleave(num_chunks)
-    chunks = torch.arange(num_chunks).repeat(config.num_texts)
-    size = (len(chunks), config.retro_num_neighbors, shape.neighbour_length)
+    starts = (torch.arange(num_chunks) * shape.retro_chunk_length).repeat(config.num_texts)
+    size = (len(starts), config.retro_num_neighbors, shape.neighbour_length)
     found = torch.randint(shape.vocab_size, size, generator=generator)
-    neighbours = Neighbours(found, torch.full(size[:2], shape.neighbour_length), texts, chunks)
+    neighbours = Neighbours(found, torch.full(size[:2], shape.neighbour_length), texts, starts)
     lengths = torch.full((config.num_texts,), config.seq_length)
     return ChunkedTexts(TokenBatch(ids[:, :-1], lengths), ids[:, 1:], neighbours)
 

@@ -21,6 +21,7 @@ TASKS = {
     "extractive-finetune": "train extractive",
     "fusion-finetune": "train fusion",
     "causal-finetune": "train causal",
+    "retro-finetune": "train retro-reader",
     "end-to-end-finetune": "train end-to-end",
     "qa-evaluate": "evaluate reader",
     "retro-evaluate": "evaluate retro",

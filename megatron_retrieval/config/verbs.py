@@ -143,6 +143,13 @@ VERBS = (
         "recipes.reader_finetune:main",
         "readers.causal:CausalFinetuneConfig",
     ),
+    Verb(
+        "train retro-reader",
+        TRAIN,
+        "a RETRO that reads a question's passages as neighbours",
+        "recipes.reader_finetune:main",
+        "readers.retro:RetroFinetuneConfig",
+    ),
     Verb("train end-to-end", TRAIN, "retriever and reader together, from answers", "recipes.end_to_end.finetune:main"),
     Verb("embed", SEARCH, "vectors of all passages", "applications.evidence_embedding:main"),
     Verb("find neighbors", SEARCH, "the chunks nearest to each chunk", "applications.neighbor_finding:main"),

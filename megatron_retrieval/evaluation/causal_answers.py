@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
-from megatron_retrieval.data.layouts.prompt import PromptLayout
+from megatron_retrieval.data.layouts.joint import JointLayout
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.evaluation.fusion_search import TextsReader
 from megatron_retrieval.evaluation.generated_answers import GeneratedAnswerer, ReadPassages
@@ -27,7 +27,7 @@ class CausalAnswerer(GeneratedAnswerer):
         self,
         reader: TextsReader,
         tokenizer: Vocabulary,
-        layout: PromptLayout,
+        layout: JointLayout,
         config: GenerationConfig,
         topology: ProcessTopology,
         *,

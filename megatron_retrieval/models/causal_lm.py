@@ -112,7 +112,8 @@ class CausalStack(nn.Module):
         """
         positions = prompts.positions(len(ids)) + cache.num_tokens
         bias = prompts.bias(self.config.window_size, cache.num_tokens + 1)
-        inputs = LayerInputs(bias, cache=cache, rotary=self._rotary(positions[None]), prompts=prompts)
+        memory, angles = prompts.memory_at(cache.num_tokens), self._rotary(positions[None])
+        inputs = LayerInputs(bias, memory, cache, angles, prompts=prompts)
         return self._run(ids.t(), inputs)[0]
 
     def _run(self, ids: Tensor, inputs: LayerInputs) -> Tensor:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_retrieval.models.causal_lm import CausalLM
+from megatron_retrieval.models.prompt import Prompts
 from megatron_retrieval.models.prompt_sources import PromptSources
 from megatron_retrieval.parallel.vocab_loss import vocab_parallel_cross_entropy, vocab_parallel_log_softmax
 from megatron_retrieval.types.causal import continued
@@ -81,7 +82,7 @@ class CausalReader(nn.Module):
             owners, columns = (own >= 0).nonzero(as_tuple=True)
             slots = to_device(rows[owners] * num_labels + columns, device)
             targets = to_device(batch.labels.flatten()[places], device)
-            yield self.model(batch.tokens, to_device(places, device)), targets, slots
+            yield self.logits(batch.tokens, to_device(places, device)), targets, slots
 
     def sources(self, prompts: TokenBatch, is_real: Tensor, passage_scores: Tensor | None = None) -> PromptSources:
         """Read one prompt for each of B questions, to continue it.
@@ -94,7 +95,16 @@ class CausalReader(nn.Module):
         """
         if passage_scores is not None or is_real.size(1) != 1 or not bool(is_real.all()):
             raise ValueError("a causal reader continues one prompt for each question, without scores")
-        return PromptSources(self.model, self.model.read_prompts(prompts), self.end_id)
+        return PromptSources(self.model, self.read_prompts(prompts), self.end_id)
+
+    def logits(self, tokens: TokenBatch, places: Tensor) -> Tensor:
+        """See `CausalLM.forward`."""
+        logits: Tensor = self.model(tokens, places)
+        return logits
+
+    def read_prompts(self, prompts: TokenBatch) -> Prompts:
+        """See CausalLM."""
+        return self.model.read_prompts(prompts)
 
     @property
     def device(self) -> torch.device:

@@ -21,15 +21,15 @@ from megatron_retrieval.models.memory import CrossAttending, EncodedMemory
 from megatron_retrieval.models.multi_head_attention import CrossAttention
 
 
-def positions_of_chunks(chunks: Tensor, chunk_length: int) -> Tensor:
-    """[C] places of chunks in their texts -> [m, C] positions of their tokens."""
-    return chunks * chunk_length + torch.arange(chunk_length, device=chunks.device)[:, None]
+def positions_of_chunks(starts: Tensor, chunk_length: int) -> Tensor:
+    """[C] positions of chunks' first tokens in their texts -> [m, C] positions of all of their tokens."""
+    return starts + torch.arange(chunk_length, device=starts.device)[:, None]
 
 
-def reading_positions(chunks: Tensor, chunk_length: int) -> Tensor:
-    """[C] places of chunks in their texts -> [m, C] positions of the tokens that read their neighbours, by slot; texts
-    may end before."""
-    return positions_of_chunks(chunks, chunk_length) + chunk_length - 1
+def reading_positions(starts: Tensor, chunk_length: int) -> Tensor:
+    """[C] positions of chunks' first tokens in their texts -> [m, C] positions of the tokens that read the chunks'
+    neighbours, by slot; texts may end before."""
+    return positions_of_chunks(starts, chunk_length) + chunk_length - 1
 
 
 def packed_positions(positions: Tensor, texts: Tensor, lengths: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ class ExactBias(nn.Module):
     """One table for all layers of a stack, sharded over tensor-parallel ranks by heads.
 
     Args:
-        lowest: distance, position of the query minus position of the key; up to `highest`.
+        lowest: distance, position of the query minus position of the key; up to `highest`. Distances beyond have the
+            number of the nearest of these.
         num_heads: heads of this rank.
     """
 
     def __init__(self, *, lowest: int, highest: int, num_heads: int) -> None:
         super().__init__()
-        self._lowest = lowest
+        self._lowest, self._highest = lowest, highest
         self.weight = nn.Parameter(torch.zeros(highest - lowest + 1, num_heads))
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
 
@@ -25,4 +26,5 @@ class ExactBias(nn.Module):
         """The bias of queries from position `first_query` and keys from position 0: [1, heads of this rank, L, T]."""
         device = self.weight.device
         queries, keys = torch.arange(num_queries, device=device) + first_query, torch.arange(num_keys, device=device)
-        return self.weight[queries[:, None] - keys - self._lowest].permute(2, 0, 1)[None]
+        distance = (queries[:, None] - keys).clamp(self._lowest, self._highest)
+        return self.weight[distance - self._lowest].permute(2, 0, 1)[None]

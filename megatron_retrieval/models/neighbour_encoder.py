@@ -6,7 +6,7 @@ import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from torch import Tensor, nn
 
-from megatron_retrieval.models.attention import padding_bias
+from megatron_retrieval.models.attention import additive, padding_bias
 from megatron_retrieval.models.causal_config import causal_engine_config
 from megatron_retrieval.models.chunked_attention import PlacedMemory, add_cross_attention
 from megatron_retrieval.models.dropout import Dropout
@@ -20,7 +20,7 @@ from megatron_retrieval.models.relative_bias import RelativeBias
 from megatron_retrieval.models.retro_config import RelativePositions, RetroShape
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.types.neighbours import Neighbours
-from megatron_retrieval.types.tokens import TokenBatch
+from megatron_retrieval.types.tokens import TokenBatch, to_device
 
 #: of distances between chunks and neighbours
 NUM_BUCKETS, MAX_DISTANCE = 32, 128
@@ -68,7 +68,7 @@ class NeighbourEncoder(nn.Module):
 
         Args:
             neighbours: of C chunks, k for each.
-            chunk_states: [C, m, D] the decoder's of these chunks.
+            chunk_states: [C, m, D] the decoder's of these chunks; of any value where a chunk lacks tokens on its left.
             embedding: the model's; used unless the encoder has one of its own.
 
         Returns:
@@ -79,20 +79,25 @@ class NeighbourEncoder(nn.Module):
         states = self.dropout((self.embedding or embedding)(tokens[:, None]))
         angles = self._config.rotary(packing.columns[:, None], states.dtype)
         bias = padding_bias(lengths, packing.num_columns, states.dtype, states.device)
-        memory = self._chunks(chunk_states, packing, neighbours.ids.size(1))
+        memory = self._chunks(chunk_states, packing, neighbours)
         inputs = LayerInputs(bias, memory, rotary=angles, packing=packing)
         packed = self.final_layernorm(self.layers(states, inputs))
         return packing.pad(packed).transpose(0, 1).unflatten(0, (len(neighbours), -1)).flatten(1, 2)
 
-    def _chunks(self, states: Tensor, packing: Packing, num_neighbours: int) -> PlacedMemory:
+    def _chunks(self, states: Tensor, packing: Packing, neighbours: Neighbours) -> PlacedMemory:
         """[C, m, D] as the memory of their neighbours' tokens."""
         num_columns, num_rows = packing.num_columns, packing.num_rows
         places = packing.places.new_full((num_columns * num_rows,), len(packing.places))
         places[packing.places] = torch.arange(len(packing.places), device=places.device)
+        hidden = torch.arange(states.size(1)) < -neighbours.starts[:, None]
         bias = None
+        if bool(hidden.any()):
+            bias = additive(to_device(hidden, states.device)[:, None, None], states.dtype)
         if self.chunk_relative_bias is not None:
             # the queries of a chunk are the tokens of all of its neighbours
-            bias = self.chunk_relative_bias(num_columns, states.size(1)).repeat_interleave(num_neighbours, 2)
+            num_neighbours = neighbours.ids.size(1)
+            distance = self.chunk_relative_bias(num_columns, states.size(1)).repeat_interleave(num_neighbours, 2)
+            bias = distance if bias is None else distance + bias
         return PlacedMemory(EncodedMemory(self.chunk_layernorm(states), bias), places.view(num_columns, num_rows))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from megatron_retrieval.models.attention import additive
-from megatron_retrieval.models.memory import KeysAndValues, by_head
+from megatron_retrieval.models.memory import KeysAndValues, ReadMemory, by_head
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Prompts:
             hidden, behind = hidden | (columns < first), self.lengths[:, None] + new < first
         return additive(torch.cat([hidden, behind], 1), key.dtype)
 
+    def memory_at(self, place: int) -> ReadMemory | None:
+        """What layers that read one read at a token; here none. Place 0 is that of the prompts' newest token."""
+        return None
+
     def attend(self, attention: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend to the prompts and to what was written behind them, without copying the prompts for the sequences.
 
@@ -82,7 +86,7 @@ class Prompts:
         attended = from_prompt + weights[..., num_prompt:] @ value.permute(1, 2, 0, 3)
         return attended.flatten(1)[None]
 
-    def select(self, sources: Tensor | None) -> Prompts:
+    def select(self, sources: Tensor | None) -> Self:
         """The prompts `sources` [b]; None: all."""
         if sources is None:
             return self

@@ -119,21 +119,23 @@ class RetroStack(CausalStack):
         found = None if neighbours is None else neighbours.rows((neighbours.lengths > 0).any(1))
         if found is None or not len(found):
             return None
-        length, texts, chunks = self.config.retro_chunk_length, found.texts, found.chunks
-        own = packed_positions(positions_of_chunks(chunks, length), texts, lengths)
-        places = packed_positions(reading_positions(chunks, length), texts, lengths)
+        length, texts, starts = self.config.retro_chunk_length, found.texts, found.starts
+        # what a chunk lacks on its left is hidden, whatever stands there
+        own = packed_positions(positions_of_chunks(starts, length).clamp(min=0), texts, lengths)
+        places = packed_positions(reading_positions(starts, length), texts, lengths)
         encoded = self.neighbour_encoder(found, states[to_device(own.t(), states.device)], self.embedding)
-        bias = self.reading_bias(found.lengths, length - 1, length)
+        bias = self.reading_bias(found.lengths, int(found.lengths.max()), length - 1, length)
         return PlacedMemory(EncodedMemory(encoded, bias), to_device(places, states.device))
 
-    def reading_bias(self, lengths: Tensor, first_query: int, num_queries: int) -> Tensor | None:
+    def reading_bias(self, lengths: Tensor, width: int, first_query: int, num_queries: int) -> Tensor | None:
         """[C or 1, heads of this rank or 1, L or 1, k * T] what is added to the logits of L queries.
 
         Args:
-            lengths: [C, k] of neighbours, on the CPU; T is the greatest.
+            lengths: [C, k] of neighbours, on the CPU.
+            width: T, to which they are padded.
             first_query: position of the first of them, where the first token of a neighbour is at 0.
         """
-        width, weight = int(lengths.max()), self._weight
+        weight = self._weight
         hidden = (torch.arange(width) >= lengths[..., None]).flatten(1)
         bias = additive(to_device(hidden, weight.device)[:, None, None], weight.dtype) if bool(hidden.any()) else None
         if self.relative_bias is not None:

@@ -85,7 +85,7 @@ class RetroState:
         self._tokens = prompts[:, :0]
         self._states = torch.zeros(0)
         self._memory: EncodedMemory | None = None
-        self._lengths = torch.zeros(len(prompts), 0, dtype=torch.int64)
+        self._lengths, self._width = torch.zeros(len(prompts), 0, dtype=torch.int64), 0
         if prompts.size(1) > 1:
             self._read_prompts(prompts[:, :-1])
 
@@ -95,11 +95,11 @@ class RetroState:
         num_texts, num_tokens = ids.shape
         num_chunks, rest = divmod(num_tokens, self._length)
         texts = torch.arange(num_texts).repeat_interleave(num_chunks)
-        chunks = torch.arange(num_chunks).repeat(num_texts)
+        starts = (torch.arange(num_chunks) * self._length).repeat(num_texts)
         neighbours = None
         if self._retrieve is not None and num_chunks:
             full = ids[:, : num_tokens - rest].reshape(-1, self._length)
-            neighbours = Neighbours(*self._retrieve(full.cpu()), texts, chunks)
+            neighbours = Neighbours(*self._retrieve(full.cpu()), texts, starts)
         batch = TokenBatch(ids, torch.full((num_texts,), num_tokens))
         packed, _, inputs = self._stack.prepared(batch, self._cache)
         states = self._stack.run_below(packed, inputs)
@@ -109,7 +109,7 @@ class RetroState:
         self._tokens, self._states = ids[:, num_tokens - rest :], by_text[:, num_tokens - rest :]
         if neighbours is not None:
             last = by_text[:, num_tokens - rest - self._length : num_tokens - rest]
-            self._encode(neighbours.rows(chunks == num_chunks - 1), last)
+            self._encode(neighbours.rows(starts == num_tokens - rest - self._length), last)
 
     @torch.no_grad()
     def step(self, newest: Tensor | None) -> Tensor:
@@ -121,7 +121,7 @@ class RetroState:
         memory = None
         if self._memory is not None:
             slot = (place + 1) % self._length
-            bias = self._stack.reading_bias(self._lengths, self._length - 1 + slot, 1)
+            bias = self._stack.reading_bias(self._lengths, self._width, self._length - 1 + slot, 1)
             memory = replace(self._memory, bias=bias)
         return self._model.logits(self._stack.run_above(states, replace(inputs, memory=memory))[0])
 
@@ -142,13 +142,13 @@ class RetroState:
         if self._tokens.size(1) == self._length:
             if self._retrieve is not None:
                 numbers = torch.arange(len(ids))
-                found = Neighbours(*self._retrieve(self._tokens.cpu()), numbers, numbers)
+                found = Neighbours(*self._retrieve(self._tokens.cpu()), numbers, torch.zeros_like(numbers))
                 self._encode(found, self._states)
             self._tokens, self._states = ids[:, :0], states[:, None][:, :0]
 
     def _encode(self, neighbours: Neighbours, states: Tensor) -> None:
         """Let the next tokens read what was found for the last full chunk of every sequence, [R, m, D]."""
-        self._lengths, self._memory = neighbours.lengths, None
+        self._lengths, self._memory, self._width = neighbours.lengths, None, int(neighbours.lengths.max())
         if bool((neighbours.lengths > 0).any()):
             encoded = self._stack.neighbour_encoder(neighbours, states, self._stack.embedding)
             self._memory = EncodedMemory(encoded).precompute(self._readers)

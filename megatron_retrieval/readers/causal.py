@@ -4,15 +4,17 @@ with generators as Lawton et al. use them)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.reader import ReaderModelKind
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.data.examples.causal import PromptDataset, RetrievedPrompts
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.joint import JointLayout
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.prompt import PromptFormatConfig, PromptLayout
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -37,7 +39,8 @@ class OpenCausalReader(OpenReader):
         layout: for its vocabulary.
     """
 
-    checkpoints = CAUSAL_READER
+    checkpoints: ClassVar[ReaderModelKind[Any, Any, Any]] = CAUSAL_READER
+    reader_class: ClassVar[type[CausalReader]] = CausalReader
     model: CausalLM
 
     def __init__(
@@ -49,14 +52,23 @@ class OpenCausalReader(OpenReader):
         *,
         seed: int = 0,
     ) -> None:
-        longest, longest_answer = settings.layout.reader_seq_length, settings.answers.max_answer_length
-        require_positions(settings.shape.max_positions, reader_seq_length=longest + longest_answer)
         self.settings, self.topology = settings, topology
         self.vocabulary = start.vocabulary()
-        self.layout = PromptLayout(settings.layout, self.vocabulary)
-        self.model = CausalLM(settings.shape, topology, dtype, seed=seed)
-        end_id, batch_size = self.vocabulary.special.end, settings.encode.encode_batch_size
-        self.reader = CausalReader(self.model, end_id=end_id, batch_size=batch_size)
+        self.layout = self.open_layout()
+        special, batch_size = self.vocabulary.special, settings.encode.encode_batch_size
+        self.model = self.checkpoints.build(settings.shape, special, topology, dtype, seed=seed)
+        self.reader = self.reader_class(self.model, end_id=special.end, batch_size=batch_size)
+
+    def open_layout(self) -> JointLayout:
+        """How question and passages become a text.
+
+        Raises:
+            ConfigError: sequences longer than the model reads, or no room for passages.
+        """
+        settings = self.settings
+        longest = settings.layout.reader_seq_length + settings.answers.max_answer_length
+        require_positions(settings.shape.max_positions, reader_seq_length=longest)
+        return PromptLayout(settings.layout, self.vocabulary)
 
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> CausalAnswerer:
         """See OpenReader."""
@@ -83,20 +95,11 @@ class OpenCausalReader(OpenReader):
 
 
 @dataclass(kw_only=True, frozen=True)
-class CausalFinetuneConfig(ReaderFinetuneConfig[OpenCausalReader]):
-    """Fine-tune a causal language model to write answers behind a prompt with the passages of a question."""
+class ContinuationFinetuneConfig(ReaderFinetuneConfig[OpenCausalReader]):
+    """What the fine-tuning of readers has in common that continue a text with the answer."""
 
-    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
-    """Checkpoint whose weights, shape, vocabulary and, if it is a causal reader, prompt training starts from: of a
-    causal language model or of a causal reader."""
-    layout: PromptFormatConfig = field(default_factory=PromptFormatConfig)
     answers: GenerationConfig = field(default_factory=GenerationConfig)
     step: CausalStepConfig = field(default_factory=CausalStepConfig)
-
-    @property
-    def kind(self) -> ReaderKind:
-        """See ReaderFinetuneConfig."""
-        return CAUSAL
 
     def examples(self, reader: OpenCausalReader, data: ReaderTrainingDataConfig) -> PromptDataset:
         """See ReaderFinetuneConfig."""
@@ -106,6 +109,21 @@ class CausalFinetuneConfig(ReaderFinetuneConfig[OpenCausalReader]):
     def step_module(self, reader: OpenCausalReader) -> CausalStep:
         """See ReaderFinetuneConfig."""
         return CausalStep(reader.reader, self.step, reader.topology, self.training.seed)
+
+
+@dataclass(kw_only=True, frozen=True)
+class CausalFinetuneConfig(ContinuationFinetuneConfig):
+    """Fine-tune a causal language model to write answers behind a prompt with the passages of a question."""
+
+    pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
+    """Checkpoint whose weights, shape, vocabulary and, if it is a causal reader, prompt training starts from: of a
+    causal language model or of a causal reader."""
+    layout: PromptFormatConfig = field(default_factory=PromptFormatConfig)
+
+    @property
+    def kind(self) -> ReaderKind:
+        """See ReaderFinetuneConfig."""
+        return CAUSAL
 
 
 CAUSAL = ReaderKind(

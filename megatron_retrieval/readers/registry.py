@@ -12,12 +12,14 @@ from megatron_retrieval.readers.causal import CAUSAL
 from megatron_retrieval.readers.extractive import EXTRACTIVE, SPAN
 from megatron_retrieval.readers.fusion import FUSION
 from megatron_retrieval.readers.kind import ReaderKind
+from megatron_retrieval.readers.retro import RETRO
 from megatron_retrieval.utils.registry import Registry
 
 READERS: Registry[ReaderKind] = Registry("kind of reader")
 READERS.add(EXTRACTIVE)
 READERS.add(FUSION)
 READERS.add(CAUSAL)
+READERS.add(RETRO)
 READERS.add(SPAN)
 
 

@@ -16,6 +16,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.causal import CausalFinetuneConfig
 from megatron_retrieval.readers.extractive import ExtractiveFinetuneConfig
 from megatron_retrieval.readers.fusion import FusionFinetuneConfig
+from megatron_retrieval.readers.retro import RetroFinetuneConfig
 from megatron_retrieval.recipes import (
     bert_pretraining,
     ict_pretraining,
@@ -49,6 +50,7 @@ LATE = Recipe(late_interaction_finetune.LateInteractionFinetuneConfig, late_inte
 READER = Recipe(ExtractiveFinetuneConfig, reader_finetune.build)
 FUSION = Recipe(FusionFinetuneConfig, reader_finetune.build)
 CAUSAL = Recipe(CausalFinetuneConfig, reader_finetune.build)
+RETRO_READER = Recipe(RetroFinetuneConfig, reader_finetune.build)
 RETRO = Recipe(retro_pretraining.RetroPretrainingConfig, retro_pretraining.build)
 MSS = Recipe(mss.MssPretrainingConfig, mss.build)
 REALM = Recipe(realm.RealmPretrainingConfig, realm.build)

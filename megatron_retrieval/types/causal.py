@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ def continued(prompts: TokenBatch, answers: Tensor) -> ContinuedBatch:
     """Put prompts and answers together; all of it on the CPU.
 
     Args:
+        prompts: what goes with them stays with them.
         answers: [n, L] int64 with their end tokens, -1 behind them; nothing but -1 for fillers.
     """
     num_tokens = (answers >= 0).sum(1)
@@ -49,4 +50,4 @@ def continued(prompts: TokenBatch, answers: Tensor) -> ContinuedBatch:
     labels[rows, places - 1] = tokens
     is_read = places < lengths[rows]
     ids[rows[is_read], places[is_read]] = tokens[is_read]
-    return ContinuedBatch(TokenBatch(ids, lengths), labels)
+    return ContinuedBatch(replace(prompts, ids=ids, lengths=lengths), labels)

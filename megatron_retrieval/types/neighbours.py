@@ -18,20 +18,21 @@ class Neighbours:
         ids: [C, k, r] int64, padding on the right, its value irrelevant.
         lengths: [C, k] int64, real tokens; 0 where there is no such neighbour.
         texts: [C] int64, the text that each chunk is of.
-        chunks: [C] int64, the place of the chunk in its text, from 0; it is full.
+        starts: [C] int64, the position of the chunk's first token in its text; below 0 where the text begins inside the
+            chunk, as if it were padded on the left. The text has the chunk's last token.
     """
 
     ids: Tensor
     lengths: Tensor
     texts: Tensor
-    chunks: Tensor
+    starts: Tensor
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.starts)
 
     def rows(self, index: Tensor) -> Neighbours:
         """Those of the chunks `index` [n], or of those where `index` [C] is True."""
-        return Neighbours(self.ids[index], self.lengths[index], self.texts[index], self.chunks[index])
+        return Neighbours(self.ids[index], self.lengths[index], self.texts[index], self.starts[index])
 
     def of_texts(self, index: Tensor, num_texts: int) -> Neighbours:
         """Those of the texts `index` [n], out of `num_texts`, which become the texts 0 to n - 1."""
@@ -39,6 +40,25 @@ class Neighbours:
         place[index] = torch.arange(len(index))
         own = self.rows(place[self.texts] >= 0)
         return replace(own, texts=place[own.texts])
+
+
+@dataclass(frozen=True)
+class NeighbouredTexts(TokenBatch):
+    """Texts that go with what was retrieved for chunks of them."""
+
+    neighbours: Neighbours
+
+    def rows(self, index: Tensor) -> NeighbouredTexts:
+        """See TokenBatch; each row once."""
+        tokens = super().rows(index)
+        return replace(
+            self, ids=tokens.ids, lengths=tokens.lengths, neighbours=self.neighbours.of_texts(index, len(self))
+        )
+
+    def in_rows(self, places: Tensor, ids: Tensor, lengths: Tensor) -> NeighbouredTexts:
+        """See TokenBatch."""
+        neighbours = replace(self.neighbours, texts=places[self.neighbours.texts])
+        return NeighbouredTexts(ids, lengths, neighbours)
 
 
 @dataclass(frozen=True)

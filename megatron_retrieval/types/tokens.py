@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,13 +43,17 @@ class TokenBatch:
         ids, new = (torch.nn.functional.pad(texts.ids, (0, width - texts.ids.size(1))) for texts in (self, others))
         return TokenBatch(ids.index_copy(0, places, new), self.lengths.index_copy(0, places, others.lengths))
 
+    def in_rows(self, places: Tensor, ids: Tensor, lengths: Tensor) -> TokenBatch:
+        """The greater batch of `ids` and `lengths`, whose rows `places` [n] these are, with what goes with them."""
+        return TokenBatch(ids, lengths)
+
     def is_real(self) -> Tensor:
         """[B, T] bool on the device of the ids, False at padding."""
         columns = torch.arange(self.ids.size(1), device=self.ids.device)
         return columns < to_device(self.lengths, self.ids.device)[:, None]
 
-    def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(to_device(self.ids, device), self.lengths)
+    def to(self, device: torch.device) -> Self:
+        return replace(self, ids=to_device(self.ids, device))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

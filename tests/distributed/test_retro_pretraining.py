@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.applications import retro_evaluation
+from megatron_retrieval.applications import reader_evaluation, retro_evaluation
+from megatron_retrieval.applications.reader_evaluation import QaEvaluateConfig
 from megatron_retrieval.applications.retro_evaluation import RetroEvaluateConfig
 from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM
-from megatron_retrieval.checkpoint.kinds.retro import RETRO
+from megatron_retrieval.checkpoint.kinds.retro import RETRO, RETRO_READER
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.chunk_selection import ChunkSelectionConfig
@@ -146,6 +147,44 @@ def test_evaluation_in_all_arms(folder: Path, capsys: pytest.CaptureFixture[str]
     assert page.count("<h2>") == 6
     assert "color-mix" in page
     assert "on - off" in capsys.readouterr().out
+
+
+def test_a_reader_is_made_of_it(folder: Path) -> None:
+    """With a frozen base or without; it has all weights, answers questions, and refuses more than a chunk of answer."""
+    passage = {"id": "1", "title": "a title", "text": "a text with an answer", "score": "1"}
+    records = [{"question": f"question {n}?", "answers": ["an answer"], "ctxs": [passage] * (n % 3)} for n in range(6)]
+    data, saved, output = folder / "questions.json", folder / "reader", folder / "reading"
+    data.write_text(json.dumps(records))
+    words = ["--train-data", str(data), "--valid-data", str(data), "--pretrained-checkpoint", str(folder / "saved")]
+    words += "--num-passages 2 --max-answer-length 4 --global-batch-size 4 --micro-batch-size 2 --train-iters 2".split()
+    words += ["--no-tensorboard", "--save", str(saved), "--output-dir", str(folder / "finetuned"), "--lr", "1e-2"]
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        runs.RETRO_READER.build(parse_config(runs.RETRO_READER.config, words), topology).fit()
+        names = runs.saved_weights(saved / "iter_0000002").keys()
+        model = RETRO_READER.load(saved, topology).model
+        assert names == {name for name, _ in model.named_parameters()}
+        assert model.config.retro_encoder_hidden_dropout == 0
+        base = dict(CAUSAL_LM.load(folder / "base", topology).model.named_parameters())
+        assert not any(
+            torch.equal(parameter, base[name]) for name, parameter in model.named_parameters() if name in base
+        )
+        for reader in (saved, folder / "saved"):
+            flags = [
+                "--reader",
+                str(reader),
+                "--questions",
+                str(data),
+                "--num-passages",
+                "2",
+                "--max-answer-length",
+                "4",
+            ]
+            reader_evaluation.main(parse_config(QaEvaluateConfig, [*flags, "--output-dir", str(output)]), topology)
+            metrics = json.loads((output / "metrics.json").read_text())
+            assert metrics["num_questions"] == len(records)
+            assert {"exact_match", "f1"} <= metrics.keys()
+        with pytest.raises(ConfigError, match=r"--max-answer-length 5: .* chunks of 4 tokens"):
+            reader_evaluation.main(parse_config(QaEvaluateConfig, [*flags[:-1], "5", "--output-dir", "x"]), topology)
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,11 @@ def _texts() -> ChunkedTexts:
     labels = torch.randint(SHAPE.vocab_size, ids.shape, generator=generator)
     labels = labels.where(torch.arange(13) < LENGTHS[:, None], -1)
     texts = torch.arange(len(LENGTHS)).repeat_interleave(LENGTHS // 4)
-    chunks = torch.cat([torch.arange(int(number)) for number in LENGTHS // 4])
-    is_kept = ~((texts == 3) & (chunks == 0))
+    starts = torch.cat([torch.arange(int(number)) * 4 for number in LENGTHS // 4])
+    is_kept = ~((texts == 3) & (starts == 0))
     found = torch.randint(SHAPE.vocab_size, (len(texts), 2, 8), generator=generator)
     lengths = torch.tensor([[8, 3], [5, 0], [8, 8]]).repeat(len(texts), 1)[: len(texts)]
-    return ChunkedTexts(TokenBatch(ids, LENGTHS), labels, Neighbours(found, lengths, texts, chunks).rows(is_kept))
+    return ChunkedTexts(TokenBatch(ids, LENGTHS), labels, Neighbours(found, lengths, texts, starts).rows(is_kept))
 
 
 def _trained(topology: ProcessTopology, is_frozen: bool, micro_batch_size: int) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def test_sequences_become_texts_of_one_document_each(store: NeighborStore) -> No
     assert (texts.labels >= 0).sum(1).tolist() == texts.tokens.lengths.tolist()
     found = texts.neighbours
     # of row 8 nothing was found; rows 2, 3, 5, 6 and 10 end their documents
-    assert list(zip(found.texts.tolist(), found.chunks.tolist(), strict=True)) == [
-        (0, 0), (0, 1), (2, 0), (3, 0), (4, 1)
+    assert list(zip(found.texts.tolist(), found.starts.tolist(), strict=True)) == [
+        (0, 0), (0, 4), (2, 0), (3, 0), (4, 4)
     ]  # fmt: skip
     assert found.lengths.tolist() == [[8, 8], [8, 0], [8, 8], [8, 8], [4, 2]]
     assert found.ids[0, 0].tolist() == list(range(140, 148))

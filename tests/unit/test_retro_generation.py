@@ -35,8 +35,8 @@ def _retrieve(chunks: Tensor) -> tuple[Tensor, Tensor]:
 def _whole(model: Retro, ids: Tensor) -> Tensor:
     """[T, V] log-likelihoods of one text, read at once."""
     num_chunks = len(ids) // M
-    chunks = torch.arange(num_chunks)
-    found = Neighbours(*_retrieve(ids[: num_chunks * M].view(-1, M)), torch.zeros_like(chunks), chunks)
+    starts = torch.arange(num_chunks) * M
+    found = Neighbours(*_retrieve(ids[: num_chunks * M].view(-1, M)), torch.zeros_like(starts), starts)
     tokens = TokenBatch(ids[None], torch.tensor([len(ids)]))
     return model(tokens, torch.arange(len(ids)), found)[:, :V].log_softmax(1)
 
@@ -61,6 +61,18 @@ def test_any_split_of_prompt_and_continuation(topology: ProcessTopology, num_pro
             state.select(rows, None)
             order = order[rows]
         newest = ids[order, place + 1 : place + 2] if place + 1 < NUM_TOKENS else None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", range(3))
+def test_sequences_that_end_leave_the_others_as_they_are(topology: ProcessTopology, row: int) -> None:
+    """Though their neighbours are the longest."""
+    model, ids = make_model(topology), _ids(3)
+    state = RetroState(model, ids[:, : M + 1], _retrieve)
+    state.step(None)
+    state.select(torch.tensor([row]), torch.tensor([row]))
+    found = state.step(ids[row : row + 1, M + 1 : M + 2])[:, :V].log_softmax(1)
+    torch.testing.assert_close(found[0], _whole(model, ids[row])[M + 1], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def make_texts(num_tokens: int, num_neighbours: int = K) -> tuple[TokenBatch, Ne
         found,
         lengths.view(num_chunks, num_neighbours),
         torch.zeros(num_chunks, dtype=torch.int64),
-        torch.arange(num_chunks),
+        torch.arange(num_chunks) * M,
     )
     return TokenBatch(ids, torch.tensor([num_tokens])), neighbours
 
@@ -91,8 +91,8 @@ def _changed(before: Tensor, after: Tensor) -> set[int]:
 @pytest.mark.parametrize("num_tokens", range(1, 14))
 def test_tokens_read_the_chunk_before(num_tokens: int) -> None:
     num_chunks, lengths = num_tokens // M, torch.tensor([num_tokens])
-    chunks = torch.arange(num_chunks)
-    places = packed_positions(reading_positions(chunks, M), torch.zeros_like(chunks), lengths)
+    starts = torch.arange(num_chunks) * M
+    places = packed_positions(reading_positions(starts, M), torch.zeros_like(starts), lengths)
     found: list[Any] = [None] * (num_tokens + 1)
     for slot, chunk in ((slot, chunk) for slot in range(M) for chunk in range(num_chunks)):
         found[int(places[slot, chunk])] = (chunk, slot)
@@ -117,8 +117,8 @@ def test_attention_by_hand(topology: ProcessTopology, of_distance_1: float, expe
     table.weight.data[1] = of_distance_1
     states = torch.tensor([1.0, 2, -1, 3], dtype=torch.float64)[:, None, None]
     encoded = torch.tensor([[0.0, 1], [2, -1]], dtype=torch.float64)[..., None]
-    chunks, length = torch.tensor([0, 1]), torch.tensor([4])
-    places = packed_positions(reading_positions(chunks, 2), torch.zeros_like(chunks), length)
+    starts, length = torch.tensor([0, 2]), torch.tensor([4])
+    places = packed_positions(reading_positions(starts, 2), torch.zeros_like(starts), length)
     memory = PlacedMemory(EncodedMemory(encoded, table(2, 2, 1)), places)
     found = states + attention(states, LayerInputs(memory=memory))
     torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -210,7 +210,7 @@ def test_texts_do_not_depend_on_those_beside_them(topology: ProcessTopology, kin
         torch.cat([of_short.ids, of_long.ids]),
         torch.cat([of_short.lengths, of_long.lengths]),
         torch.tensor([1, 0, 0, 0]),
-        torch.cat([of_short.chunks, of_long.chunks]),
+        torch.cat([of_short.starts, of_long.starts]),
     )
     found = _states(model, TokenBatch(ids, torch.tensor([13, 6])), both)
     alone = torch.cat([_states(model, long, of_long), _states(model, short, of_short)])

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, EncoderPart, ModelKind
-from megatron_retrieval.checkpoint.kinds.reader import ReaderModelKind
-from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
+from megatron_retrieval.checkpoint.kinds.reader import ReaderModelKind, layout_if_saved
 from megatron_retrieval.data.layouts.prompt import PromptFormatConfig
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
@@ -40,9 +39,8 @@ class CausalReaderKind(ReaderModelKind[CausalConfig, PromptFormatConfig | None, 
     shape_class, model_class, vocabulary_name = CausalConfig, CausalLM, ByteBpeTokenizer.kind
 
     def read_layout(self, settings: Mapping[str, Any]) -> PromptFormatConfig | None:
-        """See ModelKind; None where it has not been trained as a reader."""
-        has_layout = to_flat_dict(PromptFormatConfig()).keys() <= settings.keys()
-        return from_flat_dict(PromptFormatConfig, settings) if has_layout else None
+        """See ModelKind."""
+        return layout_if_saved(PromptFormatConfig, settings)
 
     def encoder_part(self, shape: CausalConfig) -> EncoderPart:
         """See ModelKind."""

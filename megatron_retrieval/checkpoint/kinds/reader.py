@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, cast
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, Description, Layout, Model, ModelKind, Shape
 from megatron_retrieval.checkpoint.store.manifest import CheckpointManifest
-from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
+from megatron_retrieval.config.parser import Config, from_flat_dict, to_flat_dict
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
 
 
@@ -23,6 +23,12 @@ class ReaderDescription(Description[Shape, Layout, Model]):
     """
 
     passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
+
+
+def layout_if_saved(config_class: type[Config], settings: Mapping[str, Any]) -> Config | None:
+    """The layout out of a manifest's settings; None where the model has not been trained as a reader."""
+    has_layout = to_flat_dict(config_class()).keys() <= settings.keys()
+    return from_flat_dict(config_class, settings) if has_layout else None
 
 
 #: of a reader of whatever kind

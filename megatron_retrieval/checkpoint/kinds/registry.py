@@ -14,7 +14,7 @@ from megatron_retrieval.checkpoint.kinds.fusion_reader import FUSION_READER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, ModelKind, require_kind
 from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
 from megatron_retrieval.checkpoint.kinds.masked_lm import MASKED_LM
-from megatron_retrieval.checkpoint.kinds.retro import RETRO
+from megatron_retrieval.checkpoint.kinds.retro import RETRO, RETRO_READER
 from megatron_retrieval.checkpoint.kinds.t5 import T5_KIND
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.utils.registry import Registry
@@ -32,6 +32,7 @@ for _kind in (
     SPAN_READER,
     FUSION_READER,
     CAUSAL_READER,
+    RETRO_READER,
 ):
     MODEL_KINDS.add(_kind)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_retrieval.data.examples.fusion import AnswerDataset
 from megatron_retrieval.data.examples.retrieved_fusion import RetrievedTexts
-from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
-from megatron_retrieval.data.layouts.prompt import PromptLayout
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion, ReaderTrainingDataConfig
+from megatron_retrieval.data.layouts.joint import JointLayout
 from megatron_retrieval.data.stores.evidence import EvidenceStore
-from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, tokenize
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.causal import ContinuedBatch, continued
 from megatron_retrieval.types.tokens import TokenBatch
@@ -23,7 +25,7 @@ class PromptDataset(AnswerDataset[ContinuedBatch]):
     def __init__(
         self,
         data: ReaderTrainingDataConfig,
-        layout: PromptLayout,
+        layout: JointLayout,
         tokenizer: Vocabulary,
         *,
         max_answer_length: int,
@@ -31,6 +33,10 @@ class PromptDataset(AnswerDataset[ContinuedBatch]):
     ) -> None:
         self._prompts = layout
         super().__init__(data, layout, tokenizer, max_answer_length=max_answer_length, seed=seed)
+
+    def answers(self, question: ReaderQuestion) -> tuple[str, ...]:
+        """See AnswerDataset."""
+        return tuple(self._prompts.answer_lead + answer for answer in super().answers(question))
 
     def lay_out(
         self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged], labels: Tensor
@@ -40,17 +46,17 @@ class PromptDataset(AnswerDataset[ContinuedBatch]):
         num_fillers = len(labels) - len(prompts)
         ids = torch.cat([prompts.ids, prompts.ids.new_zeros(num_fillers, prompts.ids.size(1))])
         lengths = torch.cat([prompts.lengths, prompts.lengths.new_ones(num_fillers)])
-        return continued(TokenBatch(ids, lengths), labels)
+        return continued(replace(prompts, ids=ids, lengths=lengths), labels)
 
 
 class RetrievedPrompts(RetrievedTexts):
     """See RetrievedTexts: prompts with one passage each, or with all of a question's."""
 
     def __init__(
-        self, evidence: EvidenceStore, layout: PromptLayout, tokenizer: Vocabulary, *, max_answer_length: int
+        self, evidence: EvidenceStore, layout: JointLayout, tokenizer: Vocabulary, *, max_answer_length: int
     ) -> None:
         super().__init__(evidence, layout, tokenizer, max_answer_length=max_answer_length)
-        self._prompts = layout
+        self._prompts, self._tokenizer = layout, tokenizer
 
     def together(self, questions: Ragged, rows: Rows) -> TokenBatch:
         """The prompts of n questions with all of their passages; for arguments see `texts`."""
@@ -58,3 +64,10 @@ class RetrievedPrompts(RetrievedTexts):
         distinct = np.unique(rows[is_read])
         passages = Ragged(np.searchsorted(distinct, rows[is_read]), to_offsets(is_read.sum(1)))
         return self._prompts.together(questions, passages, self.columns.take(distinct))
+
+    def labels(self, answers: Ragged) -> Tensor:
+        """See RetrievedTexts."""
+        if lead := self._prompts.answer_lead:
+            texts = self._tokenizer.decode([answers[row].tolist() for row in range(len(answers))])
+            answers = tokenize(self._tokenizer, [lead + text for text in texts])
+        return super().labels(answers)

@@ -108,6 +108,10 @@ class AnswerDataset(ABC, Generic[Batch]):
             label_rows(answers, share.num_slots, self.layout.end_id),
         )
 
+    def answers(self, question: ReaderQuestion) -> tuple[str, ...]:
+        """What may be learned."""
+        return (question.target,) if question.target else question.answers
+
     @abstractmethod
     def lay_out(self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged], labels: Tensor) -> Batch:
         """What is learned of n questions.
@@ -126,14 +130,14 @@ class AnswerDataset(ABC, Generic[Batch]):
         numbers, num_answers = RaggedBuilder(np.int64), []
         stream = read_training_questions(data, census)
         while block := list(islice(stream, _BLOCK_QUESTIONS)):
-            block = [question for question in block if _answers(question)]
+            block = [question for question in block if self.answers(question)]
             found = iter(passages.add([passage for question in block for passage in question.passages]))
             texts = tokenizer.encode([question.text for question in block])
-            own_answers = iter(tokenizer.encode([answer for question in block for answer in _answers(question)]))
+            own_answers = iter(tokenizer.encode([answer for question in block for answer in self.answers(question)]))
             for question, ids in zip(block, texts, strict=True):
                 questions.append(ids)
                 numbers.append([next(found) for _ in question.passages])
-                num_answers.append(len(_answers(question)))
+                num_answers.append(len(self.answers(question)))
                 for _ in range(num_answers[-1]):
                     answer = next(own_answers)
                     census.num_answers_with_unknown_characters += tokenizer.special.unknown in answer
@@ -200,9 +204,4 @@ def fuse_texts(
     for part, places in ((read, slots[~is_alone]), (alone, slots[is_alone])):
         place = torch.from_numpy(places)
         ids[place, : part.ids.size(1)], lengths[place] = part.ids, part.lengths
-    return TokenBatch(ids, lengths), torch.from_numpy(is_real)
-
-
-def _answers(question: ReaderQuestion) -> tuple[str, ...]:
-    """What may be learned."""
-    return (question.target,) if question.target else question.answers
+    return read.in_rows(torch.from_numpy(slots[~is_alone]), ids, lengths), torch.from_numpy(is_real)

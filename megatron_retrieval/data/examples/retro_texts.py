@@ -83,7 +83,7 @@ def _neighbours(batch: RetroBatch, retrieves: Tensor, number: Tensor, first: Ten
         batch.neighbor_tokens.flatten(0, 1)[chunks],
         batch.neighbor_mask.flatten(0, 1)[chunks].sum(2),
         text_of[runs],
-        chunks - first[runs],
+        (chunks - first[runs]) * (batch.tokens.size(1) // batch.documents.size(1)),
     )
 
 

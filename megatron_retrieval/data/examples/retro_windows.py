@@ -97,9 +97,9 @@ class RetroWindows:
         first_rows = [int(self._chunks.documents[window.document]) + window.start // length for window in windows]
         rows = np.concatenate([first + np.arange(n) for first, n in zip(first_rows, counts, strict=True)])
         texts = torch.arange(len(windows)).repeat_interleave(torch.tensor(counts))
-        chunks = torch.cat([torch.arange(n) for n in counts])
-        nothing = torch.zeros(len(chunks), 0, dtype=torch.int64)
-        return rows.astype(np.int64), Neighbours(nothing[:, :, None], nothing, texts, chunks)
+        starts = torch.cat([torch.arange(n) * length for n in counts])
+        nothing = torch.zeros(len(starts), 0, dtype=torch.int64)
+        return rows.astype(np.int64), Neighbours(nothing[:, :, None], nothing, texts, starts)
 
 
 def cut(document: int, num_tokens: int, seq_length: int, stride: int, place: int) -> Iterator[Window]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from megatron_retrieval.data.layouts.joint import JointLayout
 from megatron_retrieval.data.layouts.lengths import ReaderLengthsConfig
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, to_offsets, token_dtype
 from megatron_retrieval.errors import ConfigError
@@ -38,7 +39,7 @@ class PromptFormatConfig(PromptConfig, ReaderLengthsConfig):
     """Layout of a prompt; a passage alone is cut so that the prompt has --reader-seq-length tokens at most."""
 
 
-class PromptLayout:
+class PromptLayout(JointLayout):
     """The layout for one vocabulary.
 
     The parts are tokenized for themselves, each at the beginning of a line, so that the ids of passages and questions
@@ -66,18 +67,8 @@ class PromptLayout:
                 f"question of --question-seq-length {config.question_seq_length} need at least {needed}."
             )
 
-    def with_passages(self, questions: Ragged, titles: Ragged, texts: Ragged) -> TokenBatch:
-        """The prompts of P pairs of question and passage."""
-        numbers = np.arange(len(texts))
-        return self.together(questions, Ragged(numbers, np.arange(len(texts) + 1)), (titles, texts))
-
-    def alone(self, questions: Ragged) -> TokenBatch:
-        """The prompts of questions that no passage goes with."""
-        none = Ragged(questions.values[:0], np.zeros(len(questions) + 1, np.int64))
-        return self.together(questions, none, (none, none))
-
     def together(self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged]) -> TokenBatch:
-        """See `prompts`; as a batch."""
+        """See JointLayout."""
         prompts = self.prompts(questions, passages, columns)
         lengths = prompts.lengths
         is_real = np.arange(int(lengths.max(initial=0))) < lengths[:, None]

@@ -40,5 +40,4 @@ class CausalStep(TokenStep[ContinuedBatch]):
 
     def logits(self, batch: ContinuedBatch, places: Tensor) -> Tensor:
         """See TokenStep."""
-        logits: Tensor = self.reader.model(batch.tokens, places)
-        return logits
+        return self.reader.logits(batch.tokens, places)
