@@ -1,4 +1,4 @@
-"""A cross-encoder's scores of training data, which other models learn as a teacher's (arXiv 2010.02666)."""
+"""A reranker's scores of training data, which other models learn as a teacher's (arXiv 2010.02666)."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ _PASSAGES = ("positive_ctxs", "hard_negative_ctxs")
 
 @dataclass(kw_only=True, frozen=True)
 class TeacherScoresConfig(Checked):
-    """Score positives and hard negatives of training data by a cross-encoder. Under torchrun copies share the work."""
+    """Score positives and hard negatives of training data by a cross-encoder or late interaction. Under torchrun copies
+    share the work."""
 
     train_data: Path
     """Training data (DPR, Tevatron, FlagEmbedding, sentence-transformers)."""
     checkpoint: Path
-    """Checkpoint of the cross-encoder."""
+    """Checkpoint of the cross-encoder, or of late interaction (ColBERT)."""
     output: Path
     """The file of training data to write: the same questions and passages, with scores."""
     output_format: TrainingFormat = "dpr"
     """dpr: teacher_score of each passage. tevatron: score of each passage. flagembedding: pos_scores and neg_scores.
     sentence-transformers: a triplet for each hard negative, score holds both."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    """How the cross-encoder is run."""
+    """How it is run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
 
@@ -52,7 +53,7 @@ def main(config: TeacherScoresConfig, topology: ProcessTopology) -> None:
 
     Raises:
         DataError: a file is malformed or empty.
-        CheckpointError: no cross-encoder there.
+        CheckpointError: neither a cross-encoder nor late interaction there.
     """
     teacher = open_reranker(RerankConfig(rerank=config.checkpoint), config.encode, topology)
     assert teacher is not None

@@ -74,7 +74,7 @@ VERBS = (
     Verb(
         "score",
         DATA,
-        "a cross-encoder's scores of training data, to learn from as a teacher's",
+        "a reranker's scores of training data, to learn from as a teacher's",
         "applications.teacher_scores:main",
     ),
     Verb(
