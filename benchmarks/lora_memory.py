@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rivals.memory import forget_peak, resident_mib
 
 from megatron_retrieval.checkpoint.huggingface.causal import causal_config_from_hf, causal_names, causal_table
 from megatron_retrieval.checkpoint.huggingface.files import read_settings
@@ -107,14 +108,14 @@ def _measure(config: LoraMemoryConfig, variant: str, result: Path) -> None:
     with process_topology(ParallelConfig(device="cpu")) as topology:
         prepare = _ours(config, "NF4" in variant, topology) if variant.startswith("ours") else _peft(config, variant)
         step, num_weights = prepare
-        after_load = _resident()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        after_load = int(resident_mib())
+        forget_peak()
         seconds, losses = [], []
         for _ in range(config.num_steps):
             start = time.perf_counter()
             losses.append(step(ids, lengths))
             seconds.append(time.perf_counter() - start)
-    peak = _resident("VmHWM")
+    peak = int(resident_mib("VmHWM"))
     numbers = {"MiB before": after_load, "MiB peak": peak, "seconds a step": round(min(seconds), 2)}
     result.write_text(json.dumps({**numbers, "trained": num_weights, "losses": [round(loss, 4) for loss in losses]}))
 
@@ -180,12 +181,6 @@ def _peft(config: LoraMemoryConfig, variant: str) -> tuple[Callable[..., float],
         return float(loss.detach())
 
     return step, sum(p.numel() for p in trained)
-
-
-def _resident(key: str = "VmRSS") -> int:
-    """MiB of this process's memory."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rivals.memory import peak_mib
 from rivals.training import Figures, Side, contrastive, extractive, fusion, without_dropout
 
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
@@ -165,16 +166,7 @@ def _measured_peak(config: TrainingSpeedConfig, task: Task, side: int) -> float:
     torch.set_num_threads(config.num_threads)
     with process_topology(ParallelConfig(device="cpu")) as topology:
         measured = _sides(config, task, topology)[side]
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        for _ in range(2):
-            measured.step()
-        return _resident("VmHWM") - before
-
-
-def _resident(key: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+        return peak_mib(lambda: [measured.step() for _ in range(2)])
 
 
 def _sides(config: TrainingSpeedConfig, task: Task, topology: ProcessTopology) -> tuple[Side, Side]:

@@ -22,7 +22,8 @@ from megatron_retrieval.utils.files import read_lines
 
 UNKNOWN_TOKEN = "[UNK]"
 CONTINUATION = "##"
-#: names of special tokens: BERT's, and MPNet's, whose vocabulary holds unused ones of BERT as well
+#: names of special tokens: BERT's, and MPNet's, whose vocabulary holds unused ones of BERT as well, and whose texts
+#: stand two ends apart
 BERT_FRAME = {"pad": "[PAD]", "unk": UNKNOWN_TOKEN, "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 MPNET_FRAME = {"pad": "<pad>", "unk": UNKNOWN_TOKEN, "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 
@@ -55,7 +56,9 @@ class WordPieceTokenizer:
         #: names of the special tokens
         self.frame = _frame_of(vocabulary)
         begin, end, pad, mask = (vocabulary[self.frame[name]] for name in ("cls", "sep", "pad", "mask"))
-        self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask, unknown=vocabulary[UNKNOWN_TOKEN])
+        num_between = 2 if self.frame is MPNET_FRAME else 1
+        unknown = vocabulary[UNKNOWN_TOKEN]
+        self.special = SpecialIds(begin=begin, end=end, pad=pad, mask=mask, unknown=unknown, num_between=num_between)
         listing = "\n".join(vocabulary) + f"\n{'uncased' if lower_case else 'cased'}"
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
         self._vocabulary = vocabulary

@@ -9,7 +9,8 @@ import dataclasses
 import itertools
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class _Corpus:
     documents: Rows
     titles: Ragged
     special: SpecialIds
-    vocabulary: Any = None
+    vocabulary: Any = field(default_factory=lambda: SimpleNamespace(is_separable=True))
 
 
 def _corpus(seq_length: int) -> _Corpus:

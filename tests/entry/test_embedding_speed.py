@@ -9,6 +9,7 @@ from pathlib import Path
 from programs import ROOT, command, refuse, run
 
 from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.testing.tiny import write_tiny_evidence
 
 SHAPE = ("--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2, "--vocab-size", 100)
 
@@ -26,6 +27,18 @@ def test_rate_of_a_random_encoder() -> None:
     cosine = re.search(r"float32 +([\d.]+)$", result.stdout, re.MULTILINE)
     assert cosine is not None
     assert 0.99 < float(cosine[1]) < 1
+
+
+def test_families_are_compared(tmp_path: Path) -> None:
+    """That both sides give the same numbers is what the benchmark itself refuses to do without."""
+    size = (*SHAPE[:-2], "--vocab-size", 400, "--num-passages", 8, "--depth", 4, "--num-rounds", 1)
+    evidence = write_tiny_evidence(tmp_path, 10)
+    for families, more in ((("roberta", "modernbert"), ()), (("mpnet", "modernbert"), ("--rerank",))):
+        job = ("benchmarks/family_speed.py", "--evidence", evidence, "--families", *families, *size, *more)
+        result = run(command(*job))
+        assert result.returncode == 0, result.stderr
+        for family in families:
+            assert re.search(rf"^{family} +\d+ +\d+ +\d+\.\d\d ", result.stdout, re.MULTILINE)
 
 
 def test_operations_of_bert_base() -> None:

@@ -23,19 +23,27 @@ from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_byte_bpe import write_modernbert_bpe, write_roberta_bpe, write_unigram
 from megatron_retrieval.testing.tiny_hf import (
     SHAPE,
+    VOCABULARY,
     save_with_vocabulary,
     tiny_bert,
     tiny_cross_encoder,
     tiny_distilbert,
     tiny_modernbert,
+    tiny_mpnet,
     tiny_roberta,
     tiny_xlm_roberta,
 )
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import read_json, write_json
 
+
+def _write_mpnet(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *VOCABULARY[5:]]) + "\n")
+
+
 #: the encoder of each family, and what writes its vocabulary
 OTHERS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[Path], object] | None]] = {
+    "mpnet": (tiny_mpnet, _write_mpnet),
     "distilbert": (tiny_distilbert, None),
     "roberta": (tiny_roberta, write_roberta_bpe),
     "xlm-roberta": (tiny_xlm_roberta, write_unigram),
