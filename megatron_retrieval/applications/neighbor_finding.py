@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.checks import Checked, NonNegativeInt, PositiveInt
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.data.stores.chunk_selection import ChunkSelectionConfig, OwnRows, OwnRule
 from megatron_retrieval.data.stores.chunks import ChunkStore
@@ -19,13 +20,17 @@ from megatron_retrieval.data.stores.neighbor_writer import NeighborWriter, finis
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.overlap import shared_runs
+from megatron_retrieval.index.approximate.index import ApproximateIndex, ApproximateSearchConfig
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.collectives import gather_objects, on_first_rank
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.retrieval.approximate_neighbors import ApproximateNeighborSearch
 from megatron_retrieval.retrieval.neighbor_search import NeighborSearch
 from megatron_retrieval.utils.logging import get_logger
 from megatron_retrieval.utils.partial_folder import PartialFolder, partial_folder
 from megatron_retrieval.utils.progress import progress_bar
+
+log = get_logger("neighbours")
 
 #: rows searched together, and ranges left out of one such search; the result does not depend on them
 BLOCK_ROWS, _RANGES_AT_ONCE = 4096, 1 << 20
@@ -52,6 +57,11 @@ class FindNeighborsConfig(Checked):
     own document alone, or nothing excluded; the first two need chunks that are their own database."""
     selection: ChunkSelectionConfig = field(default_factory=ChunkSelectionConfig)
     """The chunks that are searched."""
+    approximate: ApproximateSearchConfig = field(default_factory=ApproximateSearchConfig)
+    """An index of the database's embeddings in the place of exact search; distances are exact, as is what is left
+    out."""
+    recall_sample: NonNegativeInt = 256
+    """Chunks whose neighbours are searched exactly as well, to say how many of these --index finds; 0: none."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
 
@@ -74,7 +84,7 @@ def main(config: FindNeighborsConfig, topology: ProcessTopology) -> None:
         MismatchError: embeddings are of other chunks or another encoder.
     """
     _Finding(config, topology).run()
-    get_logger().info("neighbours in %s", config.output)
+    log.info("neighbours in %s", config.output)
 
 
 class _Finding:
@@ -92,6 +102,11 @@ class _Finding:
             self._vectors.require(evidence_fingerprint=self._database.fingerprint, encoder_fingerprint=encoder)
             self._database.require_vocabulary(self._chunks.vocabulary, f"the corpus {config.chunks}")
         self._own = OwnRows(self._chunks, config.retro_own_document)
+        self._index = None
+        if config.approximate.index is not None:
+            # candidates are compared here, by distance
+            self._index = ApproximateIndex(replace(config.approximate, rerank_candidates=None), self._vectors)
+        self._recall: dict[str, object] = {}
 
     def run(self) -> None:
         """Search from where an earlier attempt was stopped."""
@@ -113,7 +128,7 @@ class _Finding:
         ranges = self._config.selection.ranges(self._chunks, self._database)
         if not len(ranges):
             raise DataError(self._database.folder, "no chunk is left to search", hint="Choose a larger share.")
-        search = NeighborSearch(self._keys, self._vectors, ranges, self._topology)
+        search = self._opened(ranges)
         begin = state.get("rows", 0)
         with contextlib.ExitStack() as files, progress_bar("neighbours", "chunks", visible=partial is not None) as bar:
             output = None if partial is None else _Output(partial, self._database, files)
@@ -124,6 +139,29 @@ class _Finding:
                 bar.update(len(block))
             if output is not None:
                 output.save()
+        if self._index is not None and self._config.recall_sample:
+            self._recall = self._measured(search, ranges)
+
+    def _opened(self, ranges: Rows) -> NeighborSearch:
+        sources = self._keys, self._vectors, ranges, self._topology
+        if self._index is None:
+            return NeighborSearch(*sources)
+        return ApproximateNeighborSearch(*sources, self._index, self._config.approximate.rerank_candidates or 0)
+
+    def _measured(self, search: NeighborSearch, ranges: Rows) -> dict[str, object]:
+        """Which share of the exact neighbours of some chunks was found; a collective."""
+        k, num_rows = self._config.retro_query_num_neighbors_save, len(self._chunks)
+        exact = NeighborSearch(self._keys, self._vectors, ranges, self._topology)
+        sample = np.linspace(0, num_rows - 1, min(num_rows, self._config.recall_sample)).astype(np.int64)
+        share = exact.share(range(len(sample)))
+        own = sample[share.start : share.stop]
+        keys, excluded = self._keys.vectors_of(torch.from_numpy(own)), self._own.ranges(own)
+        expected, found = (searched.nearest(keys, k, excluded).rows for searched in (exact, search))
+        is_found = (expected[:, :, None] == found[:, None]).any(2) & (expected >= 0)
+        counts = gather_objects((int(is_found.sum()), int((expected >= 0).sum())), self._topology.world_group)
+        recall = sum(number for number, _ in counts) / max(1, sum(number for _, number in counts))
+        log.info("the index found %.2f %% of the exact neighbours of %s chunks", 100 * recall, f"{len(sample):,}")
+        return {"recall_of_exact": recall, "recall_sample": len(sample)}
 
     def _blocks(self, begin: int) -> Iterator[range]:
         """The rows from `begin` on, fewer at once where many ranges are left out."""
@@ -146,18 +184,26 @@ class _Finding:
         config, keep = self._config, partial.state["file_bytes"]
         partial.keep_only(keep)
         saved = config.retro_query_num_neighbors_save
-        finish_neighbors(partial.contents, self._chunks, self._database, saved, config.selection, self._origin())
+        origin = {**self._origin(), **self._recall}
+        finish_neighbors(partial.contents, self._chunks, self._database, saved, config.selection, origin)
         partial.publish()
 
     def _origin(self) -> dict[str, object]:
         """What the neighbours depend on beside the chunks and their selection."""
         return {
-            "metric": "squared Euclidean distance, exact",
+            "metric": "squared Euclidean distance, exact" if self._index is None else "squared Euclidean distance",
+            **({} if self._index is None else {f"index_{name}": value for name, value in self._protocol().items()}),
             "own_document": self._config.retro_own_document,
             "encoder_fingerprint": self._keys.manifest.identity.encoder_fingerprint,
             "embeddings_fingerprint": self._keys.fingerprint,
             "database_embeddings_fingerprint": self._vectors.fingerprint,
         }
+
+    def _protocol(self) -> dict[str, object]:
+        """What the candidates of the index depend on."""
+        assert self._index is not None
+        protocol = {**self._index.protocol(), "rerank_candidates": self._config.approximate.rerank_candidates}
+        return {name.removeprefix("index_"): value for name, value in protocol.items()}
 
     def _settings(self) -> dict[str, object]:
         """Everything that the result depends on."""

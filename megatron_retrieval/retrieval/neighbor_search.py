@@ -61,15 +61,22 @@ class NeighborSearch:
             k: neighbours of each.
             excluded: [n, R, 2] ranges of rows of the database that are none of theirs.
         """
-        keys = self._keys.read(rows.start, rows.stop).float()
-        ranges = self._selected.numbers(torch.from_numpy(excluded))
-        found = self._index.search(distance_queries(keys), k, exclude_ranges=ranges)
-        nearest = self._selected.rows(found.rows)
-        distances = self._distances(keys, nearest)
+        return self.nearest(self._keys.read(rows.start, rows.stop), k, excluded)
+
+    def nearest(self, keys: Tensor, k: int, excluded: Rows) -> Neighbors:
+        """The same of keys [n, D]."""
+        keys = keys.float()
+        found = self._candidates(keys, k, torch.from_numpy(excluded))
+        distances = self._distances(keys, found)
         # what was rounded in the search may have swapped two that are all but equally near
-        order = nearest.argsort(dim=1, stable=True)
-        order = order.gather(1, distances.gather(1, order).argsort(dim=1, stable=True))
-        return Neighbors(nearest.gather(1, order).numpy(), distances.gather(1, order).numpy())
+        order = found.argsort(dim=1, stable=True)
+        order = order.gather(1, distances.gather(1, order).argsort(dim=1, stable=True))[:, :k]
+        return Neighbors(found.gather(1, order).numpy(), distances.gather(1, order).numpy())
+
+    def _candidates(self, keys: Tensor, k: int, excluded: Tensor) -> Tensor:
+        """[n, K or more] rows of the database, -1 for none."""
+        ranges = self._selected.numbers(excluded)
+        return self._selected.rows(self._index.search(distance_queries(keys), k, exclude_ranges=ranges).rows)
 
     def _distances(self, keys: Tensor, rows: Tensor) -> Tensor:
         """[n, D] and [n, K] -> [n, K] float32."""
@@ -77,5 +84,5 @@ class NeighborSearch:
         at_once = max(1, _VECTORS_AT_ONCE // rows.size(1))
         for some_keys, some_rows in zip(keys.split(at_once), rows.split(at_once), strict=True):
             vectors = self._database.vectors_of(some_rows.clamp(min=0).flatten())
-            parts.append(squared_distances(some_keys, vectors.view(*some_rows.shape, -1)).float())
+            parts.append(squared_distances(some_keys, vectors.unflatten(0, some_rows.shape)).float())
         return torch.cat(parts).masked_fill(rows < 0, torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from megatron_retrieval.data.stores.chunk_selection import ChunkSelectionConfig
 from megatron_retrieval.data.stores.chunks import ChunkStore
 from megatron_retrieval.data.stores.neighbors import NeighborStore
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
+from megatron_retrieval.index.approximate.builder import IndexBuilderConfig, build_index
+from megatron_retrieval.index.approximate.index import ApproximateSearchConfig
 from megatron_retrieval.index.store.embedding_store import StoreIdentity
 from megatron_retrieval.index.store.embedding_writer import EmbeddingWriter
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
@@ -53,6 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents[40] = documents[90] = documents[3] = list(range(100, 114))
     chunks = write_tiny_chunks(folder / "chunks", documents, LENGTH)
     _write_keys(folder / "keys", chunks, _keys(len(chunks)))
+    unit = torch.nn.functional.normalize(_keys(len(chunks)).float()).half()
+    _write_keys(folder / "unit-keys", chunks, unit)
+    for keys in ("keys", "unit-keys"):
+        build_index(
+            IndexBuilderConfig(embeddings=folder / keys, index_factory="IVF9,Flat", output=folder / f"{keys}-index")
+        )
     return folder
 
 
@@ -117,8 +126,39 @@ def test_equals_brute_force(folder: Path, tmp_path: Path, rule: str) -> None:
         assert np.array_equal(store.overlap(searched, 1)[itself, 0], chunks.chunk_tokens(searched[itself])[1].sum(1))
 
 
+def _by_index(folder: Path, output: Path, nprobe: int, keys: str = "unit-keys", **settings: Any) -> FindNeighborsConfig:
+    # vectors of half precision are not quite of one length
+    approximate = ApproximateSearchConfig(index=folder / f"{keys}-index", nprobe=nprobe, rerank_candidates=4 * K)
+    return replace(_config(folder, output, **settings), embeddings=folder / keys, approximate=approximate)
+
+
+def test_an_index_may_miss_rows_but_finds_none_that_are_left_out(folder: Path, tmp_path: Path) -> None:
+    """The exact neighbours where all lists are searched, though half of the rows are not; else it says how many."""
+    selection = {"retro_database_share": 0.5}
+    exact = _find(replace(_config(folder, tmp_path / "exact", selection=selection), embeddings=folder / "unit-keys"))
+    rows = np.arange(len(exact))
+    every = _find(_by_index(folder, tmp_path / "every", 9, selection=selection))
+    assert np.array_equal(every.rows(rows, K), exact.rows(rows, K))
+    assert np.array_equal(every.distances(rows, K), exact.distances(rows, K))
+    few = _find(_by_index(folder, tmp_path / "few", 2, selection=selection))
+    found, groups = few.rows(rows, K), np.asarray(few.chunks.groups)[few.chunks.document_of(rows)]
+    searched = np.concatenate([np.arange(*pair) for pair in few.database_ranges.tolist()])
+    assert np.isin(found[found >= 0], searched).all()
+    assert not ((groups[found] == groups[:, None]) & (found >= 0)).any()
+    assert (few.distances(rows, K) >= exact.distances(rows, K)).all()
+    recalls = [json.loads((tmp_path / n / "manifest.json").read_text())["recall_of_exact"] for n in ("every", "few")]
+    is_found = (exact.rows(rows, K)[:, :, None] == found[:, None]).any(2) & (exact.rows(rows, K) >= 0)
+    sample = np.linspace(0, len(rows) - 1, 256).astype(np.int64)
+    assert recalls[0] == 1
+    assert recalls[1] == pytest.approx(is_found[sample].sum() / (exact.rows(sample, K) >= 0).sum())
+    assert 0.2 < recalls[1] < 1
+    with pytest.raises(MismatchError, match="vectors have lengths from"):
+        _find(_by_index(folder, tmp_path / "n", 9, "keys"))
+
+
 def _find_on_ranks(topology: Any, folder: str, output: str) -> None:
     main(_config(Path(folder), Path(output)), topology)
+    main(_by_index(Path(folder), Path(f"{output} by index"), 2), topology)
 
 
 class _Killed(BaseException):
@@ -142,6 +182,7 @@ def _kill_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_ranks_write_the_same_bytes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From scratch; behind what one rank had done when it was killed; in blocks of any size."""
     _find(_config(folder, tmp_path / "1"))
+    _find(_by_index(folder, tmp_path / "1 by index", 2))
     with monkeypatch.context() as patch:
         patch.setattr(neighbor_finding, "BLOCK_ROWS", 100)
         _kill_at(3, patch)
@@ -152,8 +193,9 @@ def test_ranks_write_the_same_bytes(folder: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(neighbor_finding, "BLOCK_ROWS", 17)
     monkeypatch.setattr(neighbor_finding, "_RANGES_AT_ONCE", 20)
     _find(_config(folder, tmp_path / "small blocks"))
-    for other in ("2", "3", "small blocks"):
-        for file in (tmp_path / "1").iterdir():
+    pairs = [("1", other) for other in ("2", "3", "small blocks")]
+    for one, other in [*pairs, *(("1 by index", f"{number} by index") for number in (2, 3))]:
+        for file in (tmp_path / one).iterdir():
             assert file.read_bytes() == (tmp_path / other / file.name).read_bytes(), (other, file.name)
 
 
