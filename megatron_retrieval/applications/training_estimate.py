@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,23 @@ from safetensors import safe_open
 
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import RatesConfig
-from megatron_retrieval.applications.plan.plan import duration, size
-from megatron_retrieval.applications.plan.retro_costs import retro_parameters
+from megatron_retrieval.applications.plan.retro_costs import (
+    causal_parameters,
+    reading_parameters,
+    retro_parameters,
+    step_activation_bytes,
+    step_bytes,
+    step_products,
+)
+from megatron_retrieval.applications.plan.units import duration, size
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
+from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig
-from megatron_retrieval.models.retro_config import RetroShape
 from megatron_retrieval.models.t5_config import T5Config
+from megatron_retrieval.recipes.retro_pretraining import RetroPretrainingConfig
 from megatron_retrieval.training.run import TrainingConfig
 
 #: of a forward pass, for each weight that a token meets
@@ -31,29 +40,70 @@ _STARTS = ("pretrained-checkpoint", "retriever", "reader")
 
 def training_estimate(config: Any, training: TrainingConfig, num_processes: int) -> list[str]:
     """What a run takes, a line each; what cannot be known before a checkpoint is there is said."""
-    weights = num_weights(config)
-    if weights is None:
+    found = _retro_needs(config) if isinstance(config, RetroPretrainingConfig) else _needs(config, training)
+    if found is None:
         return ["memory and hours: not known before the checkpoint that training starts from is there"]
     tensor_parallel = training.parallel.tensor_model_parallel_size
     copies = max(1, num_processes // tensor_parallel)
-    state = costs.training_state_bytes(weights, half_precision=training.precision.is_half)
-    settings = to_flat_dict(config)
-    tokens = tokens_per_example(settings)
-    passes = costs.TRAINING_PASSES + (costs.AGAIN_PASSES if settings.get("gradient-caching") else 0)
+    tokens = tokens_per_example(to_flat_dict(config))
     rates = RatesConfig()
     rate = rates.gpu_operations_per_second * num_processes
-    seconds = passes * _OPERATIONS * weights / _towers(config) * tokens * training.global_batch_size / rate
+    seconds = _OPERATIONS * found.products * tokens * training.global_batch_size / rate
     ranks = f"{num_processes} processes, {copies} data-parallel, {tensor_parallel} tensor-parallel"
     gpus = f"{num_processes} GPUs of {rates.peak_teraflops:.0f} teraflops at {rates.utilisation:.0%}"
     step = f"{tokens:,} tokens an example at most, {tokens * training.global_batch_size:,} a step"
     lines = [
-        f"memory: {weights / 1e6:,.1f} million weights",
-        f"memory of a process: {size(state / tensor_parallel)} with gradients and moments, and activations ({ranks})",
+        f"memory: {found.weights}",
+        f"memory of a process: {size(found.state_bytes / tensor_parallel)} with gradients and moments, and "
+        f"{found.activations} ({ranks})",
         f"time: {step}; {duration(1000 * seconds)} for 1,000 steps on {gpus}",
     ]
     if training.train_iters:
         lines.append(f"all {training.train_iters:,} steps: {duration(training.train_iters * seconds)}")
     return lines
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a step needs.
+
+    Attributes:
+        weights: how many there are, in words; of `activations` likewise the bytes.
+        state_bytes: weights, gradients and moments.
+        products: multiplications of a token with weights, forward and backward.
+    """
+
+    weights: str
+    activations: str
+    state_bytes: int
+    products: float
+
+
+def _needs(config: Any, training: TrainingConfig) -> _Needs | None:
+    """None where a checkpoint is not there."""
+    if (weights := num_weights(config)) is None:
+        return None
+    passes = costs.TRAINING_PASSES + (costs.AGAIN_PASSES if to_flat_dict(config).get("gradient-caching") else 0)
+    state = costs.training_state_bytes(weights, half_precision=training.precision.is_half)
+    return _Needs(f"{weights / 1e6:,.1f} million weights", "activations", state, passes * weights / _towers(config))
+
+
+def _retro_needs(config: RetroPretrainingConfig) -> _Needs | None:
+    """Likewise; beside a frozen language model, what reads neighbours is trained alone."""
+    if config.pretrained_checkpoint is not None and not Path(config.pretrained_checkpoint).exists():
+        return None
+    shape, is_frozen, half = config.model, config.freezes, config.training.precision.is_half
+    trained = reading_parameters(shape) if is_frozen else retro_parameters(shape)
+    frozen = f", {causal_parameters(shape) / 1e6:,.1f} million frozen ones" if is_frozen else ""
+    k = config.data.retro_num_neighbors if config.data.retro_add_retriever else 0
+    tokens = config.step.micro_batch_size * config.data.seq_length
+    kept = step_activation_bytes(shape, tokens, k, is_frozen=is_frozen, half=half)
+    return _Needs(
+        f"{trained / 1e6:,.1f} million weights{frozen}",
+        f"{size(kept)} of activations",
+        step_bytes(shape, is_frozen=is_frozen, half=half),
+        step_products(shape, k, is_frozen=is_frozen),
+    )
 
 
 def num_weights(config: Any) -> int | None:
@@ -84,7 +134,7 @@ def _towers(config: Any) -> int:
 
 def _shapes(config: Any) -> Iterator[Any]:
     """The shapes of models in a configuration, the outermost ones."""
-    if isinstance(config, DualEncoderConfig | BertConfig | T5Config | RetroShape):
+    if isinstance(config, DualEncoderConfig | BertConfig | T5Config):
         yield config
     else:
         for field in dataclasses.fields(config):
@@ -92,9 +142,7 @@ def _shapes(config: Any) -> Iterator[Any]:
                 yield from _shapes(value)
 
 
-def _shape_weights(shape: DualEncoderConfig | BertConfig | T5Config | RetroShape) -> int | None:
-    if isinstance(shape, RetroShape):
-        return retro_parameters(shape)
+def _shape_weights(shape: DualEncoderConfig | BertConfig | T5Config) -> int | None:
     if isinstance(shape, T5Config):
         return costs.t5_parameters(shape)
     try:
@@ -108,7 +156,9 @@ def _stored_weights(path: Path) -> int:
         folder = resolve_checkpoint(path)
     except CheckpointError:
         return 0
-    total = 0
+    base, total = read_manifest(folder).base, 0
+    if base is not None:  # holds what the checkpoint does not
+        total = _stored_weights(folder / base.path)
     for file in sorted(folder.rglob("model.*.safetensors")):
         with safe_open(file, framework="np") as tensors:
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no mapping

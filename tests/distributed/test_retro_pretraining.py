@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from megatron_retrieval.applications import reader_evaluation, retro_evaluation
+from megatron_retrieval.applications.dry_run import dry_run
+from megatron_retrieval.applications.plan.units import size
 from megatron_retrieval.applications.reader_evaluation import QaEvaluateConfig
 from megatron_retrieval.applications.retro_evaluation import RetroEvaluateConfig
 from megatron_retrieval.checkpoint.kinds.causal_lm import CAUSAL_LM
 from megatron_retrieval.checkpoint.kinds.retro import RETRO, RETRO_READER
+from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.chunk_selection import ChunkSelectionConfig
@@ -147,6 +150,21 @@ def test_evaluation_in_all_arms(folder: Path, capsys: pytest.CaptureFixture[str]
     assert page.count("<h2>") == 6
     assert "color-mix" in page
     assert "on - off" in capsys.readouterr().out
+
+
+def test_what_a_dry_run_says_of_it(folder: Path) -> None:
+    """What is frozen has no gradients and moments; a checkpoint that refers to it holds both."""
+    found = dry_run(runs.RETRO.config, _words(folder, "dry"), [], 1).estimate
+    trained = sum(values.numel() for values in runs.saved_weights(folder / "saved" / "iter_0000006").values())
+    frozen = sum(values.numel() for values in runs.saved_weights(resolve_checkpoint(folder / "base")).values())
+    assert found[0] == f"memory: {trained / 1e6:.1f} million weights, {frozen / 1e6:.1f} million frozen ones"
+    assert f"{size(16 * trained + 4 * frozen)} with gradients and moments, and " in found[1]
+    whole = dry_run(runs.RETRO.config, _words(folder, "dry", "--retro-train-base"), [], 1).estimate
+    assert f"{size(16 * (trained + frozen))} with gradients and moments" in whole[1]
+    (folder / "questions.json").touch()
+    words = ["--pretrained-checkpoint", str(folder / "saved"), "--train-data", str(folder / "questions.json")]
+    reader = dry_run(runs.RETRO_READER.config, [*words, "--output-dir", "x"], [], 1).estimate
+    assert f"{size(16 * (trained + frozen))} with gradients and moments" in reader[1]
 
 
 def test_a_reader_is_made_of_it(folder: Path) -> None:

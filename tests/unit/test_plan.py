@@ -15,7 +15,7 @@ from torch import nn
 
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
-from megatron_retrieval.applications.plan.plan import duration, make_plan, size
+from megatron_retrieval.applications.plan.plan import make_plan
 from megatron_retrieval.applications.plan.rates import _line
 from megatron_retrieval.applications.plan.reader_costs import (
     ReaderShape,
@@ -23,7 +23,9 @@ from megatron_retrieval.applications.plan.reader_costs import (
     reader_operations,
     reader_parameters,
 )
+from megatron_retrieval.applications.plan.retro_costs import reading_parameters
 from megatron_retrieval.applications.plan.steps import gather_seconds, reduce_seconds
+from megatron_retrieval.applications.plan.units import duration, size
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
@@ -31,6 +33,7 @@ from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
+from megatron_retrieval.models.retro import RetroConfig
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -59,6 +62,14 @@ def test_the_database_of_a_retro_by_hand() -> None:
     assert found.embed_seconds == pytest.approx(53_162_500 * 64 * 1.17 / (4 * 1000 * 143))
     assert found.join_seconds == pytest.approx(53_162_500**2 / (4 * 1e9 * 1024))
     assert any("53,162,500 chunks" in what for what, _, _ in plan.rows())
+    # SmolLM2-135M, of which layers 6 to 30 pass gradients; nine layers read 8,192 tokens of neighbours
+    shape = RetroConfig(num_query_groups=3)
+    trained = reading_parameters(shape)
+    assert found.state_bytes == 16 * trained + 4 * 134_515_008
+    kept = 2 * (34 - 2) * 576 + 2 * 576
+    memory = 8192 * 4 * (576 + 9 * 2 * 192)
+    assert found.activation_bytes == (2048 * 25 + 8192 * 2) * kept + memory + 2 * 2048 * 49152 * 4
+    assert not _plan("--gpus", 4, *words, "--retro-base", "none").retro.state_bytes
     assert _plan("--gpus", 4).retro is None
 
 

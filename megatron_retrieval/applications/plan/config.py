@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import psutil  # type: ignore[import-untyped]
 
 from megatron_retrieval.applications.plan.retro_plan import RetroPlanConfig
+from megatron_retrieval.applications.plan.units import GB
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.checks import Bounds, Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from megatron_retrieval.config.marks import formerly
@@ -23,8 +24,6 @@ from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel import machine
 from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
-
-GB = 10**9
 
 ReaderName = Literal["none", "t5-small", "t5-base", "t5-large", "t5-3b", "smollm2-135m", "bert-base"]
 READERS: dict[ReaderName, T5Config | CausalConfig | BertConfig] = {
@@ -209,7 +208,7 @@ class PlanConfig(Checked):
     training: PlannedTrainingConfig = field(default_factory=PlannedTrainingConfig)
     """Training."""
     retro: RetroPlanConfig = field(default_factory=RetroPlanConfig)
-    """The database of a RETRO."""
+    """A RETRO."""
     rates: RatesConfig = field(default_factory=RatesConfig)
     """Rates."""
     output_dir: Path | None = None

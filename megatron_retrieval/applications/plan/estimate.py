@@ -179,12 +179,14 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
 
 
 def retro_of(config: PlanConfig, rates: Rates) -> RetroEstimate | None:
-    """The database of a RETRO, searched at the rate of so many queries at once; None: none is planned."""
+    """A RETRO, whose database is searched at the rate of so many queries at once; None: none is planned."""
     if not config.retro.retro_tokens:
         return None
     tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
     return retro_estimate(
         config.retro,
+        READERS.get(config.retro.retro_base),
+        half=config.encode.is_half,
         key_bytes=costs.vectors_bytes(1, config.encoder.dimension, torch_dtype(config.embedding_dtype).itemsize),
         tokens_per_second=rates.encode.value * tokens * config.hardware.num_ranks,
         comparisons_per_second=rates.search.value * config.num_queries * config.hardware.num_ranks,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_retrieval.applications.plan import costs
-from megatron_retrieval.applications.plan.config import GB, PlanConfig
+from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.applications.plan.estimate import (
     Estimate,
     Rates,
@@ -14,6 +14,7 @@ from megatron_retrieval.applications.plan.estimate import (
     index_bytes,
     with_recompute,
 )
+from megatron_retrieval.applications.plan.units import GB
 from megatron_retrieval.errors import ConfigError
 
 #: compressed indexes, from the most to the fewest bytes; those of which fit are named

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_retrieval.applications.plan.config import GB, PlanConfig
+from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.applications.plan.estimate import Estimate, Rates, estimate, known_rates, num_encoders, retro_of
 from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, num_versions, problems
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
-from megatron_retrieval.applications.plan.retro_plan import RetroEstimate
+from megatron_retrieval.applications.plan.retro_plan import RetroEstimate, retro_rows
 from megatron_retrieval.applications.plan.steps import Staleness, StepSeconds, staleness, step_seconds
+from megatron_retrieval.applications.plan.units import duration, size
 from megatron_retrieval.config.parser import overlaid, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
@@ -27,7 +28,7 @@ class Plan:
     Attributes:
         problems: what does not fit, a line each.
         step: of the training that is planned; None without.
-        retro: the database of a RETRO; None: none is planned.
+        retro: None: no RETRO is planned.
         staleness: for several numbers of embedding ranks; none where nothing is refreshed.
     """
 
@@ -41,7 +42,9 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, how much, where) for a table."""
-        return [*_disk(self), *_memory(self), *_times(self), *_retro(self)]
+        ranks = _ranks(self.config, self.config.hardware.num_ranks)
+        retro = [] if self.retro is None else retro_rows(self.config.retro, self.retro, ranks)
+        return [*_disk(self), *_memory(self), *_times(self), *retro]
 
     def basis(self) -> list[str]:
         """What the times follow from, a line each."""
@@ -210,20 +213,6 @@ def _times(plan: Plan) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _retro(plan: Plan) -> list[tuple[str, str, str]]:
-    if (found := plan.retro) is None:
-        return []
-    ranks = _ranks(plan.config, plan.config.hardware.num_ranks)
-    kept = plan.config.retro.retro_query_num_neighbors_save
-    return [
-        (f"RETRO: {found.num_chunks:,} chunks", size(found.chunk_bytes), "disk"),
-        ("their keys", size(found.key_bytes), "disk, and memory of all processes together"),
-        (f"{kept} neighbours of each", size(found.neighbor_bytes), "disk"),
-        ("embedding them", duration(found.embed_seconds), ranks),
-        ("finding all neighbours, exactly", duration(found.join_seconds), ranks),
-    ]
-
-
 def _ranks(config: PlanConfig, number: int) -> str:
     plural = "" if number == 1 else "es" if _rank(config).endswith("s") else "s"
     return f"{number} {_rank(config)}{plural}"
@@ -231,19 +220,3 @@ def _ranks(config: PlanConfig, number: int) -> str:
 
 def _rank(config: PlanConfig) -> str:
     return "GPU" if config.hardware.gpus else "CPU process"
-
-
-def size(num_bytes: float) -> str:
-    """32279537664 -> 32.3 GB; powers of 1000, as disks are sold."""
-    for unit, factor in (("GB", GB), ("MB", 10**6)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:,.1f} {unit}"
-    return f"{num_bytes / 1000:.1f} kB"
-
-
-def duration(seconds: float) -> str:
-    """5400 -> 1.5 hours."""
-    for unit, length in (("hours", 3600.0), ("minutes", 60.0), ("s", 1.0)):
-        if seconds >= length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{1000 * seconds:.1f} ms"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_retrieval.applications.plan import costs
+from megatron_retrieval.applications.plan.retro_costs import causal_parameters
 from megatron_retrieval.models.bert import BertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.engine import padded_vocab_size
@@ -22,16 +23,6 @@ def masked_lm_parameters(bert: BertConfig) -> int:
     """Weights of an encoder with the head of its pretraining: a layer, a norm, and a bias for each word."""
     width = bert.hidden_size
     return costs.bert_parameters(bert) + (width + 1) * width + 2 * width + padded_vocab_size(bert.vocab_size, 1)
-
-
-def causal_parameters(shape: CausalConfig) -> int:
-    """Weights of a causal language model: embeddings, output layer, layers and norms."""
-    width, heads = shape.hidden_size, shape.num_attention_heads * shape.head_width
-    fused = heads + 2 * shape.num_groups * shape.head_width
-    attention = width * (fused + heads) + fused * shape.add_qkv_bias + 2 * shape.head_width * shape.qk_layernorm
-    layer = attention + 3 * width * shape.ffn_hidden_size + 2 * width
-    words = padded_vocab_size(shape.vocab_size, 1) * width * (2 if shape.untie_embeddings_and_output_weights else 1)
-    return words + shape.num_layers * layer + width
 
 
 def reader_activation_bytes(

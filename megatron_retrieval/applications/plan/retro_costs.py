@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.models.causal_config import CausalShape
 from megatron_retrieval.models.engine import padded_vocab_size
 from megatron_retrieval.models.retro_config import RetroShape
@@ -66,3 +67,47 @@ def reading_products(shape: RetroShape, num_neighbours: int) -> float:
     reading = 2 * shape.hidden_size * heads + encoder.hidden_size * groups * tokens
     conditioned, reads = len(shape.retro_encoder_cross_attention_layers), len(shape.reading_layers)
     return encoding + conditioned * conditioning + reads * reading
+
+
+def step_products(shape: RetroShape, num_neighbours: int, *, is_frozen: bool) -> float:
+    """Multiplications of a token with weights in a training step. Frozen weights get no gradient, nor does what is
+    below the first layer that reads."""
+    base, reading = token_products(shape), reading_products(shape, num_neighbours)
+    if not is_frozen:
+        return costs.TRAINING_PASSES * (base + reading)
+    below = (shape.reading_layers[0] - 1) * (_attention(shape) + _feed_forward(shape))
+    return 2 * base - below + costs.TRAINING_PASSES * reading
+
+
+def step_bytes(shape: RetroShape, *, is_frozen: bool, half: bool) -> int:
+    """Weights, gradients and moments of a training step; frozen weights have no more than themselves."""
+    frozen = causal_parameters(shape) if is_frozen else 0
+    return costs.training_state_bytes(retro_parameters(shape) - frozen, half_precision=half) + frozen * (
+        2 if half else 4
+    )
+
+
+def step_activation_bytes(
+    shape: RetroShape, num_tokens: int, num_neighbours: int, *, is_frozen: bool, half: bool
+) -> int:
+    """What a micro-batch keeps for the backward pass: layers that a gradient passes, the encoder of neighbours, their
+    keys and values in every layer that reads, and logits.
+
+    Args:
+        num_tokens: of all texts, whose chunks have so many neighbours of full length each.
+    """
+    recompute, encoder = shape.recompute_granularity == "full", shape.encoder_shape
+    read = num_tokens * num_neighbours * shape.retro_num_retrieved_chunks
+    passed = shape.num_layers - (shape.reading_layers[0] - 1 if is_frozen else 0)
+    layers = sum(
+        costs.stack_activation_bytes(
+            tokens, number, width, half_precision=half, recompute=recompute, tokens_at_once=tokens
+        )
+        for tokens, number, width in (
+            (num_tokens, passed, shape.hidden_size),
+            (read, encoder.num_layers, encoder.hidden_size),
+        )
+    )
+    keys = 2 * shape.num_groups * shape.head_width * (1 if recompute else len(shape.reading_layers))
+    memory = read * (encoder.hidden_size + keys) * (2 if half else 4)
+    return layers + memory + 2 * num_tokens * shape.vocab_size * 4
