@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, ModelKind
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.batches import BatchSource
 from megatron_retrieval.data.files.passage_questions import ReaderTrainingDataConfig
 from megatron_retrieval.data.layouts.lengths import within_positions
 from megatron_retrieval.evaluation.exact_match import AnswerScoreConfig
-from megatron_retrieval.parallel.topology import ParallelConfig
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.run import TrainingConfig
-from megatron_retrieval.training.starting_point import require_start
+from megatron_retrieval.training.starting_point import FromCheckpoint
 from megatron_retrieval.training.steps.step import StepModule
 
 OwnReader = TypeVar("OwnReader", bound=OpenReader)
@@ -44,7 +42,7 @@ class ReaderDataConfig(Checked):
 
 
 @dataclass(kw_only=True, frozen=True)
-class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
+class ReaderFinetuneConfig(FromCheckpoint, Generic[OwnReader]):
     """What the fine-tuning of every kind of reader has.
 
     A kind's own class narrows the types of `layout` and `answers`, and may have further settings.
@@ -77,18 +75,9 @@ class ReaderFinetuneConfig(ABC, Generic[OwnReader]):
         """What computes the gradients of a batch of `examples`."""
 
     @property
-    def parallel(self) -> ParallelConfig:
-        """For the launcher."""
-        return self.training.parallel
-
-    @cached_property
-    def starting_point(self) -> AnyDescription:
-        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
-
-        Raises:
-            ConfigError: neither is given.
-        """
-        return require_start(self.kind.checkpoints, self.training.save, self.pretrained_checkpoint)
+    def start_kind(self) -> ModelKind[Any, Any, Any]:
+        """See FromCheckpoint."""
+        return self.kind.checkpoints
 
     def with_artefact_defaults(self) -> ReaderFinetuneConfig[OwnReader]:
         """A reader's layout is the default of its flags; sequences are no longer than the model's positions."""

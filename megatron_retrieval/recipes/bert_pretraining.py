@@ -17,9 +17,9 @@ from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.masked_lm import MaskedLanguageModel
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
-from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.run import TrainingConfig
 from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
 from megatron_retrieval.training.trainer import Trainer
@@ -94,8 +94,5 @@ def build(config: BertPretrainingConfig, topology: ProcessTopology) -> Trainer:
         corpus.vocabulary.assets(),
         {"number of sequences": len(examples)},
     )
-    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run = TrainingRun(config, topology, model, saved)
-    run.evaluate(held_out)
-    run.resume()
+    run = adapted_run(config, model, start, saved, topology, held_out=held_out)
     return run.trainer(MaskedLMStep(model, config.masked_lm, topology, seed), examples)

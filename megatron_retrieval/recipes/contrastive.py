@@ -24,7 +24,7 @@ from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
-from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.passage_memory import PassageMemory
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
@@ -139,17 +139,21 @@ def build_contrastive_trainer(
         tokenizer.assets(),
         identity,
     )
-    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run, loss, memory = TrainingRun(config, topology, model, saved), config.contrastive, None
+    loss, memory = config.contrastive, None
     if loss.memory_batches:
         memory = PassageMemory(
             loss.memory_batches, loss.memory_start, model.dimension, examples.false_negatives, topology
         )
-        run.add(memory)
-    for callback in callbacks(run, model, saved):
-        run.add(callback)
-    run.evaluate(held_out, [] if recall is None else [recall])
-    run.resume()
+    run = adapted_run(
+        config,
+        model,
+        start,
+        saved,
+        topology,
+        held_out=held_out,
+        tasks=[] if recall is None else [recall],
+        callbacks=lambda run, saved: [*([] if memory is None else [memory]), *callbacks(run, model, saved)],
+    )
     step = config.distillation.around(
         ContrastiveStep(model, loss, topology, seed, guide, memory),
         model,

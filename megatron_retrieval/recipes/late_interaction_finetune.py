@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
-from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.kind import ModelKind
 from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
@@ -14,13 +14,13 @@ from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
 from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.models.late_interaction import LateInteractionConfig
-from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
-from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, TrainingRun
-from megatron_retrieval.training.starting_point import load_start, require_start
+from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.starting_point import FromCheckpoint, load_start
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training
@@ -31,7 +31,7 @@ def _sums_of_cosines() -> ContrastiveConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class LateInteractionFinetuneConfig(Checked):
+class LateInteractionFinetuneConfig(Checked, FromCheckpoint):
     """Fine-tune late interaction (ColBERT) on questions with positive and hard negative passages."""
 
     pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
@@ -48,18 +48,9 @@ class LateInteractionFinetuneConfig(Checked):
     contrastive: ContrastiveConfig = field(default_factory=_sums_of_cosines)
 
     @property
-    def parallel(self) -> ParallelConfig:
-        """For the launcher."""
-        return self.training.parallel
-
-    @cached_property
-    def starting_point(self) -> AnyDescription:
-        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
-
-        Raises:
-            ConfigError: neither is given.
-        """
-        return require_start(LATE_INTERACTION, self.training.save, self.pretrained_checkpoint)
+    def start_kind(self) -> ModelKind[Any, Any, Any]:
+        """See FromCheckpoint."""
+        return LATE_INTERACTION
 
     def with_artefact_defaults(self) -> LateInteractionFinetuneConfig:
         """The starting point's layout and width are the defaults of their flags."""
@@ -98,9 +89,6 @@ def build(config: LateInteractionFinetuneConfig, topology: ProcessTopology) -> T
     load_start(LATE_INTERACTION, start, model, training.save, topology)
     settings = LATE_INTERACTION.config(shape, vocabulary, layout)
     saved = SavedModel(LATE_INTERACTION.name, settings, vocabulary.assets(), config.data.identity(len(examples)))
-    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run = TrainingRun(config, topology, model, saved)
-    run.evaluate(held_out)
-    run.resume()
+    run = adapted_run(config, model, start, saved, topology, held_out=held_out)
     step = ContrastiveStep(LateEncoder(model, layout, vocabulary), config.contrastive, topology, seed)
     return run.trainer(step, examples, examples.bundles(), examples.data_sets())

@@ -7,9 +7,8 @@ from typing import Any
 from megatron_retrieval.data.files.passage_questions import QuestionCensus, read_training_questions
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
-from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.tasks.answers import GivenPassagesTask
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training
@@ -41,8 +40,5 @@ def build(config: ReaderFinetuneConfig[Any], topology: ProcessTopology) -> Train
         tasks.append(GivenPassagesTask(questions, reader.answerer(), reader.model, config.scoring))
     identity = {"number of training questions": len(examples)}
     saved = SavedModel(kind.checkpoints.name, reader.checkpoint_config(), reader.vocabulary.assets(), identity)
-    saved = adapted(saved, reader.model, start, training.lora, training.save, topology, seed=training.seed)
-    run = TrainingRun(config, topology, reader.model, saved)
-    run.evaluate(held_out, tasks)
-    run.resume()
+    run = adapted_run(config, reader.model, start, saved, topology, held_out=held_out, tasks=tasks)
     return run.trainer(config.step_module(reader), examples)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
-from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
+from megatron_retrieval.checkpoint.kinds.kind import ModelKind
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.ranking import RankingDataConfig, RankingDataset
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
-from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
-from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, TrainingRun
-from megatron_retrieval.training.starting_point import load_start, require_start
+from megatron_retrieval.training.run import TrainingConfig
+from megatron_retrieval.training.starting_point import FromCheckpoint, load_start
 from megatron_retrieval.training.steps.ranking_step import RankingStep, RankingStepConfig
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.training.training_run import run_training
 
 
 @dataclass(kw_only=True, frozen=True)
-class RerankerFinetuneConfig:
+class RerankerFinetuneConfig(FromCheckpoint):
     """Fine-tune a cross-encoder on questions with a positive and hard negative passages."""
 
     pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
@@ -39,18 +39,9 @@ class RerankerFinetuneConfig:
     step: RankingStepConfig = field(default_factory=RankingStepConfig)
 
     @property
-    def parallel(self) -> ParallelConfig:
-        """For the launcher."""
-        return self.training.parallel
-
-    @cached_property
-    def starting_point(self) -> AnyDescription:
-        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
-
-        Raises:
-            ConfigError: neither is given.
-        """
-        return require_start(CROSS_ENCODER, self.training.save, self.pretrained_checkpoint)
+    def start_kind(self) -> ModelKind[Any, Any, Any]:
+        """See FromCheckpoint."""
+        return CROSS_ENCODER
 
     def with_artefact_defaults(self) -> RerankerFinetuneConfig:
         """A cross-encoder's layout is the default of its flags; pairs are no longer than the encoder's positions."""
@@ -88,8 +79,5 @@ def build(config: RerankerFinetuneConfig, topology: ProcessTopology) -> Trainer:
     settings = CROSS_ENCODER.config(shape, vocabulary, layout)
     identity = config.data.identity(len(examples))
     saved = SavedModel(CROSS_ENCODER.name, settings, vocabulary.assets(), identity)
-    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run = TrainingRun(config, topology, model, saved)
-    run.evaluate(held_out)
-    run.resume()
+    run = adapted_run(config, model, start, saved, topology, held_out=held_out)
     return run.trainer(RankingStep(model, config.step, topology, seed), examples, data_sets=examples.data_sets())

@@ -15,9 +15,9 @@ from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.recipes.corpus import held_out_apart, open_corpus
-from megatron_retrieval.training.adapting import adapted
+from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.resume import SavedModel
-from megatron_retrieval.training.run import TrainingConfig, TrainingRun
+from megatron_retrieval.training.run import TrainingConfig
 from megatron_retrieval.training.starting_point import find_start, load_start
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer
@@ -87,8 +87,5 @@ def build(config: T5PretrainingConfig, topology: ProcessTopology) -> Trainer:
         tokenizer.assets(),
         {"number of sequences": len(examples)},
     )
-    saved = adapted(saved, model, start, training.lora, training.save, topology, seed=seed)
-    run = TrainingRun(config, topology, model, saved)
-    run.evaluate(held_out)
-    run.resume()
+    run = adapted_run(config, model, start, saved, topology, held_out=held_out)
     return run.trainer(SpanCorruptionStep(model, config.span_corruption, topology, seed), examples)

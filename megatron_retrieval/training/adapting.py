@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,14 @@ from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.reader import TensorReader, load_weights
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.config.parser import to_flat_dict
+from megatron_retrieval.data.examples.batches import BatchSource
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.adapters import LoraConfig, adapter_settings, add_adapters, freeze, hold_once, linears
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.training.callbacks import MeasuredTask
 from megatron_retrieval.training.resume import SaveConfig, SavedModel
+from megatron_retrieval.training.run import TrainingJob, TrainingRun
+from megatron_retrieval.training.trainer import Callback
 from megatron_retrieval.utils.late_files import seen_late
 from megatron_retrieval.utils.logging import get_logger
 
@@ -99,24 +103,37 @@ def adapt_to_train(
     return Adapted(adapter_settings(model, lora), base)
 
 
-def adapted(
-    saved: SavedModel,
+def adapted_run(
+    job: TrainingJob,
     model: nn.Module,
     start: AnyDescription | None,
-    lora: LoraConfig,
-    save: SaveConfig,
+    saved: SavedModel,
     topology: ProcessTopology,
     *,
-    seed: int = 0,
-) -> SavedModel:
-    """`adapt_to_train`, and what checkpoints of the run hold then."""
-    found = adapt_to_train(model, start, lora, saved, save, topology, seed=seed)
-    return dataclasses.replace(
+    held_out: BatchSource[Any] | None = None,
+    tasks: Sequence[MeasuredTask] = (),
+    callbacks: Callable[[TrainingRun, SavedModel], Iterable[Callback]] = lambda run, saved: (),
+) -> TrainingRun:
+    """The run of one model, see `adapt_to_train`, ready for its steps: resumed where the job says so.
+
+    Args:
+        held_out: see `TrainingRun.evaluate`; `tasks` likewise.
+        callbacks: what else is to be done now and then, given the run and what its checkpoints hold.
+    """
+    training = job.training
+    found = adapt_to_train(model, start, training.lora, saved, training.save, topology, seed=training.seed)
+    saved = dataclasses.replace(
         saved,
         config={**saved.config, **found.settings},
         identity={**saved.identity, **lora_identity(found.settings)},
         base=found.base or saved.base,
     )
+    run = TrainingRun(job, topology, model, saved)
+    for callback in callbacks(run, saved):
+        run.add(callback)
+    run.evaluate(held_out, tasks)
+    run.resume()
+    return run
 
 
 def lora_identity(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

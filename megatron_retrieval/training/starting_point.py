@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any
 
-from megatron_retrieval.checkpoint.kinds.kind import Description, Model, ModelKind
+from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, Description, Model, ModelKind
 from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.errors import ConfigError
-from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.training.resume import SaveConfig
+from megatron_retrieval.training.run import TrainingConfig
 
 
 def find_start(
@@ -36,6 +39,32 @@ def require_start(
         kinds = " or ".join(kind.starts_from)
         raise ConfigError(f"nothing to start from: give --pretrained-checkpoint, a {kinds}.")
     return start
+
+
+class FromCheckpoint(ABC):
+    """A job that does not start from random weights."""
+
+    pretrained_checkpoint: str | None
+    training: TrainingConfig
+
+    @property
+    @abstractmethod
+    def start_kind(self) -> ModelKind[Any, Any, Any]:
+        """Of the model to train."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """For the launcher."""
+        return self.training.parallel
+
+    @cached_property
+    def starting_point(self) -> AnyDescription:
+        """The checkpoint that gives shape and vocabulary: the resumed one, else the pretrained one.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        return require_start(self.start_kind, self.training.save, self.pretrained_checkpoint)
 
 
 def load_start(
