@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What neighbours add to a small language model on real text, in bits per byte: a frozen SmolLM2-135M learns to read them (retro_small.yaml)
-# beside its control, the same training with exchanged neighbours. SQuAD's articles are cut into sections of 1,024 tokens. Odd sections are
-# read, those of the train file in training and those of the dev file to be scored; even ones and the other texts are searched. Hours on
-# two CPU cores; a stage whose output is there is not repeated, an interrupted one continues.
+# What neighbours add to a small language model on real text, in bits per byte: a model of 21 million weights learns from scratch with them
+# (retro_scratch.yaml), and a frozen SmolLM2-135M learns to read them (retro_small.yaml) beside its control, the same training with exchanged
+# neighbours. SQuAD's articles are cut into sections of 1,024 tokens. Odd sections are read, those of the train file in training and those of
+# the dev file to be scored; even ones and the other texts are searched. Hours on two CPU cores; a stage whose output is there is not repeated,
+# an interrupted one continues.
 #
 #   examples/retro_real_data.sh DATA SMOLLM2 MINILM OUTPUT [FLAG...]
 #
@@ -39,21 +40,22 @@ for share in $shares; do
   further+=("$out/share-$share")
 done
 
-pretrain() { # NAME FLAG...
+pretrain() { # NAME CONFIG FLAG...
   local run=$out/$1
-  parallel pretrain_retro.py --config examples/retro_small.yaml --retro-chunks "$out/chunks" --retro-neighbors "$out/neighbors" \
-    --retro-sections odd --pretrained-checkpoint "$out/smollm2" \
-    --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" "${@:2}"
+  parallel pretrain_retro.py --config "examples/$2.yaml" --retro-chunks "$out/chunks" --retro-neighbors "$out/neighbors" \
+    --retro-sections odd --output-dir "$run" --save "$run/checkpoints" --load "$run/checkpoints" "${@:3}"
 }
 
-evaluate() { # NAME NEIGHBORS...
+evaluate() { # NAME SEQ_LENGTH NEIGHBORS...
   local run=$out/$1
   once "$run/evaluation" parallel tasks/main.py --task retro-evaluate --checkpoint "$run/checkpoints" --retro-chunks "$out/chunks" \
-    --retro-neighbors "${@:2}" --retro-num-neighbors 2 1 4 --retro-sections odd --max-documents 64 --seq-length 1024 \
+    --retro-neighbors "${@:3}" --retro-num-neighbors 2 1 4 --retro-sections odd --max-documents 64 --seq-length "$2" \
     --output-dir "$run/evaluation"
 }
 
-pretrain retro "$@"
-evaluate retro "$out/neighbors" "${further[@]}"
-pretrain exchanged --retro-arm swapped "$@"
-evaluate exchanged "$out/neighbors"
+pretrain scratch retro_scratch "$@"
+evaluate scratch 512 "$out/neighbors" "${further[@]}"
+pretrain retro retro_small --pretrained-checkpoint "$out/smollm2" "$@"
+evaluate retro 1024 "$out/neighbors" "${further[@]}"
+pretrain exchanged retro_small --pretrained-checkpoint "$out/smollm2" --retro-arm swapped "$@"
+evaluate exchanged 1024 "$out/neighbors"
