@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, Literal
 
 Resuming = Literal["input", "held-out input", "free"]
-_FORMERLY, _RESUMING = "formerly", "resuming"
+_FORMERLY, _RESUMING, _LATER = "formerly", "resuming", "later"
 
 #: the setting names files or folders that training learns from; a resumed run compares their contents, not their paths
 INPUT: dict[str, Resuming] = {_RESUMING: "input"}
@@ -18,6 +18,8 @@ INPUT: dict[str, Resuming] = {_RESUMING: "input"}
 HELD_OUT: dict[str, Resuming] = {_RESUMING: "held-out input"}
 #: a resumed run may have another value without a word: where files are written to, or what the checkpoint replaces
 FREE: dict[str, Resuming] = {_RESUMING: "free"}
+#: manifests were written before there was the setting, and what they describe has its default
+LATER: dict[str, bool] = {_LATER: True}
 
 
 def formerly(name: str) -> dict[str, str]:
@@ -33,3 +35,8 @@ def former_name(field: dataclasses.Field[Any]) -> str | None:
 def resuming(field: dataclasses.Field[Any]) -> Resuming | None:
     """What a resumed run makes of another value; None: the log says so."""
     return field.metadata.get(_RESUMING)
+
+
+def is_later(field: dataclasses.Field[Any]) -> bool:
+    """See `LATER`."""
+    return _LATER in field.metadata

@@ -25,7 +25,7 @@ import yaml
 from megatron_retrieval.config.choices import describe_choices
 from megatron_retrieval.config.config_files import expand_config_files, flag_words
 from megatron_retrieval.config.extensions import loaded_extensions, take_extensions
-from megatron_retrieval.config.marks import former_name
+from megatron_retrieval.config.marks import former_name, is_later
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.utils.files import atomic_file
 from megatron_retrieval.utils.logging import get_logger
@@ -258,7 +258,7 @@ def from_flat_dict(
         classes: of nested configs, by the more general ones that fields are of; default: those of their defaults.
 
     Raises:
-        KeyError: a setting is missing.
+        KeyError: a setting is missing that has always been there.
     """
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(config_class)
@@ -268,7 +268,8 @@ def from_flat_dict(
             nested = classes.get(typing.cast(type, hint)) or _nested_class(field, hint)
             values[field.name] = from_flat_dict(nested, flat, classes)
         else:
-            value = flat[field.name.replace("_", "-")]
+            name = field.name.replace("_", "-")
+            value = field.default if is_later(field) and name not in flat else flat[name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return config_class(**values)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_retrieval.config.marks import LATER
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.engine import engine_config
 from megatron_retrieval.models.rotary import Rotary, rotary
@@ -35,7 +36,7 @@ class CausalShape:
     """Longest sequence in tokens."""
     rotary_base: float = 100000.0
     """Base of the rotary positions."""
-    rope_scaling_factor: float | None = None
+    rope_scaling_factor: float | None = field(default=None, metadata=LATER)
     """Stretches the rotary positions as Llama 3.1 (8) and 3.2 (32) do; default: they are not."""
     window_size: int | None = None
     """Tokens that a token sees, itself included (Mistral's sliding window); default: all earlier ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.stores.chunk_selection import ChunkSelectionConfig
-from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.errors import CheckpointError, ConfigError, MismatchError
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
 from megatron_retrieval.recipes import retro_pretraining
@@ -150,6 +151,20 @@ def test_evaluation_in_all_arms(folder: Path, capsys: pytest.CaptureFixture[str]
     assert page.count("<h2>") == 6
     assert "color-mix" in page
     assert "on - off" in capsys.readouterr().out
+
+
+def test_manifests_from_before_a_setting_open(folder: Path, tmp_path: Path) -> None:
+    """Such as those from before rotary positions could be scaled; what has always been there may not be missing."""
+    old = tmp_path / "old"
+    shutil.copytree(resolve_checkpoint(folder / "base"), old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["config"]["rope-scaling-factor"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    assert CAUSAL_LM.describe(old).shape == SHAPE
+    del manifest["config"]["rotary-base"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="'rotary-base' is missing"):
+        CAUSAL_LM.describe(old)
 
 
 def test_what_a_dry_run_says_of_it(folder: Path) -> None:
