@@ -24,10 +24,11 @@ from megatron_retrieval.parallel.precision import PrecisionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.tiny import contrastive_share, random_texts, tiny_dual_encoder_config
 from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig, ContrastiveStep
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
 from megatron_retrieval.training.steps.masked_lm_step import MaskedLMConfig, MaskedLMStep
+from megatron_retrieval.training.steps.objective import ObjectiveConfig
 from megatron_retrieval.training.steps.readings import FusionReading, FusionReadings
 from megatron_retrieval.training.steps.span_corruption_step import SpanCorruptionConfig, SpanCorruptionStep
 from megatron_retrieval.training.trainer import Trainer

@@ -12,7 +12,8 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.fusion_reader import FusionReader
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig, require_passes
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, require_passes
+from megatron_retrieval.training.steps.objective import ObjectiveConfig
 from megatron_retrieval.training.steps.readings import FusionReading
 from megatron_retrieval.types.fusion import FusionBatch
 from megatron_retrieval.types.tokens import TokenBatch

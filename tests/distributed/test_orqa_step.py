@@ -24,9 +24,9 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.runs import END_TO_END, curve, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_starts import write_starts
-from megatron_retrieval.training.steps.end_to_end_objectives import ObjectiveConfig
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep, EndToEndStepConfig
 from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
+from megatron_retrieval.training.steps.objective import ObjectiveConfig
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.tokens import TokenBatch
 

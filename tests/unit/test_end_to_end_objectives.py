@@ -18,7 +18,8 @@ from megatron_retrieval.objectives.end_to_end import (
     prior_entropy,
     rag_token,
 )
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
+from megatron_retrieval.training.steps.objective import ObjectiveConfig
 from megatron_retrieval.types.losses import LossOutput
 
 LN = math.log

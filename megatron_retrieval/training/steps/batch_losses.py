@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from megatron_retrieval.parallel.collectives import gather_rows
 from megatron_retrieval.training.steps.batch_vectors import BatchVectors
 from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss, ContrastiveLossConfig
 from megatron_retrieval.types.contrastive import ContrastiveBatch
+from megatron_retrieval.types.losses import LossOutput
+from megatron_retrieval.types.metrics import Mean, Metric, Metrics, add_metrics
 
 #: scores that stand in memory at once, with their mask and their gradient about five times as many numbers
 MOST_SCORES = 1 << 19
@@ -220,3 +222,11 @@ class _Guided:
     @property
     def _stride(self) -> int:
         return len(self.guide.passages) // len(self.is_real)
+
+
+def sum_of_blocks(outputs: Sequence[LossOutput], batch: ContrastiveBatch) -> Metrics:
+    """The metrics of a batch, `loss` among them."""
+    sums: dict[str, Metric] = {}
+    for output in outputs:
+        add_metrics(sums, {**output.metrics, "loss": Mean(output.loss, batch.num_questions)})
+    return sums

@@ -7,7 +7,7 @@ gradient into the weights. The result is that of one pass over the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,14 +23,14 @@ from megatron_retrieval.parallel.collectives import gather_rows_with_grad
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.training.passage_memory import PassageMemory
-from megatron_retrieval.training.steps.batch_losses import losses_of_rows, row_blocks
+from megatron_retrieval.training.steps.batch_losses import losses_of_rows, row_blocks, sum_of_blocks
 from megatron_retrieval.training.steps.batch_vectors import BatchVectors, Remembered
 from megatron_retrieval.training.steps.contrastive_losses import CONTRASTIVE_LOSSES, ContrastiveLossConfig
 from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.repeatable_encoding import RepeatableEncoding
 from megatron_retrieval.types.contrastive import ContrastiveBatch
 from megatron_retrieval.types.losses import LossOutput
-from megatron_retrieval.types.metrics import Count, Mean, Metric, Metrics, add_metrics
+from megatron_retrieval.types.metrics import Count, Metrics
 from megatron_retrieval.types.tokens import TokenBatch
 
 
@@ -71,8 +71,7 @@ class ContrastiveStep:
         self.model, self.config, self.topology, self.seed = model, config, topology, seed
         self._sizes = config.prefix_weights(model.dimension)
         self._is_unit = isinstance(model, DualEncoder) and model.config.normalize_embeddings
-        self._loss, self._guide = CONTRASTIVE_LOSSES[config.contrastive_loss], guide
-        self._memory = memory
+        self._loss, self._guide, self._memory = CONTRASTIVE_LOSSES[config.contrastive_loss], guide, memory
         self._score: Scores = inner_products
         self._numbers_per_score = 1
         if isinstance(model, LateEncoder):
@@ -123,7 +122,7 @@ class ContrastiveStep:
             for size in self._sizes
             for output in self._block_losses(self._prefix(vectors, size), guide, batch, None, size)
         ]
-        return {**_sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
+        return {**sum_of_blocks(outputs, batch), "num_questions": Count(batch.question_is_real.sum())}
 
     def _vector_gradients(
         self,
@@ -150,7 +149,7 @@ class ContrastiveStep:
             self._memory.add(whole.passages, batch)
         assert queries.grad is not None
         assert passages.grad is not None
-        return _sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
+        return sum_of_blocks(outputs, batch), (queries.grad, passages.grad)
 
     def _require_for_tokens(self) -> None:
         """Refuse what compares single vectors, where every token has one."""
@@ -248,11 +247,3 @@ class ContrastiveStep:
             start_dropout(self.seed, self.topology, iteration, tower, chunk)
 
         return start
-
-
-def _sum_of_blocks(outputs: Sequence[LossOutput], batch: ContrastiveBatch) -> Metrics:
-    """The metrics of a batch, `loss` among them."""
-    sums: dict[str, Metric] = {}
-    for output in outputs:
-        add_metrics(sums, {**output.metrics, "loss": Mean(output.loss, batch.num_questions)})
-    return sums

@@ -20,9 +20,10 @@ from megatron_retrieval.objectives.end_to_end import early_loss, log_priors
 from megatron_retrieval.parallel.collectives import all_reduce_sum
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.dropout import start_dropout
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, ObjectiveConfig
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
 from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
+from megatron_retrieval.training.steps.objective import ObjectiveConfig
 from megatron_retrieval.training.steps.observing import Observed, answer_likelihoods
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.readings import ReaderSide

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from megatron_retrieval.objectives.end_to_end import individual_topk
-from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, Objective, ObjectiveConfig
+from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
+from megatron_retrieval.training.steps.objective import Objective, ObjectiveConfig
 from megatron_retrieval.training.steps.readings import Reading
 from megatron_retrieval.types.losses import LossOutput
 
