@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_retrieval.models.layer_inputs import LayerInputs
 from megatron_retrieval.models.layers import NORM_NAMES, Layer, Part, norm
-from megatron_retrieval.models.memory import CrossAttending, EncodedMemory
+from megatron_retrieval.models.memory import CrossAttending, EncodedMemory, KeysAndValues
 from megatron_retrieval.models.multi_head_attention import CrossAttention
 
 
@@ -83,6 +84,7 @@ class ChunkedCrossAttention(CrossAttention):
     Args:
         is_gated: outputs are multiplied by the tanh of a learned number, 0 at first (Alayrac et al. 2022, arXiv
             2204.14198).
+        has_null: a learned key and value stand behind those of every source.
         memory_size: see `CrossAttention`.
     """
 
@@ -92,10 +94,15 @@ class ChunkedCrossAttention(CrossAttention):
         groups: ProcessGroupCollection,
         *,
         is_gated: bool,
+        has_null: bool = False,
         memory_size: int | None = None,
     ) -> None:
         super().__init__(config, groups, memory_size=memory_size)
         self.gate = nn.Parameter(torch.zeros(1)) if is_gated else None
+        self.null: nn.Parameter | None = None
+        if has_null:  # a row for each group of this rank
+            self.null = nn.Parameter(torch.zeros(self.linear_kv.weight.size(0), 1).view(-1, 2 * self.head_width))
+            set_tensor_model_parallel_attributes(self.null, is_parallel=True, dim=0, stride=1)
 
     def forward(self, states: Tensor, inputs: LayerInputs) -> Tensor:
         """[L, R, D] -> [L, R, D]; zeros without a memory."""
@@ -105,6 +112,14 @@ class ChunkedCrossAttention(CrossAttention):
         # behind the sum over ranks: before it, a rank would have its own part of the gradient only
         return output if self.gate is None else output * self.gate.tanh()
 
+    def keys_and_values(self, states: Tensor) -> KeysAndValues:
+        """See CrossAttention; of one token more where there is a null key."""
+        key, value = super().keys_and_values(states)
+        if self.null is None:
+            return key, value
+        null_key, null_value = self.null.unflatten(1, (2, -1)).expand(1, key.size(1), -1, -1, -1).unbind(3)
+        return torch.cat([key, null_key]), torch.cat([value, null_value])
+
 
 def add_cross_attention(
     layer: nn.Module,
@@ -112,9 +127,10 @@ def add_cross_attention(
     groups: ProcessGroupCollection,
     *,
     is_gated: bool,
+    has_null: bool = False,
     memory_size: int | None = None,
 ) -> None:
     """Let a `Layer` read between self-attention and feed-forward network."""
     assert isinstance(layer, Layer)
-    module = ChunkedCrossAttention(config, groups, is_gated=is_gated, memory_size=memory_size)
+    module = ChunkedCrossAttention(config, groups, is_gated=is_gated, has_null=has_null, memory_size=memory_size)
     layer.insert(1, Part("cross_attention", module, NORM_NAMES["cross_attention"], norm(config), "before"))

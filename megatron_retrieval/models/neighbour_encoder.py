@@ -75,6 +75,8 @@ class NeighbourEncoder(nn.Module):
             [C, k * T, D'] of all neighbours of a chunk, one after the other; zero at padding.
         """
         ids, lengths = neighbours.ids.flatten(0, 1), neighbours.lengths.flatten()
+        if not bool(lengths.any()):
+            return chunk_states.new_zeros(len(neighbours), 0, self._config.encoder_size)
         tokens, packing = pack(TokenBatch(ids[:, : int(lengths.max())], lengths), chunk_states.device)
         states = self.dropout((self.embedding or embedding)(tokens[:, None]))
         angles = self._config.rotary(packing.columns[:, None], states.dtype)

@@ -62,7 +62,14 @@ class RetroStack(CausalStack):
         is_gated = config.retro_cca_init == "self-attention"
         for number in config.reading_layers:
             layer = self.decoder.layers[number - 1]
-            add_cross_attention(layer, engine, topology.groups, is_gated=is_gated, memory_size=config.encoder_size)
+            add_cross_attention(
+                layer,
+                engine,
+                topology.groups,
+                is_gated=is_gated,
+                has_null=config.retro_null_key,
+                memory_size=config.encoder_size,
+            )
         self.neighbour_encoder = NeighbourEncoder(config, topology, dtype)
         # a chunk and its neighbours are taken to start together, and the last token of a chunk is the first to read
         self.relative_bias = distances(
@@ -116,7 +123,7 @@ class RetroStack(CausalStack):
             states: [N, D] of the packed tokens in the first layer that reads, behind its self-attention.
             lengths: [B] of the texts, on the CPU.
         """
-        found = None if neighbours is None else neighbours.rows((neighbours.lengths > 0).any(1))
+        found = None if neighbours is None else self.read_of(neighbours)
         if found is None or not len(found):
             return None
         length, texts, starts = self.config.retro_chunk_length, found.texts, found.starts
@@ -127,8 +134,14 @@ class RetroStack(CausalStack):
         bias = self.reading_bias(found.lengths, int(found.lengths.max()), length - 1, length)
         return PlacedMemory(EncodedMemory(encoded, bias), to_device(places, states.device))
 
+    def read_of(self, neighbours: Neighbours) -> Neighbours:
+        """Those of chunks for which something is read: with a null key, all that were searched for."""
+        searched = neighbours.lengths.size(1) > 0
+        return neighbours.rows((neighbours.lengths > 0).any(1) | (searched and self.config.retro_null_key))
+
     def reading_bias(self, lengths: Tensor, width: int, first_query: int, num_queries: int) -> Tensor | None:
-        """[C or 1, heads of this rank or 1, L or 1, k * T] what is added to the logits of L queries.
+        """[C or 1, heads of this rank or 1, L or 1, k * T] what is added to the logits of L queries; one column more
+        with a null key.
 
         Args:
             lengths: [C, k] of neighbours, on the CPU.
@@ -141,6 +154,8 @@ class RetroStack(CausalStack):
         if self.relative_bias is not None:
             distance = self.relative_bias(num_queries, width, first_query).repeat(1, 1, 1, lengths.size(1))
             bias = distance if bias is None else distance + bias
+        if bias is not None and self.config.retro_null_key:
+            bias = torch.nn.functional.pad(bias, (0, 1))  # nothing hides it
         return bias
 
     @property

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_retrieval.config.checks import Checked, Fraction, PositiveInt
+from megatron_retrieval.config.marks import LATER
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.causal_config import CausalShape
 
@@ -42,6 +43,10 @@ class RetroShape(CausalShape, Checked):
     """First weights of the attention to neighbours: random; random with outputs of zero; or those of the layer's own
     self-attention behind a gate that is closed at first, with an encoder that begins as the model's first layers. With
     the last two a model begins as it was without neighbours."""
+
+    retro_null_key: bool = field(default=False, metadata=LATER)
+    """Layers that read neighbours have a learned key and value beside theirs, which tokens may read in their place, and
+    do where nothing was found; default: nothing is read there."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

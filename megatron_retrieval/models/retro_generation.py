@@ -149,6 +149,6 @@ class RetroState:
     def _encode(self, neighbours: Neighbours, states: Tensor) -> None:
         """Let the next tokens read what was found for the last full chunk of every sequence, [R, m, D]."""
         self._lengths, self._memory, self._width = neighbours.lengths, None, int(neighbours.lengths.max())
-        if bool((neighbours.lengths > 0).any()):
+        if len(self._stack.read_of(neighbours)):
             encoded = self._stack.neighbour_encoder(neighbours, states, self._stack.embedding)
             self._memory = EncodedMemory(encoded).precompute(self._readers)

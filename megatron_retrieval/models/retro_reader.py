@@ -71,7 +71,7 @@ class RetroReader(CausalReader):
         """See CausalReader; the last token is read here for the chunk's sake, and again where generation begins."""
         assert isinstance(prompts, NeighbouredTexts)
         stack, cache = self.model.stack, TokenCache()
-        neighbours = prompts.neighbours.rows((prompts.neighbours.lengths > 0).any(1))
+        neighbours = stack.read_of(prompts.neighbours)
         ids, _, inputs = stack.prepared(prompts, cache)
         states = stack.run_below(ids, inputs)
         placed = stack.memory(states[:, 0], prompts.lengths, neighbours)
@@ -90,6 +90,11 @@ class RetroReader(CausalReader):
             every = found.new_zeros(len(prompts), *found.shape[1:]).index_copy(0, texts, found)
             readers = [module for module in stack.decoder.modules() if isinstance(module, CrossAttention)]
             memory = EncodedMemory(every).precompute(readers)
+            assert memory.computed is not None
+            # a question that was not searched for reads nothing, not even a null key
+            is_read = found.new_zeros(len(prompts)).index_fill(0, texts, 1.0)[:, None, None]
+            kept = {module: by_head(key, value * is_read) for module, (key, value) in memory.computed.items()}
+            memory = replace(memory, computed=kept)
         return NeighbouredPrompts(
             computed,
             to_device(lengths, self.device),

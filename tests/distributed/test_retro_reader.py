@@ -51,6 +51,7 @@ SHAPE = RetroConfig(
     retro_encoder_num_layers=2,
     retro_encoder_hidden_dropout=0.0,
     retro_encoder_attention_dropout=0.0,
+    retro_null_key=True,
 )
 GREEDY, BEAMS = GenerationConfig(max_answer_length=M), GenerationConfig(max_answer_length=M, num_beams=3)
 

@@ -36,6 +36,7 @@ SHAPE = RetroConfig(
     retro_cca_init="self-attention",
     retro_encoder_hidden_dropout=0.0,
     retro_encoder_attention_dropout=0.0,
+    retro_null_key=True,
 )
 LENGTHS = torch.tensor([13, 8, 3, 12, 9, 5])
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 import torch
-from test_retro_model import K, M, R, V, make_model
+from test_retro_model import SHAPE, K, M, R, V, make_model
 from torch import Tensor
 
 from megatron_retrieval.models.generation import GenerationConfig, generate
@@ -46,10 +47,12 @@ def _ids(num_texts: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_prompt", range(1, NUM_TOKENS))
-def test_any_split_of_prompt_and_continuation(topology: ProcessTopology, num_prompt: int) -> None:
+@pytest.mark.parametrize(
+    ("num_prompt", "has_null"), [*((number, False) for number in range(1, NUM_TOKENS)), (2, True), (6, True)]
+)
+def test_any_split_of_prompt_and_continuation(topology: ProcessTopology, num_prompt: int, has_null: bool) -> None:
     """Beams are reordered after every second token."""
-    model, ids = make_model(topology), _ids(3)
+    model, ids = make_model(topology, dataclasses.replace(SHAPE, retro_null_key=has_null)), _ids(3)
     expected = torch.stack([_whole(model, text) for text in ids])
     state = RetroState(model, ids[:, :num_prompt], _retrieve)
     order, newest = torch.arange(3), None

@@ -269,6 +269,30 @@ def test_reading_begins_with_the_keys_of_self_attention(topology: ProcessTopolog
     assert torch.equal(own(states), source(states))
 
 
+@torch.no_grad()
+def test_a_null_key_is_read_where_nothing_was_found(topology: ProcessTopology) -> None:
+    """Where nothing was searched for, it is not."""
+    model, (tokens, neighbours) = make_model(topology, dataclasses.replace(SHAPE, retro_null_key=True)), make_texts(13)
+    off = _states(model, tokens, None)
+    nothing = dataclasses.replace(neighbours, lengths=torch.zeros_like(neighbours.lengths))
+    null = _states(model, tokens, nothing)
+    assert _changed(off, null) == set(range(3, 13))
+    others = dataclasses.replace(nothing, ids=(nothing.ids + 1) % V)
+    assert torch.equal(_states(model, tokens, others), null)
+    some = nothing.lengths.clone()
+    some[1] = neighbours.lengths[1]  # chunk 0 has found nothing still
+    partly = _states(model, tokens, dataclasses.replace(neighbours, lengths=some))
+    torch.testing.assert_close(partly[:7], null[:7], rtol=0, atol=1e-10)
+    assert _changed(partly[7:], null[7:]) == set(range(6))
+    none = torch.zeros(len(neighbours), 0, dtype=torch.int64)
+    assert torch.equal(_states(model, tokens, dataclasses.replace(neighbours, ids=none[..., None], lengths=none)), off)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".null"):
+            parameter[:, 8:] = 0  # the values: what is read weighs less, and nothing where it is alone
+    assert torch.equal(_states(model, tokens, nothing), off)
+    assert not torch.equal(_states(model, tokens, neighbours), off)
+
+
 def test_recomputed_layers_give_the_same_gradients(topology: ProcessTopology) -> None:
     tokens, neighbours = make_texts(13)
     found = []
@@ -285,7 +309,7 @@ def test_recomputed_layers_give_the_same_gradients(topology: ProcessTopology) ->
     [
         {"retro_cca_init": "self-attention", "retro_relative_positions": "buckets"},
         {"add_qkv_bias": True, "qk_layernorm": True, "untie_embeddings_and_output_weights": True},
-        {"retro_encoder_hidden_size": 16, "retro_relative_positions": "none"},
+        {"retro_encoder_hidden_size": 16, "retro_relative_positions": "none", "retro_null_key": True},
     ],
 )
 def test_weights_are_counted(topology: ProcessTopology, changes: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ def reading_parameters(shape: RetroShape) -> int:
     words = own_words if encoder.hidden_size != shape.hidden_size else 0
     layers = encoder.num_layers * (_attention(encoder) + _feed_forward(encoder) + 2 * encoder.hidden_size)
     conditioned = len(shape.retro_encoder_cross_attention_layers) * _reading(encoder, shape.hidden_size, is_gated)
-    reading = len(shape.reading_layers) * _reading(shape, encoder.hidden_size, is_gated)
+    null = 2 * shape.num_groups * shape.head_width if shape.retro_null_key else 0
+    reading = len(shape.reading_layers) * (_reading(shape, encoder.hidden_size, is_gated) + null)
     distances = shape.retro_chunk_length + shape.neighbour_length - 1
     heads = shape.num_attention_heads + encoder.num_attention_heads
     tables = {"exact": distances * heads, "buckets": 32 * heads, "none": 0}[shape.retro_relative_positions]

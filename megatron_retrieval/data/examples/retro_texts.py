@@ -37,7 +37,8 @@ class RetroTexts:
     ) -> ChunkedTexts:
         """See BatchSource."""
         sequences = self._sequences.batch(indices, epoch, first_position, dp_rank, dp_size)
-        retrieves = sequences.neighbor_mask.flatten(2).any(2)
+        # full chunks behind which their document goes on
+        retrieves = sequences.labels.unflatten(1, (sequences.documents.size(1), -1))[..., -1] != NOT_PREDICTED
         if self._drop:
             first = first_position + Share.of(len(indices), dp_rank, dp_size).first
             drawn = [
