@@ -39,8 +39,8 @@ class MergeSweepConfig(Checked):
     sweep: tuple[float, ...] | None = None
     """Shares of the last checkpoint, such as 0 0.25 0.5 0.75 1; the others have the rest in equal parts. --output then
     holds share-S for each, sweep.json, and `best`, which leads to the best: of those that find significantly less than
-    the lowest share on no further data set, the one with the highest recall on the first. The same command continues
-    where it stopped."""
+    the lowest share on no further data set, at no depth, the one with the highest recall on the first. The same command
+    continues where it stopped."""
     eval_questions: tuple[str, ...] = ()
     """Questions of each data set: first those of the kind that was trained on, then of others."""
     eval_evidence: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class MergeSweepConfig(Checked):
     eval_max_questions: PositiveInt | None = None
     """Ask only so many questions of each, at equal distances in the file; default: all."""
     eval_topk: tuple[PositiveInt, ...] = (1, 5, 20)
-    """Depths at which recall is measured; the first decides."""
+    """Depths at which recall is measured; at the first the best is the best."""
     eval_micro_batch_size: PositiveInt = 128
     """Texts encoded at once by each copy of the model."""
     picture: bool = False
@@ -145,7 +145,7 @@ def _choose(config: MergeSweepConfig, shares: Sequence[float], folders: Sequence
             for number in range(data_sets)
         ]
         rows.append({"share": share, "checkpoint": str(folder), "data_sets": compared})
-    unharmed = [row for row in rows if all(one[deciding]["difference_ci95"][1] >= 0 for one in row["data_sets"][1:])]
+    unharmed = [row for row in rows if not any(_loses(one, config.eval_topk) for one in row["data_sets"][1:])]
     best = max(unharmed, key=lambda row: row["data_sets"][0][deciding]["candidate"])
     for row in rows:
         row["is_best"] = row is best
@@ -154,6 +154,11 @@ def _choose(config: MergeSweepConfig, shares: Sequence[float], folders: Sequence
     if config.picture:
         sweep_picture(rows, deciding, config.eval_questions, output / PICTURE)
     sys.stdout.write(_table(rows, config.eval_questions, deciding) + "\n")
+
+
+def _loses(compared: dict[str, Any], topk: Sequence[int]) -> bool:
+    """Whether recall is significantly lower, at any depth."""
+    return any(compared[f"recall@{k}"]["difference_ci95"][1] < 0 for k in topk)
 
 
 def _table(rows: Sequence[dict[str, Any]], questions: Sequence[str], metric: str) -> str:
