@@ -19,16 +19,17 @@ once() { # PATH COMMAND...: run the command unless the path is there
   [[ -e $path ]] || "$@"
 }
 
-train() { # MODEL NAME FLAGS...: from MiniLM, on the questions with mined negatives
-  local run=$out/squad/runs/$2
-  once "$run/run_record.json" python -m megatron_retrieval train "$1" --pretrained-checkpoint "$out/minilm" --dtype auto \
-    --train-data "${TRAIN_DATA:-$out/squad-dense.json}" --num-hard-negatives 2 --hidden-dropout 0 --attention-dropout 0 --lr 1e-4 \
-    --lr-warmup-fraction 0.05 --no-tensorboard --output-dir "$run" --save "$run/checkpoints" "${@:3}"
+settings=(--pretrained-checkpoint "$out/minilm" --dtype auto --num-hard-negatives 2 --hidden-dropout 0 --attention-dropout 0 --lr 1e-4
+  --lr-warmup-fraction 0.05 --no-tensorboard)
+
+run() { # NAME COMMAND...: a training from MiniLM, in a folder of its own
+  local run=$out/squad/runs/$1
+  once "$run/run_record.json" "${@:2}" "${settings[@]}" --output-dir "$run" --save "$run/checkpoints"
 }
 
-dense() { # NAME FLAGS...: a dual encoder, trained and measured
-  train retriever "$1" --train-iters 24 --global-batch-size 64 --micro-batch-size 16 --no-gradient-caching \
-    --no-retriever-score-scaling --temperature 0.05 "${@:2}"
+dense() { # NAME TRAIN_DATA FLAGS...: a dual encoder, trained and measured
+  run "$1" python -m megatron_retrieval train retriever --train-data "$2" --train-iters 24 --global-batch-size 64 --micro-batch-size 16 \
+    --no-gradient-caching --no-retriever-score-scaling --temperature 0.05 "${@:3}"
   local run=$out/squad/runs/$1
   python tools/embed_evidence.py --evidence "$evidence" --retriever "$run/checkpoints" --output "$run/embeddings" --dtype auto
   measure "$1" "$1" 5
@@ -48,20 +49,22 @@ for seed in ${SEEDS:-1 2 3}; do
   python tools/embed_evidence.py --evidence "$evidence" --retriever "$out/squad/runs/$base/checkpoints" \
     --output "$out/squad/runs/$base/embeddings" --dtype auto
 
-  train late-interaction "late-$seed" --seed "$seed" --train-iters 24 --global-batch-size 64 --micro-batch-size 16
+  run "late-$seed" python -m megatron_retrieval train late-interaction --train-data "$out/squad-dense.json" --seed "$seed" \
+    --train-iters 24 --global-batch-size 64 --micro-batch-size 16
   measure "late-$seed" "$base" 5 --rerank "$out/squad/runs/late-$seed/checkpoints"
   compare "$base" "late-$seed"
 
-  train reranker "cross-$seed" --seed "$seed" --train-iters 48 --global-batch-size 32 --micro-batch-size 8
+  run "cross-$seed" python -m megatron_retrieval train reranker --train-data "$out/squad-dense.json" --seed "$seed" \
+    --train-iters 48 --global-batch-size 32 --micro-batch-size 8
   measure "cross-$seed" "$base" 20 --rerank "$out/squad/runs/cross-$seed/checkpoints"
   measure "cross-base-$seed" "$base" 20
   compare "cross-base-$seed" "cross-$seed"
 
   once "$out/squad-scored-$seed.json" python -m megatron_retrieval score --train-data "$out/squad-dense.json" \
     --checkpoint "$out/squad/runs/cross-$seed/checkpoints" --output "$out/squad-scored-$seed.json" --dtype auto
-  TRAIN_DATA=$out/squad-scored-$seed.json dense "distilled-$seed" --seed "$seed" --contrastive-loss kl
+  dense "distilled-$seed" "$out/squad-scored-$seed.json" --seed "$seed" --contrastive-loss kl
   compare "$base" "distilled-$seed"
 
-  dense "ance-$seed" --seed "$seed" --evidence "$out/squad-evidence" --mined-depth 10 --index-refresh-interval 8
+  dense "ance-$seed" "$out/squad-dense.json" --seed "$seed" --evidence "$out/squad-evidence" --mined-depth 10 --index-refresh-interval 8
   compare "$base" "ance-$seed"
 done
