@@ -29,7 +29,7 @@ class Job(NamedTuple):
 
     recipe: runs.Recipe
     source: str
-    steps_on_two_ranks: int = 12
+    steps_on_two_ranks: int = 6
 
 
 JOBS = {
@@ -40,7 +40,7 @@ JOBS = {
     "extractive-finetune": Job(runs.READER, "questions_for_bert"),
     "fusion-finetune": Job(runs.FUSION, "questions_for_t5"),
     "causal-finetune": Job(runs.CAUSAL, "questions_for_causal_lm"),
-    "end-to-end-finetune": Job(runs.END_TO_END, "asked_questions", 24),  # the index is made anew after 20
+    "end-to-end-finetune": Job(runs.END_TO_END, "asked_questions", 21),  # the index is made anew after 20
 }
 
 
