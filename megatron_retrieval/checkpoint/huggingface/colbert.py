@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings
-from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, only_folder
+from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, encoder_state, only_folder
 from megatron_retrieval.checkpoint.huggingface.late_folder import (
     LINEAR,
-    encoder_state,
     late_layout,
     late_model,
     read_encoder,
@@ -83,7 +82,10 @@ class StanfordFormat:
         markers = {name: token_of(model.vocabulary, number) for name, number in ids.items()}
         names = {"query_token": "[Q]", "doc_token": "[D]", "similarity": "cosine", "interaction": "colbert"}
         write_json(folder / METADATA, {**settings, **markers, **names, "dim": model.shape.colbert_dim})
-        state = {f"{BERT.inner_prefix}{name}": full for name, full in encoder_state(model).items()}
+        state = {
+            f"{BERT.inner_prefix}{name}": full
+            for name, full in encoder_state(model.weights, model.shape.encoder).items()
+        }
         write_encoder(model, folder, {"architectures": [ARCHITECTURE]})
         write_weights(folder, state | {LINEAR: model.weights[LINEAR]})
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface import modernbert
 from megatron_retrieval.checkpoint.huggingface.bert import current_names
-from megatron_retrieval.checkpoint.huggingface.files import check_settings, read_model_settings, read_optional_settings
+from megatron_retrieval.checkpoint.huggingface.files import check_settings, read_optional_settings
 from megatron_retrieval.checkpoint.huggingface.format import (
     ForeignModel,
-    export_encoder,
+    encoder_state,
     import_encoder,
     only_folder,
+    read_family,
     read_vocabulary,
     write_vocabulary,
 )
@@ -108,9 +109,7 @@ class CrossEncoderFormat:
         """See Format."""
         folder = only_folder("a cross-encoder", folders, separate_towers)
         path = folder / "config.json"
-        families = {ENCODER_FAMILIES[name].model_type: ENCODER_FAMILIES[name] for name in HEADS}
-        settings = read_model_settings(path, *families)
-        family = families[settings.get("model_type", BERT.model_type)]
+        settings, family = read_family(path, (ENCODER_FAMILIES[name] for name in HEADS))
         encoder, head = family.from_huggingface(settings, path), HEADS[family.name]
         check_settings(settings, path, "a cross-encoder", required=head.required, needed=())
         vocabulary = read_vocabulary(family.vocabulary, folder, encoder.vocab_size)
@@ -127,11 +126,10 @@ class CrossEncoderFormat:
 
     def write(self, model: ForeignModel, folder: Path) -> None:
         """See Format; `CrossEncoder.predict` gives the scores of the export as they are."""
-        encoder = {name.removeprefix("bert."): full for name, full in model.weights.items() if name.startswith("bert.")}
         shape = model.shape.encoder
         family = ENCODER_FAMILIES.of(shape)
         head = HEADS[family.name]
-        state = {family.inner_prefix + name: full for name, full in export_encoder(encoder, shape).items()}
+        state = {family.inner_prefix + name: full for name, full in encoder_state(model.weights, shape).items()}
         state |= {theirs: model.weights[ours] for ours, theirs in head.names(shape).items()}
         settings = {
             "architectures": [head.architecture],

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from megatron_retrieval.checkpoint.huggingface.files import read_model_settings
 from megatron_retrieval.checkpoint.huggingface.weight_table import export_weights, import_weights
-from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES, EncoderFamily
 from megatron_retrieval.checkpoint.kinds.kind import ModelKind
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.errors import CheckpointError
@@ -142,6 +143,24 @@ def import_encoder(state: Mapping[str, Tensor], shape: EncoderShape, source: str
     """
     family = ENCODER_FAMILIES.of(shape)
     return import_weights(family.current_names(state), family.table(shape), source, f"the encoder ({family.name})")
+
+
+def read_family(path: Path, families: Iterable[EncoderFamily]) -> tuple[dict[str, Any], EncoderFamily]:
+    """The contents of a `config.json`, and the family that its model_type names; without one it is the first's.
+
+    Raises:
+        CheckpointError: as `read_model_settings`.
+    """
+    first, *others = families
+    by_type = {name: family for family in (first, *others) for name in family.model_types}
+    settings = read_model_settings(path, *by_type)
+    return settings, by_type[settings.get("model_type", first.model_type)]
+
+
+def encoder_state(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:
+    """The encoder of a model's weights, under the names of its family's model in transformers."""
+    own = {name.removeprefix("bert."): full for name, full in weights.items() if name.startswith("bert.")}
+    return export_encoder(own, shape)
 
 
 def export_encoder(full: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:

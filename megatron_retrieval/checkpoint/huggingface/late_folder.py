@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.files import read_model_settings
 from megatron_retrieval.checkpoint.huggingface.format import (
     ForeignModel,
-    export_encoder,
     import_encoder,
+    read_family,
     read_vocabulary,
     write_vocabulary,
 )
@@ -32,9 +31,8 @@ LINEAR = "linear.weight"
 
 
 def read_encoder(folder: Path, *families: EncoderFamily) -> tuple[Any, Vocabulary]:
-    path, by_type = folder / "config.json", {name: family for family in families for name in family.model_types}
-    settings = read_model_settings(path, *by_type)
-    family = by_type[settings.get("model_type", families[0].model_type)]
+    path = folder / "config.json"
+    settings, family = read_family(path, families)
     shape = family.from_huggingface(settings, path)
     vocabulary = read_vocabulary(family.vocabulary, folder, shape.vocab_size)
     check_text_handling(folder, vocabulary)
@@ -78,11 +76,6 @@ def late_model(
     shape = LateInteractionConfig(encoder=encoder, colbert_dim=linear.size(0))
     weights |= {LINEAR: linear.float()}
     return ForeignModel(LATE_INTERACTION, shape, weights, vocabulary, layout, assumed)
-
-
-def encoder_state(model: ForeignModel) -> dict[str, Tensor]:
-    own = {name.removeprefix("bert."): full for name, full in model.weights.items() if name.startswith("bert.")}
-    return export_encoder(own, model.shape.encoder)
 
 
 def write_encoder(model: ForeignModel, folder: Path, settings: Mapping[str, Any]) -> None:

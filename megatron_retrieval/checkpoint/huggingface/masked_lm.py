@@ -12,12 +12,13 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface import modernbert
 from megatron_retrieval.checkpoint.huggingface.bert import current_names
-from megatron_retrieval.checkpoint.huggingface.files import check_settings, read_model_settings
+from megatron_retrieval.checkpoint.huggingface.files import check_settings
 from megatron_retrieval.checkpoint.huggingface.format import (
     ForeignModel,
-    export_encoder,
+    encoder_state,
     import_encoder,
     only_folder,
+    read_family,
     read_vocabulary,
     write_vocabulary,
 )
@@ -127,9 +128,7 @@ class MaskedLMFormat:
         """See Format."""
         folder = only_folder("a masked LM", folders, separate_towers)
         path = folder / "config.json"
-        families = {ENCODER_FAMILIES[name].model_type: ENCODER_FAMILIES[name] for name in HEADS}
-        settings = read_model_settings(path, *families)
-        family = families[settings.get("model_type", BERT.model_type)]
+        settings, family = read_family(path, (ENCODER_FAMILIES[name] for name in HEADS))
         check_settings(settings, path, "a masked LM", required=HEADS[family.name].required, needed=())
         shape = family.from_huggingface(settings, path)
         vocabulary = read_vocabulary(family.vocabulary, folder, shape.vocab_size)
@@ -141,10 +140,9 @@ class MaskedLMFormat:
 
     def write(self, model: ForeignModel, folder: Path) -> None:
         """See Format."""
-        encoder = {name.removeprefix("bert."): full for name, full in model.weights.items() if name.startswith("bert.")}
         family = ENCODER_FAMILIES.of(model.shape)
         head = HEADS[family.name]
-        state = {family.inner_prefix + name: full for name, full in export_encoder(encoder, model.shape).items()}
+        state = {family.inner_prefix + name: full for name, full in encoder_state(model.weights, model.shape).items()}
         state |= {theirs: model.weights[f"head.{ours}"] for ours, theirs in head.names(model.shape).items()}
         settings = {"architectures": [head.architecture], "tie_word_embeddings": True, "dtype": "float32"}
         write_json(folder / "config.json", {**family.to_huggingface(model.shape), **head.required, **settings})

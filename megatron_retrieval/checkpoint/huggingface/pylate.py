@@ -12,10 +12,9 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings, read_settings
-from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, only_folder
+from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, encoder_state, only_folder
 from megatron_retrieval.checkpoint.huggingface.late_folder import (
     LINEAR,
-    encoder_state,
     late_layout,
     late_model,
     read_encoder,
@@ -97,7 +96,7 @@ class PylateFormat:
         write_json(folder / "sentence_bert_config.json", length)
         write_encoder(model, folder, {})
         _add_markers(model, folder / "tokenizer.json")
-        write_weights(folder, encoder_state(model))
+        write_weights(folder, encoder_state(model.weights, model.shape.encoder))
         sizes = {"in_features": model.shape.encoder.hidden_size, "out_features": model.shape.colbert_dim}
         (folder / paths["Dense"]).mkdir()
         dense = {**sizes, "bias": False, "activation_function": IDENTITY, "use_residual": False}

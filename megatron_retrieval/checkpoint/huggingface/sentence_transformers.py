@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.files import (
-    read_model_settings,
     read_optional_settings,
     read_settings,
 )
+from megatron_retrieval.checkpoint.huggingface.format import read_family
 from megatron_retrieval.checkpoint.huggingface.tower_folder import (
     TowerFolder,
     assemble_tower,
@@ -23,7 +23,7 @@ from megatron_retrieval.checkpoint.huggingface.tower_folder import (
 )
 from megatron_retrieval.checkpoint.huggingface.towers import TowerFormat
 from megatron_retrieval.checkpoint.huggingface.weight_files import read_weights, write_weights
-from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, ENCODER_FAMILIES
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.dual_encoder import DualEncoderConfig, Pooling
@@ -121,9 +121,8 @@ def write_sentence_transformer(folder: Path, tower: TowerFolder, role: str) -> N
 
 def _read_encoder(path: Path) -> EncoderShape:
     """The shape of the Transformer, of the family that its model_type names; what names none is read as a BERT."""
-    families = {name: family for family in ENCODER_FAMILIES.values() for name in family.model_types}
-    settings = read_model_settings(path, *families)
-    return families[settings.get("model_type", BERT.model_type)].from_huggingface(settings, path)
+    settings, family = read_family(path, ENCODER_FAMILIES.values())
+    return family.from_huggingface(settings, path)
 
 
 def read_modules(folder: Path, chains: Sequence[list[str]], allowed: str) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.format import (
-    export_encoder,
+    encoder_state,
     import_encoder,
     read_vocabulary,
     write_vocabulary,
@@ -50,8 +50,7 @@ class TowerFolder:
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The encoder's tensors under the names of its family's model in transformers."""
-        own = {name.removeprefix("bert."): full for name, full in self.weights.items() if name.startswith("bert.")}
-        return export_encoder(own, self.config.encoder)
+        return encoder_state(self.weights, self.config.encoder)
 
     def projection(self, prefix: str) -> dict[str, Tensor]:
         """The projection's tensors under another module's name; empty where there is none."""
