@@ -195,6 +195,13 @@ def prior_entropy(log_priors: Tensor, num_questions: float) -> Mean:
     return Mean(torch.special.entr(log_priors.detach().exp()).sum() / num_questions, num_questions)
 
 
+def posteriors(log_priors: Tensor, log_likelihoods: Tensor) -> Tensor:
+    """[n, K] p(z | q, a) from log p(z | q), -inf for fillers, and log p(a | q, z); 0 everywhere where every passage has
+    0."""
+    joint = (log_priors + log_likelihoods).masked_fill(log_priors == -torch.inf, -torch.inf)
+    return (joint - joint.logsumexp(1, keepdim=True)).exp().nan_to_num(0.0)
+
+
 def posterior_divergence(log_priors: Tensor, log_likelihoods: Tensor) -> Tensor:
     """[n] KL(p(z | q, a) || p(z | q)), in nats: how far the answer moves the weights of passages.
 
@@ -208,9 +215,7 @@ def posterior_divergence(log_priors: Tensor, log_likelihoods: Tensor) -> Tensor:
     likelihoods = _wide(log_likelihoods.detach()).masked_fill(priors == -torch.inf, -torch.inf)
     # the greatest as 0: else small differences of large numbers would be rounded away
     likelihoods = likelihoods - likelihoods.amax(1, keepdim=True).nan_to_num(0.0, neginf=0.0)
-    joint = priors + likelihoods
-    marginal = joint.logsumexp(1)
-    posterior = (joint - marginal[:, None]).exp().nan_to_num(0.0)
+    marginal, posterior = (priors + likelihoods).logsumexp(1), posteriors(priors, likelihoods)
     divergence = torch.where(posterior > 0, posterior * likelihoods, 0.0).sum(1) - marginal
     return divergence.where(marginal > -torch.inf, 0.0)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.data.examples.open_questions import AskedBatch
-from megatron_retrieval.objectives.end_to_end import log_priors, sum_over_passages
+from megatron_retrieval.objectives.end_to_end import log_priors, posteriors, sum_over_passages
 from megatron_retrieval.training.steps.readings import Reading
 from megatron_retrieval.types.search import FILLER_ROW
 from megatron_retrieval.types.tokens import to_device
@@ -45,8 +45,7 @@ class Observed:
     @property
     def posterior(self) -> Tensor:
         """[n, K] p(z | q, a); 0 everywhere for a question without a chance."""
-        joint = (self.priors + self.likelihoods).masked_fill(~self._is_real, -torch.inf)
-        return (joint - self.marginal[:, None]).exp().nan_to_num(0.0)
+        return posteriors(self.priors, self.likelihoods)
 
     @property
     def _is_real(self) -> Tensor:
