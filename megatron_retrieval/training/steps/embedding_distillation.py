@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveFloat, PositiveInt
 from megatron_retrieval.config.marks import INPUT
+from megatron_retrieval.data.examples.batches import EpochSampler, Share
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Rows
@@ -28,7 +29,7 @@ from megatron_retrieval.training.steps.dropout import start_dropout
 from megatron_retrieval.training.steps.step import StepModule
 from megatron_retrieval.types.metrics import Mean, Metrics
 from megatron_retrieval.types.tokens import by_length
-from megatron_retrieval.utils.seeds import generator
+from megatron_retrieval.utils.seeds import derive_seed
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -96,15 +97,14 @@ class _DistilledPassages:
     ) -> None:
         self.evidence, self.vectors, self.text_format = evidence, vectors, text_format
         self.topology, self.seed = topology, seed
-        self.batch_size = min(config.distill_batch_size, len(evidence))
+        self._sampler = EpochSampler(len(evidence), config.distill_batch_size, derive_seed(seed, "distilled passages"))
 
-    def rows(self, iteration: int) -> Rows:
-        """This rank's rows; all passages have their turn before one comes again."""
-        per_epoch = len(self.evidence) // self.batch_size
-        epoch, place = divmod(iteration, per_epoch)
-        order = generator(self.seed, "distilled passages", epoch).permutation(len(self.evidence))
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
-        return np.ascontiguousarray(chosen[self.topology.dp_rank :: self.topology.dp_size])
+    def rows(self, iteration: int) -> tuple[Rows, int]:
+        """This rank's rows, and how many all ranks have together; all passages have their turn before one comes
+        again."""
+        chosen = self._sampler.batch(iteration).indices
+        share = Share.of(len(chosen), self.topology.dp_rank, self.topology.dp_size)
+        return np.array(chosen[share.own], np.int64), len(chosen)
 
 
 class EmbeddingDistillation:
@@ -123,9 +123,9 @@ class EmbeddingDistillation:
         """See StepModule."""
         metrics = self._step.forward_backward(batch, iteration, loss_scale)
         passages, topology = self._passages, self._passages.topology
-        rows = passages.rows(iteration)
+        rows, size = passages.rows(iteration)
         tokens, teacher = passages.evidence.tokens(rows, passages.text_format), passages.vectors
-        size, distance = passages.batch_size, torch.zeros((), device=topology.device)
+        distance = torch.zeros((), device=topology.device)
         for number, chunk in enumerate(by_length(tokens.lengths, self._micro_batch_size)):
             start_dropout(passages.seed, topology, iteration, "distilled", number)
             vectors = self._model.encode_passages(tokens.rows(chunk).to(topology.device))
