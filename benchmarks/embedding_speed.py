@@ -7,10 +7,7 @@ take from the machine meets all.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from rivals.embedding import Backend, open_backend
+from rivals.rounds import in_turns, medians, ratio_cells
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,11 +78,8 @@ def main(config: EmbeddingSpeedConfig) -> None:
             model = open_backend(backend, config.model, texts, config.num_threads).to(device)
             arms[f"sentence-transformers, {backend}"] = partial(_encode, model, texts)
         vectors = {name: embed() for name, embed in arms.items()}  # warms up
-        clock = time.perf_counter if config.clock == "wall" else time.process_time
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        for _ in range(config.num_rounds):
-            for name, embed in arms.items():
-                seconds[name].append(_seconds(embed, clock))
+        rounds = in_turns(list(arms.values()), config.num_rounds, config.clock)
+        seconds = dict(zip(arms, zip(*rounds, strict=True), strict=True))
     _report(config.num_passages, vectors, seconds)
 
 
@@ -101,17 +96,11 @@ def _encode(model: SentenceTransformer, texts: list[str]) -> Tensor:
     return vectors.float().cpu()
 
 
-def _seconds(embed: Callable[[], Tensor], clock: Callable[[], float]) -> float:
-    started = clock()
-    embed()  # ends with vectors on the CPU
-    return clock() - started
-
-
 def _least_cosine(some: Tensor, others: Tensor) -> float:
     return float(F.cosine_similarity(some, others).min())
 
 
-def _report(num_passages: int, vectors: dict[str, Tensor], seconds: dict[str, list[float]]) -> None:
+def _report(num_passages: int, vectors: dict[str, Tensor], seconds: dict[str, tuple[float, ...]]) -> None:
     ours, reference, *_ = vectors
     cosines = {name: _least_cosine(part, vectors[reference]) for name, part in vectors.items()}
     if cosines[ours] < LEAST_COSINE:
@@ -120,16 +109,9 @@ def _report(num_passages: int, vectors: dict[str, Tensor], seconds: dict[str, li
         )
     rows = []
     for name, taken in seconds.items():
-        ratios = [theirs / own for own, theirs in zip(seconds[ours], taken, strict=True)]
-        rows.append(
-            [
-                name,
-                f"{num_passages / statistics.median(taken):.0f}",
-                f"{statistics.median(ratios):.2f}",
-                f"{min(ratios):.2f} to {max(ratios):.2f}",
-                f"{cosines[name]:.6f}",
-            ]
-        )
+        pairs = list(zip(seconds[ours], taken, strict=True))
+        rate = f"{num_passages / medians(pairs)[1]:.0f}"
+        rows.append([name, rate, *ratio_cells(pairs), f"{cosines[name]:.6f}"])
     header = ["", "passages/s, median", "ratio", "rounds", "least cosine with float32"]
     sys.stdout.write(text_table(header, rows) + "\n")
 

@@ -8,10 +8,8 @@ timed, both must give the same vectors or scores; then they take turns, and a ro
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rivals.memory import peak_mib
+from rivals.rounds import in_turns, medians, ratio_cells
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor, nn
@@ -108,24 +107,14 @@ def _compared(config: FamilySpeedConfig, family: Family) -> list[str]:
     with tempfile.TemporaryDirectory() as folder, process_topology(ParallelConfig(device="cpu")) as topology:
         sides = _sides(config, family, Path(folder), topology)
         _require_equal(family, *(side() for side in sides))  # warms up
-        clock = time.perf_counter if config.clock == "wall" else time.process_time
-        seconds = [[_seconds(side, clock) for side in sides] for _ in range(config.num_rounds)]
-    ratios = [theirs / ours for ours, theirs in seconds]
-    rates = [config.num_passages / statistics.median(column) for column in zip(*seconds, strict=True)]
+        seconds = in_turns(sides, config.num_rounds, config.clock)
     peaks = [_peak(config, family, side) for side in (0, 1)] if config.memory else []
     return [
         family,
-        *(f"{rate:.0f}" for rate in rates),
-        f"{statistics.median(ratios):.2f}",
-        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        *(f"{config.num_passages / median:.0f}" for median in medians(seconds)),
+        *ratio_cells(seconds),
         " / ".join(f"{peak:.0f}" for peak in peaks),
     ]
-
-
-def _seconds(side: Run, clock: Callable[[], float]) -> float:
-    start = clock()
-    side()
-    return clock() - start
 
 
 def _require_equal(family: Family, ours: Tensor, theirs: Tensor) -> None:

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from rivals.memory import peak_mib
+from rivals.rounds import in_turns, medians, ratio_cells
 from rivals.training import Figures, Side, contrastive, extractive, fusion, without_dropout
 
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
@@ -119,17 +117,13 @@ def _compared(config: TrainingSpeedConfig, task: Task) -> list[str]:
         sides = _sides(config, task, topology)
         first = [_first_step(side) for side in sides]
         _require_equal(task, *first)
-        clock = time.perf_counter if config.clock == "wall" else time.process_time
-        seconds = [[_seconds(side.step, clock) for side in sides] for _ in range(config.num_rounds)]
-    ratios = [their_own / own for own, their_own in seconds]
-    medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
+        seconds = in_turns([side.step for side in sides], config.num_rounds, config.clock)
     peaks = [_peak(config, task, side) for side in (0, 1)] if config.memory else []
     row = [
         task,
         *(f"{figures.loss:.7f}" for figures in first),
-        *(f"{median:.3f}" for median in medians),
-        f"{statistics.median(ratios):.2f}",
-        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        *(f"{median:.3f}" for median in medians(seconds)),
+        *ratio_cells(seconds),
         " / ".join(f"{peak:.0f}" for peak in peaks),
     ]
     sys.stdout.write(f"{' | '.join(row)}\n")
@@ -147,12 +141,6 @@ def _require_equal(task: Task, own: Figures, other: Figures) -> None:
     is_loss = math.isclose(own.loss, other.loss, rel_tol=LOSS_TOLERANCE, abs_tol=LOSS_TOLERANCE)
     if not is_loss or not math.isclose(own.gradient_norm, other.gradient_norm, rel_tol=GRADIENT_TOLERANCE):
         raise MismatchError(f"{task}: ours gives {own}, theirs {other}; their speeds cannot be compared.")
-
-
-def _seconds(step: Callable[[], Figures], clock: Callable[[], float]) -> float:
-    start = clock()
-    step()
-    return clock() - start
 
 
 def _peak(config: TrainingSpeedConfig, task: Task, side: int) -> float:
