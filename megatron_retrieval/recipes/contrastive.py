@@ -20,7 +20,7 @@ from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.ragged import Rows
-from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -51,6 +51,13 @@ class DualEncoderTrainingConfig:
     distillation: EmbeddingDistillationConfig = field(default_factory=EmbeddingDistillationConfig)
     text_format: TextFormatConfig = field(default_factory=TextFormatConfig)
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
+
+    def __post_init__(self) -> None:
+        if self.freeze_passage_encoder and self.distillation.distill_evidence is not None:
+            raise ConfigError(
+                "--distill-evidence teaches the encoder of passages, which --freeze-passage-encoder leaves as it is: "
+                "give one of them."
+            )
 
     @property
     def parallel(self) -> ParallelConfig:

@@ -45,6 +45,7 @@ class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
     index: IndexRefreshConfig = field(default_factory=IndexRefreshConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mined.evidence is None and (self.index.index_refresh_interval or self.index.embeddings):
             raise ConfigError(
                 "--index-refresh-interval and --embeddings are of the index of --evidence: give it as well."

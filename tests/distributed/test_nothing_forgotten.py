@@ -95,6 +95,9 @@ def test_a_teacher_of_other_passages_is_refused(folder: Path, tmp_path: Path) ->
     flags[flags.index("--distill-evidence") + 1] = f"{tmp_path}/evidence"
     with pytest.raises(ProcessRaisedException, match=r"are of evidence .* but the evidence given is"):
         _train(folder, "refused", *flags)
+    frozen = [*_distilled(folder, 1.0), "--freeze-passage-encoder"]
+    with pytest.raises(ConfigError, match="which --freeze-passage-encoder leaves as it is"):
+        parse_config(FINETUNE.config, [*TINY, "--train-data", "a", "--output-dir", "b", *frozen])
     with pytest.raises(ConfigError, match="--distill-evidence and --distill-embeddings belong together"):
         parse_config(FINETUNE.config, [*TINY, "--train-data", "a", "--output-dir", "b", "--distill-evidence", "c"])
     assert len(EmbeddingStore(folder / "vectors")) == 82
