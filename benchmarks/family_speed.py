@@ -80,6 +80,9 @@ class FamilySpeedConfig(Checked):
     """Their heads."""
     vocab_size: PositiveInt = 8192
     """Entries of the vocabularies, at most."""
+    vocabulary_passages: PositiveInt = 2000
+    """Passages that a vocabulary is trained on, at most. One of few passages cuts texts into pieces so short that all
+    reach the longest length, and nothing is told of padding."""
     max_seq_length: PositiveInt = 256
     """Longest sequence in tokens."""
     num_passages: PositiveInt = 50
@@ -140,13 +143,18 @@ def _measured_peak(config: FamilySpeedConfig, family: Family, side: int) -> floa
 def _sides(config: FamilySpeedConfig, family: Family, folder: Path, topology: ProcessTopology) -> tuple[Run, Run]:
     """What each side computes; the model is written into the folder, which the other side reads."""
     evidence = EvidenceStore(config.evidence)
-    rows = np.linspace(0, len(evidence) - 1, config.num_passages).astype(np.int64)
-    passages = evidence.passages(rows)
-    texts = [_text(passage) for passage in passages]
+    passages = _spread(evidence, config.num_passages)
+    texts = [_text(passage) for passage in _spread(evidence, config.vocabulary_passages)]
     vocabulary = open_encoder_vocabulary(_write_vocabulary(config, family, folder / "vocabulary", texts))
     shape = _shape(config, family, vocabulary.vocab_size)
     write = partial(_write, vocabulary=vocabulary, folder=folder, topology=topology)
     return (_reranking if config.rerank else _embedding)(config, shape, vocabulary, passages, write)
+
+
+def _spread(evidence: EvidenceStore, most: int) -> list[Passage]:
+    """So many passages from all over the evidence, or all."""
+    count = min(most, len(evidence))
+    return evidence.passages(np.linspace(0, len(evidence) - 1, count).astype(np.int64))
 
 
 def _embedding(
