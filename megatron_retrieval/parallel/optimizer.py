@@ -62,7 +62,8 @@ class Optimizer:
     """Updates the parameters of `model` from its accumulated, reduced gradients; frozen ones stay as they are.
 
     Args:
-        rate_multipliers: factors of the learning rate by prefix of the parameters' names; 1 for all others.
+        rate_multipliers: factors of the learning rate by prefix of the parameters' names, in which * is anything; 1 for
+            all others.
     """
 
     def __init__(

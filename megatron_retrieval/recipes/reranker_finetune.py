@@ -29,7 +29,8 @@ class RerankerFinetuneConfig(FromCheckpoint):
 
     pretrained_checkpoint: str | None = field(default=None, metadata=INPUT)
     """Checkpoint whose encoder, vocabulary and, if it is a cross-encoder, head and layout training starts from: of a
-    masked language model, a dual encoder (its passage tower) or a cross-encoder."""
+    masked language model, a dual encoder (its passage tower), an extractive reader (which reads question and passage
+    together already) or a cross-encoder."""
     data: RankingDataConfig
     valid_data: tuple[str, ...] = field(default=(), metadata=HELD_OUT)
     """Held-out files of the same kinds: loss and accuracy among hard negatives during training."""

@@ -67,6 +67,9 @@ class RetroPretrainingConfig:
     random weights, all of which are trained."""
     retro_train_base: bool = False
     """Train the weights of --pretrained-checkpoint as well."""
+    retro_gate_lr: float | None = None
+    """Peak learning rate of the gates that --retro-cca-init self-attention closes at first, each of which moves by up
+    to as much at a step; default: --lr, which hardly opens them in hundreds of steps."""
     data: RetroDataConfig
     training: TrainingConfig
     step: RetroStepConfig = field(default_factory=RetroStepConfig)
@@ -77,6 +80,8 @@ class RetroPretrainingConfig:
             raise ConfigError("--lora-rank: a RETRO has no adapters; the weights that read neighbours are trained.")
         if self.freezes and not self.data.retro_add_retriever:
             raise ConfigError("--no-retro-add-retriever: a frozen model learns nothing then; give --retro-train-base.")
+        if self.retro_gate_lr is not None and self.training.optimizer.lr <= 0:
+            raise ConfigError("--retro-gate-lr follows the schedule of --lr, which must be above 0.")
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -137,7 +142,7 @@ def build(config: RetroPretrainingConfig, topology: ProcessTopology) -> Trainer:
     identity = {"number of sequences": len(examples), "--retro-train-base": config.retro_train_base}
     vocabulary = chunks.vocabulary
     saved = SavedModel(RETRO.name, RETRO.config(shape, vocabulary), vocabulary.assets(), identity, base=base)
-    run = TrainingRun(config, topology, model, saved)
+    run = TrainingRun(config, topology, model, saved, _gate_rate(config))
     run.evaluate(held_out)
     run.resume()
     return run.trainer(RetroStep(model, config.step, topology, training.seed), examples)
@@ -183,6 +188,19 @@ def _texts(config: RetroPretrainingConfig, neighbors: NeighborStore, split: Spli
         seed=seed,
     )
     return RetroTexts(sequences, drop=data.retro_drop_neighbors if split == "train" else 0.0, seed=seed)
+
+
+def _gate_rate(config: RetroPretrainingConfig) -> dict[str, float]:
+    """The factor of the learning rate of gates.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    if config.retro_gate_lr is None:
+        return {}
+    if config.model.retro_cca_init != "self-attention":
+        raise ConfigError("--retro-gate-lr: only --retro-cca-init self-attention has gates.")
+    return {"*.cross_attention.gate": config.retro_gate_lr / config.training.optimizer.lr}
 
 
 def _freeze(config: RetroPretrainingConfig, model: Retro) -> BaseCheckpoint | None:

@@ -96,7 +96,7 @@ class TrainingRun:
         job: its configuration, which checkpoints keep.
         model: with the weights that training starts from; `resume` replaces them.
         saved: what checkpoints hold beside tensors.
-        rate_multipliers: of the learning rate, by the beginning of the parameters' names.
+        rate_multipliers: of the learning rate, by the beginning of the parameters' names, in which * is anything.
     """
 
     def __init__(

@@ -73,14 +73,14 @@ JOBS: dict[str, tuple[runs.Recipe, tuple[str, ...], list[str], str]] = {
         "masked-lm",
     ),
     "ICT": (runs.ICT, (*CORPUS, "--pretrained-checkpoint", "masked-lm"), LENGTHS, "dual-encoder"),
+    "late-interaction": (runs.LATE, (*PAIRS, "--pretrained-checkpoint", "masked-lm"), LENGTHS, "late-interaction"),
+    "extractive": (runs.READER, (*READINGS, "--pretrained-checkpoint", "masked-lm"), READING, "extractive-reader"),
     "cross-encoder": (
         runs.RERANKER,
-        (*PAIRS, "--pretrained-checkpoint", "masked-lm"),
+        (*PAIRS, "--pretrained-checkpoint", "extractive"),
         ["--pair-seq-length", "128"],
         "cross-encoder",
     ),
-    "late-interaction": (runs.LATE, (*PAIRS, "--pretrained-checkpoint", "masked-lm"), LENGTHS, "late-interaction"),
-    "extractive": (runs.READER, (*READINGS, "--pretrained-checkpoint", "masked-lm"), READING, "extractive-reader"),
     "MSS": (
         runs.MSS,
         (*EVIDENCE, "--reader", "extractive"),

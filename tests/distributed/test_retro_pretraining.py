@@ -127,6 +127,22 @@ def test_from_scratch_with_dropped_and_swapped_neighbours(folder: Path) -> None:
     assert len(losses) == 4
 
 
+def test_gates_open_at_a_rate_of_their_own(folder: Path) -> None:
+    """The first step of Adam moves a weight by its learning rate, whatever the gradient; where closed gates let none
+    through, that is 0."""
+    flags = "--retro-cca-init self-attention --lr 1e-3 --lr-decay-style constant --lr-warmup-fraction 0 --train-iters 1"
+    words = _words(folder, "gates", *flags.split(), "--retro-gate-lr", "0.05")
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        trainer = _built(words, topology)
+        before = {name: p.detach().clone() for name, p in trainer.model.module.named_parameters()}
+        trainer.fit()
+        for name, parameter in trainer.model.module.named_parameters():
+            moved = float((parameter - before[name]).abs().max())
+            is_first_gate = name.startswith("stack.decoder.") and name.endswith(".gate")
+            assert moved == pytest.approx(0.05 if is_first_gate else 0.0, abs=1e-4), name
+    assert any(name.endswith("decoder.layers.1.cross_attention.gate") for name in before)
+
+
 def test_evaluation_in_all_arms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without neighbours it is the base, to the last digit that is written."""
     words = ["--retro-chunks", str(folder / "chunks"), "--retro-neighbors", str(folder / "neighbors")]
@@ -225,6 +241,8 @@ def test_a_reader_is_made_of_it(folder: Path) -> None:
     [
         (["--no-retro-add-retriever"], ConfigError, "learns nothing"),
         (["--lora-rank", "2"], ConfigError, "no adapters"),
+        (["--retro-gate-lr", "0.1"], ConfigError, "has gates"),
+        (["--retro-cca-init", "self-attention", "--retro-gate-lr", "0.1", "--lr", "0"], ConfigError, "above 0"),
         (["--retro-chunk-length", "8"], MismatchError, "chunks of 4 tokens, the model of 8"),
         (["--retro-cross-attention-layers", "9"], ConfigError, "layers are 1 to 4"),
     ],

@@ -16,7 +16,7 @@ class CrossEncoderKind(NestedEncoderKind[CrossEncoderConfig, PairFormatConfig, C
 
     name = "cross-encoder"
     about = "an encoder that scores a passage for a question, read together"
-    starts_from = ("dual-encoder", "masked-lm", "cross-encoder")
+    starts_from = ("dual-encoder", "masked-lm", "extractive-reader", "cross-encoder")
     shape_class, layout_class, model_class = CrossEncoderConfig, PairFormatConfig, CrossEncoder
 
     def read_shape(self, settings: Mapping[str, Any]) -> CrossEncoderConfig:
