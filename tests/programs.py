@@ -23,6 +23,7 @@ PATIENCE_SECONDS = 900
 NOWHERE = Path(os.devnull)
 #: one thread each, as under torchrun: on more, products of matrices are rounded otherwise
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+_started: list[WarmProgram] = []
 
 
 def command(*words: object, num_processes: int = 1) -> list[str]:
@@ -68,7 +69,15 @@ def refuse(words: list[str], message: str) -> None:
 
 def start(words: list[str], stdout: Path = NOWHERE, stderr: Path = NOWHERE, cwd: Path = ROOT) -> WarmProgram:
     """In the background; what it prints is appended to files."""
-    return WarmProgram(words[1:], cwd=cwd, env=ENVIRONMENT, stdout=stdout, stderr=stderr)
+    _started.append(WarmProgram(words[1:], cwd=cwd, env=ENVIRONMENT, stdout=stdout, stderr=stderr))
+    return _started[-1]
+
+
+def end_started() -> None:
+    """Kill what a test that failed has left running."""
+    while _started:
+        if (program := _started.pop()).poll() is None:
+            program.kill()
 
 
 def wait_for_step(output: Path, step: int, process: WarmProgram) -> None:

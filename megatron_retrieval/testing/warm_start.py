@@ -82,6 +82,7 @@ def _become(words: list[str], cwd: str, env: dict[str, str], stdout: str, stderr
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell has put in the background ignore it
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     if tuple(words[: len(TORCHRUN)]) == TORCHRUN:
         _run_ranks(words[len(TORCHRUN) + 1 :], int(words[len(TORCHRUN)]))

@@ -16,6 +16,16 @@ from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
 from megatron_retrieval.utils.signals import STOP_SIGNALS, StopSignal, leaving_on_signals
 
 LATEST = "latest_checkpointed_iteration.txt"
+USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_foreground() -> Iterator[None]:
+    """Tests that a shell runs in the background, or nohup, would ignore both."""
+    before = {number: signal.signal(number, usual) for number, usual in USUAL.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_processes_whose_torchrun_is_gone_save_and_end(tmp_path: Path) -> None:
