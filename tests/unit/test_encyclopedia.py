@@ -22,15 +22,14 @@ from megatron_retrieval.utils.files import file_fingerprint
 
 
 @pytest.fixture(scope="module")
-def encyclopedia() -> Encyclopedia:
-    return build_encyclopedia(seed=1)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encyclopedia") / "data"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("encyclopedia") / "data"
-    write_encyclopedia(EncyclopediaConfig(output=path))
-    return path
+def encyclopedia(folder: Path) -> Encyclopedia:
+    """What was written into the folder."""
+    return write_encyclopedia(EncyclopediaConfig(output=folder))
 
 
 def test_it_is_large_and_its_passages_are_short(encyclopedia: Encyclopedia) -> None:
@@ -92,6 +91,7 @@ def test_other_seeds_give_other_text(encyclopedia: Encyclopedia) -> None:
     assert {passage.text for passage in other.passages} != {passage.text for passage in encyclopedia.passages}
 
 
+@pytest.mark.usefixtures("encyclopedia")
 def test_files_do_not_depend_on_the_process(folder: Path, tmp_path: Path) -> None:
     program = "from megatron_retrieval.testing.encyclopedia.output import *; import sys; from pathlib import Path; "
     program += "write_encyclopedia(EncyclopediaConfig(output=Path(sys.argv[1])))"
@@ -121,6 +121,7 @@ def test_the_files_read_back(folder: Path, encyclopedia: Encyclopedia) -> None:
     assert first.question == encyclopedia.train[0].text
 
 
+@pytest.mark.usefixtures("encyclopedia")
 def test_the_vocabulary_keeps_words_whole_and_cuts_names(folder: Path) -> None:
     tokenizer = WordPieceTokenizer(folder / "vocab.txt")
     pieces = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
@@ -138,6 +139,7 @@ def test_wordpiece_joins_frequent_pairs_first_and_breaks_ties_by_the_alphabet() 
     assert "ab" not in train_wordpiece(["ab"], size=100, min_count=2)
 
 
+@pytest.mark.usefixtures("encyclopedia")
 def test_an_existing_folder_is_left_alone(folder: Path) -> None:
     with pytest.raises(DataError, match="exists already"):
         write_encyclopedia(EncyclopediaConfig(output=folder))

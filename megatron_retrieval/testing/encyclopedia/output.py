@@ -50,10 +50,10 @@ def write_encyclopedia(config: EncyclopediaConfig) -> Encyclopedia:
     Raises:
         DataError: the folder exists and is not empty.
     """
-    encyclopedia = build_encyclopedia(
-        seed=config.seed, evaluation_share=config.evaluation_share, questions_per_fact=config.questions_per_fact
-    )
     with atomic_directory(config.output) as folder:
+        encyclopedia = build_encyclopedia(
+            seed=config.seed, evaluation_share=config.evaluation_share, questions_per_fact=config.questions_per_fact
+        )
         write_passages(folder / "psgs_w100.tsv", sorted(encyclopedia.passages, key=lambda passage: int(passage.id)))
         for name, asks in (("train", encyclopedia.train), ("dev", encyclopedia.evaluation)):
             write_json(folder / f"biencoder-{name}.json", [_biencoder_entry(ask) for ask in asks])
