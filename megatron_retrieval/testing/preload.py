@@ -8,6 +8,7 @@ import megatron_retrieval
 
 _LIBRARIES = (
     "pytest",
+    "sentence_transformers",
     "transformers.models.bert.modeling_bert",
     "transformers.models.dpr.modeling_dpr",
     "transformers.models.t5.modeling_t5",
