@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from programs import command, succeed
 
 from megatron_retrieval.applications import reader_evaluation, retro_evaluation
 from megatron_retrieval.applications.dry_run import dry_run
@@ -20,7 +21,11 @@ from megatron_retrieval.checkpoint.kinds.retro import RETRO, RETRO_READER
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.config.parser import parse_config
+from megatron_retrieval.data.examples.retro import RetroDataset
+from megatron_retrieval.data.examples.retro_texts import RetroTexts
 from megatron_retrieval.data.stores.chunk_selection import ChunkSelectionConfig
+from megatron_retrieval.data.stores.chunks import ChunkStore
+from megatron_retrieval.data.stores.neighbors import NeighborStore
 from megatron_retrieval.errors import CheckpointError, ConfigError, MismatchError
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology, process_topology
@@ -28,7 +33,7 @@ from megatron_retrieval.recipes import retro_pretraining
 from megatron_retrieval.testing import runs
 from megatron_retrieval.testing.tiny_retro import write_tiny_chunks, write_tiny_neighbors
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
-from megatron_retrieval.training.trainer import Trainer
+from megatron_retrieval.training.trainer import Trainer, reduce_metrics
 
 M = 4
 SHAPE = CausalConfig(
@@ -141,6 +146,28 @@ def test_gates_open_at_a_rate_of_their_own(folder: Path) -> None:
             is_first_gate = name.startswith("stack.decoder.") and name.endswith(".gate")
             assert moved == pytest.approx(0.05 if is_first_gate else 0.0, abs=1e-4), name
     assert any(name.endswith("decoder.layers.1.cross_attention.gate") for name in before)
+
+
+def test_the_slope_of_a_gate_is_what_opening_it_gains(folder: Path, tmp_path: Path) -> None:
+    """As benchmarks/retro_gates.py measures it, against the losses with the gate a little open to either side."""
+    inputs = ["--retro-chunks", folder / "chunks", "--retro-neighbors", folder / "neighbors", "--seq-length", 16]
+    inputs += ["--pretrained-checkpoint", folder / "base", "--retro-encoder-num-layers", 1, "--num-sequences", 1]
+    succeed(command("benchmarks/retro_gates.py", *inputs, "--output", tmp_path / "slopes.json"))
+    (slopes,) = json.loads((tmp_path / "slopes.json").read_text())["on"]
+    assert list(slopes) == ["1", "2", "3", "4"]
+    flags = "--retro-cca-init self-attention --seed 1 --train-iters 1 --retro-cross-attention-layers 1 2 3 4"
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        trainer = _built(_words(folder, "open", *flags.split()), topology)
+        model, neighbors = trainer.model.module, NeighborStore(str(folder / "neighbors"), ChunkStore(folder / "chunks"))
+        sequences = RetroDataset(neighbors, seq_length=16, num_neighbors=2, seed=1)
+        batch = RetroTexts(sequences, drop=0.0, seed=1).batch([0], 0, 0)
+        for layer, slope in slopes.items():
+            gate, losses = model.get_parameter(f"stack.decoder.layers.{int(layer) - 1}.cross_attention.gate"), []
+            for opening in (0.02, -0.02):
+                gate.data.fill_(opening)
+                losses.append(float(reduce_metrics(trainer.step.evaluate(batch), topology)["loss"]))
+            gate.data.fill_(0.0)
+            assert slope == pytest.approx((losses[0] - losses[1]) / 0.04, rel=0.02, abs=2e-5), layer
 
 
 def test_evaluation_in_all_arms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
