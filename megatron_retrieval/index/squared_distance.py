@@ -6,8 +6,6 @@ the greatest inner product where q and x are nearest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -22,15 +20,17 @@ _FACTORS = (1.0, 1.0, 2.0**-12)
 _WIDTH_STEP = 8
 
 
-@dataclass(frozen=True)
 class SquaredDistanceVectors:
     """The rows of a source with what makes inner products with `distance_queries` order rows by distance; a
     `VectorSource`, exact to float32 in whatever type the rows are kept.
 
-    The norms are those of the stored vectors, which may have been rounded.
+    The norms are those of the stored vectors, which may have been rounded; each is computed once.
     """
 
-    source: VectorSource
+    def __init__(self, source: VectorSource) -> None:
+        self.source = source
+        self._norms: Tensor | None = None  # [N, 3] in the type of the vectors
+        self._is_known = torch.zeros(len(source), dtype=torch.bool)
 
     @property
     def dimension(self) -> int:
@@ -40,34 +40,51 @@ class SquaredDistanceVectors:
         return len(self.source)
 
     def vectors(self, start: int, stop: int) -> Tensor:
-        return self._extended(self.source.vectors(start, stop))
+        return self._extended(self.source.vectors(start, stop), slice(start, stop))
 
     def read(self, start: int, stop: int) -> Tensor:
-        return self._extended(self.source.read(start, stop))
+        return self._extended(self.source.read(start, stop), slice(start, stop))
 
     def vectors_of(self, rows: Tensor) -> Tensor:
-        return self._extended(self.source.vectors_of(rows))
+        return self._extended(self.source.vectors_of(rows), rows)
 
-    def _extended(self, vectors: Tensor) -> Tensor:
+    def _extended(self, vectors: Tensor, rows: Tensor | slice) -> Tensor:
         """[n, D] -> [n, dimension].
 
         Raises:
             MegatronRetrievalError: a norm does not fit the type.
         """
+        if self._norms is None:
+            self._norms = vectors.new_zeros(len(self), len(_FACTORS))
+            self._is_known = self._is_known.to(vectors.device)
+        if not bool(self._is_known[rows].all()):
+            self._norms[rows] = _norm_columns(vectors)
+            self._is_known[rows] = True
+        width = vectors.size(1)
         extended = vectors.new_zeros(len(vectors), self.dimension)
-        extended[:, : vectors.size(1)] = vectors
-        rest = vectors.double().square_().sum(1).mul_(-0.5)
-        if len(rest) and float(rest.min()) < -torch.finfo(vectors.dtype).max:
-            name = str(vectors.dtype).removeprefix("torch.")
-            raise MegatronRetrievalError(
-                f"Vectors are so long that their squared lengths do not fit into {name}; embed with --embedding-dtype "
-                "bfloat16, or with an encoder that normalises."
-            )
-        for place, factor in enumerate(_FACTORS):
-            column = (rest / factor).to(vectors.dtype)
-            extended[:, vectors.size(1) + place] = column
-            rest = rest - column.double() * factor
+        extended[:, :width] = vectors
+        extended[:, width : width + len(_FACTORS)] = self._norms[rows]
         return extended
+
+
+def _norm_columns(vectors: Tensor) -> Tensor:
+    """[n, D] -> [n, 3] in the type of the vectors: what adds up to -|x|^2 / 2, times the factors.
+
+    Raises:
+        MegatronRetrievalError: a norm does not fit the type.
+    """
+    rest = vectors.double().square_().sum(1).mul_(-0.5)
+    if len(rest) and float(rest.min()) < -torch.finfo(vectors.dtype).max:
+        name = str(vectors.dtype).removeprefix("torch.")
+        raise MegatronRetrievalError(
+            f"Vectors are so long that their squared lengths do not fit into {name}; embed with --embedding-dtype "
+            "bfloat16, or with an encoder that normalises."
+        )
+    columns = []
+    for factor in _FACTORS:
+        columns.append((rest / factor).to(vectors.dtype))
+        rest = rest - columns[-1].double() * factor
+    return torch.stack(columns, 1)
 
 
 def distance_queries(queries: Tensor) -> Tensor:

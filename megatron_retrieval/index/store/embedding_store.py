@@ -152,12 +152,15 @@ class EmbeddingStore:
         """[n, D] of the rows [n] int64, in the stored type; each shard is looked into once."""
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())}..{int(rows.max())} of {len(self)}")
-        size, values = self.manifest.rows_per_shard, self.vectors(0, 0).new_empty(len(rows), self.dimension)
+        size = self.manifest.rows_per_shard
         shards = rows // size
-        for number in shards.unique().tolist():
-            places = (shards == number).nonzero().squeeze(1)
-            values[places] = self._shard(number).index_select(0, rows[places] - number * size)
-        return values
+        order, counts = shards.argsort(stable=True), shards.bincount()
+        numbers = counts.nonzero()[:, 0].tolist()
+        parts = [self.vectors(0, 0)]
+        for number, places in zip(numbers, order.split(counts[numbers].tolist()), strict=True):
+            parts.append(self._shard(number).index_select(0, rows[places] - number * size))
+        found = torch.cat(parts)
+        return found if len(numbers) < 2 else torch.empty_like(found).index_copy_(0, order, found)
 
     def read(self, start: int, stop: int) -> Tensor:
         """The same as a copy: no page of the file is mapped, to count as this process's memory from then on.
