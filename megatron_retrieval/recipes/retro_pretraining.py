@@ -25,6 +25,7 @@ from megatron_retrieval.errors import ConfigError, MismatchError
 from megatron_retrieval.models.retro import Retro, RetroConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.training.adapting import saved_base
+from megatron_retrieval.training.learning_rate import rate_multipliers
 from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingConfig, TrainingRun
 from megatron_retrieval.training.starting_point import find_start, load_start
@@ -80,8 +81,7 @@ class RetroPretrainingConfig:
             raise ConfigError("--lora-rank: a RETRO has no adapters; the weights that read neighbours are trained.")
         if self.freezes and not self.data.retro_add_retriever:
             raise ConfigError("--no-retro-add-retriever: a frozen model learns nothing then; give --retro-train-base.")
-        if self.retro_gate_lr is not None and self.training.optimizer.lr <= 0:
-            raise ConfigError("--retro-gate-lr follows the schedule of --lr, which must be above 0.")
+        self.multipliers()  # refuses a rate that has nothing to follow
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -92,6 +92,15 @@ class RetroPretrainingConfig:
     def freezes(self) -> bool:
         """Only what reads neighbours is trained."""
         return self.pretrained_checkpoint is not None and not self.retro_train_base
+
+    def multipliers(self) -> dict[str, float]:
+        """Factors of `--lr`, by prefix of the parameters' names.
+
+        Raises:
+            ConfigError: there is no rate to multiply.
+        """
+        rates = {"*.cross_attention.gate": self.retro_gate_lr}
+        return rate_multipliers(rates, self.training.optimizer.lr, "--retro-gate-lr follows")
 
     @cached_property
     def starting_point(self) -> AnyDescription | None:
@@ -132,6 +141,8 @@ def build(config: RetroPretrainingConfig, topology: ProcessTopology) -> Trainer:
     training, start, shape, chunks = config.training, config.starting_point, config.model, config.chunks
     require_chunks(chunks, shape, start)
     require_positions(shape.max_positions, seq_length=config.data.seq_length)
+    if config.retro_gate_lr is not None and shape.retro_cca_init != "self-attention":
+        raise ConfigError("--retro-gate-lr: only --retro-cca-init self-attention has gates.")
     neighbors = NeighborStore(config.data.retro_neighbors, chunks)
     examples = _texts(config, neighbors, "train")
     has_held_out = len(chosen_documents(neighbors, "valid", config.data.retro_sections))
@@ -142,7 +153,7 @@ def build(config: RetroPretrainingConfig, topology: ProcessTopology) -> Trainer:
     identity = {"number of sequences": len(examples), "--retro-train-base": config.retro_train_base}
     vocabulary = chunks.vocabulary
     saved = SavedModel(RETRO.name, RETRO.config(shape, vocabulary), vocabulary.assets(), identity, base=base)
-    run = TrainingRun(config, topology, model, saved, _gate_rate(config))
+    run = TrainingRun(config, topology, model, saved, config.multipliers())
     run.evaluate(held_out)
     run.resume()
     return run.trainer(RetroStep(model, config.step, topology, training.seed), examples)
@@ -188,19 +199,6 @@ def _texts(config: RetroPretrainingConfig, neighbors: NeighborStore, split: Spli
         seed=seed,
     )
     return RetroTexts(sequences, drop=data.retro_drop_neighbors if split == "train" else 0.0, seed=seed)
-
-
-def _gate_rate(config: RetroPretrainingConfig) -> dict[str, float]:
-    """The factor of the learning rate of gates.
-
-    Raises:
-        ConfigError: the model has none.
-    """
-    if config.retro_gate_lr is None:
-        return {}
-    if config.model.retro_cca_init != "self-attention":
-        raise ConfigError("--retro-gate-lr: only --retro-cca-init self-attention has gates.")
-    return {"*.cross_attention.gate": config.retro_gate_lr / config.training.optimizer.lr}
 
 
 def _freeze(config: RetroPretrainingConfig, model: Retro) -> BaseCheckpoint | None:

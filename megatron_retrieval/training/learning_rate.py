@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from megatron_retrieval.errors import ConfigError
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -32,3 +35,18 @@ class ScheduleConfig:
         progress = min(1.0, (iteration - warmup) / max(1, train_iters - warmup))
         remaining = 1 - progress if self.lr_decay_style == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.min_lr + (peak - self.min_lr) * remaining
+
+
+def rate_multipliers(rates: Mapping[str, float | None], lr: float, flags: str) -> dict[str, float]:
+    """Factors of `lr` for the rates that are given, by prefix of the parameters' names; see `Optimizer`.
+
+    Args:
+        flags: what gives the rates, as the subject and verb of the error.
+
+    Raises:
+        ConfigError: there is no rate to multiply.
+    """
+    chosen = {prefix: rate for prefix, rate in rates.items() if rate is not None}
+    if chosen and lr <= 0:
+        raise ConfigError(f"{flags} the schedule of --lr, which must be above 0.")
+    return {prefix: rate / lr for prefix, rate in chosen.items()}

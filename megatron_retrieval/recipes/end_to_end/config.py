@@ -28,6 +28,7 @@ from megatron_retrieval.readers.kind import ReaderKind
 from megatron_retrieval.readers.registry import READERS, describe_reader
 from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderLayoutConfig, ReaderSettings
 from megatron_retrieval.refresh.config import IndexRefreshConfig
+from megatron_retrieval.training.learning_rate import rate_multipliers
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.run import TrainingConfig
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
@@ -76,12 +77,7 @@ class ModuleRatesConfig:
             ConfigError: there is no rate to multiply.
         """
         given = {f"{RETRIEVER}.": self.retriever_lr, f"{READER}.": self.reader_lr, "score_weight": self.score_weight_lr}
-        chosen = {prefix: rate for prefix, rate in given.items() if rate is not None}
-        if chosen and lr <= 0:
-            raise ConfigError(
-                "--retriever-lr, --reader-lr and --score-weight-lr follow the schedule of --lr, which must be above 0."
-            )
-        return {prefix: rate / lr for prefix, rate in chosen.items()}
+        return rate_multipliers(given, lr, "--retriever-lr, --reader-lr and --score-weight-lr follow")
 
 
 @dataclass(kw_only=True, frozen=True)
