@@ -16,7 +16,6 @@ import dataclasses
 import math
 import statistics
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from megatron_retrieval.checkpoint.kinds.retro import RETRO
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import INPUT
 from megatron_retrieval.config.program import run_program
-from megatron_retrieval.data.examples.neighbour_arms import choose_on, choose_swapped
+from megatron_retrieval.data.examples.neighbour_arms import Choose, choose_on, choose_swapped
 from megatron_retrieval.data.examples.retro import RetroDataset
 from megatron_retrieval.data.examples.retro_texts import RetroTexts
 from megatron_retrieval.data.stores.chunks import ChunkStore, SectionChoice
@@ -74,10 +73,44 @@ class RetroGatesConfig(Checked):
 
 def main(config: RetroGatesConfig) -> None:
     """Write the slopes, and show their means."""
-    slopes = {
-        arm: list(found) for arm, found in (("on", _slopes(config, "on")), ("swapped", _slopes(config, "swapped")))
-    }
+    chunks, start = ChunkStore(config.retro_chunks), describe(config.pretrained_checkpoint, RETRO.starts_from)
+    neighbors = NeighborStore(config.retro_neighbors, chunks)
+    new = _new_parts(config, chunks.chunk_length, start.shape.num_layers)
+    shape = dataclasses.replace(RETRO.shape_from(start, new), hidden_dropout=0.0, attention_dropout=0.0)
+    require_chunks(chunks, shape, start)
+    swapped = choose_swapped(neighbors, np.flatnonzero(chunks.goes_on(np.arange(len(chunks)))), SEED)
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        model = Retro(shape, topology, seed=SEED)
+        RETRO.start(model, start, topology)
+        step = RetroStep(model, RetroStepConfig(micro_batch_size=1), topology, SEED)
+        arms = {"on": choose_on(neighbors), "swapped": swapped}
+        slopes = {arm: _slopes(config, step, arm, _texts(config, neighbors, choose)) for arm, choose in arms.items()}
     write_json(config.output, slopes)
+    _report(slopes)
+
+
+def _texts(config: RetroGatesConfig, neighbors: NeighborStore, choose: Choose) -> RetroTexts:
+    length, k = config.seq_length, config.retro_num_neighbors
+    sequences = RetroDataset(
+        neighbors, seq_length=length, num_neighbors=k, sections=config.retro_sections, choose=choose, seed=SEED
+    )
+    return RetroTexts(sequences, drop=0.0, seed=SEED)
+
+
+def _slopes(config: RetroGatesConfig, step: RetroStep, arm: str, texts: RetroTexts) -> list[dict[str, float]]:
+    """By layer, of each sequence."""
+    chosen = np.linspace(0, len(texts) - 1, min(config.num_sequences, len(texts))).astype(int).tolist()
+    gates, slopes = _only_gates(step.model), []
+    with progress_bar(f"neighbours {arm}", "sequences", len(chosen)) as bar:
+        for index in chosen:
+            step.model.zero_grad()
+            step.forward_backward(texts.batch([index], 0, 0), 0, 1.0)
+            slopes.append({layer: 0.0 if gate.grad is None else float(gate.grad) for layer, gate in gates.items()})
+            bar.update()
+    return slopes
+
+
+def _report(slopes: dict[str, list[dict[str, float]]]) -> None:
     rows = []
     for layer in slopes["on"][0]:
         on, swapped = ([own[layer] for own in slopes[arm]] for arm in ("on", "swapped"))
@@ -85,35 +118,6 @@ def main(config: RetroGatesConfig) -> None:
         rows.append([layer, *_mean_and_error(on), *_mean_and_error(differences)])
     header = ["layer", "slope, nats a token", "standard error", "less that of exchanged neighbours", "standard error"]
     sys.stdout.write(text_table(header, rows) + "\n")
-
-
-def _slopes(config: RetroGatesConfig, arm: str) -> Iterator[dict[str, float]]:
-    """By layer, of one sequence after another."""
-    chunks, start = ChunkStore(config.retro_chunks), describe(config.pretrained_checkpoint, RETRO.starts_from)
-    neighbors = NeighborStore(config.retro_neighbors, chunks)
-    new = _new_parts(config, chunks.chunk_length, start.shape.num_layers)
-    shape = dataclasses.replace(RETRO.shape_from(start, new), hidden_dropout=0.0, attention_dropout=0.0)
-    require_chunks(chunks, shape, start)
-    choose = choose_on(neighbors)
-    if arm == "swapped":
-        choose = choose_swapped(neighbors, np.flatnonzero(chunks.goes_on(np.arange(len(chunks)))), SEED)
-    length, k = config.seq_length, config.retro_num_neighbors
-    sequences = RetroDataset(
-        neighbors, seq_length=length, num_neighbors=k, sections=config.retro_sections, choose=choose, seed=SEED
-    )
-    texts = RetroTexts(sequences, drop=0.0, seed=SEED)
-    chosen = np.linspace(0, len(texts) - 1, min(config.num_sequences, len(texts))).astype(int).tolist()
-    with process_topology(ParallelConfig(device="cpu")) as topology:
-        model = Retro(shape, topology, seed=SEED)
-        RETRO.start(model, start, topology)
-        gates = _only_gates(model)
-        step = RetroStep(model, RetroStepConfig(micro_batch_size=1), topology, SEED)
-        with progress_bar(f"neighbours {arm}", "sequences", len(chosen)) as bar:
-            for index in chosen:
-                model.zero_grad()
-                step.forward_backward(texts.batch([index], 0, 0), 0, 1.0)
-                bar.update()
-                yield {layer: 0.0 if gate.grad is None else float(gate.grad) for layer, gate in gates.items()}
 
 
 def _new_parts(config: RetroGatesConfig, chunk_length: int, num_layers: int) -> RetroConfig:
@@ -127,7 +131,7 @@ def _new_parts(config: RetroGatesConfig, chunk_length: int, num_layers: int) -> 
     )
 
 
-def _only_gates(model: Retro) -> dict[str, nn.Parameter]:
+def _only_gates(model: nn.Module) -> dict[str, nn.Parameter]:
     """The gates of the decoder's layers, counted from 1, which alone have a gradient."""
     model.requires_grad_(False)
     gates = {}
