@@ -26,7 +26,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient, group=ctx.group)
+        add_up(gradient, ctx.group)
         return gradient.narrow(0, ctx.group.rank() * ctx.num_rows, ctx.num_rows), None
 
 
@@ -54,10 +54,25 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def all_reduce_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The sum over ranks, without gradient; `value` is left as it was."""
-    total = value.detach().clone()
-    if group.size() > 1:
-        dist.all_reduce(total, group=group)
+    total = value.detach().clone(memory_format=torch.contiguous_format)
+    add_up(total, group)
     return total
+
+
+def add_up(values: Tensor, group: dist.ProcessGroup) -> None:
+    """Replace contiguous values by their sum over ranks.
+
+    Two processes on CPUs swap their values: gloo's own ring takes twice as long for the small sums of a layer. A sum of two
+    is the same to the bit.
+    """
+    if group.size() == 2 and values.device.type == "cpu":
+        peer, others = 1 - group.rank(), torch.empty_like(values)
+        works = group.recv([others], peer, 0), group.send([values], peer, 0)
+        for work in works:
+            work.wait()
+        values += others
+    elif group.size() > 1:
+        dist.all_reduce(values, group=group)
 
 
 def gather_objects(value: Value, group: dist.ProcessGroup) -> list[Value]:

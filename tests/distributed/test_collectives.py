@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
 from megatron_retrieval.errors import ConfigError, DataError, MegatronRetrievalError
 from megatron_retrieval.parallel.collectives import (
+    add_up,
     any_rank,
     broadcast_first,
     gather_objects,
@@ -45,6 +47,28 @@ def test_reduce_of_non_contiguous_gradient() -> None:
     """megatron-core 0.16 returned the unreduced gradient here."""
     for gradient in run_on_ranks(_gradient_of_non_contiguous, 2, tensor_model_parallel_size=2):
         torch.testing.assert_close(gradient, torch.full((3, 4), 3.0))
+
+
+def _sums(topology: ProcessTopology) -> list[torch.Tensor]:
+    """By `add_up`, and by the backend's own collective."""
+    found, random = list[torch.Tensor](), torch.Generator().manual_seed(topology.rank)
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        for shape in ((), (3, 1), (257, 129)):
+            values = torch.randn(shape, generator=random).mul(1000).to(dtype)
+            expected = values.clone()
+            add_up(values, topology.world_group)
+            dist.all_reduce(expected)
+            found += [values, expected]
+    return found
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_sums_are_those_of_the_backend(num_ranks: int) -> None:
+    """To the bit, and the same on all ranks."""
+    first, *others = run_on_ranks(_sums, num_ranks)
+    assert all(mine.equal(backends) for mine, backends in zip(first[::2], first[1::2], strict=True))
+    for other in others:
+        assert all(map(torch.equal, first, other))
 
 
 def _objects(topology: ProcessTopology) -> list[object]:
