@@ -16,7 +16,10 @@ AVX2_ONLY := DNNL_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 FAISS_OPT_LEVEL=avx2
 quickstart: $(VENV)/.installed
 	PYTHON=$(BIN)/python examples/quickstart.sh runs/quickstart
 
-test: lint pytest $(if $(CI),triton pytest-avx2)
+# style and types keep one core busy, and so does the kernel's test
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory --jobs 2 lint $(if $(CI),triton)
+	$(MAKE) --no-print-directory pytest $(if $(CI),pytest-avx2)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -49,9 +52,9 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch setup.py
-	$(INSTALL) --editable .
+	$(INSTALL) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[dev]'
-	touch $@
+$(VENV)/.installed-dev: $(VENV)/.torch setup.py
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	touch $@ $(VENV)/.installed
