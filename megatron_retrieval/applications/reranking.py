@@ -32,4 +32,4 @@ def open_reranker(config: RerankConfig, encode: EncodeConfig, topology: ProcessT
     scores = _SCORERS[found.kind.name](
         model, found.layout, found.vocabulary(), topology.device, encode.micro_batch_size
     )
-    return Reranker(scores, config.rerank_topk, found.fingerprint)
+    return Reranker(scores, config.rerank_topk, found.fingerprint, config.rerank_weight)

@@ -39,7 +39,7 @@ def fuse(dense: SearchResult, lexical: SearchResult, config: RankFusionConfig, k
     Returns:
         scores [B, k] and rows [B, k]; equal scores are ordered by row; row -1 and score -inf where fewer are found.
     """
-    value = _reciprocal_ranks if config.fusion == "rrf" else _scaled
+    value = _reciprocal_ranks if config.fusion == "rrf" else _scaled_list
     lists = ((dense, config.dense_weight), (lexical, 1 - config.dense_weight))
     query_index, rows, values = (
         torch.cat(parts)
@@ -68,9 +68,13 @@ def _reciprocal_ranks(result: SearchResult, config: RankFusionConfig) -> Tensor:
     return (1 / (config.rrf_k + ranks)).expand(result.rows.shape)
 
 
-def _scaled(result: SearchResult, config: RankFusionConfig) -> Tensor:
-    """[B, K] float64: the best of a list is 1, the last is 0; where all are equal, all are 1."""
-    scores, found = result.scores.double(), result.rows >= 0
-    best = scores.masked_fill(~found, -torch.inf).amax(1, keepdim=True)
-    span = best - scores.masked_fill(~found, torch.inf).amin(1, keepdim=True)
+def _scaled_list(result: SearchResult, config: RankFusionConfig) -> Tensor:
+    return scaled(result.scores, result.rows >= 0)
+
+
+def scaled(scores: Tensor, found: Tensor) -> Tensor:
+    """[..., K] float64: the best of a list that was found is 1, the last is 0; where all are equal, all are 1."""
+    scores = scores.double()
+    best = scores.masked_fill(~found, -torch.inf).amax(-1, keepdim=True)
+    span = best - scores.masked_fill(~found, torch.inf).amin(-1, keepdim=True)
     return torch.where(span > 0, 1 - (best - scores) / span, 1.0)

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.checks import Checked, Fraction, PositiveInt
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.rank_fusion import scaled
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.search import SearchResult
 
@@ -27,7 +28,10 @@ class RerankConfig(Checked):
     reordered."""
     rerank_topk: PositiveInt = 50
     """Passages that --rerank reorders; at least so many are searched for. Those behind them stay there, in their order:
-    their scores are moved, all by the same number, to the lowest of the reranker's."""
+    their scores are moved, all by the same number, to the lowest of the reordered ones."""
+    rerank_weight: Fraction = 1.0
+    """Weight of the reranker's scores, from 0 to 1; the rest is that of the search's. Below 1 both are scaled to 0 to 1
+    within the passages that are reordered, which often finds more than either alone."""
 
 
 class PassageScorer(Protocol):
@@ -46,11 +50,13 @@ class Reranker:
         scores: of a question's passages.
         depth: passages of each question that it reorders.
         fingerprint: of the checkpoint.
+        weight: of its scores in a sum with those of the search; 1: they count alone, as they are.
     """
 
     scores: PassageScorer
     depth: int
     fingerprint: str = ""
+    weight: float = 1.0
 
     def rerank(self, questions: Sequence[str], result: SearchResult, evidence: EvidenceStore, k: int) -> SearchResult:
         """The k best passages after reordering; all ranks of a tensor-parallel group call this with the same.
@@ -60,17 +66,24 @@ class Reranker:
         """
         rows, scores = result.rows.clone(), result.scores.clone()
         for number, question in enumerate(questions):
-            found = rows[number, : self.depth]
-            # equal scores are ordered by row
-            found = found[found >= 0].sort().values
-            if not len(found):
+            last = int((rows[number, : self.depth] >= 0).sum())
+            if not last:
                 continue
-            last = len(found)
-            new, order = self.scores(question, evidence.passages(found.numpy())).sort(descending=True, stable=True)
+            # equal scores are ordered by row
+            found, place = rows[number, :last].sort()
+            new = self._weighed(self.scores(question, evidence.passages(found.numpy())), scores[number, place])
+            new, order = new.sort(descending=True, stable=True)
             # from the same place on, the distances that the search gave
             scores[number, last:] += new[-1] - scores[number, last - 1]
             rows[number, :last], scores[number, :last] = found[order], new
         return SearchResult(scores=scores[:, :k], rows=rows[:, :k])
+
+    def _weighed(self, own: Tensor, searched: Tensor) -> Tensor:
+        """[n] float32 of the same passages' scores here and in the search."""
+        if self.weight == 1:
+            return own
+        own, searched = (scaled(scores, torch.ones_like(scores, dtype=torch.bool)) for scores in (own, searched))
+        return torch.lerp(searched, own, self.weight).float()
 
     def rerank_share(
         self, questions: Sequence[str], result: SearchResult, evidence: EvidenceStore, k: int, topology: ProcessTopology
@@ -87,4 +100,4 @@ class Reranker:
 
     def protocol(self) -> dict[str, Any]:
         """Settings that the results depend on, for the record."""
-        return {"reranker_fingerprint": self.fingerprint, "rerank_topk": self.depth}
+        return {"reranker_fingerprint": self.fingerprint, "rerank_topk": self.depth, "rerank_weight": self.weight}

@@ -214,6 +214,10 @@ def test_a_reranker_drops_what_it_scores_near_the_positive(tmp_path: Path) -> No
         MineNegativesConfig(
             train_data=Path("t"), results=Path("r"), output=Path("o"), rerank=RerankConfig(rerank=Path("x")), workers=2
         )
+    with pytest.raises(ConfigError, match="leave out --rerank-weight"):
+        MineNegativesConfig(
+            train_data=Path("t"), results=Path("r"), output=Path("o"), rerank=RerankConfig(rerank_weight=0.5)
+        )
 
 
 def test_bad_input_leaves_no_file(tmp_path: Path) -> None:

@@ -32,3 +32,16 @@ def test_order_and_scores() -> None:
     assert found.scores.tolist()[1:] == [[2.0, -3.0, -inf, -inf, -inf, -inf], [-inf] * 6]
     fewer = reranker.rerank(["a"], SearchResult(scores=scores[:1], rows=rows[:1]), _Evidence(), 2)  # type: ignore[arg-type]
     assert fewer.rows.tolist() == [[9, 3]]
+
+
+def test_weighed_with_the_search() -> None:
+    """Both scaled to 0 to 1 within the reordered: by hand, with half of each."""
+    inf = float("inf")
+    rows = torch.tensor([[7, 1, 9, 0], [3, -1, -1, -1]])
+    scores = torch.tensor([[9.0, 8, 5, 4], [2.0, -inf, -inf, -inf]])
+    reranker = Reranker(_scores, depth=3, weight=0.5)
+    found = reranker.rerank(["a", "b"], SearchResult(scores=scores, rows=rows), _Evidence(), 4)  # type: ignore[arg-type]
+    # 7: (1 + 0.7) / 2; 9: (0 + 1) / 2; 1: (0.75 + 0) / 2; row 0 is 1 below the last, as in the search
+    assert found.rows.tolist() == [[7, 9, 1, 0], [3, -1, -1, -1]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.85, 0.5, 0.375, -0.625], [1.0, -inf, -inf, -inf]]))
+    assert reranker.protocol()["rerank_weight"] == 0.5

@@ -79,6 +79,8 @@ class MineNegativesConfig(Checked):
             raise ConfigError("--bm25-index and --evidence belong together: give both, or --results alone.")
         if self.rerank.rerank is not None and self.workers > 1:
             raise ConfigError("--rerank scores in this process alone: leave out --workers.")
+        if self.rerank.rerank_weight != 1:
+            raise ConfigError("Positives have no score of the search to add: leave out --rerank-weight.")
         if self.results is None or not self.results.exists():  # reading it says that it is not there
             return
         if (sniff(self.results) is FileKind.RUN) != (self.evidence is not None):
