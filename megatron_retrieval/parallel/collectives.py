@@ -62,8 +62,8 @@ def all_reduce_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
 def add_up(values: Tensor, group: dist.ProcessGroup) -> None:
     """Replace contiguous values by their sum over ranks.
 
-    Two processes on CPUs swap their values: gloo's own ring takes twice as long for the small sums of a layer. A sum of two
-    is the same to the bit.
+    Two processes on CPUs swap their values: gloo's own ring takes twice as long for the small sums of a layer. The sum
+    of two is the same to the bit.
     """
     if group.size() == 2 and values.device.type == "cpu":
         peer, others = 1 - group.rank(), torch.empty_like(values)
