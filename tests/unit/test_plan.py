@@ -96,6 +96,7 @@ def test_wikipedia_by_hand() -> None:
 
 def test_hours_follow_from_rates() -> None:
     rates = ("--encode-passages-per-second", 1000, "--build-passages-per-second", 2000)
+    rates += ("--train-passages-per-second", 250)
     plan = _plan(*rates, "--search-rows-per-second", 10**8, "--gpus", 8, "--disk-megabytes-per-second", 500)
     assert plan.estimate.embed_seconds == pytest.approx(21_015_324 / 8000)
     assert plan.estimate.build_seconds == pytest.approx(21_015_324 / (2000 * 16))
@@ -112,6 +113,11 @@ def test_hours_follow_from_rates() -> None:
     assert beside.refresh_seconds == pytest.approx(21_015_324 / 2000)
     assert beside.rank_index_bytes == 3_502_554 * 768 * 2  # on the six that train
     assert {rate.origin for name, rate in vars(plan.rates).items() if "seconds" not in name} == {"given"}
+    batch = (*rates[:4], "--gpus", 8, "--reader", "none", "--global-batch-size", 64)
+    assumed, given = (_plan(*batch, *more).step for more in ((), rates[4:]))
+    assert assumed is not None
+    assert given is not None
+    assert given.compute == pytest.approx(assumed.compute * (1000 / 3) / 250)
 
 
 def test_assumed_rates_follow_from_operations() -> None:
@@ -371,7 +377,7 @@ def test_rates_are_measured_as_a_user_asks_for_them(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "encoding: " in result.stdout
-    assert result.stdout.count("(measured here)") == 4
+    assert result.stdout.count("(measured here)") == 5
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert plan["settings"]["mean-tokens"] == pytest.approx(6, abs=0.5)
     assert plan["estimate"]["version_bytes"] == 100_000 * 32 * 2

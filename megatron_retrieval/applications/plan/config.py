@@ -150,6 +150,9 @@ class RatesConfig(Checked):
     """Passages in which salient spans are found per second and process; the default is of a small pipeline of spaCy."""
     encode_passages_per_second: PositiveFloat | None = None
     """Passages encoded per second and GPU (or CPU process)."""
+    train_passages_per_second: PositiveFloat | None = None
+    """Passages that the encoder is trained on per second and GPU (or CPU process), forward and backward; assumed: a
+    third of those encoded."""
     search_rows_per_second: PositiveFloat | None = None
     """Rows compared per second and GPU (or CPU process) with the questions of a search."""
     disk_megabytes_per_second: PositiveFloat | None = None

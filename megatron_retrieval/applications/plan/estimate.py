@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
-from megatron_retrieval.applications.plan.rates import MeasuredRates
+from megatron_retrieval.applications.plan.known_rates import Rates, searched_bytes
 from megatron_retrieval.applications.plan.reader_costs import reader_activation_bytes, reader_parameters
 from megatron_retrieval.applications.plan.retro_plan import RetroEstimate, retro_estimate
 from megatron_retrieval.index.approximate.faiss import FaissIndex
@@ -16,36 +15,6 @@ from megatron_retrieval.index.store.embedding_store import torch_dtype
 
 #: versions of the index that a checkpoint names: the one searched and the one being made
 _NAMED_VERSIONS = 2
-_ASSUMED_BUILD_RATE, _ASSUMED_DISK_RATE = 2500.0, 1e9
-#: of one socket of a server
-_ASSUMED_CPU_MEMORY_RATE = 5e10
-
-Origin = Literal["given", "measured here", "assumed"]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A rate per second, and where it comes from."""
-
-    value: float
-    origin: Origin
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """What one process does in a second.
-
-    Attributes:
-        search: rows compared with the questions of a search.
-        build_start_seconds, search_start_seconds: fixed times.
-    """
-
-    build: Rate
-    encode: Rate
-    search: Rate
-    disk: Rate
-    build_start_seconds: float = 0.0
-    search_start_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,39 +73,6 @@ def num_encoders(num_versions: int, num_checkpoints: int) -> int:
     return num_versions + _NAMED_VERSIONS * num_checkpoints if num_versions > 1 else 0
 
 
-def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
-    """A rate that is given, else the measured one, else what the hardware's figures say."""
-    given, shape = config.rates, config.encoder
-    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
-    assumed_search = 1 / costs.search_seconds(
-        1,
-        shape.dimension,
-        _searched_bytes(config),
-        config.num_queries,
-        operations_per_second=given.fp32_teraflops * 1e12 if config.hardware.gpus else costs.CPU_OPERATIONS,
-        bytes_per_second=given.memory_gb_per_second * 1e9 if config.hardware.gpus else _ASSUMED_CPU_MEMORY_RATE,
-    )
-    disk = given.disk_megabytes_per_second
-    return Rates(
-        build=_rate(given.build_passages_per_second, measured, "build_passages_per_second", _ASSUMED_BUILD_RATE),
-        encode=_rate(
-            given.encode_passages_per_second,
-            measured,
-            "encode_passages_per_second",
-            operations_per_second(config) / costs.encode_operations(costs.bert_of(shape), tokens),
-        ),
-        search=_rate(given.search_rows_per_second, measured, "search_rows_per_second", assumed_search),
-        disk=_rate(disk and disk * 1e6, measured, "disk_bytes_per_second", _ASSUMED_DISK_RATE),
-        build_start_seconds=measured.build_start_seconds if measured else 0.0,
-        search_start_seconds=measured.search_start_seconds if measured else 0.0,
-    )
-
-
-def operations_per_second(config: PlanConfig) -> float:
-    """Of a process in forward and backward passes, as is assumed."""
-    return config.rates.gpu_operations_per_second if config.hardware.gpus else costs.CPU_OPERATIONS
-
-
 def estimate(config: PlanConfig, rates: Rates) -> Estimate:
     """Everything that the plan says, out of counts and rates."""
     hardware, dimension = config.hardware, config.encoder.dimension
@@ -156,7 +92,7 @@ def estimate(config: PlanConfig, rates: Rates) -> Estimate:
         spans_bytes=has_spans
         * costs.spans_bytes(config.passages, config.sizes.mean_text_bytes, config.sizes.mean_tokens),
         index_bytes=index_bytes(config.index_factory, config) if config.index_factory else None,
-        rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, _searched_bytes(config)),
+        rank_index_bytes=costs.vectors_bytes(rank_rows, dimension, searched_bytes(config)),
         rank_mapped_bytes=0 if hardware.gpus else costs.vectors_bytes(rank_rows, dimension, value_bytes),
         search_buffer_bytes=costs.search_buffer_bytes(
             rank_rows, dimension, config.num_queries, on_cpu=not hardware.gpus
@@ -191,11 +127,6 @@ def retro_of(config: PlanConfig, rates: Rates) -> RetroEstimate | None:
         tokens_per_second=rates.encode.value * tokens * config.hardware.num_ranks,
         comparisons_per_second=rates.search.value * config.num_queries * config.hardware.num_ranks,
     )
-
-
-def _searched_bytes(config: PlanConfig) -> int:
-    """Bytes of a number that exact search multiplies."""
-    return torch_dtype(config.embedding_dtype).itemsize if config.hardware.gpus else 1
 
 
 def index_bytes(factory: str, config: PlanConfig) -> int:
@@ -243,9 +174,3 @@ def _training_bytes(config: PlanConfig) -> tuple[int, int]:
         tp_size=tp_size,
     )
     return costs.training_state_bytes(num_parameters, half_precision=half) // tp_size, encoded + read
-
-
-def _rate(given: float | None, measured: MeasuredRates | None, name: str, assumed: float) -> Rate:
-    if given is not None:
-        return Rate(given, "given")
-    return Rate(assumed, "assumed") if measured is None else Rate(getattr(measured, name), "measured here")

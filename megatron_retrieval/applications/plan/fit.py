@@ -7,13 +7,8 @@ from dataclasses import replace
 
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import PlanConfig
-from megatron_retrieval.applications.plan.estimate import (
-    Estimate,
-    Rates,
-    estimate,
-    index_bytes,
-    with_recompute,
-)
+from megatron_retrieval.applications.plan.estimate import Estimate, estimate, index_bytes, with_recompute
+from megatron_retrieval.applications.plan.known_rates import Rates
 from megatron_retrieval.applications.plan.units import GB
 from megatron_retrieval.errors import ConfigError
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_retrieval.applications.plan.config import PlanConfig
-from megatron_retrieval.applications.plan.estimate import Estimate, Rates, estimate, known_rates, num_encoders, retro_of
+from megatron_retrieval.applications.plan.estimate import Estimate, estimate, num_encoders, retro_of
 from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, num_versions, problems
+from megatron_retrieval.applications.plan.known_rates import Rates, known_rates
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
 from megatron_retrieval.applications.plan.retro_plan import RetroEstimate, retro_rows
 from megatron_retrieval.applications.plan.steps import Staleness, StepSeconds, staleness, step_seconds
@@ -51,6 +52,7 @@ class Plan:
         rates = {
             "building": (self.rates.build, "passages a second and process"),
             "encoding": (self.rates.encode, f"passages a second and {_rank(self.config)}"),
+            "training": (self.rates.train, f"passages a second and {_rank(self.config)}, forward and backward"),
             "search": (self.rates.search, f"rows a second and {_rank(self.config)}"),
             "disk": (self.rates.disk, "bytes a second"),
         }

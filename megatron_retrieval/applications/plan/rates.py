@@ -1,4 +1,4 @@
-"""How fast a machine builds, encodes and searches: measured here with the project's own code, given, or assumed."""
+"""How fast a machine builds, encodes, trains and searches, measured here with the project's own code."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.encode_batches import EncodePassagesConfig
 from megatron_retrieval.types.questions import Passage
+from megatron_retrieval.types.tokens import by_length
 from megatron_retrieval.utils.files import atomic_file
 
 #: passages that are built, and those that show how many can be within the seconds beside them
 _FEW_PASSAGES, _MOST_PASSAGES, _PART_SECONDS = 1000, 50_000, 15.0
-_FEW_ENCODED = 64
+_FEW_ENCODED, _TRAINED_AT_ONCE = 64, 32
 #: rows searched, the more of them beyond a CPU's caches where the evidence is, and how often
 _FEW_ROWS, _MANY_ROWS, _MANY_COORDINATES, _SEARCHES = 1 << 16, 1 << 18, 1 << 26, 3
 _WRITTEN_BYTES = 1 << 27
@@ -46,6 +47,7 @@ class MeasuredRates:
 
     Attributes:
         build_start_seconds: that building takes before the first passage.
+        train_passages_per_second: forward and backward, without an optimizer.
         search_rows_per_second: compared with all questions of a batch.
         search_start_seconds: fixed time of a search.
         text_bytes, text_tokens: see `plan_costs.evidence_bytes`.
@@ -54,6 +56,7 @@ class MeasuredRates:
     build_passages_per_second: float
     build_start_seconds: float
     encode_passages_per_second: float
+    train_passages_per_second: float
     search_rows_per_second: float
     search_start_seconds: float
     disk_bytes_per_second: float
@@ -85,7 +88,7 @@ class Calibration:
     clock: Callable[[], float] = time.perf_counter
 
     def measure(self, topology: ProcessTopology) -> MeasuredRates:
-        """Build, encode, search and write for about a minute.
+        """Build, encode, train, search and write for about a minute.
 
         Raises:
             ConfigError: there are too few passages to measure anything.
@@ -93,7 +96,10 @@ class Calibration:
         with TemporaryDirectory() as name:
             folder = Path(name)
             start, build_rate, evidence = self._build(folder)
-            encode_rate = self._encode(evidence, folder, topology)
+            # random weights take as long as others
+            model = DualEncoder(self.encoder, topology, self.encode.on(topology.device))
+            encode_rate = self._encode(evidence, folder, model.eval(), topology)
+            train_rate = self._train(evidence, model.train(), topology.device)
             search_start, search_rate = self._search(folder, topology.device)
             text_bytes = sum((evidence.folder / values_file(column)).stat().st_size for column in TEXT_COLUMNS)
             columns = evidence.token_columns(range(len(evidence)))
@@ -101,6 +107,7 @@ class Calibration:
                 build_passages_per_second=build_rate,
                 build_start_seconds=start,
                 encode_passages_per_second=encode_rate,
+                train_passages_per_second=train_rate,
                 search_rows_per_second=search_rate,
                 search_start_seconds=search_start,
                 disk_bytes_per_second=_WRITTEN_BYTES / self._seconds(lambda: _write(folder / "written")),
@@ -139,29 +146,45 @@ class Calibration:
             for _, passage in read_passages(path):
                 yield passage
 
-    def _encode(self, evidence: EvidenceStore, folder: Path, topology: ProcessTopology) -> float:
-        """Passages a second, by random weights, which take as long as others."""
-        model = DualEncoder(self.encoder, topology, self.encode.on(topology.device)).eval()
-        few = min(_FEW_ENCODED, len(evidence))
-        self._encode_some(evidence, few, folder / "warm-up", model, topology)
-        seconds = self._encode_some(evidence, few, folder / "few-vectors", model, topology)
-        many = min(len(evidence), max(few, round(few * _PART_SECONDS / seconds)))
-        seconds = self._encode_some(evidence, many, folder / "vectors", model, topology)
-        return many / seconds
+    def _encode(self, evidence: EvidenceStore, folder: Path, model: DualEncoder, topology: ProcessTopology) -> float:
+        """Passages a second, on their way to the disk."""
+        outputs = (folder / name for name in ("warm-up", "few-vectors", "vectors"))
 
-    def _encode_some(
-        self, evidence: EvidenceStore, num_passages: int, output: Path, model: DualEncoder, topology: ProcessTopology
-    ) -> float:
-        job = EmbeddingJob(
-            evidence=EvidenceSample(evidence, num_passages),
-            encode=model.encode_passages,
-            text_format=self.text_format,
-            encoder_fingerprint="random",
-            embedding_dtype=self.embedding_dtype,
-            micro_batch_size=self.encode.micro_batch_size,
-        )
-        rows_per_shard = min(num_passages, default_rows_per_shard(self.num_passages))
-        return self._seconds(lambda: embed_evidence(job, output, topology, rows_per_shard=rows_per_shard))
+        def encode(num_passages: int) -> object:
+            job = EmbeddingJob(
+                evidence=EvidenceSample(evidence, num_passages),
+                encode=model.encode_passages,
+                text_format=self.text_format,
+                encoder_fingerprint="random",
+                embedding_dtype=self.embedding_dtype,
+                micro_batch_size=self.encode.micro_batch_size,
+            )
+            rows_per_shard = min(num_passages, default_rows_per_shard(self.num_passages))
+            return embed_evidence(job, next(outputs), topology, rows_per_shard=rows_per_shard)
+
+        return self._passages_per_second(encode, len(evidence))
+
+    def _train(self, evidence: EvidenceStore, model: DualEncoder, device: torch.device) -> float:
+        """Passages a second, forward and backward."""
+
+        def train(num_passages: int) -> object:
+            tokens = EvidenceSample(evidence, num_passages).tokens(range(num_passages), self.text_format)
+            total = torch.zeros((), device=device)
+            for batch in by_length(tokens.lengths, _TRAINED_AT_ONCE, longest_first=True):
+                loss = model.encode_passages(tokens.rows(batch).to(device)).float().sum()
+                loss.backward()
+                total += loss.detach()
+            return total.item()  # waits for the device
+
+        return self._passages_per_second(train, len(evidence))
+
+    def _passages_per_second(self, work: Callable[[int], object], most: int) -> float:
+        """Of work on so many passages, as many as take about `_PART_SECONDS`; the first are not counted."""
+        few = min(_FEW_ENCODED, most)
+        work(few)
+        seconds = self._seconds(lambda: work(few))
+        many = min(most, max(few, round(few * _PART_SECONDS / seconds)))
+        return many / self._seconds(lambda: work(many))
 
     def _search(self, folder: Path, device: torch.device) -> tuple[float, float]:
         """(seconds of any search, rows a second), among random vectors on disk."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
-from megatron_retrieval.applications.plan.estimate import Rates, estimate, operations_per_second
+from megatron_retrieval.applications.plan.estimate import estimate
+from megatron_retrieval.applications.plan.known_rates import Rates
 from megatron_retrieval.applications.plan.reader_costs import reader_operations, reader_parameters
 
 #: sums over tensor-parallel ranks of a layer's output: attention and feed-forward part, forward and backward
@@ -109,11 +110,10 @@ def step_seconds(config: PlanConfig, rates: Rates) -> StepSeconds | None:
 
 
 def _operations_per_second(config: PlanConfig, rates: Rates) -> float:
-    """Of a process in forward and backward passes: what encoding reaches where its rate is known, else as assumed."""
-    if rates.encode.origin == "assumed":
-        return operations_per_second(config)
+    """Of a process in forward and backward passes: those of the encoder, whose rate is known best."""
     tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
-    return rates.encode.value * costs.encode_operations(costs.bert_of(config.encoder), tokens)
+    operations = costs.encode_operations(costs.bert_of(config.encoder), tokens)
+    return rates.train.value * costs.TRAINING_PASSES * operations
 
 
 def _retriever_work(config: PlanConfig, num_passages: int) -> tuple[float, float]:
