@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
 from megatron_retrieval.checkpoint.kinds.registry import describe
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
-from megatron_retrieval.retrieval.passage_scorers import CrossEncoderScorer, LateInteractionScorer
+from megatron_retrieval.retrieval.passage_scorers import (
+    CrossEncoderScorer,
+    ExtractiveReaderScorer,
+    LateInteractionScorer,
+)
 from megatron_retrieval.retrieval.reranker import PassageScorer, RerankConfig, Reranker
 
 #: by the kind of the checkpoint
 _SCORERS: dict[str, Callable[..., PassageScorer]] = {
     CROSS_ENCODER.name: CrossEncoderScorer,
     LATE_INTERACTION.name: LateInteractionScorer,
+    EXTRACTIVE_READER.name: ExtractiveReaderScorer,
 }
 
 
@@ -23,7 +29,7 @@ def open_reranker(config: RerankConfig, encode: EncodeConfig, topology: ProcessT
     """The reranker; None where none is asked for.
 
     Raises:
-        CheckpointError: no cross-encoder and no late interaction there.
+        CheckpointError: nothing there that scores passages.
     """
     if config.rerank is None:
         return None

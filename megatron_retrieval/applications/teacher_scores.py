@@ -30,13 +30,13 @@ _PASSAGES = ("positive_ctxs", "hard_negative_ctxs")
 
 @dataclass(kw_only=True, frozen=True)
 class TeacherScoresConfig(Checked):
-    """Score positives and hard negatives of training data by a cross-encoder or late interaction. Under torchrun copies
-    share the work."""
+    """Score positives and hard negatives of training data by a cross-encoder, late interaction or a reader. Under
+    torchrun copies share the work."""
 
     train_data: Path
     """Training data (DPR, Tevatron, FlagEmbedding, sentence-transformers)."""
     checkpoint: Path
-    """Checkpoint of the cross-encoder, or of late interaction (ColBERT)."""
+    """Checkpoint of the cross-encoder, of late interaction (ColBERT) or of the extractive reader."""
     output: Path
     """The file of training data to write: the same questions and passages, with scores."""
     output_format: TrainingFormat = "dpr"
@@ -53,7 +53,7 @@ def main(config: TeacherScoresConfig, topology: ProcessTopology) -> None:
 
     Raises:
         DataError: a file is malformed or empty.
-        CheckpointError: neither a cross-encoder nor late interaction there.
+        CheckpointError: nothing there that scores passages.
     """
     teacher = open_reranker(RerankConfig(rerank=config.checkpoint), config.encode, topology)
     assert teacher is not None

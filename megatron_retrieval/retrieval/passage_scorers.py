@@ -1,42 +1,50 @@
-"""Scores of a question's passages: by a cross-encoder, which reads them together, or by late interaction."""
+"""Scores of a question's passages: by a cross-encoder or a reader, which read them together, or by late interaction."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.data.layouts.sequences import lay_out_passages, lay_out_questions
 from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.models.cross_encoder import CrossEncoder
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.late_interaction import LateInteraction, max_sim
 from megatron_retrieval.retrieval.encode_batches import parts_for_cpu
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
+from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.types.tokens import by_length, in_given_order
+
+Model = TypeVar("Model", bound=nn.Module)
+Layout = TypeVar("Layout")
 
 #: half a gigabyte in float32: some 7,000 passages of 150 tokens with vectors of 128 numbers
 KEPT_NUMBERS = 1 << 27
 
 
 @dataclass(frozen=True)
-class CrossEncoderScorer:
-    """A `PassageScorer`: question and passage in one sequence (Nogueira & Cho 2019, arXiv 1901.04085).
+class PairScorer(ABC, Generic[Model, Layout]):
+    """A `PassageScorer` that reads the question and each passage in one sequence.
 
     Attributes:
         model: in evaluation mode.
         micro_batch_size: pairs in one forward pass.
     """
 
-    model: CrossEncoder
-    layout: PairFormatConfig
+    model: Model
+    layout: Layout
     vocabulary: Vocabulary
     device: torch.device
     micro_batch_size: int = 128
@@ -44,10 +52,42 @@ class CrossEncoderScorer:
     @torch.no_grad()
     def __call__(self, question: str, passages: Sequence[Passage]) -> Tensor:
         """See PassageScorer."""
-        pairs = self.layout.lay_out([question] * len(passages), passages, self.vocabulary)
+        pairs = self._lay_out(question, passages)
         batches = _batches(pairs.tokens.lengths, self.micro_batch_size, self.device)
-        scores = torch.cat([self.model(pairs.rows(batch).to(self.device)) for batch in batches])
+        scores = torch.cat([self._scores(pairs.rows(batch).to(self.device)) for batch in batches])
         return in_given_order(scores.cpu(), batches)
+
+    @abstractmethod
+    def _lay_out(self, question: str, passages: Sequence[Passage]) -> ExtractivePassages:
+        """The sequences of P pairs."""
+
+    @abstractmethod
+    def _scores(self, pairs: ExtractivePassages) -> Tensor:
+        """[P] float32."""
+
+
+class CrossEncoderScorer(PairScorer[CrossEncoder, PairFormatConfig]):
+    """By a cross-encoder (Nogueira & Cho 2019, arXiv 1901.04085)."""
+
+    def _lay_out(self, question: str, passages: Sequence[Passage]) -> ExtractivePassages:
+        return self.layout.lay_out([question] * len(passages), passages, self.vocabulary)
+
+    def _scores(self, pairs: ExtractivePassages) -> Tensor:
+        scores: Tensor = self.model(pairs)
+        return scores
+
+
+class ExtractiveReaderScorer(PairScorer[ExtractiveReader, ExtractiveFormatConfig]):
+    """By an extractive reader's scores of passages (Karpukhin et al. 2020, arXiv 2004.04906, equation 5)."""
+
+    def _lay_out(self, question: str, passages: Sequence[Passage]) -> ExtractivePassages:
+        columns = ([question] * len(passages), [each.title for each in passages], [each.text for each in passages])
+        questions, titles, texts = (tokenize(self.vocabulary, column) for column in columns)
+        return self.layout.lay_out(questions, titles, texts, self.vocabulary.special)
+
+    def _scores(self, pairs: ExtractivePassages) -> Tensor:
+        logits: SpanLogits = self.model(pairs)
+        return logits.selection
 
 
 class LateInteractionScorer:

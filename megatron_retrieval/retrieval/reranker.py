@@ -24,8 +24,8 @@ class RerankConfig(Checked):
     """What reorders the best passages found."""
 
     rerank: Path | None = None
-    """Checkpoint of a cross-encoder, or of late interaction (ColBERT), by whose scores the best passages found are
-    reordered."""
+    """Checkpoint of a cross-encoder, of late interaction (ColBERT) or of an extractive reader, by whose scores of
+    passages the best ones found are reordered."""
     rerank_topk: PositiveInt = 50
     """Passages that --rerank reorders; at least so many are searched for. Those behind them stay there, in their order:
     their scores are moved, all by the same number, to the lowest of the reordered ones."""

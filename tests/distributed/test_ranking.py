@@ -10,19 +10,27 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from megatron_retrieval.applications.reranking import open_reranker
 from megatron_retrieval.applications.teacher_scores import TeacherScoresConfig, main
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.data.files.training_files import read_biencoder
+from megatron_retrieval.data.layouts.extractive import ExtractiveFormatConfig
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.objectives.distillation import both_of_counted, margin_errors, teacher_divergence
 from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.retrieval.encode_batches import EncodeConfig
+from megatron_retrieval.retrieval.reranker import RerankConfig
 from megatron_retrieval.testing.runs import RERANKER, curve, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_dpr
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
+from megatron_retrieval.types.extractive import SpanLogits
 
 TINY = tiny_dual_encoder_config()
 #: an uneven batch; the last of an epoch has 2 questions, so that one rank of two has fillers
@@ -115,3 +123,28 @@ def _teaches(folder: Path) -> None:
     train(RERANKER, [*words, "--train-data", f"{folder}/scored.json", "--output-dir", f"{folder}/taught"])
     losses = curve(folder / "taught")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def _by_a_reader(topology: ProcessTopology, folder: str) -> list[torch.Tensor]:
+    """Scores of --rerank, and the reader's own of each pair alone."""
+    data, path = write_tiny_dpr(Path(folder))
+    vocabulary, layout = WordPieceTokenizer(path), ExtractiveFormatConfig(question_seq_length=6, reader_seq_length=16)
+    reader = ExtractiveReader(TINY.encoder, topology, seed=2).eval()
+    EXTRACTIVE_READER.save(f"{folder}/reader", reader, topology, TINY.encoder, vocabulary, layout)
+    config = RerankConfig(rerank=Path(folder) / "reader")
+    reranker = open_reranker(config, EncodeConfig(micro_batch_size=2), topology)
+    assert reranker is not None
+    record = next(iter(read_biencoder(data)))
+    passages = [*record.positives, *record.hard_negatives]
+    alone = []
+    for passage in passages:
+        columns = (tokenize(vocabulary, [text]) for text in (record.question, passage.title, passage.text))
+        logits: SpanLogits = reader(layout.lay_out(*columns, vocabulary.special))
+        alone.append(logits.selection.detach())
+    return [reranker.scores(record.question, passages), torch.cat(alone)]
+
+
+def test_a_reader_reranks_by_its_scores_of_passages(tmp_path: Path) -> None:
+    ((scores, alone),) = run_on_ranks(_by_a_reader, 1, str(tmp_path))
+    assert len(scores.unique()) == len(scores) > 2
+    torch.testing.assert_close(scores, alone)
