@@ -46,18 +46,17 @@ class Rates:
 
 def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
     """A rate that is given, else the measured one, else what the hardware's figures say."""
-    given, shape = config.rates, config.encoder
-    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
+    given = config.rates
     assumed_search = 1 / costs.search_seconds(
         1,
-        shape.dimension,
+        config.encoder.dimension,
         searched_bytes(config),
         config.num_queries,
         operations_per_second=given.fp32_teraflops * 1e12 if config.hardware.gpus else costs.CPU_OPERATIONS,
         bytes_per_second=given.memory_gb_per_second * 1e9 if config.hardware.gpus else _ASSUMED_CPU_MEMORY_RATE,
     )
     disk = given.disk_megabytes_per_second
-    assumed_encode = _operations_per_second(config) / costs.encode_operations(costs.bert_of(shape), tokens)
+    assumed_encode = _assumed_operations_per_second(config) / passage_operations(config)
     encode = _rate(given.encode_passages_per_second, measured, "encode_passages_per_second", assumed_encode)
     assumed_train = encode.value / costs.TRAINING_PASSES
     return Rates(
@@ -71,8 +70,14 @@ def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
     )
 
 
-def _operations_per_second(config: PlanConfig) -> float:
-    """Of a process in forward and backward passes, as is assumed."""
+def passage_operations(config: PlanConfig) -> float:
+    """Of the encoder's forward pass over a passage of mean length."""
+    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
+    return costs.encode_operations(costs.bert_of(config.encoder), tokens)
+
+
+def _assumed_operations_per_second(config: PlanConfig) -> float:
+    """Of a process in forward and backward passes."""
     return config.rates.gpu_operations_per_second if config.hardware.gpus else costs.CPU_OPERATIONS
 
 

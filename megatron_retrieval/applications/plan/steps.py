@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from megatron_retrieval.applications.plan import costs
 from megatron_retrieval.applications.plan.config import READERS, PlanConfig
 from megatron_retrieval.applications.plan.estimate import estimate
-from megatron_retrieval.applications.plan.known_rates import Rates
+from megatron_retrieval.applications.plan.known_rates import Rates, passage_operations
 from megatron_retrieval.applications.plan.reader_costs import reader_operations, reader_parameters
 
 #: sums over tensor-parallel ranks of a layer's output: attention and feed-forward part, forward and backward
@@ -98,22 +98,17 @@ def step_seconds(config: PlanConfig, rates: Rates) -> StepSeconds | None:
         forward += reader_operations(reader, training.num_passages, read, written)
         sums += _SUMS_OF_A_LAYER * reader.num_layers * training.num_passages * read * reader.hidden_size
         search = math.ceil(batch / config.num_queries) * estimate(config, rates).search_seconds
+    # in forward and backward passes, of the reader as of the encoder, whose rate is known
+    operations_per_second = rates.train.value * costs.TRAINING_PASSES * passage_operations(config)
     tp_size, nvlink = training.tensor_model_parallel_size, config.rates.nvlink_gb_per_second * 1e9
     return StepSeconds(
         batch_size=batch,
-        compute=passes * mine * forward / tp_size / _operations_per_second(config, rates),
+        compute=passes * mine * forward / tp_size / operations_per_second,
         search=search,
         gather=gather_seconds(vectors * config.encoder.dimension * costs.FP32_BYTES, copies, link),
         reduce=reduce_seconds(costs.FP32_BYTES * weights / tp_size, copies, link),
         layers=reduce_seconds(mine * sums * _VALUE_BYTES, tp_size, nvlink),
     )
-
-
-def _operations_per_second(config: PlanConfig, rates: Rates) -> float:
-    """Of a process in forward and backward passes: those of the encoder, whose rate is known best."""
-    tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
-    operations = costs.encode_operations(costs.bert_of(config.encoder), tokens)
-    return rates.train.value * costs.TRAINING_PASSES * operations
 
 
 def _retriever_work(config: PlanConfig, num_passages: int) -> tuple[float, float]:
