@@ -8,6 +8,8 @@ from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import mappings
 from torch import Tensor
 
+from megatron_retrieval.parallel.collectives import add_up
+
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(logits)[label], without gathering the vocabulary.
@@ -47,8 +49,7 @@ def vocab_parallel_mean(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     is_token = has_token(values)
     total = mappings.reduce_from_tensor_model_parallel_region(values.where(is_token, 0).sum(-1), group=group)
     count = is_token.sum(-1)
-    if group.size() > 1:
-        dist.all_reduce(count, group=group)
+    add_up(count, group)
     return total / count
 
 

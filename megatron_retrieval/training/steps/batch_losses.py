@@ -17,7 +17,7 @@ from megatron_retrieval.objectives.contrastive import (
     over_positives,
 )
 from megatron_retrieval.objectives.distillation import both_of_counted
-from megatron_retrieval.parallel.collectives import gather_rows
+from megatron_retrieval.parallel.collectives import add_up, gather_rows
 from megatron_retrieval.training.steps.batch_vectors import BatchVectors
 from megatron_retrieval.training.steps.contrastive_losses import ContrastiveLoss, ContrastiveLossConfig
 from megatron_retrieval.types.contrastive import ContrastiveBatch
@@ -148,8 +148,8 @@ class _Pairs:
         positive = distances.where(is_pair & is_positive, -torch.inf).amax()
         negative = distances.where(is_pair & ~is_positive, torch.inf)
         extremes = torch.stack([positive, -negative.amin()])
+        add_up(num_pairs, dp_group)
         if dp_group.size() > 1:
-            dist.all_reduce(num_pairs, group=dp_group)
             dist.all_reduce(extremes, dist.ReduceOp.MAX, group=dp_group)
         if loss.over == "hard pairs":
             return cls(loss, columns, num_pairs.new_tensor(batch.num_questions), (extremes[0], -extremes[1]))
