@@ -7,7 +7,8 @@
 #   benchmarks/rankers.sh OUTPUT
 #
 # OUTPUT is that of benchmarks/mined_negatives.sh, whose data and runs are used again. Measured over the 3,526 passages of
-# SQuAD's dev articles; weights are chosen by other questions about them. SEEDS (default "1 2 3"); a run that has ended is not repeated.
+# SQuAD's dev articles; weights are chosen by other questions about them. SEEDS (default "1 2 3"), READER_STEPS (550); a run that has ended
+# is not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$1
