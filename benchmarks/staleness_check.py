@@ -2,8 +2,9 @@
 
 The rates are measured as `megatron-retrieval plan --measure` does it; step, refresh and staleness follow from them by
 the functions behind the plan. Then one process trains and one embeds, with versions asked for as soon as may be, at a
-learning rate next to zero. ORQA's objective reads every passage that is found, as the plan counts it. Texts are counted
-as long as they are on average: a plan for texts that fill their sequences needs no such count.
+learning rate next to zero. A fusion reader made of the quickstart's BERT reads every passage that is found and writes
+(Joint Top-k): all of its products are in the plan. Texts are counted as long as they are on average: a plan for texts
+that fill their sequences needs no such count.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from megatron_retrieval.config.program import run_program
 from megatron_retrieval.data.files.question_files import read_questions
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.reports.tables import text_table
 from megatron_retrieval.tokenizers.vocabularies import open_encoder_vocabulary
 from megatron_retrieval.utils.files import read_json
@@ -89,36 +91,48 @@ def _planned(config: StalenessCheckConfig) -> Staleness:
         topk=_PASSAGES,
     ).with_artefact_defaults()
     measured = make_plan(replace(settings, training=PlannedTrainingConfig(reader="none")))
-    question, passage = _mean_question(start), measured.config.sizes.mean_tokens
+    (question, answer), passage = _mean_lengths(start), measured.config.sizes.mean_tokens
     lengths = {"query_seq_length": round(question) + _FRAME, "retriever_seq_length": round(passage) + _FRAME + 1}
     training = PlannedTrainingConfig(
-        reader="bert-base",
+        reader="t5-base",
         num_passages=_PASSAGES,
         global_batch_size=_QUESTIONS,
         reader_seq_length=round(question + passage) + _FRAME + 2,
+        max_answer_length=round(answer) + 1,
         num_embedding_ranks=1,
     )
     planned = replace(measured.config, training=training, text_format=replace(settings.text_format, **lengths))
-    # plans name readers; the quickstart's has the shape of its retriever's encoder
-    with patch.dict(READERS, {"bert-base": bert_of(measured.config.encoder)}):
+    # plans name readers; both stacks of this one have the shape of the retriever's encoder
+    bert = bert_of(measured.config.encoder)
+    shape = T5Config(
+        num_layers=bert.num_layers,
+        hidden_size=bert.hidden_size,
+        num_attention_heads=bert.num_attention_heads,
+        ffn_hidden_size=bert.ffn_size,
+        vocab_size=bert.vocab_size,
+    )
+    with patch.dict(READERS, {"t5-base": shape}):
         (found,) = staleness(planned, measured.rates)
     return found
 
 
-def _mean_question(start: Path) -> float:
-    """Tokens of a question."""
+def _mean_lengths(start: Path) -> tuple[float, float]:
+    """Tokens of a question and of an answer."""
     vocabulary = open_encoder_vocabulary(str(start / "data" / "vocab.txt"))
-    texts = [question.text for question in read_questions(str(start / "data" / "train.qa.csv"))]
-    return float(np.mean([len(ids) for ids in vocabulary.encode(texts)]))
+    questions = list(read_questions(str(start / "data" / "train.qa.csv")))
+    columns = [question.text for question in questions], [question.answers[0] for question in questions]
+    question, answer = (float(np.mean([len(ids) for ids in vocabulary.encode(texts)])) for texts in columns)
+    return question, answer
 
 
 def _happened(config: StalenessCheckConfig) -> Staleness:
     start, output = config.quickstart, config.output_dir
     words = [
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "tasks/main.py"),
-        *("--task", "end-to-end-finetune", "--config", "examples/quickstart_end_to_end.yaml", "--objective", "orqa"),
+        *("--task", "end-to-end-finetune", "--config", "examples/quickstart_end_to_end.yaml", "--objective", "joint-topk"),
         *("--evidence", config.evidence, "--embeddings", config.embeddings, "--retriever", start / "ict/checkpoint"),
-        *("--reader", start / "reader/checkpoint", "--train-data", start / "data/train.qa.csv"),
+        *("--reader", start / "reader/checkpoint", "--reader-kind", "fusion"),
+        *("--train-data", start / "data/train.qa.csv"),
         *("--num-passages", _PASSAGES, "--global-batch-size", _QUESTIONS, "--lr", "1e-12", "--no-tensorboard"),
         *("--index-refresh-interval", 1, "--num-embedding-ranks", 1, "--lr-decay-style", "constant"),
         *("--train-iters", config.train_iters, "--log-interval", 1, "--output-dir", output),

@@ -124,7 +124,8 @@ def test_assumed_rates_follow_from_operations() -> None:
     rates = ("--peak-teraflops", 100, "--utilisation", 0.5, "--fp32-teraflops", 10, "--memory-gb-per-second", 1000)
     plan = _plan(*rates, "--mean-tokens", 97, "--num-queries", 2)
     # a layer has 12 x 768^2 weights; attention's two products take 4 x 100 x 768 for each of 100 tokens
-    operations = 12 * 100 * (2 * 12 * 768**2 + 4 * 100 * 768)
+    # and of the last layer [CLS] alone needs more than keys and values
+    operations = 11 * 100 * (2 * 12 * 768**2 + 4 * 100 * 768) + 100 * 4 * 768**2 + 20 * 768**2 + 4 * 100 * 768
     assert plan.rates.encode.value == pytest.approx(5e13 / operations)
     assert plan.rates.search.value == pytest.approx(1e12 / (768 * 2))  # limited by memory: 2 bytes
     many = _plan(*rates, "--num-queries", 4000)
@@ -229,8 +230,8 @@ def test_a_dual_encoders_step_by_hand() -> None:
         25,
     )
     plan = _plan("--reader", "none", "--global-batch-size", 4096, *hardware)
-    bert = BertConfig()
-    forward = costs.encode_operations(bert, 64) + 2 * costs.encode_operations(bert, 256)
+    bert, encoder = BertConfig(), plan.config.encoder
+    forward = costs.vector_operations(encoder, 64) + 2 * costs.vector_operations(encoder, 256)
     assert plan.step.compute == pytest.approx(4 * 64 * forward / 50e12)
     assert plan.step.gather == pytest.approx(4096 * 3 * 768 * 4 * 63 / 64 / 25e9)
     assert plan.step.reduce == pytest.approx(2 * 4 * 2 * costs.bert_parameters(bert) * 63 / 64 / 25e9)
@@ -238,6 +239,16 @@ def test_a_dual_encoders_step_by_hand() -> None:
     one_node = _plan("--reader", "none", "--global-batch-size", 4096, "--gpus", 8, "--nvlink-gb-per-second", 100)
     assert one_node.step.gather == pytest.approx(4096 * 3 * 768 * 4 * 7 / 8 / 100e9)
     assert _plan("--reader", "none").step is None
+
+
+def test_of_the_last_layer_only_cls_is_computed() -> None:
+    """Two layers of width 4 with 8 inner units, 5 tokens: keys and values of all of them, the rest of [CLS] alone."""
+    bert = BertConfig(num_layers=2, hidden_size=4, num_attention_heads=2, ffn_hidden_size=8)
+    layer = 5 * 2 * (4 * 16 + 2 * 4 * 8) + 2 * 2 * 5 * 5 * 4
+    last = 5 * 2 * 2 * 16 + 2 * (2 * 16 + 2 * 4 * 8) + 2 * 2 * 5 * 4
+    assert costs.encode_operations(bert, 5) == 2 * layer
+    assert costs.vector_operations(DualEncoderConfig(encoder=bert), 5) == layer + last
+    assert costs.vector_operations(DualEncoderConfig(encoder=bert, pooling="mean"), 5) == 2 * layer
 
 
 def test_a_t5_reads_by_hand() -> None:

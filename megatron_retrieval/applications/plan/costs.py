@@ -180,8 +180,21 @@ def embedding_process_bytes(config: DualEncoderConfig, num_tokens: int, *, half_
 
 def encode_operations(bert: BertConfig, num_tokens: float) -> float:
     """Floating-point operations of one text's forward pass: two for each weight of a layer and token, and attention."""
+    return bert.num_layers * _layer_operations(bert, num_tokens, num_tokens)
+
+
+def vector_operations(config: DualEncoderConfig, num_tokens: float) -> float:
+    """Of the forward pass that makes a text's vector; of the last layer of [CLS], what its one token needs."""
+    bert = bert_of(config)
+    read = 1 if config.pooling == "cls" else num_tokens
+    below = (bert.num_layers - 1) * _layer_operations(bert, num_tokens, num_tokens)
+    return below + _layer_operations(bert, num_tokens, read)
+
+
+def _layer_operations(bert: BertConfig, num_tokens: float, num_read: float) -> float:
+    """Of a layer in which `num_read` tokens look at all: keys and values of all, the rest of those."""
     width = bert.hidden_size
-    return bert.num_layers * num_tokens * (2 * (4 * width**2 + 2 * width * bert.ffn_size) + 4 * num_tokens * width)
+    return 4 * num_tokens * width**2 + num_read * (4 * width**2 + 4 * width * bert.ffn_size + 4 * num_tokens * width)
 
 
 def encoded_tokens(text_tokens: float, seq_length: int) -> float:

@@ -71,9 +71,9 @@ def known_rates(config: PlanConfig, measured: MeasuredRates | None) -> Rates:
 
 
 def passage_operations(config: PlanConfig) -> float:
-    """Of the encoder's forward pass over a passage of mean length."""
+    """Of the forward pass that makes the vector of a passage of mean length."""
     tokens = costs.encoded_tokens(config.sizes.mean_tokens, config.text_format.retriever_seq_length)
-    return costs.encode_operations(costs.bert_of(config.encoder), tokens)
+    return costs.vector_operations(config.encoder, tokens)
 
 
 def _assumed_operations_per_second(config: PlanConfig) -> float:

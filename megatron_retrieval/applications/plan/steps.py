@@ -115,7 +115,7 @@ def _retriever_work(config: PlanConfig, num_passages: int) -> tuple[float, float
     """(operations of a forward pass, values that tensor-parallel ranks sum) for a question and its passages."""
     bert, layout = costs.bert_of(config.encoder), config.text_format
     lengths = [layout.query_seq_length] + num_passages * [layout.retriever_seq_length]
-    operations = sum(costs.encode_operations(bert, length) for length in lengths)
+    operations = sum(costs.vector_operations(config.encoder, length) for length in lengths)
     return operations, _SUMS_OF_A_LAYER * bert.num_layers * sum(lengths) * bert.hidden_size
 
 
