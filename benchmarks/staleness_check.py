@@ -129,9 +129,9 @@ def _happened(config: StalenessCheckConfig) -> Staleness:
     start, output = config.quickstart, config.output_dir
     words = [
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "tasks/main.py"),
-        *("--task", "end-to-end-finetune", "--config", "examples/quickstart_end_to_end.yaml", "--objective", "joint-topk"),
+        *("--task", "end-to-end-finetune", "--config", "examples/quickstart_end_to_end.yaml"),
         *("--evidence", config.evidence, "--embeddings", config.embeddings, "--retriever", start / "ict/checkpoint"),
-        *("--reader", start / "reader/checkpoint", "--reader-kind", "fusion"),
+        *("--objective", "joint-topk", "--reader", start / "reader/checkpoint", "--reader-kind", "fusion"),
         *("--train-data", start / "data/train.qa.csv"),
         *("--num-passages", _PASSAGES, "--global-batch-size", _QUESTIONS, "--lr", "1e-12", "--no-tensorboard"),
         *("--index-refresh-interval", 1, "--num-embedding-ranks", 1, "--lr-decay-style", "constant"),

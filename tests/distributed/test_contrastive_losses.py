@@ -57,18 +57,20 @@ def _step(
 def _results(topology: ProcessTopology, micro_batch_size: int) -> dict[str, Result]:
     """Loss and gradients of one step by every loss, for questions with one positive and with several."""
     results = {}
-    cases = [("nll", 1, "mean", None), ("nll", 2, "log-sum", None)]
-    for name, num_positives, how, sizes in [*cases, *((name, 2, "mean", (8,)) for name in CONTRASTIVE_LOSSES)]:
+    cases = [("nll", 1, "mean", None, 0.0), ("nll", 2, "log-sum", None, 0.0), ("kl", 2, "mean", (8,), 0.5)]
+    cases += [(name, 2, "mean", (8,), 0.0) for name in CONTRASTIVE_LOSSES]
+    for name, num_positives, how, sizes, label_weight in cases:
         batch = contrastive_share(
             NUM_QUESTIONS, NUM_NEGATIVES, 7, topology.dp_rank, topology.dp_size, num_positives=num_positives
         )
-        step, model = _step(topology, name, micro_batch_size, positives_loss=how, matryoshka_dims=sizes)
+        settings = {"positives_loss": how, "matryoshka_dims": sizes, "label_weight": label_weight}
+        step, model = _step(topology, name, micro_batch_size, **settings)
         parallel = DataParallelModel(model, topology)
         parallel.zero_gradients()
         metrics = reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)
         parallel.reduce_gradients()
         gradients = {key: gather_full(p, topology, p.main_grad).clone() for key, p in model.named_parameters()}
-        key = f"{name} of {num_positives}, {how}, {len(sizes or ())} prefixes"
+        key = f"{name} of {num_positives}, {how}, {len(sizes or ())} prefixes, labels {label_weight}"
         results[key] = {"loss": torch.tensor(metrics["loss"], dtype=torch.float32), **gradients}
     return results
 
@@ -145,6 +147,23 @@ def _values(topology: ProcessTopology) -> dict[str, tuple[float, float]]:
         ours = reduce_metrics(step.forward_backward(own, 0, 1.0), topology)["loss"]
         values[name] = (float(ours), float(loss))
     return values
+
+
+def _with_labels(topology: ProcessTopology) -> list[float]:
+    """The losses of a teacher, of labels, and of the teacher with half of that of labels."""
+    batch, own = contrastive_share(NUM_QUESTIONS, NUM_NEGATIVES, 7), {"teacher_temperature": TEACHER_TEMPERATURE}
+    cases: list[tuple[str, dict[str, Any]]] = [("kl", own), ("nll", {}), ("kl", {**own, "label_weight": 0.5})]
+    steps = [_step(topology, name, **settings)[0] for name, settings in cases]
+    steps[1].config = dataclasses.replace(steps[1].config, temperature=TEMPERATURES["kl"])
+    return [float(reduce_metrics(step.forward_backward(batch, 0, 1.0), topology)["loss"]) for step in steps]
+
+
+def test_labels_are_added_to_what_a_teacher_says() -> None:
+    ((taught, labelled, both),) = run_on_ranks(_with_labels, 1)
+    assert labelled > 0.1
+    assert both == pytest.approx(taught + 0.5 * labelled, rel=1e-6)
+    with pytest.raises(ConfigError, match="--label-weight: --contrastive-loss nll"):
+        ContrastiveConfig(label_weight=1.0)
 
 
 def test_values_are_those_of_sentence_transformers() -> None:

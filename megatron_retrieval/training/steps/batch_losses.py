@@ -14,6 +14,7 @@ from megatron_retrieval.objectives.contrastive import (
     QuestionLosses,
     SeveralPositivesLosses,
     hard_pairs,
+    negative_log_likelihood,
     over_positives,
 )
 from megatron_retrieval.objectives.distillation import both_of_counted
@@ -67,7 +68,8 @@ def losses_of_rows(
     if loss.over == "teacher":
         columns = batch.own_columns(dp_group.rank())
         teacher = _teacher_of(batch, loss) / config.teacher_temperature
-        return _Taught(loss, columns, teacher, config.temperature).losses
+        labelled = over_positives(negative_log_likelihood, config.positives_loss)
+        return _Taught(loss, columns, teacher, config.temperature, labelled, config.label_weight).losses
     return lambda rows: over_positives(loss.question_losses, config.positives_loss)
 
 
@@ -82,17 +84,20 @@ def _teacher_of(batch: ContrastiveBatch, loss: ContrastiveLoss) -> Tensor:
 
 @dataclass(frozen=True)
 class _Taught:
-    """A question's own passages beside the scores that a teacher gave them.
+    """A question's own passages beside the scores that a teacher gave them, and labels among all passages.
 
     Attributes:
         columns: [n, N + H] int64 of passages.
         teacher: [n, N + H], NaN where there is no score.
+        labelled: the loss that counts `label_weight` times beside the teacher's.
     """
 
     loss: ContrastiveLoss
     columns: Tensor
     teacher: Tensor
     temperature: float
+    labelled: SeveralPositivesLosses
+    label_weight: float
 
     def losses(self, rows: slice) -> SeveralPositivesLosses:
         """See LossesOfRows."""
@@ -100,7 +105,9 @@ class _Taught:
         def losses(scores: Tensor, positives: Tensor) -> Tensor:
             own = scores.gather(1, self.columns[rows])
             values = self.loss.question_losses(*both_of_counted(own, self.teacher[rows], own > -torch.inf))
-            return values * self.temperature**2 if self.loss.is_softened else values
+            if self.loss.is_softened:
+                values = values * self.temperature**2
+            return values + self.label_weight * self.labelled(scores, positives) if self.label_weight else values
 
         return losses
 

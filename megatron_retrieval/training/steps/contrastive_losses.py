@@ -62,6 +62,9 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
     the loss of their summed likelihood."""
     teacher_temperature: PositiveFloat = 1.0
     """margin-mse, kl: divide the teacher's scores by this."""
+    label_weight: NonNegativeFloat = 0.0
+    """margin-mse, kl: add so many times the loss of nll, so that labels tell a question's positive from the passages
+    of the whole batch, which the teacher has not seen."""
     guide: Path | None = field(default=None, metadata=INPUT)
     """gist: checkpoint of a dual encoder with the same vocabulary, which says what is no negative."""
     matryoshka_dims: tuple[PositiveInt, ...] | None = None
@@ -78,7 +81,13 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory_batches and CONTRASTIVE_LOSSES[self.contrastive_loss].over != "batch":
+        over = CONTRASTIVE_LOSSES[self.contrastive_loss].over
+        if self.label_weight and over != "teacher":
+            raise ConfigError(
+                f"--label-weight: --contrastive-loss {self.contrastive_loss} learns from labels anyway; it is for "
+                "margin-mse and kl."
+            )
+        if self.memory_batches and over != "batch":
             raise ConfigError(
                 f"--memory-batches: --contrastive-loss {self.contrastive_loss} does not learn from all passages of a "
                 "batch, hence from no others."
