@@ -63,7 +63,7 @@ def test_any_layout_learns_and_watches_the_same(folder: Path, tmp_path: Path) ->
     assert runs.curve(tmp_path / "tp") == pytest.approx(runs.curve(tmp_path / "one"), rel=1e-4)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_continued_it_goes_on_bit_for_bit(folder: Path, tmp_path: Path, num_ranks: int) -> None:
     """The span of a sentence is drawn anew in each epoch; the run goes through the sentences more than once."""
     place = ["--save", tmp_path / "run" / "checkpoints", "--load", tmp_path / "run" / "checkpoints"]
