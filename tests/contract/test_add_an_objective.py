@@ -1,4 +1,4 @@
-"""An objective is one row, which may come from outside of the package; the README has the rows of the package."""
+"""An objective is one row, which may come from outside of the package; the documentation has those of the package."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_help_lists_it() -> None:
     assert "individual-topk: reader:" in with_it.stdout
 
 
-def test_the_readme_has_the_rows_of_the_package() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_has_the_rows_of_the_package() -> None:
+    text = (ROOT / "docs" / "end_to_end.md").read_text(encoding="utf-8")
     table = text[text.index("| `--objective` |") :].split("\n\n")[0].splitlines()[2:]
     cells = [re.split(r"(?<!\\)\|", line) for line in table]
     written = {name.strip(" `"): (reader.strip(), retriever.strip()) for _, name, reader, retriever, _ in cells}

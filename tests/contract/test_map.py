@@ -1,26 +1,32 @@
-"""CONTRIBUTING.md and README.md name files that exist, floors as they are checked, and walks of ten files."""
+"""Links lead to files; CONTRIBUTING.md names files that exist, floors as they are checked, and walks of ten files."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from jobs import ROOT
 
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: what a reader can look for: a path with a folder or an ending
 PATH = re.compile(r"`((?:[\w*.-]+/)+[\w*.-]*|[\w-]+\.(?:py|md|toml|txt|sh|yaml))`|\]\(([\w./-]+)\)")
 
 
-@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "README.md"])
-def test_files_that_are_named_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    linked = {match[2] for match in PATH.finditer(text) if match[2]}
-    named = {match[1] for match in PATH.finditer(text) if match[1]} if document == "CONTRIBUTING.md" else set()
-    missing = [path for path in linked | named if not any(ROOT.glob(path.rstrip("/")))]
-    assert linked | named
-    assert not missing, f"{document} names {', '.join(sorted(missing))}"
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_are_linked_exist(document: Path) -> None:
+    linked = {match[2] for match in PATH.finditer(document.read_text(encoding="utf-8")) if match[2]}
+    missing = sorted(path for path in linked if not (document.parent / path).exists())
+    assert not missing, f"{document.relative_to(ROOT)} links to {', '.join(missing)}"
+
+
+def test_files_that_the_map_names_exist() -> None:
+    named = {match[1] for match in PATH.finditer(CONTRIBUTING) if match[1]}
+    missing = sorted(path for path in named if not any(ROOT.glob(path.rstrip("/"))))
+    assert named
+    assert not missing, f"CONTRIBUTING.md names {', '.join(missing)}"
 
 
 def test_the_floors_are_those_that_are_checked() -> None:
