@@ -161,7 +161,8 @@ def _with_labels(topology: ProcessTopology) -> list[float]:
 def test_labels_are_added_to_what_a_teacher_says() -> None:
     ((taught, labelled, both),) = run_on_ranks(_with_labels, 1)
     assert labelled > 0.1
-    assert both == pytest.approx(taught + 0.5 * labelled, rel=1e-6)
+    # all of it is softened
+    assert both == pytest.approx(taught + 0.5 * labelled * TEMPERATURES["kl"] ** 2, rel=1e-6)
     with pytest.raises(ConfigError, match="--label-weight: --contrastive-loss nll"):
         ContrastiveConfig(label_weight=1.0)
 

@@ -105,9 +105,9 @@ class _Taught:
         def losses(scores: Tensor, positives: Tensor) -> Tensor:
             own = scores.gather(1, self.columns[rows])
             values = self.loss.question_losses(*both_of_counted(own, self.teacher[rows], own > -torch.inf))
-            if self.loss.is_softened:
-                values = values * self.temperature**2
-            return values + self.label_weight * self.labelled(scores, positives) if self.label_weight else values
+            if self.label_weight:
+                values = values + self.label_weight * self.labelled(scores, positives)
+            return values * self.temperature**2 if self.loss.is_softened else values
 
         return losses
 
