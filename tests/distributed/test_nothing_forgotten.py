@@ -81,6 +81,7 @@ def test_the_teacher_holds_the_encoder(folder: Path) -> None:
 @pytest.mark.parametrize("ranks", [(2, 1), (2, 2)], ids=["DP 2", "TP 2"])
 def test_the_teacher_is_the_same_at_every_layout(folder: Path, ranks: tuple[int, int]) -> None:
     flags = ["--train-iters", "4", *_distilled(folder, 1.0)]
+    flags[flags.index("--distill-batch-size") + 1] = "27"  # the last of an epoch has 1 passage, for one rank alone
     single, several = folder / "single", folder / f"layout-{ranks[1]}"
     if not single.exists():
         _train(folder, single.name, *flags)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.nn import functional as F
 
 from megatron_retrieval.applications.reranking import open_reranker
@@ -33,9 +34,9 @@ from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 from megatron_retrieval.types.extractive import SpanLogits
 
 TINY = tiny_dual_encoder_config()
-#: an uneven batch; the last of an epoch has 2 questions, so that one rank of two has fillers
+#: an uneven batch; the last of an epoch has 1 question, so that one rank of two has fillers alone
 FLAGS = (
-    "--train-iters 30 --global-batch-size 5 --micro-batch-size 2 --num-hard-negatives 2 --lr 3e-3 "
+    "--train-iters 30 --global-batch-size 7 --micro-batch-size 2 --num-hard-negatives 2 --lr 3e-3 "
     "--lr-decay-style constant --log-interval 1 --no-tensorboard --save-interval 30"
 ).split()
 
@@ -121,6 +122,11 @@ def _teaches(folder: Path) -> None:
             assert same.teacher_scores == pytest.approx(example.teacher_scores, abs=1e-4)
     words = [*FLAGS, "--ranking-loss", "kl", "--pretrained-checkpoint", f"{folder}/start"]
     train(RERANKER, [*words, "--train-data", f"{folder}/scored.json", "--output-dir", f"{folder}/taught"])
+    plain_dev = ["--valid-data", f"{folder}/biencoder.json", "--output-dir", f"{folder}/untaught"]
+    with pytest.raises(
+        ProcessRaisedException, match="kl learns from a teacher, and --valid-data has no"
+    ):
+        train(RERANKER, [*words, "--train-data", f"{folder}/scored.json", *plain_dev])
     losses = curve(folder / "taught")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 

@@ -126,7 +126,8 @@ class EmbeddingDistillation:
         rows, size = passages.rows(iteration)
         tokens, teacher = passages.evidence.tokens(rows, passages.text_format), passages.vectors
         distance = torch.zeros((), device=topology.device)
-        for number, chunk in enumerate(by_length(tokens.lengths, self._micro_batch_size)):
+        # a rank may have no passage of a small batch
+        for number, chunk in enumerate(by_length(tokens.lengths, self._micro_batch_size) if len(rows) else []):
             start_dropout(passages.seed, topology, iteration, "distilled", number)
             vectors = self._model.encode_passages(tokens.rows(chunk).to(topology.device))
             target = teacher.vectors_of(torch.from_numpy(rows)[chunk]).to(vectors)

@@ -77,7 +77,9 @@ class QuestionStep(ABC, Generic[Batch]):
         return sums
 
     def _chunks(self, batch: Batch) -> list[Tensor]:
-        """Numbers of the real questions, those of like length together."""
+        """Numbers of the real questions, those of like length together; none on a rank that has fillers alone."""
         longest = batch.passages.tokens.lengths.view_as(batch.is_real).amax(1)
         questions = batch.is_real[:, 0].nonzero()[:, 0]
+        if not len(questions):
+            return []
         return [questions[index] for index in by_length(longest[questions], self._micro_batch_size)]
