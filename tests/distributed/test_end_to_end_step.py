@@ -4,6 +4,7 @@ layout of ranks."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.readings import FusionReadings
+from megatron_retrieval.types.search import NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
 
 NUM_QUESTIONS = 5
@@ -41,14 +43,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class FusionSetting(Setting):
     """With a reader that writes."""
 
-    def __init__(self, topology: ProcessTopology, folder: str, k: int, *, null_passage: bool = False) -> None:
+    def __init__(
+        self,
+        topology: ProcessTopology,
+        folder: str,
+        k: int,
+        *,
+        null_passage: bool = False,
+        shape: dict[str, Any] = SHAPE,
+    ) -> None:
         reader = BertSeq2Seq(BertSeq2SeqConfig(**SHAPE), topology, start_id=2, end_id=3, seed=2)
-        super().__init__(topology, Path(folder), reader, k, null_passage=null_passage)
+        super().__init__(topology, Path(folder), reader, k, shape=shape, null_passage=null_passage)
         layout = FusionLayout(LAYOUT, self.tokenizer)
         self.texts = RetrievedTexts(self.evidence, layout, self.tokenizer, max_answer_length=6)
         self.reader = reader
         fusion = FusionReader(reader, FusionEncodeConfig(encode_batch_size=3))
         self.readings = FusionReadings(fusion, self.texts, topology)
+
+
+def _null_vectors(topology: ProcessTopology, folder: str) -> list[torch.Tensor]:
+    """With a retriever that drops much in training: of the null passage, before and after a training mode."""
+    setting = FusionSetting(topology, folder, 3, null_passage=True, shape={**SHAPE, "hidden_dropout": 0.5})
+    rows = torch.tensor([[NULL_ROW]])
+    setting.model.retriever.train()
+    stored = setting.search.stored_vectors(rows)[0]
+    assert setting.model.retriever.training
+    return [stored, setting.model.retriever.eval().encode_passages(setting.search.tokens(rows[0]))]
+
+
+def test_the_null_passage_is_stored_as_it_is_in_evaluation(folder: Path) -> None:
+    ((stored, expected),) = run_on_ranks(_null_vectors, 1, str(folder))
+    torch.testing.assert_close(stored, expected)
 
 
 def _step_gradients(topology: ProcessTopology, folder: str, k: int, null_passage: bool) -> Found:

@@ -150,7 +150,8 @@ class PassageSearch:
         if self.config.null_passage:
             if self._null_vector is None:
                 null = self.tokens(torch.tensor([NULL_ROW])).to(self._topology.device)
-                self._null_vector = self._model.encode_passages(null)[0]
+                with evaluation_mode(self._model):
+                    self._null_vector = self._model.encode_passages(null)[0]
             # no assignment through a mask: a GPU would make the host wait for its size
             is_null = to_device(rows == NULL_ROW, vectors.device)
             vectors = torch.where(is_null[:, :, None], self._null_vector, vectors)
