@@ -39,10 +39,11 @@ class BestFigure(Callback):
         self._num_worse, self.iteration = 0, -1
 
     def state(self) -> dict[str, Any]:
-        return {"best": self._best, "worse": self._num_worse, "iteration": self.iteration}
+        return {"name": self._name, "best": self._best, "worse": self._num_worse, "iteration": self.iteration}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._best, self._num_worse, self.iteration = state["best"], state["worse"], state["iteration"]
+        if state.get("name", self._name) == self._name:  # figures of two names cannot be compared
+            self._best, self._num_worse, self.iteration = state["best"], state["worse"], state["iteration"]
 
     def on_start(self, trainer: Trainer) -> None:
         if self._is_over():  # a finished run that is started again
@@ -74,4 +75,5 @@ class BestFigure(Callback):
         if (name := f"{_VALID}{self._name}") not in figures:
             known = sorted(key.removeprefix(_VALID) for key, value in figures.items() if isinstance(value, float))
             raise ConfigError(f"--best-metric {self._name}: evaluation finds {', '.join(known)}.")
-        return float(gather_objects(figures[name], self._topology.world_group)[0])
+        value = gather_objects(figures[name], self._topology.world_group)[0]
+        return math.nan if value is None else float(value)  # a rank of which nothing was found

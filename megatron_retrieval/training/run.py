@@ -137,11 +137,6 @@ class TrainingRun:
             self.add(EvaluateBatches(batches, config.evaluation.eval_interval, self.metrics_log))
         for task in tasks:
             self.add(EvaluateTask(task, config.evaluation.eval_interval, self.metrics_log))
-        if (name := config.evaluation.best_metric) is not None:
-            if held_out is None and not tasks:
-                raise ConfigError(f"--best-metric {name}: there is nothing held out to evaluate on.")
-            self._best = BestFigure(name, config.evaluation.early_stopping_patience, self.metrics_log, topology)
-            self.add(self._best)
 
     def resume(self) -> None:
         """Continue from the checkpoint that `--load` names, or where it is damaged from the newest whole one; nothing
@@ -151,9 +146,20 @@ class TrainingRun:
             CheckpointError: it does not fit the model.
             ConfigError: it comes from a run that learns from something else.
         """
+        self._follow_best()
         group = self._topology.world_group
         folder = gather_objects(on_first_rank(self._config.save.whole_resume_folder, group), group)[0]
         self.iteration = self._checkpoints().resume(folder) if folder else 0
+
+    def _follow_best(self) -> None:
+        """Behind all that evaluates."""
+        config = self._config.evaluation
+        if (name := config.best_metric) is None:
+            return
+        if not any(isinstance(callback, EvaluateBatches | EvaluateTask) for callback in self._callbacks):
+            raise ConfigError(f"--best-metric {name}: there is nothing held out to evaluate on.")
+        self._best = BestFigure(name, config.early_stopping_patience, self.metrics_log, self._topology)
+        self.add(self._best)
 
     def trainer(
         self,

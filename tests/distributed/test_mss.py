@@ -44,6 +44,7 @@ def _words(folder: Path, output: Path, reader: str, *more: object) -> list[str]:
 def test_any_layout_learns_and_watches_the_same(folder: Path, tmp_path: Path) -> None:
     """A reader that writes, with the null passage; recall with every new index."""
     more = ("--null-passage", "--train-iters", 4, "--eval-questions", folder / "biencoder.json", "--eval-interval", 50)
+    more = (*more, "--best-metric", "recall@1")
     recipe = runs.Recipe(
         mss.MssPretrainingConfig, partial(mss.build, write_page=partial(write_masked_page, tmp_path / PAGE))
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ class _Saved(list[tuple[int, bool]]):
 
 
 def follow(
-    folder: Path, name: str, values: list[float], patience: int | None, state: dict[str, Any] | None = None
+    folder: Path, name: str, values: Sequence[float | None], patience: int | None, state: dict[str, Any] | None = None
 ) -> Any:
     """A run of as many steps as values, evaluated after each, saved every third."""
     log = MetricsLog(LogConfig(output_dir=str(folder), tensorboard=False), examples_per_step=1, is_main=True)
@@ -52,9 +54,11 @@ def follow(
 
 
 def test_the_best_so_far_is_saved(tmp_path: Path) -> None:
-    saved, _, state = follow(tmp_path, "recall@5", [0.2, 0.5, 0.4, 0.5, 0.6, float("nan")], None)
+    saved, _, state = follow(tmp_path, "recall@5", [0.2, 0.5, None, 0.5, 0.6, float("nan")], None)
     assert saved == [(1, True), (2, True), (3, False), (5, True), (6, False)]
-    assert state == {"best": 0.6, "worse": 1, "iteration": 5}
+    assert state == {"name": "recall@5", "best": 0.6, "worse": 1, "iteration": 5}
+    saved, _, state = follow(tmp_path, "average_rank", [2.0], None, {**state, "iteration": 0})
+    assert (saved, state["best"]) == ([(1, True)], 2.0)  # another figure, whose best is not known yet
 
 
 @pytest.mark.parametrize("name", ["loss", "average_rank"])
@@ -85,14 +89,18 @@ def test_patience_needs_a_figure() -> None:
         EvalConfig(early_stopping_patience=2)
 
 
+def _publish(folder: Path, iteration: int, *, is_best: bool) -> None:
+    final = folder_of(folder, iteration)
+    hidden = folder / f".{final.name}.partial"
+    hidden.mkdir()
+    manifest = {"kind": "a model", "fingerprint": "", "tp_size": 1, "config": {}, "layouts": {}, "checksums": {}}
+    write_manifest(hidden, CheckpointManifest(iteration=iteration, training={}, **manifest))
+    publish(hidden, final, iteration, keep_last=1, is_best=is_best)
+
+
 def test_the_best_checkpoint_is_not_pruned(tmp_path: Path) -> None:
     for iteration, is_best in ((1, False), (2, True), (3, False), (4, False)):
-        final = folder_of(tmp_path, iteration)
-        hidden = tmp_path / f".{final.name}.partial"
-        hidden.mkdir()
-        manifest = {"kind": "a model", "fingerprint": "", "tp_size": 1, "config": {}, "layouts": {}, "checksums": {}}
-        write_manifest(hidden, CheckpointManifest(iteration=iteration, training={}, **manifest))
-        publish(hidden, final, iteration, keep_last=1, is_best=is_best)
+        _publish(tmp_path, iteration, is_best=is_best)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         BEST_NAME, "iter_0000002", "iter_0000004", LATEST_NAME,
     ]  # fmt: skip
@@ -100,6 +108,9 @@ def test_the_best_checkpoint_is_not_pruned(tmp_path: Path) -> None:
     assert resolve_checkpoint(tmp_path) == folder_of(tmp_path, 4)
     with pytest.raises(CheckpointError, match="has no part 'reader'"):
         resolve_checkpoint(tmp_path / "best" / "reader")
+    shutil.rmtree(folder_of(tmp_path, 2))
+    _publish(tmp_path, 5, is_best=False)
+    assert resolve_checkpoint(tmp_path) == folder_of(tmp_path, 5)
     (tmp_path / BEST_NAME).unlink()
     with pytest.raises(CheckpointError, match="no best checkpoint here; --best-metric"):
         resolve_checkpoint(tmp_path / "best")
