@@ -163,13 +163,16 @@ class Optimizer:
         return {"num_steps": max(int(count) for count in counts), "loss_scaler": scaler_state}
 
     def load_state(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Restore the state from `state_tensors` and `state_scalars`; main weights are taken from the model."""
+        """Restore the state from `state_tensors` and `state_scalars`; main weights are taken from the model. What was
+        frozen has no moments there, and begins with none."""
+        saved = set(tensors)
         with optimizer_context(self._device), torch.no_grad():
             for name, parameter in self._parameters.items():
                 moments = self._moments(parameter)
                 moments["step"] = torch.tensor(float(scalars["num_steps"]))
                 for moment in ("exp_avg", "exp_avg_sq"):
-                    moments[moment].copy_(tensors[f"{moment}.{name}"])
+                    if f"{moment}.{name}" in saved:
+                        moments[moment].copy_(tensors[f"{moment}.{name}"])
             if not type(self._inner.optimizer).__module__.startswith("torch."):
                 for group in self._inner.param_groups:
                     group["step"] = int(scalars["num_steps"])

@@ -49,6 +49,12 @@ def train_grid(train: Callable[[Job], bool], config: Job, topology: ProcessTopol
         ConfigError: the runs do not measure what is to be chosen by.
     """
     grid, runs = config.training.grid, list[dict[str, Any]]()
+    save = config.training.save
+    if save.load not in (None, save.save):
+        raise ConfigError(
+            f"--load {save.load}: each rate of --lr-grid resumes its own run, below --save; start from a checkpoint by "
+            "--pretrained-checkpoint."
+        )
     for lr in sorted(set(grid.lr_grid)):
         own = _with_rate(config, lr)
         folder = Path(own.training.log.output_dir)

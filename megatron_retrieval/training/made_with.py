@@ -91,7 +91,9 @@ class MadeWith:
         Raises:
             ConfigError: what the run learns differs.
         """
-        refused = _differences(saved["identity"], self.identity)
+        # what one of the two lacks differs as well, such as a part that is frozen
+        own = dict.fromkeys(saved["identity"]) | dict(self.identity)
+        refused = _differences(saved["identity"], own)
         refused += _changed_inputs(saved.get("inputs"), self.inputs)
         settings = saved.get("settings", {})
         said = _differences(settings, {flag: value for flag, value in self.settings.items() if flag in settings})

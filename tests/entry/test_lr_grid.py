@@ -45,6 +45,8 @@ def test_the_best_rate_is_named(tmp_path: Path) -> None:
         assert json.loads((Path(row["output_dir"]) / "run_record.json").read_text())["earlier_seconds"] > 0
     again = json.loads((out / "lr_grid.json").read_text())
     assert again["best"]["value"] == max(row["value"] for row in again["runs"])
+    elsewhere = run(command(*words, *grid, "--load", out / "checkpoints" / "lr-0.01"))
+    assert "each rate of --lr-grid resumes its own run" in elsewhere.stderr
     wrong = run(command(*words, *grid, "--lr-grid-metric", "luck"))
     assert wrong.returncode != 0
     assert "--lr-grid-metric luck:" in wrong.stderr

@@ -88,7 +88,9 @@ def test_what_falsifies_is_refused_unless_accepted(job: _Job, tmp_path: Path, ca
         f"--train {train} (with other contents), {start}": _made_with(job),
         f"--seed 2 (was 1), --train {train} {job.valid[0]} (was {train}), {start}": _made_with(other),
         "questions 6 (was 5)": dataclasses.replace(saved, identity={**saved.identity, "questions": 6}),
-        "blocks 1 (was none)": dataclasses.replace(saved, identity={"blocks": 1}),  # another job over the same model
+        "--seed none (was 1), questions none (was 5), blocks 1 (was none)": dataclasses.replace(
+            saved, identity={"blocks": 1}
+        ),  # another job over the same model
     }
     for difference, now in cases.items():
         with pytest.raises(ConfigError) as refused:
