@@ -11,6 +11,7 @@ from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTIO
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
+from megatron_retrieval.data.examples.labelled import require_teacher
 from megatron_retrieval.data.layouts.late import LateFormatConfig
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.models.late_interaction import LateInteractionConfig
@@ -84,6 +85,8 @@ def build(config: LateInteractionFinetuneConfig, topology: ProcessTopology) -> T
     held_out = None
     if config.valid_data:
         held_out = DprDataset(config.data.held_out(config.valid_data), layout, vocabulary, seed)
+    if config.contrastive.is_taught:
+        require_teacher(f"--contrastive-loss {config.contrastive.contrastive_loss}", examples, held_out)
     dtype = training.precision.on(topology.device)
     model = LATE_INTERACTION.build(shape, vocabulary.special, topology, dtype, seed=seed)
     load_start(LATE_INTERACTION, start, model, training.save, topology)

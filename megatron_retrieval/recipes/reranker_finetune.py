@@ -9,6 +9,7 @@ from typing import Any
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import ModelKind
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
+from megatron_retrieval.data.examples.labelled import require_teacher
 from megatron_retrieval.data.examples.ranking import RankingDataConfig, RankingDataset
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
@@ -74,6 +75,8 @@ def build(config: RerankerFinetuneConfig, topology: ProcessTopology) -> Trainer:
     held_out = None
     if config.valid_data:
         held_out = RankingDataset(config.data.held_out(config.valid_data), layout, vocabulary, seed)
+    if config.step.is_taught:
+        require_teacher(f"--ranking-loss {config.step.ranking_loss}", examples, held_out)
     dtype = training.precision.on(topology.device)
     model = CROSS_ENCODER.build(shape, vocabulary.special, topology, dtype, seed=seed)
     load_start(CROSS_ENCODER, start, model, training.save, topology)

@@ -11,6 +11,7 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.config.marks import HELD_OUT, INPUT
 from megatron_retrieval.data.examples.dpr import DprDataConfig, DprDataset
+from megatron_retrieval.data.examples.labelled import require_teacher
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.dual_encoder import DualEncoder
@@ -52,6 +53,11 @@ class RetrieverFinetuneConfig(DualEncoderTrainingConfig):
             )
         if self.mined.evidence is not None and not self.data.num_hard_negatives:
             raise ConfigError("--evidence gives hard negatives, and --num-hard-negatives 0 takes none.")
+        if self.mined.evidence is not None and self.contrastive.is_taught and not self.contrastive.label_weight:
+            raise ConfigError(
+                f"--contrastive-loss {self.contrastive.contrastive_loss} learns from a teacher, who has not scored the "
+                "passages that are mined from --evidence: give --label-weight as well, or another loss."
+            )
 
     def with_artefact_defaults(self) -> Self:
         """The starting point's shape, text layout and casing are the defaults of their flags."""
@@ -88,6 +94,8 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
         held_out = DprDataset(
             config.data.held_out(config.valid_data), config.text_format, tokenizer, config.training.seed
         )
+    if config.contrastive.is_taught:
+        require_teacher(f"--contrastive-loss {config.contrastive.contrastive_loss}", dataset, held_out)
     return build_contrastive_trainer(
         config,
         topology,

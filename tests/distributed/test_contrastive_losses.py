@@ -239,6 +239,7 @@ def _refused(topology: ProcessTopology) -> list[str]:
         lambda: ContrastiveStep(shared, ContrastiveConfig(contrastive_loss="contrastive"), topology, 3),
         lambda: ContrastiveStep(DualEncoder(COSINES, topology), cosines, topology, 3).evaluate(batch),
         lambda: ContrastiveStep(shared, taught, topology, 3).evaluate(dataclasses.replace(batch, teacher=None)),
+        lambda: ContrastiveStep(shared, taught, topology, 3).evaluate(batch),
     ):
         with pytest.raises(ConfigError) as caught:
             call()
@@ -247,9 +248,10 @@ def _refused(topology: ProcessTopology) -> list[str]:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    ((shared, guide, cosines, negatives, teacher),) = run_on_ranks(_refused, 1)
+    ((shared, guide, cosines, negatives, teacher, alone),) = run_on_ranks(_refused, 1)
     assert "--no-biencoder-shared-query-context-model" in shared
     assert "gist needs a guide" in guide
     assert "give --normalize-embeddings" in cosines
     assert "--num-hard-negatives above 0" in negatives
     assert "megatron-retrieval score writes" in teacher
+    assert "kl compares the passages of a question" in alone

@@ -123,9 +123,7 @@ def _teaches(folder: Path) -> None:
     words = [*FLAGS, "--ranking-loss", "kl", "--pretrained-checkpoint", f"{folder}/start"]
     train(RERANKER, [*words, "--train-data", f"{folder}/scored.json", "--output-dir", f"{folder}/taught"])
     plain_dev = ["--valid-data", f"{folder}/biencoder.json", "--output-dir", f"{folder}/untaught"]
-    with pytest.raises(
-        ProcessRaisedException, match="kl learns from a teacher, and --valid-data has no"
-    ):
+    with pytest.raises(ProcessRaisedException, match="kl learns from a teacher, and --valid-data has no"):
         train(RERANKER, [*words, "--train-data", f"{folder}/scored.json", *plain_dev])
     losses = curve(folder / "taught")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

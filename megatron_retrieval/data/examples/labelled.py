@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -157,3 +157,26 @@ def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Ite
             teacher = {number: score for number, score in scored if score is not None}
             kept = tuple(answer for answer in answers if not answer.isspace())
             yield LabelledQuestion(record.question, kept, positives, negatives, file, teacher)
+
+
+class MaybeTaught(Protocol):
+    """Examples of which some may have a teacher's scores."""
+
+    has_teacher: bool
+
+
+def require_teacher(loss: str, examples: MaybeTaught, held_out: MaybeTaught | None) -> None:
+    """Refuse data without a teacher's scores before anything is trained.
+
+    Args:
+        loss: the flag that chooses what learns from them.
+
+    Raises:
+        ConfigError: naming the file's flag.
+    """
+    for flag, data in (("--train-data", examples), ("--valid-data", held_out)):
+        if data is not None and not data.has_teacher:
+            raise ConfigError(
+                f"{loss} learns from a teacher, and {flag} has no scores of one: megatron-retrieval score writes those "
+                "of a cross-encoder or of late interaction into it."
+            )

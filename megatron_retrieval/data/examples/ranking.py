@@ -52,7 +52,7 @@ class RankingDataset:
         self._config, self._layout, self._tokenizer, self._seed = config, layout, tokenizer, seed
         collector = PassageCollector()
         self._examples = read_examples(config, collector)
-        self._has_teacher = any(example.teacher for example in self._examples)
+        self.has_teacher = any(example.teacher for example in self._examples)
         self._passages = collector.passages()
         self._normalized_text = lru_cache(_CACHED_TEXTS)(lambda number: normalized(self._passages[number].text))
         if not any(example.hard_negatives for example in self._examples):
@@ -71,7 +71,7 @@ class RankingDataset:
         """See BatchSource; hard negatives are drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         numbers = np.full((share.num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
-        teacher = torch.full(numbers.shape, math.nan) if self._has_teacher else None
+        teacher = torch.full(numbers.shape, math.nan) if self.has_teacher else None
         asked = [""] * share.num_slots
         for slot, index in enumerate(indices[share.own]):
             example, position = self._examples[index], first_position + share.first + slot

@@ -66,8 +66,12 @@ def losses_of_rows(
         guided = _Guided(loss, vectors, guide, is_real, divisor, dp_group.rank())
         return lambda rows: over_positives(guided.losses(rows), config.positives_loss)
     if loss.over == "teacher":
-        columns = batch.own_columns(dp_group.rank())
-        teacher = _teacher_of(batch, loss) / config.teacher_temperature
+        columns, teacher = batch.own_columns(dp_group.rank()), _teacher_of(batch, loss) / config.teacher_temperature
+        if columns.size(1) == 1:
+            raise ConfigError(
+                f"--contrastive-loss {loss.name} compares the passages of a question, and each has one: give "
+                "--num-hard-negatives above 0."
+            )
         labelled = over_positives(negative_log_likelihood, config.positives_loss)
         return _Taught(loss, columns, teacher, config.temperature, labelled, config.label_weight).losses
     return lambda rows: over_positives(loss.question_losses, config.positives_loss)

@@ -81,17 +81,21 @@ class ContrastiveLossConfig(ScoreScalingConfig, Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        over = CONTRASTIVE_LOSSES[self.contrastive_loss].over
-        if self.label_weight and over != "teacher":
+        if self.label_weight and not self.is_taught:
             raise ConfigError(
                 f"--label-weight: --contrastive-loss {self.contrastive_loss} learns from labels anyway; it is for "
                 "margin-mse and kl."
             )
-        if self.memory_batches and over != "batch":
+        if self.memory_batches and CONTRASTIVE_LOSSES[self.contrastive_loss].over != "batch":
             raise ConfigError(
                 f"--memory-batches: --contrastive-loss {self.contrastive_loss} does not learn from all passages of a "
                 "batch, hence from no others."
             )
+
+    @property
+    def is_taught(self) -> bool:
+        """It learns from a teacher's scores."""
+        return CONTRASTIVE_LOSSES[self.contrastive_loss].over == "teacher"
 
     def prefix_weights(self, dimension: int) -> dict[int, float]:
         """The weight of the loss of every size, whole vectors included (Kusupati et al. 2022, arXiv 2205.13147, eq. 1).

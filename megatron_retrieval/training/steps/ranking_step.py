@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from megatron_retrieval.config.checks import Checked, PositiveFloat, PositiveInt
-from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.models.cross_encoder import CrossEncoder
 from megatron_retrieval.objectives.distillation import both_of_counted, margin_errors, teacher_divergence
 from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
@@ -35,6 +34,11 @@ class RankingStepConfig(Checked):
     """margin-mse, kl: divide the teacher's scores by this."""
     micro_batch_size: PositiveInt = 4
     """Questions per forward pass, each with all of its passages; memory and speed depend on it, the result does not."""
+
+    @property
+    def is_taught(self) -> bool:
+        """The loss learns from a teacher's scores."""
+        return self.ranking_loss in _TAUGHT_LOSSES
 
 
 class RankingStep(QuestionStep[RankingBatch]):
@@ -63,10 +67,6 @@ class RankingStep(QuestionStep[RankingBatch]):
         name = self._config.ranking_loss
         if name in _LOSSES:
             return _LOSSES[name](scores, is_real)
-        if batch.teacher is None:
-            raise ConfigError(
-                f"--ranking-loss {name} learns from a teacher, and the data has no scores of one: megatron-retrieval "
-                "score writes those of a cross-encoder into it."
-            )
+        assert batch.teacher is not None, "see require_teacher"
         teacher = to_device(batch.teacher, scores.device) / self._config.teacher_temperature
         return _TAUGHT_LOSSES[name](*both_of_counted(scores, teacher, is_real))
