@@ -180,7 +180,15 @@ class _Killed(BaseException):
     """Ends the builder where a kill would: no file is tidied up."""
 
 
-@pytest.mark.parametrize("killed_in", ["encode_chunks", "finish_chunks"])
+@pytest.mark.parametrize(
+    "killed_in",
+    [
+        "data.stores.chunk_builder.encode_chunks",
+        "data.stores.chunk_builder.finish_chunks",
+        "data.stores.chunk_writer.write_vocabulary",  # the signatures are gone
+        "utils.partial_folder.PartialFolder.publish",  # there is a manifest
+    ],
+)
 def test_a_killed_builder_continues(tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str) -> None:
     monkeypatch.setattr(chunk_builder, "TASK_DOCUMENTS", 2)
     monkeypatch.setattr(partial_folder, "JOURNAL_SECONDS", 0.0)
@@ -197,8 +205,8 @@ def test_a_killed_builder_continues(tmp_path: Path, bpe: Path, monkeypatch: pyte
         return encode_chunks(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        done = 2 if killed_in == "finish_chunks" else 0
-        patch.setattr(chunk_builder, killed_in, kill)
+        done = 0 if killed_in.endswith("encode_chunks") else 2
+        patch.setattr(f"megatron_retrieval.{killed_in}", kill)
         with pytest.raises(_Killed):
             _build(tmp_path, bpe, *texts, retro_chunk_length=4)
     source = tmp_path / "texts.jsonl"

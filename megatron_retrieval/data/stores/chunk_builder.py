@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Annotated
 
 from megatron_retrieval.config.checks import Bounds, Checked, PositiveInt
 from megatron_retrieval.data.files.document_files import MAX_DOCUMENT_CHARACTERS, read_whole_documents
 from megatron_retrieval.data.files.sentences import Document
+from megatron_retrieval.data.stores import chunks as layout
 from megatron_retrieval.data.stores.chunk_encoding import ChunkEncoder, encode_chunks
 from megatron_retrieval.data.stores.chunk_writer import ChunkProgress, ChunkWriter, finish_chunks
-from megatron_retrieval.data.stores.chunks import ChunkStore
 from megatron_retrieval.data.stores.document_groups import GROUP_VERSION
 from megatron_retrieval.data.stores.document_tasks import write_tasks
 from megatron_retrieval.errors import ConfigError, DataError
@@ -80,12 +80,15 @@ def build_chunks(config: ChunkBuilderConfig) -> int:
     with partial_folder(config.output, _settings(config, vocabulary)) as partial:
         if partial.is_published:
             partial.discard()
-            return len(ChunkStore(config.output))
+            return len(layout.ChunkStore(config.output))
         try:
-            progress = _write_columns(config, partial, vocabulary)
+            progress = ChunkProgress(**partial.state)
+            if not progress.is_read:
+                _write_columns(config, partial, vocabulary, progress)
         except DataError:  # the input must be corrected first, so the unfinished work is useless
             partial.discard()
             raise
+        partial.keep_only({*progress.file_bytes, layout.GROUPS})  # a manifest would be sealed into itself
         finish_chunks(partial.contents, vocabulary, config.retro_chunk_length, progress, config.input)
         partial.publish()
     counts = (progress.documents, progress.rows, progress.tokens, progress.bytes)
@@ -110,23 +113,26 @@ def _settings(config: ChunkBuilderConfig, vocabulary: Vocabulary) -> dict[str, o
     }
 
 
-def _write_columns(config: ChunkBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary) -> ChunkProgress:
-    before = ChunkProgress(**partial.state)
-    if before.tasks:
-        get_logger("data").info("continuing behind %s documents", f"{before.documents_read:,}")
+def _write_columns(
+    config: ChunkBuilderConfig, partial: PartialFolder, vocabulary: Vocabulary, progress: ChunkProgress
+) -> None:
+    """Write the documents that are not counted in `progress` yet, and update it."""
+    if progress.tasks:
+        get_logger("data").info("continuing behind %s documents", f"{progress.documents_read:,}")
     with (
         contextlib.ExitStack() as files,
         worker_pool(encode_chunks, config.workers, config.open_encoder) as encode,
         progress_bar("chunks", "documents") as bar,
     ):
-        writer = ChunkWriter(partial.contents, config.retro_chunk_length, files, before)
+        writer = ChunkWriter(partial.contents, config.retro_chunk_length, files, progress)
         tasks = in_tasks(_documents(config), _characters, TASK_DOCUMENTS, TASK_CHARACTERS)
-        write_tasks(tasks, before.tasks, encode, writer, partial, bar)
+        write_tasks(tasks, progress.tasks, encode, writer, partial, bar)
     if _settings(config, vocabulary) != partial.settings:
         raise DataError(", ".join(config.input), "changed while being read")
-    if not writer.progress.documents:
+    if not progress.documents:
         raise DataError(", ".join(config.input), "there is no token in the text")
-    return writer.progress
+    progress.is_read = True
+    partial.save(asdict(progress))
 
 
 def _documents(config: ChunkBuilderConfig) -> Iterator[tuple[int, Document]]:

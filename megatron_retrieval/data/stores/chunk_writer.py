@@ -49,6 +49,7 @@ class ChunkProgress:
         documents: kept, sections counted each.
         rows, tokens, bytes: of these.
         bytes_left_out: of documents without a token.
+        is_read: all documents are; only the end is left to do.
         file_bytes: valid size of each file.
     """
 
@@ -59,6 +60,7 @@ class ChunkProgress:
     tokens: int = 0
     bytes: int = 0
     bytes_left_out: int = 0
+    is_read: bool = False
     file_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -144,4 +146,6 @@ def _write_groups(folder: Path, vocabulary: Vocabulary, num_documents: int) -> N
         map_file(folder / _SIGNATURES, "<u8").reshape(-1, NUM_BANDS),
         column(layout.TOKENS, stored_dtype(vocabulary)),
     )
-    groups.astype("<i4").tofile(folder / layout.GROUPS)
+    with open(folder / layout.GROUPS, "wb") as file:
+        file.write(groups.astype("<i4").tobytes())
+        sync_file(file)
