@@ -151,6 +151,28 @@ def test_a_build_that_is_stopped_continues_to_the_same_folder(tmp_path: Path, mo
         assert (continued.folder / "manifest.json").read_text() == (whole.folder / "manifest.json").read_text()
 
 
+@pytest.mark.parametrize(
+    "stopped_in", ["data.salient.builder.write_manifest", "utils.partial_folder.PartialFolder.publish"]
+)
+def test_a_build_that_is_stopped_at_its_end_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str
+) -> None:
+    """Then the files with which holders were found are gone, and there may be a manifest."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    _write_evidence(tmp_path, SENTENCES)
+    whole = _build(tmp_path, "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"megatron_retrieval.{stopped_in}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _build(tmp_path)
+    continued = _build(tmp_path)
+    for file in whole.folder.iterdir():
+        assert file.read_bytes() == (continued.folder / file.name).read_bytes(), file.name
+
+
 def test_spans_of_others_are_read(tmp_path: Path) -> None:
     _write_evidence(tmp_path, SENTENCES[:2])
     place = SENTENCES[0].index("Paris")

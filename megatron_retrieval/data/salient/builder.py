@@ -105,7 +105,8 @@ def build_salient_spans(config: SpanBuilderConfig) -> int:
             progress = SpanProgress(**partial_output.state)
             if not progress.is_read:
                 _find(config, evidence, partial_output, progress)
-            add_holders(evidence, partial_output, progress, config.workers)
+            if not progress.has_holders:
+                add_holders(evidence, partial_output, progress, config.workers)
         except DataError:  # the input must be corrected first, so the unfinished work is useless
             partial_output.discard()
             raise

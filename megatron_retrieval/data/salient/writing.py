@@ -44,6 +44,7 @@ class SpanProgress:
         census: how many of what were seen, kept and left out.
         is_read: all texts are.
         searched: passages in which sentences were looked for.
+        has_holders: the passages that hold each wording are written; what they were found with is needed no more.
         file_bytes: valid size of each file.
     """
 
@@ -54,6 +55,7 @@ class SpanProgress:
     census: dict[str, int] = field(default_factory=dict)
     is_read: bool = False
     searched: int = 0
+    has_holders: bool = False
     file_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -117,7 +119,10 @@ def add_holders(evidence: EvidenceStore, output: PartialFolder, progress: SpanPr
     with open(folder / layout.WORDINGS, "wb") as file:
         for start in range(0, len(hashes), _BLOCK):
             file.write(np.searchsorted(wordings, hashes[start : start + _BLOCK]).astype("<i8").tobytes())
+        sync_file(file)
     _group(folder, len(wordings))
+    progress.has_holders = True
+    output.save(asdict(progress))
 
 
 def _search(evidence: EvidenceStore, output: PartialFolder, progress: SpanProgress, workers: int) -> None:
