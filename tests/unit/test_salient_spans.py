@@ -22,6 +22,7 @@ from megatron_retrieval.data.stores.evidence_builder import EvidenceBuilderConfi
 from megatron_retrieval.data.stores.ragged import Ragged
 from megatron_retrieval.data.stores.salient import SpanStore
 from megatron_retrieval.errors import ConfigError, DataError, MismatchError
+from megatron_retrieval.testing.tiny_byte_bpe import write_roberta_bpe
 from megatron_retrieval.utils import partial_folder
 
 WORDS = "the a of in river flows through city was built by since 1889 may ada lovelace marie curie paris rome big ."
@@ -32,13 +33,14 @@ SENTENCES = [
 ]
 
 
-def _write_evidence(folder: Path, texts: list[str]) -> Path:
+def _write_evidence(folder: Path, texts: list[str], vocab_file: Path | None = None) -> Path:
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split()]
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
     records = [{"id": f"p{n}", "title": "t", "text": text} for n, text in enumerate(texts)]
     (folder / "passages.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = {"input": (str(folder / "passages.jsonl"),), "output": str(folder / "evidence")}
-    build_evidence(EvidenceBuilderConfig(vocab_file=str(folder / "vocab.txt"), **settings))  # type: ignore[arg-type]
+    vocab_file = vocab_file or folder / "vocab.txt"
+    build_evidence(EvidenceBuilderConfig(vocab_file=str(vocab_file), **settings))  # type: ignore[arg-type]
     return folder / "evidence"
 
 
@@ -99,6 +101,21 @@ def test_the_holders_of_a_sentence_are_all_and_no_others(monkeypatch: pytest.Mon
         found = {place for place in range(len(texts)) if (wording, place) in pairs}
         assert found == {place for place, text in enumerate(texts) if holds(text, sentence)}
         assert found
+
+
+def test_holders_are_found_where_ids_depend_on_the_place(tmp_path: Path) -> None:
+    """Byte-level BPE has other ids for a word behind a space than at the beginning, and for line breaks."""
+    _, first, other = SENTENCES
+    spaced = f"{other}\n\n{first.replace(' ', '  ')}\n"
+    texts = [first, f"{other} {first}", f"{first} {other}", spaced, f"({first}", other]
+    vocab_file = write_roberta_bpe(tmp_path / "bpe", [f" {text}" for text in SENTENCES], num_tokens=400)
+    _write_evidence(tmp_path, texts, vocab_file)
+    store = _build(tmp_path)
+    ids = EvidenceStore(tmp_path / "evidence").vocabulary.encode([first, f" {first}"])
+    assert ids[0] != ids[1][-len(ids[0]) :], "else the test tests nothing"
+    holders = {store.sentence(row)[0]: set(store.holders(row).tolist()) for row in range(len(store))}
+    assert holders[first] == {0, 1, 2, 3, 4}
+    assert holders[other] == {1, 2, 3, 5}
 
 
 def test_spans_are_built_with_what_holds_their_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from megatron_retrieval.data.files.sentences import split_sentences
 from megatron_retrieval.data.salient.masking import token_range
 from megatron_retrieval.data.salient.spans import DATE, Span, find_dates, longest
 from megatron_retrieval.data.salient.taggers import Tagger, TitledSentences
-from megatron_retrieval.data.salient.wordings import MIN_TOKENS, Hashes, sentence_hashes
+from megatron_retrieval.data.salient.wordings import MIN_TOKENS, Hashes, sentence_hashes, sentence_ids
 from megatron_retrieval.data.stores.column_folder import EncodedColumn
 from megatron_retrieval.data.stores.ragged import Ragged, Rows, token_dtype
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -89,7 +89,7 @@ class SpanFinder:
         kept: list[tuple[int, str, list[Span], list[int]]] = []
         for text, sentences, spans in self._tagged(texts, census):
             census["sentences"] += len(sentences)
-            ids = self._vocabulary.encode(sentences)
+            ids = sentence_ids(self._vocabulary, sentences)
             for sentence, found, tokens in zip(sentences, spans, ids, strict=True):
                 if len(tokens) < MIN_TOKENS:
                     census[f"sentence: fewer than {MIN_TOKENS} tokens"] += 1

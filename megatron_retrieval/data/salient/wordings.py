@@ -1,20 +1,26 @@
 """Which passages hold a sentence: runs of token ids compared by their hashes, for any number of either.
 
-A passage holds a sentence if the sentence's token ids stand in its text, one after another; letter case, accents and
-white space are the vocabulary's to judge. Of a sentence longer than `MAX_TOKENS`, its first `MAX_TOKENS` count. Equal
-runs have equal hashes, so no holder is missed; two different runs have the same one with a probability of 2^-64.
+A passage holds a sentence if the sentence's token ids stand in its text, one after another; letter case and accents are
+the vocabulary's to judge, and white space counts as one space. Where words have other ids behind a space than at the
+beginning of a text (byte-level BPE), the ids count that a sentence has in both places: those behind its first word, as
+a rule. Of a sentence longer than `MAX_TOKENS`, its first `MAX_TOKENS` count. Equal runs have equal hashes, so no holder
+is missed; two different runs have the same one with a probability of 2^-64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.id_table import deal_by_hash
-from megatron_retrieval.data.stores.ragged import Ragged, Rows
+from megatron_retrieval.data.stores.ragged import Ragged, Rows, tokenize
+from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
 Hashes = NDArray[np.uint64]
 
@@ -24,6 +30,23 @@ MAX_TOKENS = 64
 #: odd, so that its powers can be divided by
 _BASE = 0x9E3779B97F4A7C15
 _BLOCK = 1 << 16
+
+
+def sentence_ids(vocabulary: Vocabulary, sentences: Sequence[str]) -> list[list[int]]:
+    """The token ids of each sentence that a passage which holds it has in any case, wherever the sentence stands."""
+    ids = vocabulary.encode(sentences)
+    if vocabulary.is_separable:
+        return ids
+    behind_space = vocabulary.encode([f" {sentence}" for sentence in sentences])
+    return [own[len(own) - _num_equal_at_end(own, other) :] for own, other in zip(ids, behind_space, strict=True)]
+
+
+def passage_ids(evidence: EvidenceStore, rows: range) -> Ragged:
+    """The token ids of the texts of passages, in which those of sentences are looked for."""
+    if evidence.vocabulary.is_separable:
+        return evidence.token_columns(rows)[1]
+    # a sentence has single spaces, and line breaks would change the ids around them
+    return tokenize(evidence.vocabulary, [" ".join(passage.text.split()) for passage in evidence.passages(rows)])
 
 
 def sentence_hashes(sentences: Ragged) -> Hashes:
@@ -68,6 +91,11 @@ def write_distinct(hashes: Hashes, path: Path) -> None:
             file.write(np.unique(dealt[bucket]).tobytes())
     table.unlink()
     rows.unlink()
+
+
+def _num_equal_at_end(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _place_of(wanted: Hashes, table: Hashes) -> Rows:

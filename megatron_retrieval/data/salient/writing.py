@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from megatron_retrieval.data.salient.sentences import FoundSpans
-from megatron_retrieval.data.salient.wordings import Hashes, find_held, write_distinct
+from megatron_retrieval.data.salient.wordings import Hashes, find_held, passage_ids, write_distinct
 from megatron_retrieval.data.stores import salient as layout
 from megatron_retrieval.data.stores.column_folder import (
     ColumnWriter,
@@ -161,8 +161,7 @@ def _open_tables(evidence: Path, folder: Path) -> _Tables:
 
 def _held(tables: _Tables, rows: range) -> tuple[int, tuple[Rows, Rows]]:
     """A task of a worker process: which wordings the passages `rows` hold."""
-    _, texts = tables.evidence.token_columns(rows)
-    wordings, places = find_held(texts, tables.beginnings, tables.wordings)
+    wordings, places = find_held(passage_ids(tables.evidence, rows), tables.beginnings, tables.wordings)
     return len(rows), (wordings, places + rows.start)
 
 
