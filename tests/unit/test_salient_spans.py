@@ -211,6 +211,21 @@ def test_spans_of_others_are_read(tmp_path: Path) -> None:
         SpanBuilderConfig(evidence=tmp_path, output="x", tagger="import")
 
 
+def test_spans_of_others_count_characters_of_the_sentence_as_it_is_written(tmp_path: Path) -> None:
+    _write_evidence(tmp_path, SENTENCES)
+    text = f" \t{SENTENCES[1].replace(' ', '  ')}\n"
+    named = ["Marie  Curie", "  Rome", "1889  .\n"]
+    spans = [[text.index(name), text.index(name) + len(name)] for name in named]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"sentence": text, "spans": spans}) + "\n")
+    settings = {"tagger": "import", "input": (str(tmp_path / "in.jsonl"),), "dates": False}
+    sentence, found = _build(tmp_path, **settings).sentence(0)
+    assert sentence == SENTENCES[1]
+    assert [sentence[span.start : span.end] for span in found] == ["Marie Curie", "Rome", "1889 ."]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"sentence": text, "spans": [[0, 2]]}) + "\n")
+    with pytest.raises(DataError, match=r"the span \[0, 2\] is no"):
+        _build(tmp_path, "bad", **settings)
+
+
 def test_what_cannot_be_masked_is_left_out_and_counted(tmp_path: Path) -> None:
     _write_evidence(tmp_path, SENTENCES)
     name = "Ada Lovelace of Rome in the big city of Paris"

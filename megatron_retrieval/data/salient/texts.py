@@ -41,28 +41,35 @@ def document_texts(paths: Sequence[str]) -> Iterator[RawText]:
 
 def tagged_texts(paths: Sequence[str], evidence: EvidenceStore) -> Iterator[RawText]:
     """Sentences of JSON lines, with spans that somebody has found: {"passage_id", "sentence", "spans": [[start, end,
-    type], ...]}, or EMDR2's with `bert_ent_pos`. A passage that the evidence lacks counts as none.
+    type], ...]}, or EMDR2's with `bert_ent_pos`. Start and end count characters of the sentence as it is written there;
+    its runs of white space become one space. A passage that the evidence lacks counts as none.
 
     Raises:
-        DataError: a file is malformed, or a span is beyond its sentence.
+        DataError: a file is malformed, or a span is beyond its sentence or white space alone.
     """
     for path in paths:
         for record in read_json_lines(Path(path)):
-            text = " ".join(record.text(*_TEXTS).split())
+            written = record.text(*_TEXTS)
+            text = " ".join(written.split())
             identifier = record.identifier(*_PASSAGES)
             row = int(evidence.rows_of([identifier])[0]) if identifier else -1
             if _PIECES in record.values:
                 spans = list(_of_pieces(record, text, evidence))
             else:
-                spans = [_span(record, text, item) for item in record.values.get(_SPANS[0]) or ()]
+                spans = [_span(record, written, item) for item in record.values.get(_SPANS[0]) or ()]
             yield RawText(row, "", text, tuple(spans))
 
 
-def _span(record: Record, text: str, item: Any) -> Span:
+def _span(record: Record, written: str, item: Any) -> Span:
+    """A span of the sentence with single spaces, given its place in the sentence as written."""
     match item:
-        case [int(start), int(end), *rest] if 0 <= start < end <= len(text) and len(rest) <= 1:
-            return Span(start, end, str(rest[0]) if rest else UNTYPED)
-    raise record.error(f"the span {item!r} is no [start, end, type] within the {len(text)} characters of its sentence")
+        case [int(start), int(end), *rest] if 0 <= start < end <= len(written) and len(rest) <= 1:
+            if words := " ".join(written[start:end].split()):
+                before = written[: end - len(written[start:end].lstrip())]
+                first = len(" ".join(f"{before}x".split())) - 1  # a letter keeps the space before it
+                return Span(first, first + len(words), str(rest[0]) if rest else UNTYPED)
+    problem = f"the span {item!r} is no [start, end, type] within the {len(written)} characters of its sentence"
+    raise record.error(problem)
 
 
 def _of_pieces(record: Record, text: str, evidence: EvidenceStore) -> Iterator[Span]:
