@@ -42,7 +42,8 @@ class BeirEvaluateConfig(Checked):
     topk: tuple[PositiveInt, ...] = (10, 100)
     """Depths of the metrics; the greatest is the number of passages retrieved."""
     ignore_identical_ids: bool = False
-    """Score as if a passage with the question's own id were not there, as BEIR does (ArguAna, Quora)."""
+    """Score, and write what was found, as if a passage with the question's own id were not there, as BEIR does
+    (ArguAna, Quora)."""
     options: SearchOptionsConfig = field(default_factory=SearchOptionsConfig)
     """How the evidence is searched."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)

@@ -35,6 +35,7 @@ from megatron_retrieval.evaluation.retrieval_results import (
     write_ranks,
     write_trec_run,
 )
+from megatron_retrieval.evaluation.retriever_task import without_own_passages
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.reports.tables import rate_cells, text_table
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
@@ -87,10 +88,13 @@ def main(config: RetrieverEvaluateConfig, topology: ProcessTopology) -> None:
     qrels = config.judgements.read([question.id for question in questions])
     session = open_search(config.search, config.encode, topology)
     matcher = AnswerMatcher(config.matching)
+    depth, ignores_own = config.depths[-1], config.judgements.ignore_identical_ids
     retrieved = session.evaluate(
-        questions, matcher, topology, depth=config.depths[-1], micro_batch_size=config.encode.micro_batch_size
+        questions, matcher, topology, depth=depth + ignores_own, micro_batch_size=config.encode.micro_batch_size
     )
     if topology.is_main:
+        if ignores_own:
+            retrieved = without_own_passages(questions, retrieved, session.evidence, depth)
         metrics = retrieval_metrics(retrieved.ranks, config.depths, "answer_" if qrels else "")
         values: Values = {}
         if qrels:
@@ -113,9 +117,7 @@ def _judged(
         [passage.id for passage, _, _ in found_passages(retrieved, number, session.evidence)]
         for number in range(len(questions))
     ]
-    names = [question.id for question in questions]
-    ignore = config.judgements.ignore_identical_ids
-    return judged_values(names, ranked, qrels, config.depths, ignore_identical_ids=ignore)
+    return judged_values([question.id for question in questions], ranked, qrels, config.depths)
 
 
 def _num_missing(session: SearchSession, qrels: Qrels) -> int:

@@ -33,7 +33,8 @@ class JudgementsConfig(Checked):
     plain or gzip. recall@k then is the share of relevant passages found, and recall by answers is called
     answer_recall@k."""
     ignore_identical_ids: bool = False
-    """Score as if a passage with the question's own id were not there, as BEIR does (ArguAna, Quora)."""
+    """Score, and write what was found, as if a passage with the question's own id were not there, as BEIR does
+    (ArguAna, Quora)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +64,6 @@ def judged_values(
     ranked: Sequence[Sequence[str]],
     qrels: Qrels,
     depths: Sequence[int],
-    *,
-    ignore_identical_ids: bool = False,
 ) -> Values:
     """`ndcg@k`, `mrr@k`, `map@k`, `recall@k`, `precision@k`, `success@k` and `unjudged@k` at every depth, and `map`, of
     each question.
@@ -78,8 +77,6 @@ def judged_values(
     """
     import pytrec_eval
 
-    if ignore_identical_ids:
-        ranked = [[name for name in names if name != own] for own, names in zip(question_ids, ranked, strict=True)]
     judged = [number for number, name in enumerate(question_ids) if name in qrels]
     run = {
         question_ids[number]: {name: float(-place) for place, name in enumerate(ranked[number])} for number in judged

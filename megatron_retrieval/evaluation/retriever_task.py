@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -124,6 +124,33 @@ def judge_shares(
     share = _judge(questions, evidence, matcher, found)
     matcher.num_bad_patterns = sum(gather_objects(matcher.num_bad_patterns, topology.world_group))
     return _join(gather_objects(vars(share), topology.world_group), len(questions))
+
+
+def without_own_passages(
+    questions: Sequence[Question], retrieved: Retrieved, evidence: SearchedEvidence, depth: int
+) -> Retrieved:
+    """What would have been retrieved if no passage had the id of its question.
+
+    Args:
+        retrieved: [Q, depth + 1], so that `depth` are left where one of them is left out.
+
+    Returns:
+        [Q, depth], with ranks of their own.
+    """
+    own = evidence.rows_of([question.id for question in questions])
+    is_own = (retrieved.rows == own[:, None]) & (retrieved.rows >= 0)
+    order = np.argsort(is_own, axis=1, kind="stable")[:, :depth]  # the own passage comes last
+    rows, scores, has_answer = (
+        np.take_along_axis(np.where(is_own, nothing, part), order, 1)
+        for part, nothing in ((retrieved.rows, -1), (retrieved.scores, -np.inf), (retrieved.has_answer, False))
+    )
+    others = (
+        replace(question, gold_passage_ids=tuple(name for name in question.gold_passage_ids if name != question.id))
+        for question in questions
+    )
+    gold = [_gold_rank(question, found, evidence) for question, found in zip(others, rows, strict=True)]
+    answer = np.where(retrieved.ranks.answer == UNKNOWN, UNKNOWN, first_hit_ranks(has_answer))
+    return Retrieved(rows, scores, has_answer, RetrievalRanks(answer, np.array(gold, np.int64)))
 
 
 def _retrieve(

@@ -12,9 +12,13 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_retrieval.applications import retriever_evaluation
+from megatron_retrieval.applications.retriever_evaluation import RetrieverEvaluateConfig
+from megatron_retrieval.applications.search import SearchConfig
 from megatron_retrieval.data.files.trec import read_run
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.evaluation.judged_metrics import judged_metrics, judged_values
+from megatron_retrieval.evaluation.judged_metrics import JudgementsConfig, judged_metrics, judged_values
 from megatron_retrieval.evaluation.rank_metrics import NOT_FOUND, UNKNOWN, RetrievalRanks
 from megatron_retrieval.evaluation.retrieval_results import (
     Retrieved,
@@ -23,6 +27,10 @@ from megatron_retrieval.evaluation.retrieval_results import (
     write_ranks,
     write_trec_run,
 )
+from megatron_retrieval.evaluation.retriever_task import without_own_passages
+from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
+from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
+from megatron_retrieval.testing.tiny import write_tiny_evidence
 from megatron_retrieval.types.questions import Passage, Question
 
 
@@ -100,7 +108,50 @@ def test_metrics_by_judgements_against_a_hand_count() -> None:
     low, high = metrics["map_ci95"]
     assert 0.0 <= low < 0.25 / 3 < high
     assert judged_values(["c"], [["c", "y"]], qrels, [1])["unjudged@1"][0] == 1
-    assert judged_values(["c"], [["c", "y"]], qrels, [1], ignore_identical_ids=True)["unjudged@1"][0] == 0
+
+
+def test_a_passage_with_the_questions_own_id_takes_no_place(tmp_path: Path) -> None:
+    evidence = EvidenceStore(write_tiny_evidence(tmp_path, 20))
+    passages = list(evidence.passages(range(len(evidence))))
+    build_lexical_index(passages, len(passages), LexicalConfig(), evidence.fingerprint, tmp_path / "bm25")
+    asked = [{"_id": name, "text": "the box of key0 stands in the corner"} for name in ("1", "other")]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    judged = [f"{line['_id']} 0 {passage.id} 1\n" for line in asked for passage in passages if passage.id != "1"]
+    (tmp_path / "qrels.txt").write_text("".join(judged))
+    config = RetrieverEvaluateConfig(
+        search=SearchConfig(evidence=tmp_path / "evidence", bm25_index=tmp_path / "bm25"),
+        questions=tmp_path / "queries.jsonl",
+        judgements=JudgementsConfig(qrels=tmp_path / "qrels.txt", ignore_identical_ids=True),
+        output_dir=tmp_path / "run",
+        topk=(10,),
+    )
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        retriever_evaluation.main(config, topology)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["precision@10"] == (1 + 0.9) / 2
+    own, other = ([name for name, _ in found] for _, found in read_run(tmp_path / "run" / "run.trec"))
+    assert (len(own), len(other), other[0]) == (10, 10, "1")
+    assert own[:9] == other[1:]
+
+
+def test_ranks_without_the_questions_own_passage() -> None:
+    class Evidence(_Evidence):
+        def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+            return np.array([int(name) for name in ids])
+
+    questions = [
+        Question("4", "who?", ("a",), ("4", "2")),
+        Question("7", "who?", ("a",), ("7",)),
+        Question("9", "", (), ("1",)),
+    ]
+    hits = np.array([[True, False, True], [True, False, False], [False] * 3])
+    ranks = RetrievalRanks(np.array([1, 1, UNKNOWN]), np.array([1, 1, 3]))
+    rows = np.array([[4, 3, 2], [7, 5, -1], [3, 2, 1]])
+    found = without_own_passages(questions, Retrieved(rows, -rows.astype(np.float32), hits, ranks), Evidence(), 2)
+    assert found.rows.tolist() == [[3, 2], [5, -1], [3, 2]]
+    assert found.scores[0].tolist() == [-3, -2]
+    assert found.ranks.answer.tolist() == [2, NOT_FOUND, UNKNOWN]
+    assert found.ranks.gold.tolist() == [2, UNKNOWN, NOT_FOUND]
 
 
 def test_ranks_round_trip(tmp_path: Path) -> None:
