@@ -75,3 +75,13 @@ def test_scores_come_back(tmp_path: Path, form: TrainingFormat, scores: list[tup
     record = {"question": WHERE, "answers": [], "positive_ctxs": [positive], "hard_negative_ctxs": negatives}
     write_training_data(tmp_path / "written", [record], form)
     assert [example.teacher_scores for example in read_biencoder(tmp_path / "written")] == scores
+
+
+def test_a_question_without_a_positive_makes_no_triplet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "megatron_retrieval")
+    asked = {"question": WHERE, "answers": [], "hard_negative_ctxs": [{"title": "", "text": TOWER}]}
+    records = [{**asked, "positive_ctxs": []}, {**asked, "positive_ctxs": [{"title": "", "text": LAKE}]}]
+    write_training_data(tmp_path / "written", records, "sentence-transformers")
+    line = json.loads((tmp_path / "written").read_text())
+    assert line == {"anchor": WHERE, "positive": LAKE, "negative": TOWER}
+    assert "1 questions without a positive or a hard negative make no triplet" in caplog.text

@@ -14,7 +14,9 @@ from megatron_retrieval.data.files.passage_files import passage_of
 from megatron_retrieval.data.files.training_files import teacher_score
 from megatron_retrieval.types.questions import Passage
 from megatron_retrieval.utils.files import atomic_file
+from megatron_retrieval.utils.logging import get_logger
 
+log = get_logger("data")
 Fields = Mapping[str, Any]
 TrainingFormat = Literal["dpr", "tevatron", "flagembedding", "sentence-transformers"]
 
@@ -51,8 +53,11 @@ def _flag_embedding(record: Record, number: int) -> Iterator[Fields]:
 
 
 def _sentence_transformers(record: Record, number: int) -> Iterator[Fields]:
-    """A triplet for each hard negative, whose columns are the same in all lines; passages as for FlagEmbedding."""
+    """A triplet for each hard negative, whose columns are the same in all lines; passages as for FlagEmbedding. None
+    without a positive."""
     positives, negatives = _passages(record)
+    if not positives:
+        return
     (of_positive, *_), of_negatives = _scores(record)
     for negative, score in zip(negatives, of_negatives, strict=True):
         fields = {"anchor": record.text("question"), "positive": _text(positives[0]), "negative": _text(negative)}
@@ -92,7 +97,13 @@ def write_training_data(path: Path, records: Iterable[dict[str, Any]], format: T
     if format == "dpr":
         write_json_list(path, records)
         return
+    num_unwritten = 0
     with atomic_file(path) as file:
         for number, record in enumerate(records, 1):
-            for line in _LINES[format](Record(path, number, record), number):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            lines = [
+                json.dumps(line, ensure_ascii=False) for line in _LINES[format](Record(path, number, record), number)
+            ]
+            file.writelines(f"{line}\n" for line in lines)
+            num_unwritten += not lines
+    if num_unwritten:
+        log.warning("%s: %s questions without a positive or a hard negative make no triplet", path, num_unwritten)
