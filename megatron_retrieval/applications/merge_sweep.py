@@ -17,6 +17,7 @@ from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.mean_of_weights import save_mean
 from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.paired_runs import compare_runs
 from megatron_retrieval.evaluation.retrieval_results import METRICS, RANKS, write_ranks
@@ -25,11 +26,13 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.reports.figures import sweep_picture
 from megatron_retrieval.reports.tables import percent, text_table
 from megatron_retrieval.training.tasks.recall_task import RecallConfig
-from megatron_retrieval.utils.files import link, write_json
+from megatron_retrieval.utils.files import file_fingerprint, link, read_json, write_json
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("merge")
 SWEEP, BEST, PICTURE = "sweep.json", "best", "sweep.png"
+#: key of what was measured, beside the figures
+MEASURED = "measured"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,7 +43,7 @@ class MergeSweepConfig(Checked):
     """Shares of the last checkpoint, such as 0 0.25 0.5 0.75 1; the others have the rest in equal parts. --output then
     holds share-S for each, sweep.json, and `best`, which leads to the best: of those that find significantly less than
     the lowest share on no further data set, at no depth, the one with the highest recall on the first. The same command
-    continues where it stopped."""
+    continues where it stopped; where checkpoints, questions or evidence changed, it measures again."""
     eval_questions: tuple[str, ...] = ()
     """Questions of each data set: first those of the kind that was trained on, then of others."""
     eval_evidence: tuple[str, ...] = ()
@@ -108,24 +111,41 @@ def _measure_share(
     folder: Path,
     topology: ProcessTopology,
 ) -> None:
-    """Write one mean, and for each data set what `compare_runs` reads; what is there stays."""
-    missing = [
-        (number, recall)
-        for number, recall in enumerate(config.recalls())
-        if not (_evaluation(folder, number) / METRICS).exists()
-    ]
+    """Write one mean, and for each data set what `compare_runs` reads; what is there and of the same stays."""
+    asked = [(number, recall, _measured(recall, sources, weights)) for number, recall in enumerate(config.recalls())]
+    missing = [one for one in asked if one[2] != _recorded(_evaluation(folder, one[0]) / METRICS)]
     if not missing:
         return
     loaded = DUAL_ENCODER.load(save_mean(sources, folder, topology, weights), topology)
-    for number, recall in missing:
+    for number, recall, measured in missing:
         task = recall.open(loaded.model, loaded.description.layout, loaded.description.vocabulary())
         assert task is not None
         retrieved = task.retrieve(topology)
         if topology.is_main:
             metrics, place = task.metrics(retrieved), _evaluation(folder, number)
             write_ranks(place / RANKS, task.questions, retrieved.ranks, {})
-            write_json(place / METRICS, metrics | {"questions": recall.eval_questions})
+            write_json(place / METRICS, metrics | {"questions": recall.eval_questions, MEASURED: measured})
             log.info("%s, %s: %s", folder.name, recall.eval_questions, _figures(metrics, config.eval_topk))
+
+
+def _measured(recall: RecallConfig, sources: Sequence[AnyDescription], weights: Sequence[float]) -> dict[str, Any]:
+    """What the figures follow from; figures that followed from something else are measured again."""
+    assert recall.eval_questions is not None
+    assert recall.eval_evidence is not None
+    return {
+        "checkpoints": [source.fingerprint for source in sources],
+        "weights": list(weights),
+        "questions": file_fingerprint(recall.eval_questions),
+        "max_questions": recall.eval_max_questions,
+        "evidence": EvidenceStore(recall.eval_evidence).fingerprint,
+        "topk": sorted(set(recall.eval_topk)),
+    }
+
+
+def _recorded(metrics: Path) -> dict[str, Any] | None:
+    """What the figures in a file followed from; None where there are none, or it is not said."""
+    found: dict[str, Any] | None = read_json(metrics).get(MEASURED) if metrics.exists() else None
+    return found
 
 
 def _evaluation(folder: Path, number: int) -> Path:

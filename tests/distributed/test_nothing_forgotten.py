@@ -104,10 +104,10 @@ def test_a_teacher_of_other_passages_is_refused(folder: Path, tmp_path: Path) ->
     assert len(EmbeddingStore(folder / "vectors")) == 82
 
 
-def _sweep(folder: Path, output: Path, num_ranks: int = 1) -> dict[str, object]:
+def _sweep(folder: Path, output: Path, *flags: str, num_ranks: int = 1) -> dict[str, object]:
     words = ["--checkpoints", f"{folder}/start/saved", f"{folder}/tuned/saved", "--output", str(output)]
     words += ["--sweep", "0", "0.5", "1", "--eval-questions", *[f"{folder}/biencoder.json"] * 2]
-    words += ["--eval-evidence", *[f"{folder}/evidence"] * 2, "--picture"]
+    words += ["--eval-evidence", *[f"{folder}/evidence"] * 2, "--picture", *flags]
     config = parse_config(checkpoint_merging.MergeConfig, words)
     run_on_ranks(_merge, num_ranks, config)
     return dict(json.loads((output / "sweep.json").read_text()))
@@ -142,6 +142,10 @@ def test_sweep_measures_every_share_and_keeps_the_best(folder: Path, tmp_path: P
     two = _sweep(folder, tmp_path / "two", num_ranks=2)["shares"]
     assert isinstance(two, list)
     assert [row["data_sets"][0]["recall@1"] for row in two] == [row["data_sets"][0]["recall@1"] for row in shares]
+    # of other questions they are
+    fewer = _sweep(folder, tmp_path / "one", "--eval-max-questions", "5")["shares"]
+    assert isinstance(fewer, list)
+    assert {one["num_questions"] for row in fewer for one in row["data_sets"]} == {5}
 
 
 @pytest.mark.parametrize(
