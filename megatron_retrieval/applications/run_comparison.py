@@ -15,7 +15,7 @@ from megatron_retrieval.utils.files import write_json
 @dataclass(kw_only=True, frozen=True)
 class CompareRunsConfig:
     """Differences in recall and, with --qrels, in nDCG, MRR, MAP, ... between two retriever-evaluate output folders,
-    with paired bootstrap intervals."""
+    with paired bootstrap intervals. Metrics that only one of them has are left out."""
 
     baseline: Path
     """Output folder of the run to compare with."""

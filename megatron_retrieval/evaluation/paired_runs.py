@@ -17,13 +17,16 @@ from megatron_retrieval.evaluation.rank_metrics import UNKNOWN, hits_at
 from megatron_retrieval.evaluation.retrieval_results import RANKS, read_ranks
 from megatron_retrieval.utils.files import read_lines
 
+#: before recall by answers, where another recall stands beside it
+ANSWER = "answer_"
 #: one value a question, NaN where it has none
 Column = NDArray[np.float64]
 
 
 def compare_runs(baseline: Path, candidate: Path, topk: Sequence[int]) -> dict[str, Any]:
     """Differences in recall at each of `topk` and in every metric by judgements that both have; of readers, in exact
-    match and F1.
+    match and F1. Recall by answers is `answer_recall@k` where one of them has judgements, whose `recall@k` is another
+    measure; else `recall@k`.
 
     Args:
         baseline: output folder of an evaluation.
@@ -36,7 +39,9 @@ def compare_runs(baseline: Path, candidate: Path, topk: Sequence[int]) -> dict[s
         DataError: a folder has neither ranks nor predictions, or they are malformed.
         MismatchError: the two are of different questions.
     """
-    (before_questions, before), (after_questions, after) = (_columns(run, topk) for run in (baseline, candidate))
+    runs = [_columns(run, topk) for run in (baseline, candidate)]
+    (before_questions, before, _), (after_questions, after, _) = runs
+    is_judged = any(judged for *_, judged in runs)
     if before_questions != after_questions:
         raise MismatchError(
             f"{baseline} and {candidate} are evaluations of different questions "
@@ -51,7 +56,8 @@ def compare_runs(baseline: Path, candidate: Path, topk: Sequence[int]) -> dict[s
     for name in [name for name in before if name in after]:
         known = ~np.isnan(before[name]) & ~np.isnan(after[name])
         if known.any():
-            comparison[name] = _difference(before[name][known], after[name][known])
+            shown = name if is_judged else name.removeprefix(ANSWER)
+            comparison[shown] = _difference(before[name][known], after[name][known])
     return comparison
 
 
@@ -60,16 +66,16 @@ def differences(comparison: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
     return ((name, values) for name, values in comparison.items() if isinstance(values, dict))
 
 
-def _columns(run: Path, topk: Sequence[int]) -> tuple[list[str], dict[str, Column]]:
-    """The questions of a run and, by metric, a value for each."""
+def _columns(run: Path, topk: Sequence[int]) -> tuple[list[str], dict[str, Column], bool]:
+    """The questions of a run; by metric, a value for each; whether metrics by judgements are among these."""
     if (run / PREDICTIONS).exists() and not (run / RANKS).exists():
-        return _read_predictions(run / PREDICTIONS)
+        return *_read_predictions(run / PREDICTIONS), False
     questions, ranks, values = read_ranks(run / RANKS)
     columns: dict[str, Column] = {}
-    for prefix, own in (("answer_" if values else "", ranks.answer), ("gold_", ranks.gold)):
+    for prefix, own in ((ANSWER, ranks.answer), ("gold_", ranks.gold)):
         for k in sorted(set(topk)):
             columns[f"{prefix}recall@{k}"] = np.where(own == UNKNOWN, np.nan, hits_at(own, k))
-    return questions, columns | {name: values[name] for name in sorted(values)}
+    return questions, columns | {name: values[name] for name in sorted(values)}, bool(values)
 
 
 def _read_predictions(path: Path) -> tuple[list[str], dict[str, Column]]:

@@ -56,6 +56,11 @@ class Run:
         """Whether it tells of each question how it went."""
         return any((self.folder / name).exists() for name in (RANKS, PREDICTIONS))
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether its `recall@k` is the share of relevant passages; that of others is by answers."""
+        return "num_judged_questions" in self.metrics
+
     def rates(self) -> dict[str, tuple[float, float, float]]:
         """(mean, low, high) of every metric that has an interval."""
         names = (name.removesuffix(_INTERVAL) for name in self.metrics if name.endswith(_INTERVAL))

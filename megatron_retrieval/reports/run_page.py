@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_retrieval.errors import MismatchError
-from megatron_retrieval.evaluation.paired_runs import compare_runs, differences
+from megatron_retrieval.evaluation.paired_runs import ANSWER, compare_runs, differences
 from megatron_retrieval.reports import plots
 from megatron_retrieval.reports.html import html_table, page_end, page_start
 from megatron_retrieval.reports.run_facts import cost_rows, machine_rows, settings_that_differ, started, text_of
@@ -104,7 +104,7 @@ def _legend(runs: Sequence[Run]) -> str:
 
 def _results(runs: Sequence[Run]) -> Iterator[str]:
     """Every rate with its interval, and recall by depth as a plot."""
-    rates = [run.rates() for run in runs]
+    rates = _rates(runs)
     names = list(dict.fromkeys(name for own in rates for name in own))
     if not names:
         return
@@ -122,6 +122,19 @@ def _results(runs: Sequence[Run]) -> Iterator[str]:
     yield _grid(figures)
     cells = ([_words(name), *(_with_interval(own.get(name)) for own in rates)] for name in names)
     yield html_table(["", *(run.name for run in runs)], cells, caption="In percent, with 95 % intervals")
+
+
+def _rates(runs: Sequence[Run]) -> list[dict[str, tuple[float, float, float]]]:
+    """Those of each run; recall by answers is called so where another has recall by judgements."""
+    if not any(run.is_judged for run in runs):
+        return [run.rates() for run in runs]
+    return [
+        {
+            f"{ANSWER}{name}" if name.startswith("recall@") and not run.is_judged else name: rate
+            for name, rate in run.rates().items()
+        }
+        for run in runs
+    ]
 
 
 def _comparisons(runs: Sequence[Run], options: ReportOptions) -> Iterator[str]:

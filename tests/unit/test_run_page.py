@@ -15,7 +15,8 @@ from megatron_retrieval.applications.report import ReportConfig, report
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.exact_match import AnswerScore
-from megatron_retrieval.evaluation.paired_runs import compare_runs
+from megatron_retrieval.evaluation.judged_metrics import judged_metrics
+from megatron_retrieval.evaluation.paired_runs import ANSWER, compare_runs
 from megatron_retrieval.evaluation.predictions import PREDICTIONS, Prediction, ReadQuestion, write_predictions
 from megatron_retrieval.evaluation.rank_metrics import RetrievalRanks
 from megatron_retrieval.evaluation.retrieval_results import (
@@ -120,6 +121,23 @@ def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     ]
     assert lost[0].after.passage is not None
     assert (lost[0].after.passage.id, lost[0].after.answers) == ("p3", ("Paris",))
+
+
+def test_recall_by_judgements_is_not_compared_with_recall_by_answers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib (the extra report) is not installed")
+    answered, judged = (evaluation(tmp_path / name, [1, 0]) for name in ("answered", "judged"))
+    ranks, values = RetrievalRanks(np.array([1, 0]), np.array([-1, -1])), {"recall@1": np.array([0.25, 0.25])}
+    write_ranks(judged / RANKS, QUESTIONS[:2], ranks, values)
+    write_json(judged / METRICS, retrieval_metrics(ranks, [1], ANSWER) | judged_metrics(values | {"map": np.ones(2)}))
+    for first, second in ((answered, judged), (judged, answered)):
+        comparison = compare_runs(first, second, [1])
+        assert "recall@1" not in comparison
+        assert comparison["answer_recall@1"]["difference"] == 0
+    assert compare_runs(judged, judged, [1])["recall@1"]["baseline"] == 0.25
+    report(ReportConfig(runs=(answered, judged), output=tmp_path / "page.html"))
+    text = re.sub(r"<[^>]+>", "|", (tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert re.search(r"\|recall@1\|+–\|+25\.0 ", text)
+    assert re.search(r"\|answer recall@1\|+50\.0 [^|]*\|+50\.0 ", text)
 
 
 def test_readers_are_compared_too(tmp_path: Path) -> None:
