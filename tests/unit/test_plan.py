@@ -346,6 +346,11 @@ def test_what_is_advised_fits() -> None:
     assert not _plan("--gpu-memory-gb", 40, "--bf16", "--gpus", 4).problems
     assert _plan("--gpu-memory-gb", 40, "--bf16", "--gpus", 3).problems
     assert not _plan("--gpus", 0, "--nodes", 3, "--host-memory-gb", 16, "--reader", "none").problems
+    words = ("--gpu-memory-gb", 24, "--index-factory", "IVF16,SQ8")
+    answering, training = _plan(*words, "--reader", "none"), _plan(*words)
+    assert [problem.partition(":")[0] for problem in training.problems] == ["GPU memory"]  # it compares exactly
+    assert not answering.problems
+    assert ["vectors of exact" in str(plan.rows()) for plan in (answering, training)] == [False, True]
 
 
 def test_an_approximate_index_is_counted() -> None:

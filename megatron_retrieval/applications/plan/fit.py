@@ -44,6 +44,12 @@ def host_index_bytes(config: PlanConfig, found: Estimate) -> int:
     return 0 if config.hardware.gpus else found.rank_index_bytes
 
 
+def is_exact(config: PlanConfig, found: Estimate) -> bool:
+    """Whether vectors are compared with exactly, as training always does; else an approximate index takes their place,
+    in the memory of the host."""
+    return config.training.reader != "none" or found.index_bytes is None
+
+
 def _disk(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
     there, needed = config.hardware.disk_bytes, disk_bytes(config, found)
     if needed <= there:
@@ -62,7 +68,7 @@ def _disk(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
 def _device(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
     there, trains = config.hardware.device_bytes, config.training.reader != "none"
     needed = found.device_bytes if trains else found.rank_index_bytes + found.search_buffer_bytes
-    if not config.hardware.gpus or needed <= there:
+    if not config.hardware.gpus or not is_exact(config, found) or needed <= there:
         return
     copies = 2 if trains else 1
     others = needed - copies * found.rank_index_bytes
@@ -76,7 +82,7 @@ def _device(config: PlanConfig, rates: Rates, found: Estimate) -> Iterator[str]:
         ways.append(f"--gpus {ranks} spread the vectors thinly enough")
     if trains:
         ways += _lighter_training(config, rates, there)
-    elif config.index_factory is None:
+    else:
         ways += _smaller_indexes(config, config.hardware.host_bytes, "on the host")
     yield f"GPU memory: {_gb(needed)} are needed of {_gb(there)}; {'; '.join(ways) or 'larger GPUs are needed'}."
 

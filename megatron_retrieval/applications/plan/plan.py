@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_retrieval.applications.plan.config import PlanConfig
 from megatron_retrieval.applications.plan.estimate import Estimate, estimate, num_encoders, retro_of
-from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, num_versions, problems
+from megatron_retrieval.applications.plan.fit import disk_bytes, host_index_bytes, is_exact, num_versions, problems
 from megatron_retrieval.applications.plan.known_rates import Rates, known_rates
 from megatron_retrieval.applications.plan.rates import Calibration, MeasuredRates
 from megatron_retrieval.applications.plan.retro_plan import RetroEstimate, retro_rows
@@ -166,13 +166,7 @@ def _checkpoints(plan: Plan) -> str:
 def _memory(plan: Plan) -> list[tuple[str, str, str]]:
     config, found = plan.config, plan.estimate
     where = f"GPU memory, each of {config.num_training_ranks}" if config.hardware.gpus else "memory of each node"
-    kind = "vectors of exact search" if config.hardware.gpus else "vectors of exact search, in 8 bits"
-    rows = [
-        (kind, size(found.rank_index_bytes), where),
-        ("work space of exact search", size(found.search_buffer_bytes), where),
-    ]
-    if not config.hardware.gpus:
-        rows.append(("vectors on disk that exact search looks up", size(found.rank_mapped_bytes), f"{where}, if free"))
+    rows = _exact_search(found, config.hardware.gpus > 0, where) if is_exact(config, found) else []
     if found.index_bytes is not None:
         rows.append(("the approximate index", size(host_index_bytes(config, found)), "memory of each node"))
     if config.training.reader != "none":
@@ -186,6 +180,16 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
             what = "embedding with --index-refresh-mode background"
             rows.append((what, size(found.background_bytes), "added on rank 0's GPU"))
     return rows
+
+
+def _exact_search(found: Estimate, on_gpus: bool, where: str) -> list[tuple[str, str, str]]:
+    rows = [
+        ("vectors of exact search" if on_gpus else "vectors of exact search, in 8 bits", found.rank_index_bytes, where),
+        ("work space of exact search", found.search_buffer_bytes, where),
+    ]
+    if not on_gpus:
+        rows.append(("vectors on disk that exact search looks up", found.rank_mapped_bytes, f"{where}, if free"))
+    return [(what, size(num_bytes), place) for what, num_bytes, place in rows]
 
 
 def _times(plan: Plan) -> list[tuple[str, str, str]]:
