@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class RetroEvaluateConfig(Checked):
     """Folder of the chunk store to score."""
     retro_neighbors: tuple[Path, ...]
     """Folder of the neighbours of its chunks, and of further ones to compare with (a share of the database, its own
-    documents allowed); each of these is an arm by its folder's name."""
+    documents allowed); each of these is an arm by its folder's name, which no other has."""
     arms: tuple[ArmName, ...] = ("on", "off", "swapped", "random")
     """What the model reads: its neighbours, nothing, those of a chunk of another document, chunks drawn from the
     database."""
@@ -80,6 +80,17 @@ class RetroEvaluateConfig(Checked):
     """Number format."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [*get_args(ArmName), *(_with_k(number) for number in self.retro_num_neighbors[1:])]
+        for path in self.retro_neighbors[1:]:
+            if path.name in names:
+                raise ConfigError(
+                    f"--retro-neighbors {path}: {path.name!r} is the name of another arm, and each further folder is "
+                    "one by its name; give the folder, or a link to it, another name."
+                )
+            names.append(path.name)
 
 
 @dataclass(frozen=True)
@@ -149,9 +160,14 @@ def _arms(config: RetroEvaluateConfig, stores: list[NeighborStore], windows: Ret
         elif name == "random":
             choose = choose_random(store, config.seed)
         arms[name] = Arm(choose, store.database, k)
-    arms |= {f"on, k {number}": Arm(on, store.database, number) for number in others}
+    arms |= {_with_k(number): Arm(on, store.database, number) for number in others}
     further = zip(config.retro_neighbors[1:], stores[1:], strict=True)
     return arms | {path.name: Arm(choose_on(other), other.database, k) for path, other in further}
+
+
+def _with_k(number: int) -> str:
+    """The arm that reads another number of neighbours."""
+    return f"on, k {number}"
 
 
 def _shared(data: _Data) -> NDArray[np.int64]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_retrieval.applications.retro_evaluation import RetroEvaluateConfig
 from megatron_retrieval.data.examples.neighbour_arms import choose_random, choose_swapped
 from megatron_retrieval.data.examples.retro import retro_batch
 from megatron_retrieval.data.examples.retro_texts import texts_of
 from megatron_retrieval.data.examples.retro_windows import RetroWindows, cut
 from megatron_retrieval.data.stores.neighbors import NeighborStore
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.intervals import ratio_interval
 from megatron_retrieval.evaluation.language_modelling import ChunkCosts
 from megatron_retrieval.testing.tiny_retro import write_tiny_chunks, write_tiny_neighbors
@@ -82,6 +85,18 @@ def test_arms_read_texts_of_other_groups(store: NeighborStore) -> None:
     assert not (is_found & (drawn_groups == chunks.groups[chunks.document_of(np.arange(NUM_ROWS))][:, None])).any()
     assert set(drawn[is_found].tolist()) <= set(range(NUM_ROWS))
     assert len(set(drawn[is_found].tolist())) > NUM_ROWS // 2
+
+
+@pytest.mark.parametrize("further", [["a/books", "b/books"], ["a/on"], ["a/on, k 4"]])
+def test_an_arm_has_a_name_of_its_own(further: list[str]) -> None:
+    def config(*paths: str) -> RetroEvaluateConfig:
+        places = {"checkpoint": Path("ck"), "retro_chunks": Path("chunks"), "output_dir": Path("out")}
+        neighbors = tuple(map(Path, ("a/own", *paths)))
+        return RetroEvaluateConfig(**places, retro_neighbors=neighbors, retro_num_neighbors=(2, 4))
+
+    config("a/books", "b/own")
+    with pytest.raises(ConfigError, match=f"--retro-neighbors {further[-1]}: .* is the name of another arm"):
+        config(*further)
 
 
 def test_bits_per_byte_by_hand() -> None:
