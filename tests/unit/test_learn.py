@@ -231,6 +231,22 @@ def test_questions_of_the_user(
     assert [tried["way"] for tried in decision["tries"]] == ["questions"]
 
 
+def test_questions_that_cannot_be_judged_by_are_said_before_training(
+    docs: Path, encoder: Path, topology: ProcessTopology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(adapt, "_LEAST_QUESTIONS", 1)
+    questions = tmp_path / "questions.jsonl"
+    records = [{"query": f"where is the key {n}", "pos": [f"The key {n} is in the old room."]} for n in range(8)]
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records))  # neither answers nor ids
+    said: list[str] = []
+    monkeypatch.setattr(adapt.log, "warning", lambda text, *values: said.append(text % values))
+    config = _config(docs, encoder, questions=questions)
+    learn.main(config, topology)
+    decision = _report(LearnedFolder.open(config.learned))["adaptation"]
+    assert (decision["num_held_out"], decision["tries"]) == (2, [])
+    assert "of 2 held-out questions only 0 name an answer" in said[0]
+
+
 def test_written_questions_teach_if_they_find_their_passage(
     docs: Path, encoder: Path, topology: ProcessTopology, monkeypatch: pytest.MonkeyPatch
 ) -> None:

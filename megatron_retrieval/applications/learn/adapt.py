@@ -61,6 +61,10 @@ class Trial:
             log.warning("%d held-out %s are too few to judge by: the encoder stays as it is", number, made_of)
             return found
         best, before = self.start, self._ranks(self.start)
+        if len(before) < _LEAST_QUESTIONS:
+            problem = "of %d held-out %s only %d name an answer, or a passage by its id here: too few to judge by"
+            log.warning(f"{problem}; the encoder stays as it is", number, made_of, len(before))
+            return found
         found["before"] = figures(before)
         for name, train in self._ways():
             trained = train(best)

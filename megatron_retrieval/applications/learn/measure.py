@@ -89,7 +89,8 @@ def _question(passage: Passage, language: str, seed: int) -> tuple[str, Passage]
 
 
 def found_ranks(search: SearchConfig, questions: Path, encode: EncodeConfig, topology: ProcessTopology) -> Ranks:
-    """[Q] rank of each question's gold passage or, where none of the evidence is known, of the first with an answer."""
+    """Rank of each question's gold passage or, where none of the evidence is known, of the first with an answer; of
+    those questions alone that have one or the other, perhaps none."""
     session = open_search(search, encode, topology)
     asked = list(read_questions(questions))
     matcher = AnswerMatcher(AnswerMatchConfig())
