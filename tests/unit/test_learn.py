@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from megatron_retrieval.applications.learn import adapt, learn, written
+from megatron_retrieval.applications.learn import encoder as learned_encoder
 from megatron_retrieval.applications.learn.config import AdaptConfig, LearnConfig
 from megatron_retrieval.applications.learn.folder import LearnedFolder
 from megatron_retrieval.applications.learn.measure import hold_out_sentences, is_better
@@ -348,3 +349,16 @@ def test_refusals(docs: Path, encoder: Path, topology: ProcessTopology, tmp_path
 def test_formats_are_told_by_what_a_model_is_called(model_type: str | None, name: str | None, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     assert format_of(tmp_path) == name
+
+
+def test_models_of_one_name_are_told_apart_by_their_contents(
+    topology: ProcessTopology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(learned_encoder, "import_model", lambda kind, sources, output, topology: None)
+    models = [tmp_path / name / "final" for name in ("a", "b", "copy of a")]
+    for model, size in zip(models, (1, 2, 1), strict=True):
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": size}))
+    first, second, copy = (learned_encoder.imported(model, tmp_path / "writers", topology) for model in models)
+    assert first == copy != second
+    assert {path.parent for path in (first, second)} == {tmp_path / "writers"}

@@ -52,7 +52,7 @@ def given_encoder(source: Path, folder: Path, topology: ProcessTopology) -> Path
 
 
 def imported(source: Path, folder: Path, topology: ProcessTopology) -> Path:
-    """A model of others as a checkpoint in `folder`; a checkpoint as it is.
+    """A model of others as a checkpoint in `folder`, imported anew where its contents changed; a checkpoint as it is.
 
     Raises:
         CheckpointError: the model cannot be imported.
@@ -60,18 +60,22 @@ def imported(source: Path, folder: Path, topology: ProcessTopology) -> Path:
     kind = format_of(source)
     if kind is None:
         return source
-    checkpoint = folder / source.resolve().name
+    checkpoint = folder / _name_of(source)
     if not holds_checkpoints(checkpoint):
         import_model(kind, [source], checkpoint, topology)
     return checkpoint
 
 
+def _name_of(source: Path) -> str:
+    """The folder's name, and a part that other contents change."""
+    contents = "".join(sampled_fingerprint(path) for path in sorted(source.rglob("*")) if path.is_file())
+    return f"{source.resolve().name}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
+
+
 def _import_of(source: Path, topology: ProcessTopology) -> tuple[str, Callable[[Path], object]]:
     """A name for what `source` holds, and what writes it as a checkpoint."""
     if kind := format_of(source):
-        contents = "".join(sampled_fingerprint(path) for path in sorted(source.rglob("*")) if path.is_file())
-        name = f"{source.resolve().name}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
-        return name, lambda output: import_model(kind, [source], output, topology)
+        return _name_of(source), lambda output: import_model(kind, [source], output, topology)
     if not source.is_dir():
         raise ConfigError(f"--encoder {source}: there is no such folder.")
     try:
