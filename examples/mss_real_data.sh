@@ -39,9 +39,9 @@ if [[ $protocol == small ]]; then
   evidence=$start/evidence retriever=$start/ict/checkpoints reader=$start/ict/checkpoints
   questions=("$data/nq_qed/biencoder-nq-qed-dev.json.gz")
   # inner products of [CLS] vectors, divided by the root of 256; both towers are one encoder, and the index follows it
-  flags=(--objective holding-passages --reader-kind extractive --num-passages 50 --global-batch-size 64 --micro-batch-size 16
-    --passage-batch-size 64 --train-iters 600 --lr 3e-4 --lr-warmup-fraction 0.05 --weight-decay 0.01 --clip-grad 1.0
-    --index-refresh-interval 100 --eval-interval 100 --eval-topk 1 5 20 100)
+  flags=(--objective holding-passages --reader-kind extractive --num-passages 10 --global-batch-size 64 --micro-batch-size 16
+    --passage-batch-size 64 --train-iters 200 --lr 1e-4 --lr-warmup-fraction 0.05 --weight-decay 0.01 --clip-grad 1.0
+    --index-refresh-interval 50 --eval-interval 50 --eval-topk 1 5 20 100)
 else
   files=("$data/squad/dev-v1.1.json.gz")
   if [[ $protocol == squad ]]; then files=("$data/squad/train-v1.1.json.gz" "${files[@]}"); fi
