@@ -97,6 +97,8 @@ for seed in ${SEEDS:-1 2 3}; do
     --checkpoint "$out/squad/runs/$late/checkpoints" --output "$out/squad-scored-$seed.json" --dtype auto
   dense "distilled-$seed" "$out/squad-scored-$seed.json" --seed "$seed" --contrastive-loss kl
   compare "$base" "distilled-$seed"
+  dense "distilled-labels-$seed" "$out/squad-scored-$seed.json" --seed "$seed" --contrastive-loss kl --label-weight 1
+  compare "$base" "distilled-labels-$seed"
 
   dense "ance-$seed" "$out/squad-dense.json" --seed "$seed" --evidence "$out/squad-evidence" --mined-depth 10 --index-refresh-interval 8
   compare "$base" "ance-$seed"
