@@ -174,9 +174,8 @@ def _prune(directory: Path, newest: Path, keep_last: int) -> None:
     others = sorted(path for path in _complete(directory).values() if path != newest)
     whole = [path for path in others if not _damage(path, compare_contents=False)]
     kept = {newest, *whole[max(0, len(whole) + 1 - keep_last) :]}
-    if (directory / BEST_NAME).exists():
-        with suppress(CheckpointError):  # removed or damaged, it is nothing to keep
-            kept.add(_best(directory))
+    with suppress(CheckpointError):  # none, or one that was removed or damaged: nothing to keep
+        kept.add(_best(directory))
     bases = {base for path in kept for base in _bases(path)}
     for path in others:
         is_old = path in whole or path < newest  # a damaged one that is newer may be a run's that goes on elsewhere
