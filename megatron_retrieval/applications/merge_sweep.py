@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
@@ -22,6 +24,7 @@ from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.paired_runs import compare_runs
 from megatron_retrieval.evaluation.retrieval_results import METRICS, RANKS, write_ranks
 from megatron_retrieval.parallel.collectives import on_first_rank
+from megatron_retrieval.parallel.precision import DtypeConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.reports.figures import sweep_picture
 from megatron_retrieval.reports.tables import percent, text_table
@@ -54,6 +57,8 @@ class MergeSweepConfig(Checked):
     """Depths at which recall is measured; at the first the best is the best."""
     eval_micro_batch_size: PositiveInt = 128
     """Texts encoded at once by each copy of the model."""
+    precision: DtypeConfig = field(default_factory=DtypeConfig)
+    """Number format in which a mean is measured; it is kept as precisely as the checkpoints are."""
     picture: bool = False
     """Draw sweep.png as well (needs matplotlib)."""
 
@@ -112,11 +117,13 @@ def _measure_share(
     topology: ProcessTopology,
 ) -> None:
     """Write one mean, and for each data set what `compare_runs` reads; what is there and of the same stays."""
-    asked = [(number, recall, _measured(recall, sources, weights)) for number, recall in enumerate(config.recalls())]
+    dtype = config.precision.on(topology.device)
+    recalls = enumerate(config.recalls())
+    asked = [(number, recall, _measured(recall, sources, weights, dtype)) for number, recall in recalls]
     missing = [one for one in asked if one[2] != _recorded(_evaluation(folder, one[0]) / METRICS)]
     if not missing:
         return
-    loaded = DUAL_ENCODER.load(save_mean(sources, folder, topology, weights), topology)
+    loaded = DUAL_ENCODER.load(save_mean(sources, folder, topology, weights), topology, dtype)
     for number, recall, measured in missing:
         task = recall.open(loaded.model, loaded.description.layout, loaded.description.vocabulary())
         assert task is not None
@@ -128,7 +135,9 @@ def _measure_share(
             log.info("%s, %s: %s", folder.name, recall.eval_questions, _figures(metrics, config.eval_topk))
 
 
-def _measured(recall: RecallConfig, sources: Sequence[AnyDescription], weights: Sequence[float]) -> dict[str, Any]:
+def _measured(
+    recall: RecallConfig, sources: Sequence[AnyDescription], weights: Sequence[float], dtype: torch.dtype
+) -> dict[str, Any]:
     """What the figures follow from; figures that followed from something else are measured again."""
     assert recall.eval_questions is not None
     assert recall.eval_evidence is not None
@@ -139,6 +148,7 @@ def _measured(recall: RecallConfig, sources: Sequence[AnyDescription], weights: 
         "max_questions": recall.eval_max_questions,
         "evidence": EvidenceStore(recall.eval_evidence).fingerprint,
         "topk": sorted(set(recall.eval_topk)),
+        "dtype": str(dtype).removeprefix("torch."),
     }
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_retrieval.applications import checkpoint_merging
@@ -146,6 +147,11 @@ def test_sweep_measures_every_share_and_keeps_the_best(folder: Path, tmp_path: P
     fewer = _sweep(folder, tmp_path / "one", "--eval-max-questions", "5")["shares"]
     assert isinstance(fewer, list)
     assert {one["num_questions"] for row in fewer for one in row["data_sets"]} == {5}
+    # and so they are in another number format, in which the mean itself is not kept
+    _sweep(folder, tmp_path / "one", "--eval-max-questions", "5", "--bf16", "--allow-slow-dtype")
+    assert json.loads(metrics.read_text())["measured"]["dtype"] == "bfloat16"
+    kept = saved_weights(resolve_checkpoint(tmp_path / "one" / "share-0.5"))
+    assert {weight.dtype for weight in kept.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
