@@ -21,8 +21,12 @@ root=$out/strategies-${INDEX:-fixed}
 questions=$out/squad/train-v1.1.qa.csv
 train=$root/train.qa.csv held_out=$root/held-out.qa.csv
 read -r -a reader_flags <<<"${READER_FLAGS:-}"
-index=() # what keeps it right
-if [[ ${INDEX:-fixed} == refreshed ]]; then index=(--no-freeze-passage-encoder --index-refresh-interval 20); fi
+# what keeps the index right; what the embedder is chosen by
+index=() searched=(--eval-embeddings "$root/embeddings")
+if [[ ${INDEX:-fixed} == refreshed ]]; then
+  index=(--no-freeze-passage-encoder --index-refresh-interval 20)
+  searched=(--no-freeze-passage-encoder --eval-max-passages 4000)
+fi
 objective=() together=(joint-sequence joint-token)
 if [[ ${KIND:-writing} == pointing ]]; then objective=(--objective individual-topk) together=(joint-sequence); fi
 
@@ -87,7 +91,7 @@ measure none "$out/minilm" "$reader"
 parallel tasks/main.py --task retriever-finetune --config examples/strategy_embedder.yaml --dtype auto \
   --pretrained-checkpoint "$out/minilm" --train-data "$out/squad/biencoder-train-v1.1.json" --eval-questions "$held_out" \
   --eval-evidence "$out/squad-evidence" --save-interval 500 --keep-last 1 --output-dir "$root/embedder" \
-  --save "$root/embedder/checkpoints" ${index:+--no-freeze-passage-encoder}
+  --save "$root/embedder/checkpoints" "${searched[@]}"
 embedder=$root/embedder/checkpoints/best
 measure embedder "$embedder" "$reader" embedder
 

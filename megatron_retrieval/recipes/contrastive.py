@@ -19,10 +19,13 @@ from megatron_retrieval.data.examples.batches import BatchSource, Bundles
 from megatron_retrieval.data.examples.data_sets import DataSets
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
+from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.data.stores.ragged import Rows
 from megatron_retrieval.errors import ConfigError, MismatchError
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
+from megatron_retrieval.refresh.starting_index import open_given
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.adapting import adapted_run
 from megatron_retrieval.training.passage_memory import PassageMemory
@@ -58,6 +61,11 @@ class DualEncoderTrainingConfig:
                 "--distill-evidence teaches the encoder of passages, which --freeze-passage-encoder leaves as it is: "
                 "give one of them."
             )
+        if self.recall.eval_embeddings is not None and not (self.freeze_passage_encoder and self.pretrained_checkpoint):
+            raise ConfigError(
+                "--eval-embeddings stay right only where --freeze-passage-encoder keeps the passage encoder of "
+                "--pretrained-checkpoint: give both, or leave it out."
+            )
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -79,6 +87,17 @@ class DualEncoderTrainingConfig:
             model=DUAL_ENCODER.shape_from(start, self.model),
             text_format=DUAL_ENCODER.layout_from(start, self.text_format),
         )
+
+
+def _eval_embeddings(config: DualEncoderTrainingConfig) -> EmbeddingStore | None:
+    """Those that recall is measured with; a resumed run has another encoder, with the same one of passages."""
+    if config.recall.eval_embeddings is None:
+        return None
+    assert config.pretrained_checkpoint is not None
+    assert config.recall.eval_evidence is not None
+    made_by = DUAL_ENCODER.describe(config.pretrained_checkpoint).fingerprint
+    evidence = EvidenceStore(config.recall.eval_evidence)
+    return open_given(config.recall.eval_embeddings, evidence, made_by, flag="--eval-embeddings")
 
 
 MakeCallbacks = Callable[[TrainingRun, DualEncoder, SavedModel], Sequence[Callback]]
@@ -139,7 +158,7 @@ def build_contrastive_trainer(
         model.freeze_passages()
         identity = {**identity, "--freeze-passage-encoder": True}
     guide = _open_guide(config.contrastive, tokenizer, topology, training.precision.on(topology.device))
-    recall = config.recall.open(model, config.text_format, tokenizer)
+    recall = config.recall.open(model, config.text_format, tokenizer, _eval_embeddings(config))
     saved = SavedModel(
         DUAL_ENCODER.name,
         DUAL_ENCODER.config(shape, tokenizer, config.text_format),

@@ -40,8 +40,14 @@ class VersionInUse:
         return cls(IndexRequest(**request), now - saved["age_seconds"])
 
 
-def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fingerprint: str | None) -> EmbeddingStore:
-    """Open the embeddings of --embeddings.
+def open_given(
+    embeddings: str | Path,
+    evidence: TokenizedEvidence,
+    encoder_fingerprint: str | None,
+    *,
+    flag: str = "--embeddings",
+) -> EmbeddingStore:
+    """Open the embeddings that a flag names.
 
     Args:
         encoder_fingerprint: of the dual encoder that the run started from; None: it started from something else.
@@ -52,7 +58,7 @@ def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fing
     """
     if encoder_fingerprint is None:
         raise ConfigError(
-            f"--embeddings {embeddings}: training does not start from a dual encoder's checkpoint, so no embeddings "
+            f"{flag} {embeddings}: training does not start from a dual encoder's checkpoint, so no embeddings "
             "can be its own; leave the flag out, and the evidence is embedded before the first step."
         )
     store = EmbeddingStore(embeddings)
@@ -60,7 +66,7 @@ def open_given(embeddings: str | Path, evidence: TokenizedEvidence, encoder_fing
     if size := store.manifest.identity.embedding_size:
         raise MismatchError(
             f"The embeddings in {embeddings} are cut to {size} numbers, and training searches whole vectors: embed the "
-            "evidence without --embedding-size, or leave --embeddings out."
+            f"evidence without --embedding-size, or leave {flag} out."
         )
     return store
 

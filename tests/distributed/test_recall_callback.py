@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.exact.sharded import ShardedIndex
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -109,6 +111,38 @@ def test_a_part_of_questions_and_passages(folder: Path) -> None:
     run_on_ranks(_train, 2, _words(folder, "part", *flags))
     summary = json.loads((folder / "part" / "metrics.json").read_text())
     assert (summary["recall_num_questions"], summary["recall_num_passages"]) == (5, 100)
+
+
+def test_frozen_passages_are_searched_as_they_are_on_disk(folder: Path) -> None:
+    apart = "--no-biencoder-shared-query-context-model"
+    start = [*_recall(folder), apart, "--pretrained-checkpoint", f"{folder}/towers", "--freeze-passage-encoder"]
+    given = [*start, "--eval-embeddings", f"{folder}/vectors", "--save", f"{folder}/kept", "--save-interval", "2"]
+    towers = [apart, "--train-iters", "1", "--save", f"{folder}/towers"]
+    run_on_ranks(_train, 1, _words(folder, "towers-run", *towers))
+    run_on_ranks(_embed, 1, str(folder))
+    run_on_ranks(_train, 1, _words(folder, "made", *start))
+    run_on_ranks(_train, 2, _words(folder, "given", *given))
+    for measure in MEASURED:
+        curve = _lines(folder / "given", measure)
+        assert curve == _lines(folder / "made", measure)
+        assert curve[10] > curve[0]
+    # a resumed run has another encoder of questions
+    (folder / "kept" / "latest_checkpointed_iteration.txt").write_text("6\n")
+    run_on_ranks(_train, 1, _words(folder, "resumed-given", *given, "--load", f"{folder}/kept"))
+    assert _lines(folder / "resumed-given", MEASURED[0])[10] == _lines(folder / "made", MEASURED[0])[10]
+    with pytest.raises(ConfigError, match="--eval-embeddings stay right only where --freeze-passage-encoder"):
+        parse_config(RetrieverFinetuneConfig, [word for word in _words(folder, "", *given) if "freeze" not in word])
+
+
+def _embed(topology: ProcessTopology, folder: str) -> None:
+    start = DUAL_ENCODER.load(f"{folder}/towers", topology)
+    job = EmbeddingJob(
+        evidence=EvidenceStore(f"{folder}/evidence"),
+        encode=start.model.encode_passages,
+        text_format=start.description.layout,
+        encoder_fingerprint=start.description.fingerprint,
+    )
+    embed_evidence(job, f"{folder}/vectors", topology)
 
 
 def _search_both(topology: ProcessTopology, folder: str) -> list[Any]:

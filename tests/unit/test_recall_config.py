@@ -70,6 +70,7 @@ def test_nothing_is_measured_without_questions(folder: Path) -> None:
         ({"eval_max_questions": -1}, "--eval-max-questions -1: must be at least 1"),
         ({"eval_micro_batch_size": 0}, "--eval-micro-batch-size 0: must be at least 1"),
         ({"eval_topk": (5, 0)}, "--eval-topk 5 0: must be at least 1"),
+        ({"eval_embeddings": "vectors", "eval_max_passages": 3}, "--eval-embeddings are of all of --eval-evidence"),
         ({"eval_topk": ()}, r"--eval-topk \(nothing\): must be at least 1"),
     ],
 )

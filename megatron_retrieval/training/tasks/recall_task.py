@@ -18,7 +18,8 @@ from megatron_retrieval.errors import ConfigError, DataError
 from megatron_retrieval.evaluation.answer_matching import AnswerMatchConfig, AnswerMatcher
 from megatron_retrieval.evaluation.retrieval_results import Retrieved, retrieval_metrics
 from megatron_retrieval.evaluation.retriever_task import evaluate_retriever
-from megatron_retrieval.index.store.embedding_store import StorageDtype
+from megatron_retrieval.index.exact.sharded import ShardedIndex
+from megatron_retrieval.index.store.embedding_store import EmbeddingStore, StorageDtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_in_memory
@@ -48,6 +49,9 @@ class RecallConfig(Checked):
     """Texts encoded at once by each copy of the model while recall is measured."""
     eval_embedding_dtype: StorageDtype = "float16"
     """Type in which passage vectors are kept in memory."""
+    eval_embeddings: str | None = field(default=None, metadata=HELD_OUT)
+    """Folder of the embeddings of all of --eval-evidence by --pretrained-checkpoint (embed), which
+    --freeze-passage-encoder keeps right; default: the passages are embedded for each measurement."""
     matching: AnswerMatchConfig = field(default_factory=AnswerMatchConfig)
     """When a passage holds an answer."""
 
@@ -55,9 +59,20 @@ class RecallConfig(Checked):
         super().__post_init__()
         if (self.eval_questions is None) != (self.eval_evidence is None):
             raise ConfigError("--eval-questions and --eval-evidence belong together: give both, or neither.")
+        if self.eval_embeddings is not None and (self.eval_evidence is None or self.eval_max_passages is not None):
+            raise ConfigError("--eval-embeddings are of all of --eval-evidence: give it, and no --eval-max-passages.")
 
-    def open(self, model: DualEncoder, text_format: TextFormatConfig, tokenizer: Vocabulary) -> RecallTask | None:
+    def open(
+        self,
+        model: DualEncoder,
+        text_format: TextFormatConfig,
+        tokenizer: Vocabulary,
+        embeddings: EmbeddingStore | None = None,
+    ) -> RecallTask | None:
         """Read the questions and open the evidence; None where no questions are given.
+
+        Args:
+            embeddings: those of --eval-embeddings.
 
         Raises:
             DataError: a file is missing or malformed.
@@ -73,7 +88,7 @@ class RecallConfig(Checked):
             raise DataError(self.eval_questions, problem, hint="Recall needs one of them.")
         chosen = [questions[number] for number in spread_rows(len(questions), self.eval_max_questions)]
         sample = EvidenceSample(evidence, self.eval_max_passages)
-        return RecallTask(self, model, text_format, tokenizer, chosen, sample)
+        return RecallTask(self, model, text_format, tokenizer, chosen, sample, embeddings)
 
 
 class RecallTask:
@@ -89,9 +104,10 @@ class RecallTask:
         tokenizer: Vocabulary,
         questions: Sequence[Question],
         evidence: EvidenceSample,
+        embeddings: EmbeddingStore | None = None,
     ) -> None:
         self._config, self._model, self._text_format = config, model, text_format
-        self._questions, self._evidence = questions, evidence
+        self._questions, self._evidence, self._embeddings = questions, evidence, embeddings
         self._tokens = tokenize_questions([question.text for question in questions], tokenizer, text_format)
 
     @property
@@ -115,22 +131,28 @@ class RecallTask:
     def retrieve(self, topology: ProcessTopology) -> Retrieved:
         """What the model as it stands finds; a collective over all ranks."""
         config = self._config
-        job = EmbeddingJob(
-            evidence=self._evidence,
-            encode=self._model.encode_passages,
-            text_format=self._text_format,
-            embedding_dtype=config.eval_embedding_dtype,
-            micro_batch_size=config.eval_micro_batch_size,
-        )
         with evaluation_mode(self._model):
             return evaluate_retriever(
                 self._questions,
                 self._tokens,
                 self._model.encode_queries,
-                Retriever(embed_in_memory(job, self._model.dimension, topology)),
+                Retriever(self._index(topology)),
                 self._evidence,
                 AnswerMatcher(config.matching),
                 topology,
                 depth=max(config.eval_topk),
                 micro_batch_size=config.eval_micro_batch_size,
             )
+
+    def _index(self, topology: ProcessTopology) -> ShardedIndex:
+        """Of the vectors on disk where they are given, else of those that the model makes now."""
+        if self._embeddings is not None:
+            return ShardedIndex(self._embeddings, topology)
+        job = EmbeddingJob(
+            evidence=self._evidence,
+            encode=self._model.encode_passages,
+            text_format=self._text_format,
+            embedding_dtype=self._config.eval_embedding_dtype,
+            micro_batch_size=self._config.eval_micro_batch_size,
+        )
+        return embed_in_memory(job, self._model.dimension, topology)
