@@ -67,7 +67,7 @@ import json, sys
 from megatron_retrieval import Reader, Retriever
 
 pairs = [(f"where is key{n}", f"the box of key{n} stands in the room") for n in range(6)]
-retriever = Retriever.load("encoder", device="cpu").index([passage for _, passage in pairs], bm25=True)
+retriever = Retriever.load("encoder", device="cpu", dtype="fp32").index([passage for _, passage in pairs], bm25=True)
 questions = [question for question, _ in pairs]
 retriever.fit(pairs, epochs=4, batch_size=6, lr=1e-3, seed=3, hidden_dropout=0, attention_dropout=0)
 found = retriever.search(questions, k=3, by="hybrid")
