@@ -177,7 +177,7 @@ def test_what_is_asked_for_at_the_import_stays_with_the_encoder(folder: Path) ->
     manifest = json.loads((folder / "mean" / "iter_0000000" / "manifest.json").read_text())["config"]
     assert [manifest[name.removeprefix("--")] for name in asked[::2]] == asked[1::2]
     inputs = ["--evidence", folder / "ev", "--retriever", folder / "mean"]
-    _succeed("tools/embed_evidence.py", *inputs, "--output", folder / "mean-embeddings", "--device", "cpu")
+    _succeed("tools/embed_evidence.py", *inputs, "--output", folder / "mean-embeddings", "--device", "cpu", "--fp32")
     refused = _run("-m", "megatron_retrieval.cli", "search", "w1", *inputs, "--embeddings", folder / "embeddings1")
     assert refused.returncode == 1
     assert "encoder" in refused.stderr
