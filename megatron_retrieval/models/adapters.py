@@ -109,6 +109,11 @@ class Adapter(nn.Module):
         part, _ = place_in_part(linear.output_size, linear.parts, layout, self._group.rank(), self._group.size())
         self.register_buffer("_part", part.to(place.device), persistent=False)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it adds nothing."""
+        return not bool(self.b.any())
+
     def forward(self, states: Tensor, output: Tensor) -> Tensor:
         """[..., D] and the frozen matrix's [..., n] -> [..., n]."""
         low = F.linear(self._drop(states), self.a)
@@ -195,6 +200,12 @@ def linears(model: nn.Module) -> Iterator[tuple[str, ParallelLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
             yield name, module
+
+
+def deciding_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that its output depends on: not those of adapters that add nothing, as untrained ones do."""
+    idle = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Adapter) and module.is_idle)
+    return {name: parameter for name, parameter in model.named_parameters() if not name.startswith(idle)}
 
 
 def adapter_settings(model: nn.Module, config: LoraConfig) -> dict[str, Any]:

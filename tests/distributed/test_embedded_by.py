@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, embedding_encoder
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, LoadedDualEncoder, embedding_encoder
 from megatron_retrieval.checkpoint.kinds.kind import Loaded
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.errors import MismatchError
+from megatron_retrieval.models.adapters import Adapter, LoraConfig, add_adapters
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
@@ -41,11 +42,25 @@ def _check(topology: ProcessTopology, folder: str) -> bool:
     )
     with pytest.raises(MismatchError, match="encodes passages otherwise"):
         embedding_encoder(Loaded(model, DUAL_ENCODER.describe(root / "shorter")), root / "start", topology)
-    with torch.no_grad():
-        next(model.towers["passage"].parameters()).add_(1.0)
-    with pytest.raises(MismatchError, match=r"--embedded-by .*start encodes passages otherwise than .*trained"):
-        embedding_encoder(trained, root / "start", topology)
+    # adapters beside frozen passages are never trained, and add nothing; trained ones do
+    add_adapters(model, LoraConfig(lora_rank=2), topology)
+    assert embedding_encoder(trained, root / "start", topology).fingerprint == start.fingerprint
+    adapter = next(module for module in model.towers["passage"].modules() if isinstance(module, Adapter))
+    for changed in (adapter.b, next(model.towers["passage"].parameters())):
+        _check_refused(trained, root / "start", topology, changed)
     return True
+
+
+def _check_refused(
+    trained: LoadedDualEncoder, start: Path, topology: ProcessTopology, changed: torch.nn.Parameter
+) -> None:
+    before = changed.detach().clone()
+    with torch.no_grad():
+        changed.add_(1.0)
+    with pytest.raises(MismatchError, match=r"--embedded-by .*start encodes passages otherwise than .*trained"):
+        embedding_encoder(trained, start, topology)
+    with torch.no_grad():
+        changed.copy_(before)
 
 
 def test_the_encoder_of_passages_decides(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig, read_text_format, without_empty_prefixes
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import CheckpointError, MismatchError
+from megatron_retrieval.models.adapters import deciding_parameters
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
@@ -148,7 +149,7 @@ def embedding_encoder(
         return encoder.description
     made_by = DUAL_ENCODER.describe(embedded_by)
     other = made_by.load(topology, next(encoder.model.parameters()).dtype)
-    own, theirs = (dict(model.tower_of("passage").named_parameters()) for model in (encoder.model, other))
+    own, theirs = (deciding_parameters(model.tower_of("passage")) for model in (encoder.model, other))
     is_same = own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
     if not is_same or _passage_settings(encoder.description) != _passage_settings(made_by):
         raise MismatchError(
