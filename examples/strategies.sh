@@ -10,7 +10,8 @@
 # OUTPUT is that of readers_real_data.sh: squad/, squad-evidence/ and minilm/ are read. READER is a checkpoint that writes or
 # points to answers (default OUTPUT/fusion/checkpoints); what points has no tokens: KIND=pointing leaves joint-token out and
 # trains by individual-topk. INDEX=refreshed embeds the passages anew every 20 steps in place of freezing their encoder. READER_FLAGS
-# are further flags of all training with the reader, such as those of adapters. PROCESSES (default 2) ranks share the work.
+# are further flags of all training with the reader, such as adapters of a language model ("--lora-rank 16 --lora-alpha 32 --lora-parts
+# reader": the retriever is trained in full). PROCESSES (default 2) ranks share the work.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROCESSES=${PROCESSES:-2}
