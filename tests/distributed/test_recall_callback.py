@@ -130,6 +130,11 @@ def test_frozen_passages_are_searched_as_they_are_on_disk(folder: Path) -> None:
     (folder / "kept" / "latest_checkpointed_iteration.txt").write_text("6\n")
     run_on_ranks(_train, 1, _words(folder, "resumed-given", *given, "--load", f"{folder}/kept"))
     assert _lines(folder / "resumed-given", MEASURED[0])[10] == _lines(folder / "made", MEASURED[0])[10]
+    # it is these vectors that are searched
+    for shard in (folder / "vectors").glob("*.bin"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    run_on_ranks(_train, 1, _words(folder, "nothing", *given[:-4]))
+    assert len(set(_lines(folder / "nothing", MEASURED[1]).values())) == 1
     with pytest.raises(ConfigError, match="--eval-embeddings stay right only where --freeze-passage-encoder"):
         parse_config(RetrieverFinetuneConfig, [word for word in _words(folder, "", *given) if "freeze" not in word])
 
