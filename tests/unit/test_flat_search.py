@@ -110,8 +110,8 @@ def _permutations(num_rows: int) -> torch.Tensor:
 
 
 def test_ties_that_the_matrix_product_does_not_see() -> None:
-    vectors, query = _permutations(500), torch.ones(1, 1024)
-    assert len((query @ vectors.t()).unique()) > 1  # how many depends on the order of its sums, and so on the processor
+    vectors, query = _permutations(2000), torch.ones(1, 1024)  # some processors sum 500 to ten values alone
+    assert len((query @ vectors.t()).unique()) > 10
     result = FlatIndex(vectors).search(query, 5)
     assert result.rows.tolist() == [[0, 1, 2, 3, 4]]
     assert len(result.scores.unique()) == 1
