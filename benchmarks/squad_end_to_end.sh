@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Retriever and reader together on SQuAD's 34,627 passages, from questions and answers alone: all-MiniLM-L6-v2 as published, and an extractive
 # reader from the same weights, learn by Individual Top-k with both encoders frozen, with the encoder of questions trained, and with both trained
-# and a new index every 80 steps. Each answers from the best five passages, alone and with BM25 in the mix.
+# and a new index after half of the steps and at the end. Each answers from the best five passages, alone and with BM25 in the mix.
 #
 #   benchmarks/squad_end_to_end.sh OUTPUT
 #
 # OUTPUT is that of examples/retriever_real_data.sh (UNTIL=squad-zero is enough): minilm/, squad/, squad-evidence/, squad-evidence-bm25/,
-# embeddings/squad-zero and results/squad-zero are read. STEPS (160), READER_STEPS (550), SEED (1); what is there is not repeated, an
+# embeddings/squad-zero and results/squad-zero are read. STEPS (160, an even number), READER_STEPS (550), SEED (1); what is there is not repeated, an
 # interrupted run continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -52,9 +52,9 @@ train frozen --freeze-query-encoder --freeze-passage-encoder
 measure frozen "$out/minilm" --embeddings "$vectors"
 train query --freeze-passage-encoder
 measure query "$root/query/checkpoints/retriever" --embeddings "$vectors" --embedded-by "$out/minilm"
-train both --index-refresh-interval 80 --index-refresh-mode in-place
-python tools/embed_evidence.py "${searched[@]}" --retriever "$root/both/checkpoints/retriever" --output "$root/both/embeddings"
-measure both "$root/both/checkpoints/retriever" --embeddings "$root/both/embeddings"
+train both --index-refresh-interval "$((steps / 2))" --index-refresh-mode in-place
+printf -v last %07d "$steps" # the version that the last step has made
+measure both "$root/both/index/snapshots/iter_$last" --embeddings "$root/both/index/version-$last"
 for name in query both; do
   python tools/compare_runs.py --baseline "$root/results/frozen" --candidate "$root/results/$name"
   python tools/compare_runs.py --baseline "$root/results/frozen-bm25" --candidate "$root/results/$name-bm25"
