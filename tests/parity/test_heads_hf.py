@@ -134,24 +134,29 @@ def test_outputs_and_gradients_there_and_back(tmp_path: Path) -> None:
                 for parameter, gradient in rank[case][1].items():
                     _assert_close(gradient, gradients[parameter], f"{case} {parameter}", rtol=1e-4, atol=2e-4)
     for head, name in CASES:
-        _check_round_trip(head, tmp_path / head / name, expected[f"{head} {name}"])
+        _check_round_trip(head, tmp_path / head / name)
 
 
 def _assert_close(found: Tensor, expected: Tensor, what: str, **tolerances: float) -> None:
     torch.testing.assert_close(found, expected, msg=lambda message: f"{what}: {message}", **tolerances)
 
 
-def _check_round_trip(head: str, folder: Path, expected: Tensor) -> None:
+def _check_round_trip(head: str, folder: Path) -> None:
     write_model(_format(head), FORMATS[_format(head)].read([folder]), folder / "out")
     before, after = (load_file(path / "model.safetensors") for path in (folder, folder / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    model = HEADS[head][1].from_pretrained(folder / "out", attn_implementation="eager").eval()
+    given, written = (_read_by_them(head, path) for path in (folder, folder / "out"))
+    _assert_close(written, given, str(folder), rtol=0, atol=1e-6)
+
+
+def _read_by_them(head: str, folder: Path) -> Tensor:
+    """The outputs of the folder's model as transformers reads it, attention by the same formula wherever it runs."""
+    model = HEADS[head][1].from_pretrained(folder, attn_implementation="eager").eval()
     assert type(model).__name__ == read_json(folder / "config.json")["architectures"][0]
     with torch.no_grad():
         outputs = model(BATCH.ids, attention_mask=MASK.long()).logits
-    outputs = outputs[MASK] if outputs.dim() == 3 else outputs[:, 0]
-    _assert_close(outputs, expected, str(folder), rtol=0, atol=1e-6)
+    return outputs[MASK] if outputs.dim() == 3 else outputs[:, 0]
 
 
 def test_a_modernbert_with_another_head_is_refused(tmp_path: Path) -> None:
