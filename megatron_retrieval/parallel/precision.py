@@ -83,6 +83,11 @@ class PrecisionConfig(DtypeConfig):
     """fp16: overflows before the loss scale halves."""
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of a model's weights, by its first."""
+    return next(model.parameters()).dtype
+
+
 def keep_precise(parameter: nn.Parameter, values: Tensor) -> None:
     """Remember what a parameter starts from, where its dtype rounds that: an optimizer trains from there."""
     if values.dtype != parameter.dtype and values.is_floating_point() and not may_round(parameter):

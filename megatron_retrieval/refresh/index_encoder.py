@@ -14,6 +14,7 @@ from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore, torch_dtype
 from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.parallel.precision import dtype_of
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.embedder import embed_evidence
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
@@ -92,7 +93,7 @@ class IndexEncoder:
             MismatchError: it is another encoder.
             StoppedError: it was not wanted to the end.
         """
-        dtype = next(self._model.parameters()).dtype
+        dtype = dtype_of(self._model)
         loaded = DUAL_ENCODER.load(versions.snapshot(request.iteration), self._topology, dtype)
         found = loaded.description.fingerprint
         if found != request.encoder_fingerprint:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from megatron_retrieval.config.checks import PositiveInt
-from megatron_retrieval.parallel.precision import DtypeConfig, DtypeName
+from megatron_retrieval.parallel.precision import DtypeConfig, DtypeName, dtype_of
 from megatron_retrieval.types.tokens import TokenBatch, by_length, in_given_order
 
 #: tokens, padding included, that a CPU encodes at once: the activations of more leave its caches, and 128 passages of a
-#: hundred tokens take twice as long as eight times 16 (MiniLM in bf16)
-CPU_TOKENS_AT_ONCE = 2048
+#: hundred tokens take twice as long as eight times 16 (MiniLM in bf16). In float32 they are twice as large, and matrix
+#: products so slow that smaller ones cost nothing
+CPU_TOKENS_AT_ONCE, CPU_TOKENS_AT_ONCE_IN_FLOAT32 = 2048, 512
 
 Encode = Callable[[TokenBatch], Tensor]
 
@@ -59,9 +60,11 @@ def encoded_batches(
         batches: positions of sequences, the longest of a batch first.
     """
     num_ahead = 1 if device.type == "cuda" else 0  # what a CPU has computed is there
+    model = _model_of(encode)
+    dtype = torch.float32 if model is None else dtype_of(model)
     coming: deque[_Coming] = deque()
     for batch in batches:
-        parts = parts_for_cpu(tokens.lengths[batch], batch) if device.type == "cpu" else [batch]
+        parts = parts_for_cpu(tokens.lengths[batch], batch, dtype) if device.type == "cpu" else [batch]
         vectors = torch.cat([encode(tokens.rows(part).to(device)).float() for part in parts])
         coming.append(_Coming(vectors))
         if len(coming) > num_ahead:
@@ -85,11 +88,13 @@ class _Coming:
         return self._vectors
 
 
-def parts_for_cpu(lengths: Tensor, batch: Tensor) -> list[Tensor]:
-    """A batch, longest first, in parts of at most `CPU_TOKENS_AT_ONCE` tokens, or of one sequence."""
+def parts_for_cpu(lengths: Tensor, batch: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """A batch, longest first, in parts of as many tokens as a CPU encodes at once by weights of `dtype`, or of one
+    sequence."""
+    most = CPU_TOKENS_AT_ONCE_IN_FLOAT32 if dtype == torch.float32 else CPU_TOKENS_AT_ONCE
     sizes, start = [], 0
     while start < len(batch):
-        size = max(1, CPU_TOKENS_AT_ONCE // int(lengths[start]))
+        size = max(1, most // int(lengths[start]))
         sizes.append(min(size, len(batch) - start))
         start += size
     return list(batch.split(sizes))
@@ -105,7 +110,7 @@ def require_evaluation_mode(encode: Encode) -> None:
 def precision_of(encode: Encode) -> str:
     """The type of the weights of the model that encodes; empty where it is no method of one."""
     model = _model_of(encode)
-    return "" if model is None else str(next(model.parameters()).dtype).removeprefix("torch.")
+    return "" if model is None else str(dtype_of(model)).removeprefix("torch.")
 
 
 def _model_of(encode: Encode) -> torch.nn.Module | None:

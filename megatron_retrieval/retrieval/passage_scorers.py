@@ -20,6 +20,7 @@ from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.models.cross_encoder import CrossEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.late_interaction import LateInteraction, max_sim
+from megatron_retrieval.parallel.precision import dtype_of
 from megatron_retrieval.retrieval.encode_batches import parts_for_cpu
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
@@ -53,7 +54,7 @@ class PairScorer(ABC, Generic[Model, Layout]):
     def __call__(self, question: str, passages: Sequence[Passage]) -> Tensor:
         """See PassageScorer."""
         pairs = self._lay_out(question, passages)
-        batches = _batches(pairs.tokens.lengths, self.micro_batch_size, self.device)
+        batches = _batches(pairs.tokens.lengths, self.micro_batch_size, self.device, dtype_of(self.model))
         scores = torch.cat([self._scores(pairs.rows(batch).to(self.device)) for batch in batches])
         return in_given_order(scores.cpu(), batches)
 
@@ -134,7 +135,7 @@ class LateInteractionScorer:
         texts = tokenize(self._vocabulary, [passage.text for passage in passages])
         found = lay_out_passages(titles, texts, self._vocabulary, self._layout)
         vectors: dict[Passage, Tensor] = {}
-        for batch in _batches(found.lengths, self._micro_batch_size, self._device):
+        for batch in _batches(found.lengths, self._micro_batch_size, self._device, dtype_of(self._encoder)):
             encoded = self._encoder.passage_vectors(found.rows(batch).to(self._device))
             for place, own in zip(batch.tolist(), encoded, strict=True):
                 vectors[passages[place]] = own[: int(found.lengths[place])].clone()
@@ -151,9 +152,9 @@ class LateInteractionScorer:
             self._num_kept -= self._kept.popitem(last=False)[1].numel()
 
 
-def _batches(lengths: Tensor, micro_batch_size: int, device: torch.device) -> list[Tensor]:
+def _batches(lengths: Tensor, micro_batch_size: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """The numbers of sequences, those of like length together, in parts that fit the caches of a CPU."""
     batches = by_length(lengths, micro_batch_size, longest_first=True)
     if device.type != "cpu":
         return batches
-    return [part for batch in batches for part in parts_for_cpu(lengths[batch], batch)]
+    return [part for batch in batches for part in parts_for_cpu(lengths[batch], batch, dtype)]

@@ -26,6 +26,7 @@ from megatron_retrieval.errors import CheckpointError, MismatchError
 from megatron_retrieval.models.adapters import deciding_parameters
 from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
 from megatron_retrieval.models.encoder import EncoderShape
+from megatron_retrieval.parallel.precision import dtype_of
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.utils.logging import get_logger
@@ -148,7 +149,7 @@ def embedding_encoder(
     if embedded_by is None:
         return encoder.description
     made_by = DUAL_ENCODER.describe(embedded_by)
-    other = made_by.load(topology, next(encoder.model.parameters()).dtype)
+    other = made_by.load(topology, dtype_of(encoder.model))
     own, theirs = (deciding_parameters(model.tower_of("passage")) for model in (encoder.model, other))
     is_same = own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
     if not is_same or _passage_settings(encoder.description) != _passage_settings(made_by):
