@@ -21,8 +21,7 @@ from megatron_retrieval.index.bm25 import LexicalConfig, build_lexical_index
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.embedder import embed_evidence
-from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.testing.embedded import embed
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -67,15 +66,7 @@ def write_models(folder: Path, topology: ProcessTopology) -> None:
     DUAL_ENCODER.save(folder / "retriever", encoder, topology, SHAPE, vocabulary, text_format)
     layout = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=READER.max_position_embeddings)
     EXTRACTIVE_READER.save(folder / "reader", reader, topology, READER, vocabulary, layout)
-    retriever = DUAL_ENCODER.load(folder / "retriever", topology)
-    job = EmbeddingJob(
-        evidence=EvidenceStore(folder / "evidence"),
-        encode=retriever.model.encode_passages,
-        text_format=text_format,
-        encoder_fingerprint=retriever.description.fingerprint,
-        embedding_dtype="float32",
-    )
-    embed_evidence(job, folder / "embeddings", topology)
+    embed(topology, folder / "evidence", folder / "retriever", folder / "embeddings")
 
 
 def answering(folder: Path, *, words_only: bool = False) -> AnsweringConfig:

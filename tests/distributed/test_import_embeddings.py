@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from megatron_retrieval.applications.embedding_import import MISSING, ImportEmbeddingsConfig, import_embeddings
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, load_encoder_for
+from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MegatronRetrievalError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.embedder import embed_evidence
-from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.testing.embedded import embed
 from megatron_retrieval.testing.refreshed_run import TEXT_FORMAT
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
@@ -33,15 +32,7 @@ def _prepare(topology: ProcessTopology, folder: str, evidence_folder: str) -> No
         model = DualEncoder(tiny_dual_encoder_config(), topology, seed=seed)
         folder_of_one = f"{folder}/encoder-{seed}"
         DUAL_ENCODER.save(folder_of_one, model, topology, model.config, evidence.vocabulary, TEXT_FORMAT)
-    encoder = load_encoder_for(evidence, Path(folder) / "encoder-0", topology, torch.float32)
-    job = EmbeddingJob(
-        evidence=evidence,
-        encode=encoder.model.encode_passages,
-        text_format=encoder.description.layout,
-        encoder_fingerprint=encoder.description.fingerprint,
-        embedding_dtype="float32",
-    )
-    embed_evidence(job, f"{folder}/own", topology)
+    embed(topology, Path(evidence_folder), Path(folder, "encoder-0"), Path(folder, "own"))
 
 
 def _import_all(topology: ProcessTopology, jobs: list[dict[str, Any]]) -> list[str]:

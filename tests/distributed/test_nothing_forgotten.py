@@ -10,15 +10,12 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_retrieval.applications import checkpoint_merging
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.config.parser import parse_config
-from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.embedder import embed_evidence
-from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.testing.embedded import embed
 from megatron_retrieval.testing.runs import FINETUNE, curve, saved_weights, train
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import write_tiny_evidence
@@ -38,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_evidence(folder, 60)
     _train(folder, "start", "--train-iters", "1", "--lr", "1e-9")
     _train(folder, "tuned", "--train-iters", "10", *_from_start(folder))
-    run_on_ranks(_embed, 1, str(folder))
+    run_on_ranks(embed, 1, folder / "evidence", folder / "start" / "saved", folder / "vectors")
     return folder
 
 
@@ -55,18 +52,6 @@ def _from_start(folder: Path) -> list[str]:
 def _distilled(folder: Path, weight: float) -> list[str]:
     teacher = ["--distill-evidence", f"{folder}/evidence", "--distill-embeddings", f"{folder}/vectors"]
     return [*_from_start(folder), *teacher, "--distill-weight", str(weight), "--distill-batch-size", "10"]
-
-
-def _embed(topology: ProcessTopology, folder: str) -> None:
-    loaded = DUAL_ENCODER.load(f"{folder}/start/saved", topology)
-    job = EmbeddingJob(
-        evidence=EvidenceStore(f"{folder}/evidence"),
-        encode=loaded.model.encode_passages,
-        text_format=loaded.description.layout,
-        encoder_fingerprint="the start",
-        embedding_dtype="float32",
-    )
-    embed_evidence(job, Path(folder) / "vectors", topology)
 
 
 def test_the_teacher_holds_the_encoder(folder: Path) -> None:

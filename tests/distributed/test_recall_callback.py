@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.parser import parse_config
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
 from megatron_retrieval.data.stores.evidence import EvidenceStore
@@ -21,6 +20,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.retriever_finetune import RetrieverFinetuneConfig, build
 from megatron_retrieval.retrieval.embedder import embed_evidence, embed_in_memory
 from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.testing.embedded import embed
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import random_texts, tiny_dual_encoder_config, write_tiny_evidence
 
@@ -119,7 +119,7 @@ def test_frozen_passages_are_searched_as_they_are_on_disk(folder: Path) -> None:
     given = [*start, "--eval-embeddings", f"{folder}/vectors", "--save", f"{folder}/kept", "--save-interval", "2"]
     towers = [apart, "--train-iters", "1", "--save", f"{folder}/towers"]
     run_on_ranks(_train, 1, _words(folder, "towers-run", *towers))
-    run_on_ranks(_embed, 1, str(folder))
+    run_on_ranks(embed, 1, folder / "evidence", folder / "towers", folder / "vectors")
     run_on_ranks(_train, 1, _words(folder, "made", *start))
     run_on_ranks(_train, 2, _words(folder, "given", *given))
     for measure in MEASURED:
@@ -137,17 +137,6 @@ def test_frozen_passages_are_searched_as_they_are_on_disk(folder: Path) -> None:
     assert len(set(_lines(folder / "nothing", MEASURED[1]).values())) == 1
     with pytest.raises(ConfigError, match="--eval-embeddings stay right only where --freeze-passage-encoder"):
         parse_config(RetrieverFinetuneConfig, [word for word in _words(folder, "", *given) if "freeze" not in word])
-
-
-def _embed(topology: ProcessTopology, folder: str) -> None:
-    start = DUAL_ENCODER.load(f"{folder}/towers", topology)
-    job = EmbeddingJob(
-        evidence=EvidenceStore(f"{folder}/evidence"),
-        encode=start.model.encode_passages,
-        text_format=start.description.layout,
-        encoder_fingerprint=start.description.fingerprint,
-    )
-    embed_evidence(job, f"{folder}/vectors", topology)
 
 
 def _search_both(topology: ProcessTopology, folder: str) -> list[Any]:

@@ -13,12 +13,10 @@ from megatron_retrieval.applications.mining.mining import MineNegativesConfig, m
 from megatron_retrieval.applications.mining.rules import MiningRulesConfig
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER, text_format_within
 from megatron_retrieval.data.layouts.sequences import TextFormatConfig
-from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import MismatchError
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.embedder import embed_evidence
-from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
+from megatron_retrieval.testing.embedded import embed
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
@@ -32,15 +30,7 @@ def _embed(topology: ProcessTopology, folder: str) -> None:
     root, text_format = Path(folder), text_format_within(TextFormatConfig(), TINY.encoder)
     model, vocabulary = DualEncoder(TINY, topology, seed=1), WordPieceTokenizer(root / "vocab.txt")
     DUAL_ENCODER.save(root / "encoder", model, topology, TINY, vocabulary, text_format)
-    encoder = DUAL_ENCODER.load(root / "encoder", topology)
-    job = EmbeddingJob(
-        evidence=EvidenceStore(root / "evidence"),
-        encode=encoder.model.encode_passages,
-        text_format=text_format,
-        encoder_fingerprint=encoder.description.fingerprint,
-        embedding_dtype="float32",
-    )
-    embed_evidence(job, root / "embeddings", topology)
+    embed(topology, root / "evidence", root / "encoder", root / "embeddings")
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,8 @@ from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.late_interaction import LateInteraction, LateInteractionConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
-from megatron_retrieval.retrieval.embedder import embed_evidence
-from megatron_retrieval.retrieval.embedding_job import EmbeddingJob
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
+from megatron_retrieval.testing.embedded import embed
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny import tiny_dual_encoder_config, write_tiny_evidence
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
@@ -54,15 +53,7 @@ def _prepare(topology: ProcessTopology, folder: str) -> None:
     LATE_INTERACTION.save(root / "late", late, topology, shape, vocabulary, layout)
     reader = ExtractiveReader(READER, topology, seed=2)
     EXTRACTIVE_READER.save(root / "reader", reader, topology, READER, vocabulary, LAYOUT)
-    retriever = DUAL_ENCODER.load(root / "retriever", topology)
-    job = EmbeddingJob(
-        evidence=EvidenceStore(root / "evidence"),
-        encode=retriever.model.encode_passages,
-        text_format=text_format,
-        encoder_fingerprint=retriever.description.fingerprint,
-        embedding_dtype="float32",
-    )
-    embed_evidence(job, root / "embeddings", topology)
+    embed(topology, root / "evidence", root / "retriever", root / "embeddings")
 
 
 @pytest.fixture(scope="module")
