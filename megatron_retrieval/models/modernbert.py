@@ -3,7 +3,7 @@ networks, no biases; most layers see a window, every few the whole text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -118,8 +118,11 @@ class ModernBertEncoder(MegatronModule):
         self.final_layernorm = _norm(config)
         self.to(dtype)
 
-    def forward(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+    def forward(self, batch: TokenBatch, segments: Tensor | None = None, num_read: int | None = None) -> Tensor:
         """[B, T] ids -> [B, T, D] hidden states in the model's dtype; segments are not told apart.
+
+        Args:
+            num_read: tokens, from the first on, whose states are wanted: [B, num_read, D]; default: all.
 
         Raises:
             ConfigError: a sequence is longer than the positions.
@@ -132,9 +135,16 @@ class ModernBertEncoder(MegatronModule):
             )
         states, inputs = self.embedding(batch.ids), self._inputs(batch)
         for number, layer in enumerate(self.encoder.layers):
-            states = layer(states, inputs[config.is_global(number)])
+            of_layer = inputs[config.is_global(number)]
+            is_last = number == config.num_layers - 1
+            states = layer(states, replace(of_layer, num_read=num_read) if is_last else of_layer)
         normalised: Tensor = self.final_layernorm(states)
         return normalised.transpose(0, 1)
+
+    def first_states(self, batch: TokenBatch, segments: Tensor | None = None) -> Tensor:
+        """See `encoder.first_states`."""
+        states: Tensor = self(batch, segments, 1)
+        return states[:, 0]
 
     def _inputs(self, batch: TokenBatch) -> dict[bool, LayerInputs]:
         """Masks and positions of layers that see the whole text, and of those that see a window."""

@@ -7,11 +7,12 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from megatron_retrieval.models.bert import BertConfig, BertEncoder, PostNormConfig
-from megatron_retrieval.models.encoder import first_states
+from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.encoder import EncoderShape, first_states
 from megatron_retrieval.models.initialise import initialise_normal
+from megatron_retrieval.models.modernbert import ModernBertConfig
 from megatron_retrieval.models.mpnet import MpnetConfig
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
 from megatron_retrieval.testing.tiny import random_texts
@@ -30,15 +31,16 @@ SHAPES = {
     "BERT": BERT,
     "BERT that computes layers again": dataclasses.replace(BERT, recompute_granularity="full"),
     "MPNet, whose bias has a row for every query": MpnetConfig(**SHAPE),
+    "ModernBERT, whose last layer sees a window": ModernBertConfig(**SHAPE, ffn_hidden_size=24, local_attention=6),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_first_tokens_state_is_the_same_alone(shape: PostNormConfig) -> None:
+def test_the_first_tokens_state_is_the_same_alone(shape: EncoderShape) -> None:
     texts = random_texts(5, 12, seed=1)
     with process_topology(ParallelConfig(device="cpu")) as topology:
         encoder = shape.build_encoder(topology)
-        assert isinstance(encoder, BertEncoder)
+        assert isinstance(encoder, nn.Module)
         initialise_normal(encoder, topology, std=0.2, seed=2)
         encoder.train()
         rows: list[int] = []
@@ -52,7 +54,7 @@ def test_the_first_tokens_state_is_the_same_alone(shape: PostNormConfig) -> None
     assert set(rows) == {12, 1}
 
 
-def _trained(encoder: BertEncoder, states: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+def _trained(encoder: nn.Module, states: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
     """The states, and the gradients of a function of them."""
     encoder.zero_grad()
     states.square().mean().backward()
