@@ -29,6 +29,7 @@ from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.steps.causal_readings import CausalReadings
 from megatron_retrieval.training.steps.causal_step import CausalStep, CausalStepConfig
+from megatron_retrieval.training.steps.readings import Pass
 
 
 class OpenCausalReader(OpenReader):
@@ -82,7 +83,7 @@ class OpenCausalReader(OpenReader):
             micro_batch_size=micro_batch_size,
         )
 
-    def side(self, evidence: EvidenceStore) -> CausalReadings:
+    def side(self, evidence: EvidenceStore, asked: frozenset[Pass]) -> CausalReadings:
         """See OpenReader."""
         longest = self.settings.answers.max_answer_length
         prompts = RetrievedPrompts(evidence, self.layout, self.vocabulary, max_answer_length=longest)

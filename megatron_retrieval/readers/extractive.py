@@ -27,6 +27,7 @@ from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
+from megatron_retrieval.training.steps.readings import Pass
 
 
 class OpenExtractiveReader(OpenReader):
@@ -62,10 +63,10 @@ class OpenExtractiveReader(OpenReader):
             micro_batch_size=micro_batch_size,
         )
 
-    def side(self, evidence: EvidenceStore) -> ExtractiveReadings:
-        """See OpenReader; the head that selects passages is frozen: the retriever does that now, and weight decay would
+    def side(self, evidence: EvidenceStore, asked: frozenset[Pass]) -> ExtractiveReadings:
+        """See OpenReader; the head that selects passages is frozen where the retriever does that: weight decay would
         wear it down."""
-        if isinstance(self.model, ExtractiveReader):
+        if isinstance(self.model, ExtractiveReader) and "together" not in asked:
             self.model.selection.requires_grad_(False)
         longest = self.settings.answers.max_answer_length
         answers = RetrievedAnswers(evidence, self.settings.layout, self.vocabulary, max_answer_length=longest)
@@ -111,7 +112,7 @@ class ExtractiveFinetuneConfig(ReaderFinetuneConfig[OpenExtractiveReader]):
 EXTRACTIVE = ReaderKind(
     name="extractive",
     about="points to the answer in one of the passages (DPR)",
-    passes=ExtractiveReadings.passes,
+    passes=ExtractiveReadings.passes | {"together"},
     needs_passages=True,
     layout=ExtractiveFormatConfig,
     answers=ExtractiveAnswerConfig,

@@ -27,7 +27,7 @@ from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
 from megatron_retrieval.training.overrides import ModelOverridesConfig
 from megatron_retrieval.training.steps.fusion_step import FusionStep, FusionStepConfig
-from megatron_retrieval.training.steps.readings import FusionReadings
+from megatron_retrieval.training.steps.readings import FusionReadings, Pass
 from megatron_retrieval.utils.logging import get_logger
 
 log = get_logger("train")
@@ -72,7 +72,7 @@ class OpenFusionReader(OpenReader):
             micro_batch_size=micro_batch_size,
         )
 
-    def side(self, evidence: EvidenceStore) -> FusionReadings:
+    def side(self, evidence: EvidenceStore, asked: frozenset[Pass]) -> FusionReadings:
         """See OpenReader."""
         log.info("reader: scores enter the decoder's attention in the form %r", self.reader.score_form)
         longest = self.settings.answers.max_answer_length

@@ -82,8 +82,12 @@ class OpenReader(ABC):
         """
 
     @abstractmethod
-    def side(self, evidence: EvidenceStore) -> ReaderSide:
-        """Its part in training with a retriever over `evidence`; called before the optimizer is made."""
+    def side(self, evidence: EvidenceStore, asked: frozenset[Pass]) -> ReaderSide:
+        """Its part in training with a retriever over `evidence`; called before the optimizer is made.
+
+        Args:
+            asked: passes that the objective asks for.
+        """
 
     def checkpoint_config(self, scores: PassageScoreConfig | None = None) -> dict[str, Any]:
         """What the manifest of its checkpoints keeps.

@@ -20,6 +20,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderSettings
 from megatron_retrieval.training.steps.masked_readings import MaskedReadings
+from megatron_retrieval.training.steps.readings import Pass
 
 
 class OpenMaskedReader(OpenReader):
@@ -47,7 +48,7 @@ class OpenMaskedReader(OpenReader):
         layout, scores = self.settings.layout, scores or PassageScoreConfig()
         return MaskFiller(self.model, self.vocabulary, layout, self.topology, scores)
 
-    def side(self, evidence: EvidenceStore) -> MaskedReadings:
+    def side(self, evidence: EvidenceStore, asked: frozenset[Pass]) -> MaskedReadings:
         """See OpenReader."""
         texts = RetrievedMasks(evidence, self.settings.layout, self.vocabulary)
         return MaskedReadings(self.model, texts, self.topology, batch_size=self.settings.encode.encode_batch_size)

@@ -63,15 +63,18 @@ class ExtractiveSetting(Setting):
         self.readings = ExtractiveReadings(self.reader, answers, topology, batch_size=3)
 
 
-def _step(topology: ProcessTopology, folder: str, null_passage: bool) -> dict[str, Any]:
+def _step(topology: ProcessTopology, folder: str, objective: str, null_passage: bool) -> dict[str, Any]:
     setting = ExtractiveSetting(topology, folder, null_passage=null_passage)
-    return setting.step(setting.readings, "individual-topk")
+    return setting.step(setting.readings, objective)
 
 
-def _likelihood(setting: ExtractiveSetting, question: str, answers: tuple[str, ...], row: int) -> Tensor | None:
-    """p(a | q, z), of one passage, word by word; None where it holds no answer, as the null passage does."""
+def _read(
+    setting: ExtractiveSetting, question: str, answers: tuple[str, ...], row: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """p(a | q, z), of one passage, word by word, None where it holds no answer; and the reader's score of it. The null
+    passage is not read."""
     if row == NULL_ROW:
-        return None
+        return None, None
     passage = setting.evidence.passage(row)
     words = question.split()[: LAYOUT.question_seq_length]
     before = ["[CLS]", *words, "[SEP]", passage.title, "[SEP]"]
@@ -83,21 +86,21 @@ def _likelihood(setting: ExtractiveSetting, question: str, answers: tuple[str, .
         for last in range(first, min(len(text), first + MAX_ANSWER_LENGTH))
         if tuple(text[first : last + 1]) in wanted
     ]
-    if not spans:
-        return None
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     ids = torch.tensor([[vocabulary.index(word) for word in [*before, *text, "[SEP]"]]])
     tokens = TokenBatch(ids, torch.tensor([ids.size(1)]))
     passages = ExtractivePassages(tokens, torch.tensor([len(words) + 2]), torch.tensor([len(before)]))
     logits = setting.reader(passages)
+    if not spans:
+        return None, logits.selection[0]
     starts, ends = (
         F.softmax(values[0, len(before) : len(before) + len(text)], 0) for values in (logits.starts, logits.ends)
     )
-    return torch.stack([starts[first] * ends[last] for first, last in spans]).sum()
+    return torch.stack([starts[first] * ends[last] for first, last in spans]).sum(), logits.selection[0]
 
 
-def _dense(topology: ProcessTopology, folder: str, null_passage: bool) -> dict[str, Any]:
-    """Individual Top-k written down once more: every question and passage for itself, every passage scored."""
+def _dense(topology: ProcessTopology, folder: str, objective: str, null_passage: bool) -> dict[str, Any]:
+    """The objective written down once more: every question and passage for itself, every passage scored."""
     setting = ExtractiveSetting(topology, folder, null_passage=null_passage)
     setting.model.train()
     batch = setting.whole_batch()
@@ -107,29 +110,42 @@ def _dense(topology: ProcessTopology, folder: str, null_passage: bool) -> dict[s
         question = setting.questions.store.question(place)
         best, scores = best_passages(setting, queries[place], K, null_passage=null_passage)
         priors = F.softmax(scores / 16**0.5, 0)
-        likelihoods = [_likelihood(setting, question.text, question.answers, row) for row in best]
+        read = [_read(setting, question.text, question.answers, row) for row in best]
+        likelihoods = [own if objective == "individual-topk" or own is None else own.detach() for own, _ in read]
         shares = [prior * own for prior, own in zip(priors, likelihoods, strict=True) if own is not None]
         num_read.append(len(shares))
         if shares:
             losses.append(-torch.stack(shares).sum().log())
+        if shares and objective == "emdr2":
+            selected = torch.stack([score for _, score in read if score is not None]).softmax(0)
+            answers = [own for own, score in read if score is not None]
+            chosen = [weight * own for weight, own in zip(selected, answers, strict=True) if own is not None]
+            losses.append(-torch.stack(chosen).sum().log())
     return {**setting.dense_step(torch.stack(losses).sum() / len(batch)), "num_read": num_read}
 
 
+#: an objective, and whether the null passage is a candidate
+Case = tuple[str, bool]
+ALONE, TOGETHER = ("individual-topk", False), ("emdr2", False)
+ALONE_OR_NONE, TOGETHER_OR_NONE = ("individual-topk", True), ("emdr2", True)
+CASES = (ALONE, ALONE_OR_NONE, TOGETHER, TOGETHER_OR_NONE)
+
+
 @pytest.fixture(scope="module")
-def denses(folder: Path) -> dict[bool, dict[str, Any]]:
-    """Without and with the null passage."""
-    return {with_null: run_on_ranks(_dense, 1, str(folder), with_null)[0] for with_null in (False, True)}
+def denses(folder: Path) -> dict[Case, dict[str, Any]]:
+    return {case: run_on_ranks(_dense, 1, str(folder), *case)[0] for case in CASES}
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "tp_size", "null_passage"), [(1, 1, False), (2, 1, True), (2, 2, False), (4, 1, False)]
+    ("num_ranks", "tp_size", "case"),
+    [(1, 1, ALONE), (2, 1, ALONE_OR_NONE), (2, 2, ALONE), (4, 1, ALONE), (2, 2, TOGETHER), (4, 1, TOGETHER_OR_NONE)],
 )
 def test_gradients_are_those_of_a_dense_computation(
-    folder: Path, denses: dict[bool, dict[str, Any]], num_ranks: int, tp_size: int, null_passage: bool
+    folder: Path, denses: dict[Case, dict[str, Any]], num_ranks: int, tp_size: int, case: Case
 ) -> None:
     """With four copies the third one has less to do than the first two, and the last one nothing."""
-    found = run_on_ranks(_step, num_ranks, str(folder), null_passage, tensor_model_parallel_size=tp_size)[0]
-    dense = denses[null_passage]
+    found = run_on_ranks(_step, num_ranks, str(folder), *case, tensor_model_parallel_size=tp_size)[0]
+    dense = denses[case]
     num_unread = dense["num_read"].count(0)
     for metrics in (found["metrics"], found["evaluated"]):
         assert metrics["loss"] == pytest.approx(dense["loss"], rel=1e-5)
@@ -140,15 +156,18 @@ def test_gradients_are_those_of_a_dense_computation(
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_reference_reads_and_learns(denses: dict[bool, dict[str, Any]]) -> None:
-    """One question has no answer anywhere, others have some in several of their passages."""
-    dense = denses[False]
+@pytest.mark.parametrize("case", [ALONE, TOGETHER])
+def test_the_reference_reads_and_learns(denses: dict[Case, dict[str, Any]], case: Case) -> None:
+    """One question has no answer anywhere, others have some in several of their passages. Where the retriever weighs
+    passages the reader's scores of them learn nothing."""
+    dense = denses[case]
     assert 0 in dense["num_read"]
     assert max(dense["num_read"]) > 1
     learning = {name for name, gradient in dense["gradients"].items() if gradient.any()}
     for part in ("retriever.towers.query", "retriever.towers.passage", "reader.bert", "reader.span"):
         assert any(name.startswith(part) for name in learning)
-    assert not any(name.startswith(("reader.selection", "score_weight")) for name in learning)
+    assert any(name.startswith("reader.selection") for name in learning) == (case == TOGETHER)
+    assert "score_weight" not in learning
 
 
 def _nothing_to_learn(topology: ProcessTopology, folder: str) -> bool:

@@ -86,7 +86,7 @@ class EndToEndRun(ABC, Generic[Job]):
         """Everything, ready to train."""
         config, training = self.config, self.config.training
         examples, (held_out, tasks) = self.examples(), self.held_out()
-        readings: ReaderSide = self.reader.side(self.evidence)
+        readings: ReaderSide = self.reader.side(self.evidence, OBJECTIVES[self.config.step.objective].needs)
         if config.freeze.freeze_reader:
             readings = MemoisedReadings(readings)
         rates = config.rates.multipliers(training.optimizer.lr)

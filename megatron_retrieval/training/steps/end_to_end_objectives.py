@@ -158,7 +158,7 @@ OBJECTIVES.add(
 
 
 def _fid(
-    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+    reading: PointingReading | WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
 ) -> LossOutput:
     priors = log_priors(scores, reading.is_real)
     return _with_entropy(joint_topk(reading.together(), num_questions), priors, num_questions)
@@ -184,7 +184,7 @@ def _held_fixed(reading: Reading, *, drops: bool) -> Tensor:
 
 
 def _emdr2(
-    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+    reading: PointingReading | WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
 ) -> LossOutput:
     each = _held_fixed(reading, drops=settings.emdr2_dropout)
     return emdr2(scores, reading.is_real, each, reading.together(), num_questions)
@@ -202,7 +202,7 @@ OBJECTIVES.add(
 
 
 def _distillation(
-    reading: WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
+    reading: PointingReading | WritingReading, scores: Tensor, _: Tensor, num_questions: int, settings: ObjectiveConfig
 ) -> LossOutput:
     each = _held_fixed(reading, drops=False)
     retriever = distillation(scores, reading.is_real, each, num_questions, settings.distillation_temperature)

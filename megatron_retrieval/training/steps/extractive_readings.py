@@ -14,11 +14,20 @@ from megatron_retrieval.data.examples.open_questions import AskedBatch
 from megatron_retrieval.data.examples.retrieved_extractive import AnswerPassages, RetrievedAnswers
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.span_reader import SpanReader
+from megatron_retrieval.objectives.end_to_end import log_priors, sum_over_passages
 from megatron_retrieval.objectives.extractive import answer_log_likelihoods, span_log_sums
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.readings import Pass
+from megatron_retrieval.types.extractive import SpanLogits
 from megatron_retrieval.types.search import FILLER_ROW
 from megatron_retrieval.types.tokens import by_length, to_device
+
+
+def _answers_and_selection(logits: SpanLogits, is_text: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+    """[P] and [P]: log p(a | q, z), -inf where the passage does not answer, and the reader's score of the passage."""
+    correct, every = span_log_sums(logits, is_text, spans)
+    is_answer = correct > -torch.inf
+    return (correct - every.where(is_answer, 0)).where(is_answer, -torch.inf), logits.selection
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,13 @@ class ExtractiveReading:
         -inf in fillers."""
         correct, total = self._of_passages(self.read_all(), span_log_sums, 2)
         return correct, total
+
+    def together(self) -> Tensor:
+        """See PointingReading."""
+        answers, selection = self._of_passages(self.read_all(), _answers_and_selection, 2)
+        is_read = selection > -torch.inf
+        whole = sum_over_passages(log_priors(selection, is_read) + answers, is_read)
+        return whole[whole > -torch.inf]
 
     def _of_passages(
         self, passages: AnswerPassages, compute: Callable[..., tuple[Tensor, ...]], num_values: int

@@ -58,6 +58,15 @@ class PointingReading(Reading, Protocol):
         """[n, K] bool, which passages hold the answer where the reader would see it."""
         ...
 
+    def together(self) -> Tensor:
+        """[M] log-likelihoods of the answers of questions that a passage answers, by the reader's own weights of them.
+
+            log p(a | q, z_1 .. z_K) = log sum_z P_selected(z) p(a | q, z)
+
+        P_selected is the softmax over all K (DPR, arXiv 2004.04906, section 6.1); only readers that select have it.
+        """
+        ...
+
 
 class WritingReading(Reading, Protocol):
     """A reading of a reader that writes the answer token by token."""

@@ -213,7 +213,7 @@ class OpenWordReader(OpenReader):
             self.model, self.vocabulary, self.settings.layout, scores or PassageScoreConfig(), self.topology.device
         )
 
-    def side(self, evidence: EvidenceStore) -> WordReadings:
+    def side(self, evidence: EvidenceStore, asked: frozenset[Pass]) -> WordReadings:
         answers = RetrievedAnswers(evidence, self.settings.layout, self.vocabulary, max_answer_length=ONE_WORD)
         return WordReadings(self.model, answers, self.topology.device)
 
