@@ -25,7 +25,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
-from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
+from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings, SelectingReadings
 from megatron_retrieval.training.steps.extractive_step import ExtractiveStep, ExtractiveStepConfig
 from megatron_retrieval.training.steps.readings import Pass
 
@@ -34,6 +34,7 @@ class OpenExtractiveReader(OpenReader):
     """See OpenReader."""
 
     checkpoints: ClassVar[ReaderModelKind[Any, Any, Any]] = EXTRACTIVE_READER
+    readings: ClassVar[type[ExtractiveReadings]] = SelectingReadings
     model: ExtractiveReader
 
     def __init__(
@@ -71,13 +72,13 @@ class OpenExtractiveReader(OpenReader):
         longest = self.settings.answers.max_answer_length
         answers = RetrievedAnswers(evidence, self.settings.layout, self.vocabulary, max_answer_length=longest)
         batch_size = self.settings.encode.encode_batch_size
-        return ExtractiveReadings(self.model, answers, self.topology, batch_size=batch_size)
+        return self.readings(self.model, answers, self.topology, batch_size=batch_size)
 
 
 class OpenSpanReader(OpenExtractiveReader):
     """See OpenReader; first and last token of a span are judged together (ORQA)."""
 
-    checkpoints = SPAN_READER
+    checkpoints, readings = SPAN_READER, ExtractiveReadings
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -112,7 +113,7 @@ class ExtractiveFinetuneConfig(ReaderFinetuneConfig[OpenExtractiveReader]):
 EXTRACTIVE = ReaderKind(
     name="extractive",
     about="points to the answer in one of the passages (DPR)",
-    passes=ExtractiveReadings.passes | {"together"},
+    passes=OpenExtractiveReader.readings.passes,
     needs_passages=True,
     layout=ExtractiveFormatConfig,
     answers=ExtractiveAnswerConfig,
@@ -124,7 +125,7 @@ EXTRACTIVE = ReaderKind(
 SPAN = ReaderKind(
     name="span",
     about="points to the answer, first and last token of a span judged together (ORQA)",
-    passes=ExtractiveReadings.passes,
+    passes=OpenSpanReader.readings.passes,
     needs_passages=True,
     layout=ExtractiveFormatConfig,
     answers=ExtractiveAnswerConfig,

@@ -64,7 +64,7 @@ def encoded_batches(
     dtype = torch.float32 if model is None else dtype_of(model)
     coming: deque[_Coming] = deque()
     for batch in batches:
-        parts = parts_for_cpu(tokens.lengths[batch], batch, dtype) if device.type == "cpu" else [batch]
+        parts = parts_at_once(tokens.lengths[batch], batch, device, dtype)
         vectors = torch.cat([encode(tokens.rows(part).to(device)).float() for part in parts])
         coming.append(_Coming(vectors))
         if len(coming) > num_ahead:
@@ -88,9 +88,11 @@ class _Coming:
         return self._vectors
 
 
-def parts_for_cpu(lengths: Tensor, batch: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def parts_at_once(lengths: Tensor, batch: Tensor, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """A batch, longest first, in parts of as many tokens as a CPU encodes at once by weights of `dtype`, or of one
-    sequence."""
+    sequence; whole on other devices."""
+    if device.type != "cpu":
+        return [batch]
     most = CPU_TOKENS_AT_ONCE_IN_FLOAT32 if dtype == torch.float32 else CPU_TOKENS_AT_ONCE
     sizes, start = [], 0
     while start < len(batch):

@@ -21,7 +21,7 @@ from megatron_retrieval.models.cross_encoder import CrossEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.models.late_interaction import LateInteraction, max_sim
 from megatron_retrieval.parallel.precision import dtype_of
-from megatron_retrieval.retrieval.encode_batches import parts_for_cpu
+from megatron_retrieval.retrieval.encode_batches import parts_at_once
 from megatron_retrieval.retrieval.late_encoder import LateEncoder
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.types.extractive import ExtractivePassages, SpanLogits
@@ -155,6 +155,4 @@ class LateInteractionScorer:
 def _batches(lengths: Tensor, micro_batch_size: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """The numbers of sequences, those of like length together, in parts that fit the caches of a CPU."""
     batches = by_length(lengths, micro_batch_size, longest_first=True)
-    if device.type != "cpu":
-        return batches
-    return [part for batch in batches for part in parts_for_cpu(lengths[batch], batch, dtype)]
+    return [part for batch in batches for part in parts_at_once(lengths[batch], batch, device, dtype)]

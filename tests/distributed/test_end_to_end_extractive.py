@@ -23,7 +23,7 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
-from megatron_retrieval.training.steps.extractive_readings import ExtractiveReadings
+from megatron_retrieval.training.steps.extractive_readings import SelectingReadings
 from megatron_retrieval.types.extractive import ExtractivePassages
 from megatron_retrieval.types.search import NULL_ROW
 from megatron_retrieval.types.tokens import TokenBatch
@@ -60,7 +60,7 @@ class ExtractiveSetting(Setting):
         self.reader = ExtractiveReader(BertConfig(**SHAPE), topology, seed=2)
         super().__init__(topology, Path(folder), self.reader, K, freeze, null_passage=null_passage)
         answers = RetrievedAnswers(self.evidence, LAYOUT, self.tokenizer, max_answer_length=MAX_ANSWER_LENGTH)
-        self.readings = ExtractiveReadings(self.reader, answers, topology, batch_size=3)
+        self.readings = SelectingReadings(self.reader, answers, topology, batch_size=3)
 
 
 def _step(topology: ProcessTopology, folder: str, objective: str, null_passage: bool) -> dict[str, Any]:

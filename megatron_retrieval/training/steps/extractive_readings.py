@@ -24,7 +24,8 @@ from megatron_retrieval.types.tokens import by_length, to_device
 
 
 def _answers_and_selection(logits: SpanLogits, is_text: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-    """[P] and [P]: log p(a | q, z), -inf where the passage does not answer, and the reader's score of the passage."""
+    """[P] and [P]: log p(a | q, z), and the reader's score of the passage. Unlike in `answer_log_likelihoods`, passages
+    may have no answer: -inf there."""
     correct, every = span_log_sums(logits, is_text, spans)
     is_answer = correct > -torch.inf
     return (correct - every.where(is_answer, 0)).where(is_answer, -torch.inf), logits.selection
@@ -89,7 +90,7 @@ class ExtractiveReading:
 
 
 class ExtractiveReadings:
-    """The side of an extractive reader, which learns all answers of a question; see ReaderSide.
+    """The side of a reader that points, which learns all answers of a question; see ReaderSide.
 
     Args:
         batch_size: passages read at once.
@@ -121,3 +122,9 @@ class ExtractiveReadings:
     def without_passages(self, batch: AskedBatch) -> Mapping[str, Tensor]:
         """See ReaderSide."""
         return {}
+
+
+class SelectingReadings(ExtractiveReadings):
+    """See ExtractiveReadings; the reader scores passages as well."""
+
+    passes: ClassVar[frozenset[Pass]] = ExtractiveReadings.passes | {"together"}
