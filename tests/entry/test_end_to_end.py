@@ -13,6 +13,7 @@ import torch
 from end_to_end_runs import TINY, train, write_starts
 from programs import command, kill_at, losses, refuse, succeed
 
+from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.checkpoint.store.folders import resolve_checkpoint
 from megatron_retrieval.checkpoint.store.manifest import read_manifest
 from megatron_retrieval.testing.runs import rewind, saved_weights
@@ -80,6 +81,14 @@ def test_an_extractive_reader_learns_with_its_retriever(folder: Path) -> None:
     trained = saved_weights(resolve_checkpoint(folder / "run-extractive" / "checkpoints" / "reader"))
     changed = {name for name, weight in trained.items() if not torch.equal(weight, start[name])}
     assert {name for name in start if name.startswith("selection.")} == start.keys() - changed
+
+
+def test_by_emdr2_an_extractive_reader_learns_to_choose_passages(folder: Path, tmp_path: Path) -> None:
+    succeed(train(folder, "extractive", tmp_path, 2, "--objective", "emdr2"))
+    reader = resolve_checkpoint(tmp_path / "checkpoints" / "reader")
+    start, trained = saved_weights(resolve_checkpoint(folder / "extractive")), saved_weights(reader)
+    assert not torch.equal(trained["selection.weight"], start["selection.weight"])
+    assert EXTRACTIVE_READER.describe(reader).passage_scores.passage_score_use == "none"
 
 
 def test_the_parts_serve_other_programs(folder: Path, tmp_path: Path) -> None:
