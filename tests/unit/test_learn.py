@@ -21,7 +21,6 @@ from megatron_retrieval.applications.learn.measure import hold_out_sentences, is
 from megatron_retrieval.applications.search import SearchConfig, open_search
 from megatron_retrieval.checkpoint.huggingface.formats import format_of
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
-from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.data.documents.cutting import CutConfig
 from megatron_retrieval.data.files.passage_files import read_passages
 from megatron_retrieval.data.files.passage_questions import ReaderQuestion
@@ -203,19 +202,6 @@ def test_masked_spans_teach_the_encoder_of_questions(
         towers = [model.tower_of(name).parameters() for model in (given, taught)]
         is_kept = all(torch.equal(*both) for both in zip(*towers, strict=True))
         assert is_kept == (name == "passage"), "the encoder of questions learns, that of passages does not"
-
-
-def test_the_mean_lies_between(docs: Path, encoder: Path, topology: ProcessTopology, tmp_path: Path) -> None:
-    from megatron_retrieval.checkpoint.kinds.mean_of_weights import save_mean
-
-    other = DualEncoder(TINY, topology, seed=2)
-    one = DUAL_ENCODER.describe(encoder)
-    DUAL_ENCODER.save(tmp_path / "other", other, topology, TINY, one.vocabulary(), one.layout)
-    sources = [one, DUAL_ENCODER.describe(tmp_path / "other")]
-    mean = DUAL_ENCODER.describe(save_mean(sources, tmp_path / "mean", topology))
-    first, second, between = (TensorReader(found.folder, found.manifest) for found in (*sources, mean))
-    for name in first.names():
-        assert torch.equal(between.full(name), (first.full(name) + second.full(name)) / 2), name
 
 
 def test_questions_of_the_user(

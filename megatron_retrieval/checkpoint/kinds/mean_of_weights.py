@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,9 +12,13 @@ from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
 from megatron_retrieval.checkpoint.store.reader import fill_model
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
+from megatron_retrieval.config.parser import to_flat_dict
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.adapters import without_adapters
 from megatron_retrieval.parallel.topology import ProcessTopology
+
+#: settings in which models of one mean may differ
+_FREE = ("dropout", "seq-length", "init-method-std", "recompute-granularity")
 
 
 def save_mean(
@@ -29,7 +34,8 @@ def save_mean(
         The folder of the checkpoint.
 
     Raises:
-        CheckpointError: the models are not of one kind, or a weight is missing or of another shape.
+        CheckpointError: the models are not of one kind, a weight is missing or of another shape, or the models read
+            texts otherwise.
     """
     first, shares = sources[0], shares or [1 / len(sources)] * len(sources)
     readers = [MergedWeights(source.folder, source.manifest) for source in sources]
@@ -37,6 +43,7 @@ def save_mean(
     for source, reader in zip(sources, readers, strict=True):
         if source.kind is not first.kind or reader.names() != names:
             raise CheckpointError(f"{source.folder}: not the weights of {first.folder}, so that they have no mean.")
+        _require_same_settings(first, source)
 
     def mean(name: str) -> Tensor:
         total = readers[0].full(name).float() * shares[0]
@@ -51,3 +58,21 @@ def save_mean(
     fill_model(model, names, mean, topology, source="the mean")
     settings, assets = without_adapters(first.manifest.config), vocabulary.assets()
     return save_checkpoint(output, model, topology, kind=first.kind.name, config=settings, assets=assets)
+
+
+def _require_same_settings(first: AnyDescription, other: AnyDescription) -> None:
+    """Refuse models whose weights mean different things though their shapes are equal."""
+    own, others = (_deciding_settings(model) for model in (first, other))
+    for name, value in own.items():
+        if others[name] != value:
+            raise CheckpointError(
+                f"{other.folder}: its {name} is {others[name]!r}, that of {first.folder} is {value!r}, so that they have "
+                "no mean."
+            )
+
+
+def _deciding_settings(model: AnyDescription) -> dict[str, Any]:
+    """All settings of shape and texts, but for how a model is trained and how long its texts may be."""
+    parts = [to_flat_dict(part) for part in (model.shape, model.layout) if part is not None]
+    settings = {name: value for part in parts for name, value in part.items() if not name.endswith(_FREE)}
+    return {**settings, "vocabulary": model.vocabulary().fingerprint}
