@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.formats import FORMATS, import_model
+from megatron_retrieval.checkpoint.huggingface.import_settings import ImportSettingsConfig
 from megatron_retrieval.config.choices import OneOf
 from megatron_retrieval.parallel.topology import ParallelConfig, ProcessTopology
 from megatron_retrieval.utils.logging import get_logger
@@ -27,7 +27,7 @@ class ImportConfig:
     """Checkpoint of the model that the adapters of --input belong to, which --format peft needs."""
     separate_towers: bool = False
     """Start a question tower and a passage tower from the one encoder of the input, as DPR does."""
-    embedding: EmbeddingSettingsConfig = field(default_factory=EmbeddingSettingsConfig)
+    settings: ImportSettingsConfig = field(default_factory=ImportSettingsConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Processes."""
 
@@ -39,7 +39,7 @@ def main(config: ImportConfig, topology: ProcessTopology) -> None:
         config.output,
         topology,
         separate_towers=config.separate_towers,
-        embedding=config.embedding,
+        settings=config.settings,
         base=config.base,
     )
     get_logger().info("imported %s into %s", ", ".join(map(str, config.input)), path)

@@ -146,10 +146,13 @@ def _tokenizer_json(folder: Path) -> Path:
     return path
 
 
-def write_tokenizer_json(vocabulary: ByteBpeTokenizer, folder: Path, _: int | None) -> None:
-    """Write the files as they were read; see `write_wordpiece`."""
+def write_tokenizer_json(vocabulary: ByteBpeTokenizer, folder: Path, max_length: int | None) -> None:
+    """Write the files as they were read, but for the longest sequence; see `write_wordpiece`."""
     for name, content in vocabulary.assets().items():
         (folder / name).write_bytes(content)
+    if max_length is not None:
+        path = folder / "tokenizer_config.json"
+        write_json(path, {**_settings(path), **_longest(max_length)})
 
 
 def token_id(folder: Path, vocabulary: Vocabulary, token: str) -> int | None:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENCODER
 from megatron_retrieval.checkpoint.huggingface.formats import export_model, import_model
+from megatron_retrieval.checkpoint.huggingface.import_settings import ImportSettingsConfig
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
-from megatron_retrieval.errors import CheckpointError
+from megatron_retrieval.errors import CheckpointError, ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_byte_bpe import write_modernbert_bpe, write_roberta_bpe, write_unigram
@@ -51,6 +52,9 @@ OTHERS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[Path], object] 
 }
 
 
+_AS_STATED = ImportSettingsConfig()
+
+
 def _words(chosen: random.Random, most: int) -> str:
     return " ".join(f"w{chosen.randrange(45)}" for _ in range(chosen.randint(1, most)))
 
@@ -62,9 +66,11 @@ def _pairs() -> list[tuple[str, Passage]]:
     return [(_words(chosen, asked), Passage("1", _words(chosen, 3), _words(chosen, read))) for asked, read in lengths]
 
 
-def _scores(topology: ProcessTopology, folder: str, checkpoint: str) -> Tensor:
+def _scores(
+    topology: ProcessTopology, folder: str, checkpoint: str, settings: ImportSettingsConfig = _AS_STATED
+) -> Tensor:
     """Of an import that was saved and read again."""
-    import_model(HF_CROSS_ENCODER.name, [Path(folder)], Path(checkpoint), topology)
+    import_model(HF_CROSS_ENCODER.name, [Path(folder)], Path(checkpoint), topology, settings=settings)
     loaded = CROSS_ENCODER.load(checkpoint, topology)
     questions, passages = zip(*_pairs(), strict=True)
     with torch.no_grad():
@@ -102,6 +108,27 @@ def test_scores_there_and_back(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     # an export says that scores are the logits
     assert torch.equal(_theirs(tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+def test_a_length_that_was_asked_for_leaves_with_the_model(tmp_path: Path, name: str) -> None:
+    """A model reads pairs as long as its checkpoint says, here and outside."""
+    _save(name, tmp_path / "hf")
+    asked = ImportSettingsConfig(pair_seq_length=20)
+    checkpoint = tmp_path / "checkpoint"
+    (scores,) = run_on_ranks(_scores, 1, str(tmp_path / "hf"), str(checkpoint), asked)
+    export_model(HF_CROSS_ENCODER.name, checkpoint, tmp_path / "out")
+    torch.testing.assert_close(_theirs(tmp_path / "out"), scores, rtol=0, atol=1e-5)
+    assert HF_CROSS_ENCODER.read([tmp_path / "out"]).layout.pair_seq_length == 20
+
+
+def test_lengths_beyond_the_positions_are_refused(tmp_path: Path) -> None:
+    _save("bert", tmp_path)
+    found = HF_CROSS_ENCODER.read([tmp_path])
+    with pytest.raises(ConfigError, match="--pair-seq-length 41: the model has 40 positions"):
+        ImportSettingsConfig(pair_seq_length=41).over(found, tmp_path)
+    with pytest.raises(ConfigError, match="--pooling: a cross-encoder has no such setting"):
+        ImportSettingsConfig(pooling="mean").over(found, tmp_path)
 
 
 def test_what_has_no_one_score_is_refused(tmp_path: Path) -> None:

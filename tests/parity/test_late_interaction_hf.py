@@ -15,9 +15,9 @@ from sentence_transformers import MultiVectorEncoder
 from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.colbert import HF_COLBERT
-from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, import_encoder
 from megatron_retrieval.checkpoint.huggingface.formats import export_model, format_of, import_model
+from megatron_retrieval.checkpoint.huggingface.import_settings import ImportSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE
 from megatron_retrieval.checkpoint.kinds.encoder_families import MODERNBERT
 from megatron_retrieval.checkpoint.kinds.late_interaction import LATE_INTERACTION
@@ -153,7 +153,7 @@ def test_what_is_no_colbert_is_refused(tmp_path: Path) -> None:
     folder = _stanford(tmp_path / "hf")
     found = HF_COLBERT.read([folder])
     with pytest.raises(ConfigError, match="--pooling: a late-interaction has no such setting"):
-        EmbeddingSettingsConfig(pooling="mean").over(found, folder)
+        ImportSettingsConfig(pooling="mean").over(found, folder)
     for key, value, fault in (
         ("similarity", "l2", "similarity is 'l2'; only 'cosine'"),
         ("query_token_id", "[unused7]", r"no token '\[unused7\]'"),

@@ -92,6 +92,15 @@ def test_folder_of_this_release(tmp_path: Path, has_vocab_file: bool) -> None:
     assert all(torch.equal(twice.weights[name], encoder.weights[name]) for name in encoder.weights)
 
 
+def test_a_projection_with_a_residual_is_refused(tmp_path: Path) -> None:
+    save_with_vocabulary(tiny_bert(), tmp_path / "bert")
+    parts = [models.Transformer(str(tmp_path / "bert"), max_seq_length=20), models.Pooling(32, "cls")]
+    parts += [models.Dense(32, 16, activation_function=torch.nn.Identity(), use_residual=True)]
+    SentenceTransformer(modules=parts, device="cpu").save(str(tmp_path / "st"))
+    with pytest.raises(CheckpointError, match="2_Dense: a projection with a residual; only a linear projection"):
+        FORMATS["sentence-transformers"].read([tmp_path / "st"])
+
+
 def _sentence_transformer(folder: Path, similarity: str) -> None:
     save_with_vocabulary(tiny_bert(), folder / "bert")
     parts = [models.Transformer(str(folder / "bert"), max_seq_length=20), models.Pooling(32, "mean")]

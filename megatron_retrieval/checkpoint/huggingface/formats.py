@@ -13,9 +13,9 @@ from megatron_retrieval.checkpoint.huggingface.colbert import ARCHITECTURE, HF_C
 from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENCODER
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
-from megatron_retrieval.checkpoint.huggingface.embedding_settings import EmbeddingSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
+from megatron_retrieval.checkpoint.huggingface.import_settings import ImportSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_MASKED_LM
 from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE, is_pylate
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
@@ -75,7 +75,7 @@ def import_model(
     topology: ProcessTopology,
     *,
     separate_towers: bool = False,
-    embedding: EmbeddingSettingsConfig = EmbeddingSettingsConfig(),  # noqa: B008
+    settings: ImportSettingsConfig = ImportSettingsConfig(),  # noqa: B008
     base: Path | None = None,
 ) -> Path:
     """Turn a model of a foreign format into a checkpoint; all ranks call this together.
@@ -83,7 +83,7 @@ def import_model(
     Args:
         folders: see `Format.read`; for errors likewise.
         separate_towers: make two towers of one.
-        embedding: asked for, in the place of what the folder states.
+        settings: asked for, in the place of what the folder states.
         base: what adapters belong to, see `import_adapter`.
 
     Returns:
@@ -91,7 +91,7 @@ def import_model(
     """
     if name == PEFT.name and base is not None:
         return import_adapter(folders, base, output, topology)
-    found = embedding.over(FORMATS[name].read(folders, separate_towers=separate_towers), folders[0])
+    found = settings.over(FORMATS[name].read(folders, separate_towers=separate_towers), folders[0])
     further = () if found.layout is None else (found.layout,)
     return found.kind.save(output, found.build(topology), topology, found.shape, found.vocabulary, *further)
 

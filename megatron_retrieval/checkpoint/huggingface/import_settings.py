@@ -1,10 +1,12 @@
-"""What defines an embedding beside its weights, asked for where a foreign folder does not state it."""
+"""How a model reads texts and makes vectors, asked for where a foreign folder does not state it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
 from megatron_retrieval.data.layouts.sequences import PassageFormat, TextFormatConfig, prefix_ids
@@ -16,8 +18,9 @@ log = get_logger("checkpoint")
 
 
 @dataclass(kw_only=True, frozen=True)
-class EmbeddingSettingsConfig:
-    """How an imported dual encoder makes vectors, where its folder does not state it; the checkpoint keeps it."""
+class ImportSettingsConfig:
+    """How an imported model reads texts and makes vectors, where its folder does not state it; the checkpoint keeps
+    it."""
 
     pooling: Pooling | None = None
     """A text's vector: the hidden state of [CLS], the mean over its tokens (Contriever, E5), or the state of its last
@@ -35,6 +38,9 @@ class EmbeddingSettingsConfig:
     passage_prefix: str | None = None
     """Text before the title of every passage (E5: "passage: "); default: as the folder states, else none."""
 
+    pair_seq_length: int | None = None
+    """Longest question with its passage of a cross-encoder, in tokens; default: as the folder states, else 512."""
+
     def over(self, found: ForeignModel, folder: Path) -> ForeignModel:
         """The model with these settings in the place of its own; the log says what is assumed, and what is replaced.
 
@@ -42,29 +48,42 @@ class EmbeddingSettingsConfig:
             folder: for messages.
 
         Raises:
-            ConfigError: the model is no dual encoder and has no such settings, or one is out of range.
+            ConfigError: the model has no such setting, or one is out of range.
         """
         given = {name: value for name, value in vars(self).items() if value not in (None, False)}
-        if not isinstance(found.layout, TextFormatConfig):
-            if given:
-                flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-                raise ConfigError(f"{flags}: settings of dual encoders, which a {found.kind.name} does not have.")
-            return found
-        known = {field.name for part in (found.shape, found.layout) for field in dataclasses.fields(part)}
+        # how others pool states is a matter of their heads
+        makes_vectors = isinstance(found.layout, TextFormatConfig)
+        parts = {"shape": found.shape} if makes_vectors else {}
+        if found.layout is not None:
+            parts["layout"] = found.layout
+        known = {field.name for part in parts.values() for field in dataclasses.fields(part)}
         if unknown := given.keys() - known:
-            flag = min(unknown).replace("_", "-")
-            raise ConfigError(f"--{flag}: a {found.kind.name} has no such setting; leave it out.")
+            raise ConfigError(f"{_flag(min(unknown))}: a {found.kind.name} has no such setting; leave it out.")
         for name, meaning in found.assumed.items():
             if name not in given:
                 log.info("%s does not state its %s: %s", folder, name.replace("_", " "), meaning)
-        parts = []
-        for part in (found.shape, found.layout):
+        for key, part in parts.items():
             own = {name: value for name, value in given.items() if hasattr(part, name)}
             for name, value in own.items():
                 if (before := getattr(part, name)) != value and name not in found.assumed and before != "":
                     log.info("%s: %s is %r as asked for, in the place of %r", folder, name, value, before)
-            parts.append(dataclasses.replace(part, **own))
-        shape, layout = parts
-        for prefix in (layout.query_prefix, layout.passage_prefix) if found.vocabulary.is_separable else ():
-            prefix_ids(prefix, found.vocabulary)
-        return dataclasses.replace(found, shape=shape, layout=layout)
+            parts[key] = dataclasses.replace(part, **own)
+        changed = dataclasses.replace(found, **parts)
+        _check_lengths(changed, given)
+        if makes_vectors and found.vocabulary.is_separable:
+            for prefix in (changed.layout.query_prefix, changed.layout.passage_prefix):
+                prefix_ids(prefix, found.vocabulary)
+        return changed
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_lengths(model: ForeignModel, given: Mapping[str, Any]) -> None:
+    """Refuse sequences longer than the model's positions."""
+    part = model.kind.encoder_part(model.shape)
+    longest = None if part is None else part.shape.max_positions
+    for name, value in given.items():
+        if longest is not None and name.endswith("seq_length") and value > longest:
+            raise ConfigError(f"{_flag(name)} {value}: the model has {longest} positions; give at most so many.")

@@ -164,9 +164,12 @@ def _read_dense(folder: Path) -> dict[str, Tensor]:
     settings = read_settings(folder / "config.json")
     if (activation := settings.get("activation_function")) != IDENTITY:
         raise CheckpointError(f"{folder}: activation {activation}; only a linear projection can be imported.")
-    projection = take_projection(read_weights(folder), "linear")
+    state = read_weights(folder)
+    projection = take_projection(state, "linear")
     if "weight" not in projection:
         raise CheckpointError(f"{folder}: a projection with the weight linear.weight is needed.")
+    if settings.get("use_residual") or state:
+        raise CheckpointError(f"{folder}: a projection with a residual; only a linear projection can be imported.")
     # one without a bias adds nothing
     projection.setdefault("bias", torch.zeros(projection["weight"].size(0)))
     return projection
