@@ -86,7 +86,8 @@ def build(config: LateInteractionFinetuneConfig, topology: ProcessTopology) -> T
     if config.valid_data:
         held_out = DprDataset(config.data.held_out(config.valid_data), layout, vocabulary, seed)
     if config.contrastive.is_taught:
-        require_teacher(f"--contrastive-loss {config.contrastive.contrastive_loss}", examples, held_out)
+        loss = f"--contrastive-loss {config.contrastive.contrastive_loss}"
+        require_teacher(loss, examples, held_out, has_labels=config.contrastive.label_weight > 0)
     dtype = training.precision.on(topology.device)
     model = LATE_INTERACTION.build(shape, vocabulary.special, topology, dtype, seed=seed)
     load_start(LATE_INTERACTION, start, model, training.save, topology)

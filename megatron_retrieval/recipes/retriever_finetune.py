@@ -95,7 +95,8 @@ def build(config: RetrieverFinetuneConfig, topology: ProcessTopology) -> Trainer
             config.data.held_out(config.valid_data), config.text_format, tokenizer, config.training.seed
         )
     if config.contrastive.is_taught:
-        require_teacher(f"--contrastive-loss {config.contrastive.contrastive_loss}", dataset, held_out)
+        loss = f"--contrastive-loss {config.contrastive.contrastive_loss}"
+        require_teacher(loss, dataset, held_out, has_labels=config.contrastive.label_weight > 0)
     return build_contrastive_trainer(
         config,
         topology,

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_retrieval.data.examples.labelled import require_teacher
+from megatron_retrieval.data.examples.ranking import RankingDataConfig, RankingDataset
 from megatron_retrieval.data.files.training_files import read_biencoder
 from megatron_retrieval.data.files.training_formats import TrainingFormat, write_training_data
-from megatron_retrieval.errors import DataError
+from megatron_retrieval.data.layouts.pair import PairFormatConfig
+from megatron_retrieval.errors import ConfigError, DataError
+from megatron_retrieval.tokenizers.wordpiece import WordPieceTokenizer
 
 WHERE, LAKE, TOWER, WHO = "where is the lake", "the blue lake lies north", "the tower", "a king"
 
@@ -85,3 +89,30 @@ def test_a_question_without_a_positive_makes_no_triplet(tmp_path: Path, caplog: 
     line = json.loads((tmp_path / "written").read_text())
     assert line == {"anchor": WHERE, "positive": LAKE, "negative": TOWER}
     assert "1 questions without a positive or a hard negative make no triplet" in caplog.text
+
+
+def _ranking(folder: Path, *scores: float | None) -> RankingDataset:
+    """A question for each score of its positive; None: its passages have none."""
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]) + "\n")
+    passages = [
+        [{"text": name, **({} if score is None else {"teacher_score": score})} for name in "ab"] for score in scores
+    ]
+    records = [{"question": "a", "positive_ctxs": [one], "hard_negative_ctxs": [other]} for one, other in passages]
+    (folder / "train").write_text(json.dumps(records))
+    config = RankingDataConfig(train_data=(str(folder / "train"),))
+    return RankingDataset(config, PairFormatConfig(), WordPieceTokenizer(folder / "vocab.txt"), seed=1)
+
+
+def test_every_question_has_scores_where_they_alone_teach(tmp_path: Path) -> None:
+    """Else it would be asked in vain, and a file of such questions would make steps of nothing."""
+    whole, some, none = (_ranking(tmp_path, *scores) for scores in ((1, 2), (1, None, None), (None,)))
+    require_teacher("--ranking-loss kl", whole, None)
+    with pytest.raises(
+        ConfigError, match="kl learns from a teacher, and 2 of 3 questions in --train-data"
+    ):
+        require_teacher("--ranking-loss kl", some, whole)
+    with pytest.raises(ConfigError, match="and 2 of 3 questions in --valid-data have no scores of one"):
+        require_teacher("--ranking-loss kl", whole, some)
+    require_teacher("--contrastive-loss kl", some, some, has_labels=True)
+    with pytest.raises(ConfigError, match="and --train-data has no scores of one"):
+        require_teacher("--contrastive-loss kl", none, None, has_labels=True)

@@ -66,8 +66,8 @@ def _require_same_settings(first: AnyDescription, other: AnyDescription) -> None
     for name, value in own.items():
         if others[name] != value:
             raise CheckpointError(
-                f"{other.folder}: its {name} is {others[name]!r}, that of {first.folder} is {value!r}, so that they have "
-                "no mean."
+                f"{other.folder}: its {name} is {others[name]!r}, that of {first.folder} is {value!r}, so that they "
+                "have no mean."
             )
 
 

@@ -21,6 +21,7 @@ from megatron_retrieval.data.examples.labelled import (
     LabelledQuestion,
     data_sets_of,
     hard_negatives_of,
+    num_taught,
     read_examples,
 )
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, AnswerIndex, PassageCollector
@@ -79,7 +80,7 @@ class DprDataset:
         self._config, self._format, self._tokenizer, self._seed = config, text_format, tokenizer, seed
         collector = PassageCollector()
         self._examples = read_examples(config, collector)
-        self.has_teacher = any(example.teacher for example in self._examples)
+        self.num_taught = num_taught(self._examples)
         self._pool = collector.pool(tokenizer, text_format, evidence)
         self._mined: Rows | None = None
         # one empty question at the end stands for a filler
@@ -167,7 +168,7 @@ class DprDataset:
 
     def _teacher_of(self, indices: Sequence[int], slots: Rows) -> Tensor | None:
         """See ContrastiveBatch."""
-        if not self.has_teacher:
+        if not self.num_taught:
             return None
         scores = torch.full(slots.shape, math.nan)
         for place, index in enumerate(indices):

@@ -137,9 +137,8 @@ def read_examples(config: LabelledDataConfig, collector: PassageCollector) -> li
         raise DataError(config.train_data[0], "no question has a positive passage")
     logger = get_logger("data")
     logger.info("training questions: %s, dropped without positive: %s", f"{len(examples):,}", f"{num_dropped:,}")
-    num_taught = sum(bool(example.teacher) for example in examples)
-    if num_taught:
-        logger.info("questions with a teacher's scores: %s", f"{num_taught:,}")
+    if taught := num_taught(examples):
+        logger.info("questions with a teacher's scores: %s", f"{taught:,}")
     num_poor = sum(len(example.hard_negatives) < config.num_hard_negatives for example in examples)
     if num_poor:
         logger.info("questions with fewer than %d hard negatives: %s", config.num_hard_negatives, f"{num_poor:,}")
@@ -162,21 +161,37 @@ def _examples_of_files(paths: Sequence[str], collector: PassageCollector) -> Ite
 class MaybeTaught(Protocol):
     """Examples of which some may have a teacher's scores."""
 
-    has_teacher: bool
+    @property
+    def num_taught(self) -> int:
+        """Questions with a teacher's scores."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
-def require_teacher(loss: str, examples: MaybeTaught, held_out: MaybeTaught | None) -> None:
-    """Refuse data without a teacher's scores before anything is trained.
+def num_taught(examples: Sequence[LabelledQuestion]) -> int:
+    """Questions with a teacher's scores."""
+    return sum(bool(example.teacher) for example in examples)
+
+
+def require_teacher(
+    loss: str, examples: MaybeTaught, held_out: MaybeTaught | None, *, has_labels: bool = False
+) -> None:
+    """Refuse questions without a teacher's scores before anything is trained: nothing would be learned from them.
 
     Args:
-        loss: the flag that chooses what learns from them.
+        loss: the flag that chooses what learns from the scores.
+        has_labels: it learns from labels as well, so that some questions may have none.
 
     Raises:
         ConfigError: naming the file's flag.
     """
     for flag, data in (("--train-data", examples), ("--valid-data", held_out)):
-        if data is not None and not data.has_teacher:
-            raise ConfigError(
-                f"{loss} learns from a teacher, and {flag} has no scores of one: megatron-retrieval score writes those "
-                "of a cross-encoder or of late interaction into it."
-            )
+        if data is None or data.num_taught == len(data) or (has_labels and data.num_taught):
+            continue
+        missing = len(data) - data.num_taught
+        which = f"{missing:,} of {len(data):,} questions in {flag} have" if data.num_taught else f"{flag} has"
+        raise ConfigError(
+            f"{loss} learns from a teacher, and {which} no scores of one: megatron-retrieval score writes those of a "
+            "cross-encoder or of late interaction into it."
+        )

@@ -13,7 +13,13 @@ import torch
 from megatron_retrieval.config.checks import PositiveInt
 from megatron_retrieval.data.examples.batches import Share
 from megatron_retrieval.data.examples.data_sets import DataSets
-from megatron_retrieval.data.examples.labelled import LabelledDataConfig, data_sets_of, hard_negatives_of, read_examples
+from megatron_retrieval.data.examples.labelled import (
+    LabelledDataConfig,
+    data_sets_of,
+    hard_negatives_of,
+    num_taught,
+    read_examples,
+)
 from megatron_retrieval.data.examples.passage_pool import NO_PASSAGE, PassageCollector
 from megatron_retrieval.data.layouts.pair import PairFormatConfig
 from megatron_retrieval.errors import DataError
@@ -52,7 +58,7 @@ class RankingDataset:
         self._config, self._layout, self._tokenizer, self._seed = config, layout, tokenizer, seed
         collector = PassageCollector()
         self._examples = read_examples(config, collector)
-        self.has_teacher = any(example.teacher for example in self._examples)
+        self.num_taught = num_taught(self._examples)
         self._passages = collector.passages()
         self._normalized_text = lru_cache(_CACHED_TEXTS)(lambda number: normalized(self._passages[number].text))
         if not any(example.hard_negatives for example in self._examples):
@@ -71,7 +77,7 @@ class RankingDataset:
         """See BatchSource; hard negatives are drawn."""
         share = Share.of(len(indices), dp_rank, dp_size)
         numbers = np.full((share.num_slots, 1 + self._config.num_hard_negatives), NO_PASSAGE, np.int64)
-        teacher = torch.full(numbers.shape, math.nan) if self.has_teacher else None
+        teacher = torch.full(numbers.shape, math.nan) if self.num_taught else None
         asked = [""] * share.num_slots
         for slot, index in enumerate(indices[share.own]):
             example, position = self._examples[index], first_position + share.first + slot
