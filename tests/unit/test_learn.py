@@ -19,7 +19,6 @@ from megatron_retrieval.applications.learn.config import AdaptConfig, LearnConfi
 from megatron_retrieval.applications.learn.folder import LearnedFolder
 from megatron_retrieval.applications.learn.measure import hold_out_sentences, is_better
 from megatron_retrieval.applications.search import SearchConfig, open_search
-from megatron_retrieval.checkpoint.huggingface.formats import format_of
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.data.documents.cutting import CutConfig
 from megatron_retrieval.data.files.passage_files import read_passages
@@ -329,12 +328,6 @@ def test_refusals(docs: Path, encoder: Path, topology: ProcessTopology, tmp_path
         learn.main(_config(docs, tmp_path / "none", tmp_path / "a"), topology)
     with pytest.raises(ConfigError, match=r"--encoder .*no encoder is there"):
         learn.main(_config(docs, docs, tmp_path / "b"), topology)
-
-
-@pytest.mark.parametrize(("model_type", "name"), [("bert", "hf-bert"), ("llama", "hf-causal-lm"), (None, None)])
-def test_formats_are_told_by_what_a_model_is_called(model_type: str | None, name: str | None, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    assert format_of(tmp_path) == name
 
 
 def test_models_of_one_name_are_told_apart_by_their_contents(

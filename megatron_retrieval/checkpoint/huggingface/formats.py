@@ -43,21 +43,26 @@ _BODIES = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA, HF_MODE
 _ENCODERS = (*_BODIES, HF_MASKED_LM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
 for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_COLBERT, HF_PYLATE, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
+_CROSS_ENCODERS = "ForSequenceClassification"
+_OTHER_HEADS = ("ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
 
 
 def format_of(folder: Path) -> str | None:
     """The name of the format that a folder of another project has; None where it is no such folder.
 
     Raises:
-        CheckpointError: a model that cannot be imported.
+        CheckpointError: a model that cannot be imported, or only without its head.
     """
     tower = folder / TOWER_FOLDERS["passage"]
     model = tower if tower.is_dir() else folder
+    settings = read_optional_settings(model / "config.json")
+    architectures = settings.get("architectures") or ()
+    if any(name.endswith(_CROSS_ENCODERS) for name in architectures):
+        return HF_CROSS_ENCODER.name
     if (model / "modules.json").is_file():
         return HF_PYLATE.name if is_pylate(model) else SENTENCE_TRANSFORMERS.name
-    settings = read_optional_settings(model / "config.json")
     model_type = settings.get("model_type")
-    if ARCHITECTURE in (settings.get("architectures") or ()):
+    if ARCHITECTURE in architectures:
         return HF_COLBERT.name
     if model_type is None:
         return None
@@ -65,6 +70,11 @@ def format_of(folder: Path) -> str | None:
         return HF_CAUSAL_LM.name
     if (name := f"hf-{model_type}") not in FORMATS:
         raise CheckpointError(f"{model}: model_type is {model_type!r}; models of {', '.join(FORMATS)} can be imported.")
+    if other := next((head for head in architectures if head.endswith(_OTHER_HEADS)), None):
+        raise CheckpointError(
+            f"{model}: a {other}, whose head has no place here; megatron-retrieval import checkpoint --format {name} "
+            "takes the encoder alone."
+        )
     return name
 
 

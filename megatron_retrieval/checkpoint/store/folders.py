@@ -30,6 +30,8 @@ LATEST_NAME = "latest_checkpointed_iteration.txt"
 BEST_NAME = "best_checkpointed_iteration.txt"
 #: DIR/best is the best checkpoint in DIR, DIR/best/NAME its part NAME
 BEST = "best"
+#: files that folders of Hugging Face, sentence-transformers and PEFT have
+_FOREIGN = ("config.json", "modules.json", "adapter_config.json")
 MEGATRON_LM = (
     "a checkpoint of Megatron-LM, which cannot be read: its pickles may run programs, and its BERT has other layers. "
     "Import the Hugging Face model that comes nearest (megatron-retrieval import checkpoint), and start from that."
@@ -94,7 +96,11 @@ def resolve_checkpoint(path: str | Path, *, compare_contents: bool = False) -> P
         return without_optimizer[0]
     if damaged:
         raise CheckpointError(f"{' '.join(damaged)} {path} holds no whole checkpoint.")
-    raise CheckpointError(f"{path}: no checkpoint here (neither {MANIFEST} nor {LATEST_NAME}).")
+    is_foreign = any((path / name).is_file() for name in _FOREIGN)
+    hint = " It looks like a model of another project: megatron-retrieval import checkpoint makes one of it."
+    raise CheckpointError(
+        f"{path}: no checkpoint here (neither {MANIFEST} nor {LATEST_NAME}).{hint if is_foreign else ''}"
+    )
 
 
 def require_whole(folder: Path, *, compare_contents: bool = False, needs_optimizer: bool = True) -> None:
