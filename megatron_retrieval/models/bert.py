@@ -99,6 +99,17 @@ class BertConfig(PostNormConfig):
         return BertEncoder(self, topology, dtype)
 
 
+@dataclass(kw_only=True, frozen=True)
+class UnigramBertConfig(BertConfig):
+    """A BERT encoder with XLM-R's vocabulary, as small multilingual encoders have it; the defaults are multilingual
+    MiniLM's (Wang et al. 2020, arXiv 2002.10957)."""
+
+    vocab_size: int = 250037
+    """Entries of the vocabulary file."""
+    hidden_size: int = 384
+    """Width of the hidden states."""
+
+
 class BertEncoder(MegatronModule):
     """Token ids to hidden states.
 

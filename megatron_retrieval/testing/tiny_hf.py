@@ -32,6 +32,12 @@ def tiny_bert() -> transformers.BertModel:
     return _random_model(lambda: transformers.BertModel(transformers.BertConfig(**SHAPE)), seed=1)
 
 
+def tiny_unigram_bert() -> transformers.BertModel:
+    """A BERT of that shape, with words for XLM-R's vocabulary."""
+    config = transformers.BertConfig(**{**SHAPE, "vocab_size": ROBERTA_SHAPE["vocab_size"]})
+    return _random_model(lambda: transformers.BertModel(config), seed=15)
+
+
 def tiny_mpnet() -> transformers.MPNetModel:
     """An MPNet of that shape."""
     settings = {"pad_token_id": 1, "max_position_embeddings": 42}

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.bert import bert_config_from_hf, bert_config_to_hf
+from megatron_retrieval.checkpoint.huggingface.bert import DEFAULTS, bert_config_from_hf, bert_config_to_hf
 from megatron_retrieval.checkpoint.huggingface.format import export_encoder, import_encoder
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.bert import BertConfig, BertEncoder
@@ -78,6 +79,15 @@ def _with_old_names(state: State) -> State:
 
 def _with_position_ids(state: State) -> State:
     return {**state, "embeddings.position_ids": torch.arange(40)[None]}
+
+
+def test_a_config_of_an_early_release_says_less() -> None:
+    """What it leaves out is what transformers takes, as it does for these folders."""
+    sizes = {name: value for name, value in tiny_bert().config.to_dict().items() if name not in DEFAULTS}
+    theirs = transformers.BertConfig(**sizes).to_dict()
+    assert bert_config_from_hf(sizes, "tiny") == bert_config_from_hf(theirs, "tiny")
+    with pytest.raises(CheckpointError, match="num_hidden_layers is missing"):
+        bert_config_from_hf({name: value for name, value in sizes.items() if name != "num_hidden_layers"}, "tiny")
 
 
 @pytest.mark.parametrize("variant", [_with_prefix, _with_old_names, _with_position_ids])

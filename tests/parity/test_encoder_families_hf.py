@@ -32,6 +32,7 @@ from megatron_retrieval.testing.tiny_hf import (
     tiny_modernbert,
     tiny_mpnet,
     tiny_roberta,
+    tiny_unigram_bert,
     tiny_xlm_roberta,
 )
 
@@ -48,12 +49,15 @@ WORDPIECE = {
     "distilbert": (VOCABULARY, transformers.BertTokenizer),
 }
 JSON = {
+    "bert-unigram": (write_unigram, transformers.XLMRobertaTokenizer),
     "roberta": (write_roberta_bpe, transformers.RobertaTokenizer),
     "xlm-roberta": (write_unigram, transformers.XLMRobertaTokenizer),
     "modernbert": (write_modernbert_bpe, transformers.PreTrainedTokenizerFast),
 }
 ONES = torch.linspace(-1, 1, 32)
 State = dict[str, Tensor]
+#: BERT's layers are tried elsewhere
+WITH_BERTS = {**TINY, "bert-unigram": tiny_unigram_bert}
 every_family = pytest.mark.parametrize("name", TINY)
 
 
@@ -95,18 +99,21 @@ def test_states_and_gradients(name: str, tp_size: int) -> None:
     assert ENCODER_FAMILIES[name].from_huggingface(ENCODER_FAMILIES[name].to_huggingface(shape), Path("x")) == shape
 
 
-@every_family
+@pytest.mark.parametrize("name", WITH_BERTS)
 def test_it_goes_through_sentence_transformers(tmp_path: Path, name: str) -> None:
     _save(name, tmp_path / "hf")
     parts = [models.Transformer(str(tmp_path / "hf"), max_seq_length=20), models.Pooling(32, "mean")]
     SentenceTransformer(modules=parts, device="cpu", similarity_fn_name="dot").save(str(tmp_path / "st"))
+    found = FORMATS["sentence-transformers"].read([tmp_path / "st"])
+    assert ENCODER_FAMILIES.of(found.shape.encoder).name == name
     texts = ["w1 w2 W3, w9", "w4 " * 30, ""]
     expected = SentenceTransformer(str(tmp_path / "st"), device="cpu").encode(texts, convert_to_tensor=True)
     torch.testing.assert_close(_encode(tmp_path / "st", texts), expected, rtol=0, atol=2e-6)
     exported = re_export("sentence-transformers", [tmp_path / "st"], tmp_path / "out")
     again = SentenceTransformer(str(exported), device="cpu").encode(texts, convert_to_tensor=True)
     assert torch.equal(again, expected)
-    with pytest.raises(CheckpointError, match=f"model_type is '{name}'; only 'bert'"):
+    problem = "the tokenizer is a XLMRoberta" if name == "bert-unigram" else f"model_type is '{name}'; only 'bert'"
+    with pytest.raises(CheckpointError, match=problem):
         FORMATS["hf-bert"].read([tmp_path / "hf"])
 
 
@@ -117,7 +124,7 @@ def _save(name: str, folder: Path) -> None:
         save_with_vocabulary(TINY[name](), folder, vocabulary)
     else:
         write, tokenizer = JSON[name]
-        TINY[name]().save_pretrained(folder)
+        WITH_BERTS[name]().save_pretrained(folder)
         write(folder)
     tokenizer.from_pretrained(folder).save_pretrained(folder)
 

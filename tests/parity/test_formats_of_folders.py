@@ -13,6 +13,7 @@ from megatron_retrieval.checkpoint.huggingface.formats import format_of
 from megatron_retrieval.checkpoint.kinds.cross_encoder import CROSS_ENCODER
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.parallel.topology import ParallelConfig, process_topology
+from megatron_retrieval.testing.tiny_byte_bpe import write_unigram
 from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_cross_encoder
 
 
@@ -30,6 +31,13 @@ from megatron_retrieval.testing.tiny_hf import save_with_vocabulary, tiny_cross_
 def test_a_config_tells(settings: dict[str, object], name: str | None, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert format_of(tmp_path) == name
+
+
+def test_a_bert_with_the_vocabulary_of_xlm_r(tmp_path: Path) -> None:
+    """As intfloat/multilingual-e5-small is."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    write_unigram(tmp_path)
+    assert format_of(tmp_path) == "hf-bert-unigram"
 
 
 def test_a_head_without_a_place_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_retrieval.checkpoint.huggingface.files import check_settings
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
-from megatron_retrieval.models.bert import BertConfig, PostNormConfig
+from megatron_retrieval.models.bert import BertConfig, PostNormConfig, UnigramBertConfig
 
 # ours -> theirs, for the weight and the bias of each; {} is the number of a layer
 EMBEDDINGS = {
@@ -48,6 +48,13 @@ CONFIG_KEYS = {
     "layernorm_epsilon": "layer_norm_eps",
     "init_method_std": "initializer_range",
 }
+#: what transformers takes where a `config.json` says nothing, as those of early releases do
+DEFAULTS = {
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+}
 # settings with which BERT computes something else than `BertEncoder` does
 REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
@@ -58,6 +65,7 @@ def bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> Bert
     Raises:
         CheckpointError: a setting is missing, or the model is not the BERT that this project computes.
     """
+    settings = {**DEFAULTS, **settings}
     check_settings(settings, source, "a BERT encoder", required=REQUIRED_SETTINGS, needed=CONFIG_KEYS.values())
     return BertConfig(**{ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()})
 
@@ -67,6 +75,11 @@ def bert_config_to_hf(config: BertConfig) -> dict[str, Any]:
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG_KEYS.items()}
     names = {"model_type": "bert", "architectures": ["BertModel"]}
     return {**settings, **REQUIRED_SETTINGS, **names, "intermediate_size": config.ffn_size, "pad_token_id": 0}
+
+
+def unigram_bert_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> UnigramBertConfig:
+    """See `bert_config_from_hf`."""
+    return UnigramBertConfig(**vars(bert_config_from_hf(settings, source)))
 
 
 def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.adapters import LoraConfig
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.tokenizers.unigram import UnigramTokenizer, is_unigram
 from megatron_retrieval.tokenizers.vocabularies import VOCABULARIES
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 
@@ -146,15 +147,30 @@ def import_encoder(state: Mapping[str, Tensor], shape: EncoderShape, source: str
 
 
 def read_family(path: Path, families: Iterable[EncoderFamily]) -> tuple[dict[str, Any], EncoderFamily]:
-    """The contents of a `config.json`, and the family that its model_type names; without one it is the first's.
+    """The contents of a `config.json`, and the family that its model_type names, and the vocabulary beside it where
+    several have that; without a model_type it is the first's.
 
     Raises:
         CheckpointError: as `read_model_settings`.
+        DataError: the vocabulary is damaged.
     """
-    first, *others = families
-    by_type = {name: family for family in (first, *others) for name in family.model_types}
-    settings = read_model_settings(path, *by_type)
-    return settings, by_type[settings.get("model_type", first.model_type)]
+    rows = list(families)
+    settings = read_model_settings(path, *(name for family in rows for name in family.model_types))
+    return settings, family_in(path.parent, settings.get("model_type", rows[0].model_type), rows)
+
+
+def family_in(folder: Path, model_type: str, families: Iterable[EncoderFamily]) -> EncoderFamily:
+    """The family of this model_type whose vocabulary the folder has, else the first of this model_type.
+
+    Raises:
+        DataError: the vocabulary is damaged.
+    """
+    rows = [family for family in families if model_type in family.model_types]
+    if len(rows) == 1:
+        return rows[0]
+    path = folder / VOCABULARIES[UnigramTokenizer.kind].file_name
+    is_other = path.is_file() and is_unigram(path)
+    return next((family for family in rows if is_other == (family.vocabulary == UnigramTokenizer.kind)), rows[0])
 
 
 def encoder_state(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from megatron_retrieval.checkpoint.huggingface.cross_encoder import HF_CROSS_ENC
 from megatron_retrieval.checkpoint.huggingface.dpr import HF_DPR
 from megatron_retrieval.checkpoint.huggingface.dpr_checkpoint import DPR_CHECKPOINT
 from megatron_retrieval.checkpoint.huggingface.files import read_optional_settings
-from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format
+from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format, family_in
 from megatron_retrieval.checkpoint.huggingface.import_settings import ImportSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_MASKED_LM
 from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE, is_pylate
@@ -26,9 +26,11 @@ from megatron_retrieval.checkpoint.huggingface.towers import (
     HF_MODERNBERT,
     HF_MPNET,
     HF_ROBERTA,
+    HF_UNIGRAM_BERT,
     HF_XLM_ROBERTA,
     TOWER_FOLDERS,
 )
+from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, UNIGRAM_BERT
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
 from megatron_retrieval.checkpoint.store.reader import TensorReader
@@ -39,7 +41,7 @@ from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
 
 FORMATS: Registry[Format] = Registry("format of models")
-_BODIES = (HF_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA, HF_MODERNBERT)
+_BODIES = (HF_BERT, HF_UNIGRAM_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA, HF_MODERNBERT)
 _ENCODERS = (*_BODIES, HF_MASKED_LM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
 for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_COLBERT, HF_PYLATE, HF_T5, HF_CAUSAL_LM, PEFT):
     FORMATS.add(_format)
@@ -68,6 +70,8 @@ def format_of(folder: Path) -> str | None:
         return None
     if model_type in RELEASES:
         return HF_CAUSAL_LM.name
+    if model_type == BERT.model_type:
+        model_type = family_in(model, model_type, (BERT, UNIGRAM_BERT)).name
     if (name := f"hf-{model_type}") not in FORMATS:
         raise CheckpointError(f"{model}: model_type is {model_type!r}; models of {', '.join(FORMATS)} can be imported.")
     if other := next((head for head in architectures if head.endswith(_OTHER_HEADS)), None):

@@ -12,6 +12,7 @@ from megatron_retrieval.checkpoint.huggingface.bert import (
     CONFIG_KEYS as BERT_KEYS,
 )
 from megatron_retrieval.checkpoint.huggingface.bert import (
+    DEFAULTS,
     EMBEDDINGS,
     IGNORED_PREFIXES,
     LAYER,
@@ -37,6 +38,7 @@ def roberta_config_from_hf(settings: Mapping[str, Any], source: str | Path) -> R
     Raises:
         CheckpointError: a setting is missing, or the model is not the RoBERTa that this project computes.
     """
+    settings = {**DEFAULTS, **settings}
     check_settings(settings, source, "a RoBERTa encoder", required=REQUIRED_SETTINGS, needed=CONFIG_KEYS.values())
     return RobertaConfig(**{ours: settings[theirs] for ours, theirs in CONFIG_KEYS.items()})
 

@@ -30,6 +30,7 @@ from megatron_retrieval.checkpoint.kinds.encoder_families import (
     MODERNBERT,
     MPNET,
     ROBERTA,
+    UNIGRAM_BERT,
     XLM_ROBERTA,
     EncoderFamily,
 )
@@ -213,5 +214,6 @@ HF_BERT, HF_MPNET, HF_DISTILBERT = (
     _body("MPNetModel", MPNET),
     _body("DistilBertModel", DISTILBERT),
 )
+HF_UNIGRAM_BERT = _body("BertModel with XLM-R's vocabulary", UNIGRAM_BERT)
 HF_ROBERTA, HF_XLM_ROBERTA = _body("RobertaModel", ROBERTA), _body("XLMRobertaModel", XLM_ROBERTA)
 HF_MODERNBERT = _body("ModernBertModel", MODERNBERT)

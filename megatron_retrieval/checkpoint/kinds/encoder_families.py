@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_retrieval.checkpoint.huggingface import bert, causal, distilbert, modernbert, mpnet, roberta
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry
 from megatron_retrieval.checkpoint.kinds.family_registry import Families
-from megatron_retrieval.models.bert import BertConfig
+from megatron_retrieval.models.bert import BertConfig, UnigramBertConfig
 from megatron_retrieval.models.causal_lm import CausalConfig
 from megatron_retrieval.models.distilbert import DistilBertConfig
 from megatron_retrieval.models.encoder import EncoderShape
@@ -72,6 +72,19 @@ BERT = ENCODER_FAMILIES.add(
         vocabulary="WordPiece",
         model_type="bert",
         from_huggingface=bert.bert_config_from_hf,
+        to_huggingface=bert.bert_config_to_hf,
+        table=bert.bert_table,
+        current_names=bert.encoder_names,
+    )
+)
+UNIGRAM_BERT = ENCODER_FAMILIES.add(
+    EncoderFamily(
+        name="bert-unigram",
+        about="BERT with XLM-R's vocabulary, as small multilingual encoders are",
+        shape=UnigramBertConfig,
+        vocabulary="unigram",
+        model_type="bert",
+        from_huggingface=bert.unigram_bert_config_from_hf,
         to_huggingface=bert.bert_config_to_hf,
         table=bert.bert_table,
         current_names=bert.encoder_names,
