@@ -114,7 +114,7 @@ def encoder_from_nothing(
         biencoder_shared_query_context_model=True,
         normalize_embeddings=True,
     )
-    trained = DUAL_ENCODER.describe(run_ict(training, corpus, shape, model=shape, text_format=_OWN_LENGTHS))
+    trained = DUAL_ENCODER.describe(run_ict(training, corpus, model=shape, text_format=_OWN_LENGTHS))
     model = trained.load(training.topology)
     DUAL_ENCODER.save(folder, model, training.topology, trained.shape, trained.vocabulary(), trained.layout)
     return folder

@@ -6,13 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.applications.learn.ways import WAYS, Adaptation, Way, contrastive_settings
+from megatron_retrieval.applications.learn.ways import WAYS, Adaptation, Way
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.config.parser import parse_config, to_flat_dict
 from megatron_retrieval.data.salient.builder import SpanBuilderConfig, build_salient_spans
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.recipes.end_to_end import mss
 from megatron_retrieval.recipes.end_to_end.config import RETRIEVER
+from megatron_retrieval.training.steps.scoring import ScoreScalingConfig
 
 #: passages among which those that hold the span are found, at most
 _NUM_PASSAGES = 100
@@ -32,7 +33,7 @@ def train_on_masked_spans(adaptation: Adaptation) -> Path:
     if not spans.exists():
         training.folder.mkdir(parents=True, exist_ok=True)
         build_salient_spans(SpanBuilderConfig(evidence=searched.evidence, output=str(spans)))
-    settings = contrastive_settings(start.shape)
+    scores = ScoreScalingConfig().over(start.shape.normalize_embeddings)
     given: dict[str, Any] = {
         "config": _SETTINGS,
         "spans": spans,
@@ -41,13 +42,13 @@ def train_on_masked_spans(adaptation: Adaptation) -> Path:
         "retriever": adaptation.start,
         "reader": adaptation.start,  # the objective reads nothing with it
         "num-passages": min(_NUM_PASSAGES, max(1, len(EmbeddingStore(searched.embeddings)) // 2)),
-        "temperature": settings.temperature,
+        "temperature": scores.temperature,
         "watch-sentences": 0,
     }
     shared = to_flat_dict(training.config())
     given |= {flag: shared[flag] for flag in _TRAINING}
     words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
-    scaling = "" if settings.retriever_score_scaling else "no-"
+    scaling = "" if scores.retriever_score_scaling else "no-"
     words += ["--no-tensorboard", f"--{scaling}retriever-score-scaling"]
     return training.run(mss.build, parse_config(mss.MssPretrainingConfig, words)) / RETRIEVER
 

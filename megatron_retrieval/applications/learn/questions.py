@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_retrieval.applications.learn.ways import Training, contrastive_settings
+from megatron_retrieval.applications.learn.ways import MICRO_BATCH_SIZE, Training
 from megatron_retrieval.applications.mining.mining import MineNegativesConfig, mine_negatives
-from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.data.examples.dpr import DprDataConfig
 from megatron_retrieval.data.files.dpr_json import write_json_list
 from megatron_retrieval.data.files.question_files import question_columns
 from megatron_retrieval.data.files.records import read_records
 from megatron_retrieval.data.files.training_files import is_training, read_training_records
 from megatron_retrieval.recipes import retriever_finetune
+from megatron_retrieval.training.steps.contrastive_step import ContrastiveConfig
 
 #: every so-many-th question is held out
 _HELD_OUT_STRIDE = 5
@@ -53,7 +53,7 @@ def fine_tune(start: Path, train: Path, training: Training, *, num_hard_negative
     config = retriever_finetune.RetrieverFinetuneConfig(
         pretrained_checkpoint=str(start),
         training=training.config(),
-        contrastive=contrastive_settings(DUAL_ENCODER.describe(start).shape),
+        contrastive=ContrastiveConfig(micro_batch_size=MICRO_BATCH_SIZE),
         data=DprDataConfig(train_data=(str(train),), num_hard_negatives=num_hard_negatives),
     )
     return training.run(retriever_finetune.build, config)

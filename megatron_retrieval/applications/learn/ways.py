@@ -14,7 +14,6 @@ from megatron_retrieval.checkpoint.store.folders import holds_checkpoints
 from megatron_retrieval.data.examples.ict import IctDataConfig
 from megatron_retrieval.data.layouts.blocks import BlockConfig
 from megatron_retrieval.errors import StoppedError
-from megatron_retrieval.models.dual_encoder import DualEncoderConfig
 from megatron_retrieval.parallel.optimizer import OptimizerConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes import ict_pretraining
@@ -28,8 +27,7 @@ from megatron_retrieval.training.training_run import run_training
 from megatron_retrieval.utils.files import read_json
 from megatron_retrieval.utils.registry import Registry
 
-#: of normalised vectors, whose products are small
-_COSINE_TEMPERATURE = 0.05
+MICRO_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,23 +117,15 @@ class Way:
 WAYS = Registry[Way]("way to adapt an encoder")
 
 
-def contrastive_settings(shape: DualEncoderConfig) -> ContrastiveConfig:
-    """The loss's settings for vectors of an encoder of this shape."""
-    if shape.normalize_embeddings:
-        return ContrastiveConfig(retriever_score_scaling=False, temperature=_COSINE_TEMPERATURE, micro_batch_size=16)
-    return ContrastiveConfig(micro_batch_size=16)
-
-
-def run_ict(training: Training, corpus: Path, shape: DualEncoderConfig, **start: Any) -> Path:
+def run_ict(training: Training, corpus: Path, **start: Any) -> Path:
     """Inverse Cloze Task: a sentence finds the block that it was taken from (arXiv 1906.00300).
 
     Args:
-        shape: of the encoder.
         start: fields of `IctPretrainingConfig` that say what the encoder starts from.
     """
     config = ict_pretraining.IctPretrainingConfig(
         training=training.config(),
-        contrastive=contrastive_settings(shape),
+        contrastive=ContrastiveConfig(micro_batch_size=MICRO_BATCH_SIZE),
         data=IctDataConfig(blocks=BlockConfig(data_path=str(corpus), valid_fraction=0.0)),
         **start,
     )
@@ -144,8 +134,7 @@ def run_ict(training: Training, corpus: Path, shape: DualEncoderConfig, **start:
 
 def train_ict(adaptation: Adaptation) -> Path:
     """See `run_ict`."""
-    shape = DUAL_ENCODER.describe(adaptation.start).shape
-    return run_ict(adaptation.training, adaptation.make_corpus(), shape, pretrained_checkpoint=str(adaptation.start))
+    return run_ict(adaptation.training, adaptation.make_corpus(), pretrained_checkpoint=str(adaptation.start))
 
 
 def train_ict_mean(adaptation: Adaptation) -> Path:

@@ -113,11 +113,12 @@ class EndToEndRun(ABC, Generic[Job]):
 
     def passage_scores(self) -> PassageScoreConfig:
         """What the reader does with the scores of passages, as it stands."""
-        step = self.config.step
+        step, retriever = self.config.step, self.model.retriever
+        scaling = step.scaling.over(retriever.config.normalize_embeddings)
         return PassageScoreConfig(
             passage_score_use=OBJECTIVES[step.objective].use_of_scores(step.of_objective),
             passage_score_weight=float(self.model.score_weight.detach()),
-            passage_score_divisor=step.scaling.score_divisor(self.model.retriever.dimension),
+            passage_score_divisor=scaling.score_divisor(retriever.dimension),
         )
 
     def _open_reader(self) -> tuple[ReaderKind, OpenReader]:

@@ -72,6 +72,7 @@ def losses_of_rows(
                 f"--contrastive-loss {loss.name} compares the passages of a question, and each has one: give "
                 "--num-hard-negatives above 0."
             )
+        assert config.temperature is not None, "see ScoreScalingConfig.over"
         labelled = over_positives(negative_log_likelihood, config.positives_loss)
         return _Taught(loss, columns, teacher, config.temperature, labelled, config.label_weight).losses
     return lambda rows: over_positives(loss.question_losses, config.positives_loss)

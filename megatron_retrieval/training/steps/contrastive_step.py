@@ -68,9 +68,9 @@ class ContrastiveStep:
         guide: DualEncoder | None = None,
         memory: PassageMemory | None = None,
     ) -> None:
-        self.model, self.config, self.topology, self.seed = model, config, topology, seed
-        self._sizes = config.prefix_weights(model.dimension)
         self._is_unit = isinstance(model, DualEncoder) and model.config.normalize_embeddings
+        self.model, self.config, self.topology, self.seed = model, config.over(self._is_unit), topology, seed
+        self._sizes = config.prefix_weights(model.dimension)
         self._loss, self._guide, self._memory = CONTRASTIVE_LOSSES[config.contrastive_loss], guide, memory
         self._score: Scores = inner_products
         self._numbers_per_score = 1
@@ -79,7 +79,7 @@ class ContrastiveStep:
             self._require_for_tokens()
         if (self._loss.over == "guided") != (guide is not None):
             raise ConfigError(f"--guide and --contrastive-loss {self._loss.name}: gist needs a guide, and others none.")
-        if "pairs" in self._loss.over and not (self._is_unit and config.score_divisor(model.dimension) == 1):
+        if "pairs" in self._loss.over and not (self._is_unit and self.config.score_divisor(model.dimension) == 1):
             raise ConfigError(
                 f"--contrastive-loss {self._loss.name} compares cosines: give --normalize-embeddings, "
                 "--no-retriever-score-scaling and no --temperature."

@@ -95,7 +95,8 @@ class EndToEndStep:
         self.model, self.search, self.config = model, search, config
         self._readings, self._topology, self._seed = readings, topology, seed
         self._objective = OBJECTIVES[config.objective]
-        self.score_divisor = config.scaling.score_divisor(model.retriever.dimension)
+        scaling = config.scaling.over(model.retriever.config.normalize_embeddings)
+        self.score_divisor = scaling.score_divisor(model.retriever.dimension)
         self._side = readings.side if isinstance(readings, MemoisedReadings) else readings
         if config.early_loss and not (search.frozen and isinstance(self._side, ExtractiveReadings)):
             raise ConfigError(
