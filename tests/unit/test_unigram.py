@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from megatron_retrieval.data.layouts.sequences import prefix_ids
 from megatron_retrieval.errors import DataError
 from megatron_retrieval.testing.tiny_byte_bpe import write_byte_bpe, write_unigram
 from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
@@ -37,6 +38,17 @@ def test_ids_and_texts(vocabulary: UnigramTokenizer) -> None:
     assert vocabulary.special.mask not in vocabulary.encode(["the <mask>"])[0]
     kind = VOCABULARIES[vocabulary.kind]
     assert kind.open(vocabulary.path, vocabulary.settings()).fingerprint == vocabulary.fingerprint
+
+
+def test_a_prefix_where_only_the_mark_of_a_space_parts_words(vocabulary: UnigramTokenizer) -> None:
+    """As some releases write the tokenizer: white space at the end of a text is a token there."""
+    described = json.loads(vocabulary.path.read_text())
+    described["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    vocabulary.path.write_text(json.dumps(described))
+    found = UnigramTokenizer(vocabulary.path)
+    assert found.encode(["query: "]) != found.encode(["query:"])
+    (whole, text) = found.encode(["query: the capital", "the capital"])
+    assert prefix_ids("query: ", found) + text == whole
 
 
 def test_words(vocabulary: UnigramTokenizer) -> None:

@@ -82,7 +82,8 @@ def prefix_ids(prefix: str, vocabulary: Vocabulary) -> list[int]:
     """
     if not prefix:
         return []
-    own, probe, together = vocabulary.encode([prefix, _PROBE, prefix + _PROBE])
+    # the space before the text is the text's, where it is a token's part at all
+    own, probe, together = vocabulary.encode([prefix.rstrip(), _PROBE, prefix + _PROBE])
     if own + probe != together:
         raise ConfigError(f"the prefix {prefix!r} runs into the text after it; end it with a space or a colon.")
     return own
