@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron_retrieval.models.dual_encoder import DualEncoder
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
+from megatron_retrieval.models.dual_encoder import DualEncoder, DualEncoderConfig
+from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.testing.full_tensors import gather_full
@@ -23,9 +26,14 @@ from megatron_retrieval.types.contrastive import ContrastiveBatch
 Result = dict[str, dict[str, torch.Tensor]]
 
 
-def _gradients(topology: ProcessTopology, num_questions: int, settings: list[dict[str, object]]) -> list[Result]:
+def _gradients(
+    topology: ProcessTopology,
+    num_questions: int,
+    settings: list[dict[str, object]],
+    shape: DualEncoderConfig | None = None,
+) -> list[Result]:
     """Full gradients and metrics of one step, for each of several micro-batch settings."""
-    model = DualEncoder(tiny_dual_encoder_config(), topology, seed=3)
+    model = DualEncoder(shape or tiny_dual_encoder_config(), topology, seed=3)
     parallel = DataParallelModel(model, topology)
     batch = contrastive_share(num_questions, 1, 7, topology.dp_rank, topology.dp_size)
     results = []
@@ -56,16 +64,42 @@ def test_gradient_does_not_depend_on_layout(num_questions: int) -> None:
         for results in run_on_ranks(_gradients, num_ranks, num_questions, SETTINGS, tensor_model_parallel_size=tp_size):
             for setting, result in zip(SETTINGS, results, strict=True):
                 message = f"{num_ranks} ranks, tensor-parallel {tp_size}, {setting}"
-                for part in ("metrics", "gradients"):
-                    assert result[part].keys() == expected[part].keys()
-                    for name, value in expected[part].items():
-                        torch.testing.assert_close(
-                            result[part][name].double(),
-                            value.double(),
-                            rtol=1e-4,
-                            atol=1e-6,
-                            msg=lambda m: f"{message}, {name}: {m}",  # noqa: B023
-                        )
+                _assert_close(result, expected, message)
+
+
+def _of_families(topology: ProcessTopology) -> list[Result]:
+    """One step of a dual encoder of each family beside BERT."""
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 64, "vocab_size": 64}
+    sizes |= {"max_position_embeddings": 18, "init_method_std": 0.2}
+    shapes = [row.shape(**_known(row.shape, sizes)) for name, row in ENCODER_FAMILIES.items() if name != "bert"]
+    settings: list[dict[str, object]] = [{"micro_batch_size": 2}]
+    return [_gradients(topology, 7, settings, DualEncoderConfig(encoder=shape, pooling="mean"))[0] for shape in shapes]
+
+
+def _known(shape: type[EncoderShape], sizes: dict[str, float]) -> dict[str, Any]:
+    """Those that the shape has; no dropout."""
+    names = [field.name for field in dataclasses.fields(shape)]  # type: ignore[arg-type]
+    return {name: 0.0 if "dropout" in name else sizes[name] for name in names if "dropout" in name or name in sizes}
+
+
+def test_gradients_of_every_family_do_not_depend_on_the_layout() -> None:
+    (expected,) = run_on_ranks(_of_families, 1)
+    for results in run_on_ranks(_of_families, 4, tensor_model_parallel_size=2):
+        for name, result, own in zip(list(ENCODER_FAMILIES)[1:], results, expected, strict=True):
+            _assert_close(result, own, name)
+
+
+def _assert_close(result: Result, expected: Result, message: str) -> None:
+    for part in ("metrics", "gradients"):
+        assert result[part].keys() == expected[part].keys()
+        for name, value in expected[part].items():
+            torch.testing.assert_close(
+                result[part][name].double(),
+                value.double(),
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda m: f"{message}, {name}: {m}",  # noqa: B023
+            )
 
 
 def _is_false(questions: Any, passages: Any) -> Any:

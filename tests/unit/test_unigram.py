@@ -43,7 +43,8 @@ def test_ids_and_texts(vocabulary: UnigramTokenizer) -> None:
 def test_a_prefix_where_only_the_mark_of_a_space_parts_words(vocabulary: UnigramTokenizer) -> None:
     """As some releases write the tokenizer: white space at the end of a text is a token there."""
     described = json.loads(vocabulary.path.read_text())
-    described["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    mark = {"replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    described["pre_tokenizer"] = {"type": "Metaspace", **mark}
     vocabulary.path.write_text(json.dumps(described))
     found = UnigramTokenizer(vocabulary.path)
     assert found.encode(["query: "]) != found.encode(["query:"])
