@@ -29,6 +29,6 @@ def binary_loss(scores: Tensor, is_real: Tensor) -> Tensor:
     return losses.sum(1) / is_real.sum(1)
 
 
-def positive_is_first(scores: Tensor, is_real: Tensor) -> Tensor:
-    """[n] bool: the positive has a higher score than every negative."""
-    return (scores[:, :1] > scores.masked_fill(~is_real, -torch.inf)[:, 1:]).all(1)
+def positive_ranks(scores: Tensor, is_real: Tensor) -> Tensor:
+    """[n] int64: the place of the positive by score, from 1; behind negatives of the same score."""
+    return 1 + (scores.masked_fill(~is_real, -torch.inf)[:, 1:] >= scores[:, :1]).sum(1)

@@ -23,7 +23,7 @@ from megatron_retrieval.data.stores.ragged import tokenize
 from megatron_retrieval.models.dual_encoder import DualEncoder
 from megatron_retrieval.models.extractive_reader import ExtractiveReader
 from megatron_retrieval.objectives.distillation import both_of_counted, margin_errors, teacher_divergence
-from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
+from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_ranks
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.reranker import RerankConfig
@@ -50,7 +50,9 @@ def test_losses_equal_plain_torch() -> None:
         plain = F.cross_entropy(own[None], torch.tensor([0])), F.binary_cross_entropy_with_logits(own, labels)
         ours = listwise_loss(scores, is_real)[row], binary_loss(scores, is_real)[row]
         torch.testing.assert_close(torch.stack(ours), torch.stack(plain))
-        assert bool(positive_is_first(scores, is_real)[row]) == (int(own.argmax()) == 0)
+        assert int(positive_ranks(scores, is_real)[row]) == 1 + own.argsort(descending=True).tolist().index(0)
+    ties = positive_ranks(torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 3.0]]), torch.ones(2, 3, dtype=torch.bool))
+    assert ties.tolist() == [2, 2]
 
 
 def test_losses_from_a_teacher_equal_plain_torch() -> None:

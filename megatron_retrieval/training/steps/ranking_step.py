@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_retrieval.config.checks import Checked, PositiveFloat, PositiveInt
 from megatron_retrieval.models.cross_encoder import CrossEncoder
 from megatron_retrieval.objectives.distillation import both_of_counted, margin_errors, teacher_divergence
-from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_is_first
+from megatron_retrieval.objectives.ranking import binary_loss, listwise_loss, positive_ranks
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.steps.question_step import QuestionStep
 from megatron_retrieval.types.extractive import RankingBatch
@@ -44,7 +44,7 @@ class RankingStepConfig(Checked):
 class RankingStep(QuestionStep[RankingBatch]):
     """See QuestionStep; fillers are not computed."""
 
-    reported: ClassVar[dict[str, type[Mean]]] = {"accuracy": Rate}
+    reported: ClassVar[dict[str, type[Mean]]] = {"accuracy": Rate, "mrr": Mean}
     model: CrossEncoder
 
     def __init__(self, model: CrossEncoder, config: RankingStepConfig, topology: ProcessTopology, seed: int) -> None:
@@ -58,9 +58,10 @@ class RankingStep(QuestionStep[RankingBatch]):
         real = self.model(batch.passages.rows(rows).to(device))
         flat = real.new_zeros(is_real.numel()).index_put((to_device(rows, device),), real)
         scores = flat.view_as(is_real)
-        num_first = positive_is_first(scores.detach(), is_real).sum()
-        loss = self._question_losses(scores, is_real, batch).sum() / batch.num_questions
-        return LossOutput(loss, {"accuracy": Rate(num_first / batch.num_questions, batch.num_questions)})
+        ranks, number = positive_ranks(scores.detach(), is_real), batch.num_questions
+        loss = self._question_losses(scores, is_real, batch).sum() / number
+        first, reciprocal = ((ranks == 1).sum() / number, ranks.reciprocal().sum() / number)
+        return LossOutput(loss, {"accuracy": Rate(first, number), "mrr": Mean(reciprocal, number)})
 
     def _question_losses(self, scores: Tensor, is_real: Tensor, batch: RankingBatch) -> Tensor:
         """[n] losses of scores [n, K]."""
