@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megatron_retrieval.checkpoint.huggingface.peft import (
 )
 from megatron_retrieval.checkpoint.huggingface.t5 import import_t5, t5_config_from_hf, t5_table
 from megatron_retrieval.checkpoint.huggingface.weight_table import import_weights
+from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.models.adapters import LoraConfig, adapt
 from megatron_retrieval.models.bert import BertEncoder
 from megatron_retrieval.models.causal_lm import CausalConfig, CausalLM
@@ -193,3 +195,51 @@ def test_folders_go_both_ways(tmp_path: Path) -> None:
     again = peft.PeftModel.from_pretrained(tiny_bert(), str(tmp_path / "ours")).eval()
     ids = random_batch().ids
     assert torch.allclose(again(input_ids=ids)[0], theirs(input_ids=ids)[0], atol=1e-5)
+
+
+STARTS: dict[str | bool, bool] = {
+    **dict.fromkeys([True, False, "gaussian", "orthogonal", "mica"], True),
+    **dict.fromkeys(["olora", "pissa", "pissa_niter_2"], False),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_starts_that_alter_the_base_are_refused(tmp_path: Path, start: Any) -> None:
+    """A start comes in where PEFT leaves the base as it was, and only there."""
+    adapted = peft.get_peft_model(tiny_bert(), peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=start))
+    adapted.save_pretrained(tmp_path)
+    name = "encoder.layer.0.attention.self.query"
+    matrix = adapted.base_model.model.get_submodule(name).base_layer.weight
+    is_plain = torch.equal(matrix, tiny_bert().get_submodule(name).weight)
+    assert is_plain == STARTS[start]
+    if is_plain:
+        assert read_adapter(tmp_path)[0].lora_rank == 2
+        return
+    with pytest.raises(CheckpointError, match=f"init_lora_weights is '{start}', which may alter the base"):
+        read_adapter(tmp_path)
+
+
+SAYS_SOMETHING = {
+    "alora_invocation_tokens": [3, 4], "use_qalora": True, "use_bdlora": {"nblocks": 2}, "arrow_config": {"top_k": 2},
+    "kasa_config": {"beta": 1.0}, "velora_config": {"num_groups": 2}, "monteclora_config": {"samples": 2},
+    "use_dora": True, "lora_bias": True, "fan_in_fan_out": True, "modules_to_save": ["head"],
+    "trainable_token_indices": [1], "target_parameters": ["experts"], "layer_replication": [[0, 1]],
+    "rank_pattern": {"query": 3}, "alpha_pattern": {"query": 3}, "of_a_later_release": 1,
+}  # fmt: skip
+
+
+def test_settings_that_are_not_known_here_are_refused(tmp_path: Path) -> None:
+    """Nothing that PEFT writes of a plain LoRA is; whatever else says something is refused by its name."""
+    peft.get_peft_model(tiny_bert(), peft.LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    plain = json.loads(path.read_text())
+    for key, value in SAYS_SOMETHING.items():
+        path.write_text(json.dumps({**plain, key: value}))
+        with pytest.raises(CheckpointError, match=f"{key} is .* Merge the adapter"):
+            read_adapter(tmp_path)
+    for key, value in {"bias": "all", "peft_type": "IA3"}.items():
+        path.write_text(json.dumps({**plain, key: value}))
+        with pytest.raises(CheckpointError, match=f"{key} is '{value}'; only "):
+            read_adapter(tmp_path)
+    path.write_text(json.dumps({**plain, **dict.fromkeys(SAYS_SOMETHING)}))
+    assert read_adapter(tmp_path)[0].lora_rank == 2

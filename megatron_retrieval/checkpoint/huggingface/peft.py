@@ -24,33 +24,30 @@ from megatron_retrieval.utils.files import write_json
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B, WEIGHT = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".weight"
-#: settings with which PEFT computes something else than `Adapter` does
-REQUIRED_SETTINGS: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "layer_replication": None,
+#: settings that must have these values
+_REQUIRED: dict[str, Any] = {"peft_type": "LORA", "bias": "none"}
+#: where A and B start over a base that stays as it is
+INIT, _PLAIN_STARTS = "init_lora_weights", ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
+#: settings that are read or checked, that say which linears have adapters, or that matter at the start alone
+_HARMLESS = {*_REQUIRED, INIT} | {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "qalora_group_size", "ensure_weight_tying"),
 }
-#: settings that may be absent or empty
-_EMPTY = ("rank_pattern", "alpha_pattern")
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The settings of a folder, and its tensors under the names of the adapted model's modules.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or it is no LoRA, or one that computes something else.
+        CheckpointError: a file is missing or damaged, it is no LoRA, one that computes something else, or one over a
+            base that PEFT altered; the message names the setting.
     """
     path = folder / CONFIG_NAME
     settings = read_settings(path)
-    check_settings(settings, path, "a LoRA", required=REQUIRED_SETTINGS, needed=("peft_type", "r", "lora_alpha"))
-    if patterns := [key for key in _EMPTY if settings.get(key)]:
-        raise CheckpointError(f"{path}: {patterns[0]} gives linears different ones, which cannot be imported.")
+    check_settings(settings, path, "a LoRA", required=_REQUIRED, needed=("peft_type", "r", "lora_alpha"))
+    _check_variants(settings, path)
     rank = settings["r"]
     # rank-stabilised LoRA divides alpha by the root of the rank
     alpha = settings["lora_alpha"] * (rank**0.5 if settings.get("use_rslora") else 1)
@@ -67,7 +64,7 @@ def write_adapter(folder: Path, config: LoraConfig, state: Mapping[str, Tensor],
         base: name of the base model, for whoever reads the folder.
     """
     settings = {
-        **{key: value for key, value in REQUIRED_SETTINGS.items() if value is not None},
+        **_REQUIRED,
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
@@ -132,6 +129,22 @@ def import_adapters(
             f"{source}: {len(left)} tensors have no place in the base, among them {some(sorted(left))}."
         )
     return full
+
+
+def _check_variants(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse what PEFT computes otherwise than `Adapter` does: over another base, or by a setting not known here."""
+    if str(start := settings.get(INIT)).lower() not in _PLAIN_STARTS:
+        raise CheckpointError(
+            f"{path}: {INIT} is {start!r}, which may alter the base before training, so that A and B fit no plain "
+            "base. Save them with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...), or merge "
+            "them first and import the merged model."
+        )
+    for key, value in settings.items():
+        if value and key not in _HARMLESS:
+            raise CheckpointError(
+                f"{path}: {key} is {value!r}, with which PEFT computes something else than adapters here do. Merge the "
+                "adapter into its model with PEFT's merge_and_unload, where it can, and import the merged model."
+            )
 
 
 def _take(left: dict[str, Tensor], name: str, shape: tuple[int, int], *, has_other: bool, source: Path) -> Tensor:
