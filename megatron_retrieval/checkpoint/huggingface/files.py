@@ -11,6 +11,7 @@ from megatron_retrieval.checkpoint.store.folders import MEGATRON_LM, is_megatron
 from megatron_retrieval.errors import CheckpointError
 from megatron_retrieval.utils.files import read_json
 
+MODEL_SETTINGS, ADAPTER_SETTINGS = "config.json", "adapter_config.json"
 #: what a folder may say that makes its weights or its model something that is not proven equal
 _FOREIGN_SETTINGS = {
     "auto_map": "the model brings code of its own",
@@ -33,6 +34,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         if is_megatron_lm(path.parent):
             raise CheckpointError(f"{path.parent}: {MEGATRON_LM}")
+        if path.name == MODEL_SETTINGS and (path.parent / ADAPTER_SETTINGS).is_file():
+            raise CheckpointError(
+                f"{path.parent}: holds {ADAPTER_SETTINGS}, but no {path.name}: LoRA adapters without the model that "
+                "they belong to. Import that model first, then the adapters: --format peft --input FOLDER --base "
+                "CHECKPOINT."
+            )
         raise CheckpointError(f"{path.parent}: no {path.name} here; is it the folder of a model in this format?")
     settings = read_json(path)
     if not isinstance(settings, dict):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_retrieval.checkpoint.huggingface.files import check_settings, read_settings
+from megatron_retrieval.checkpoint.huggingface.files import ADAPTER_SETTINGS, check_settings, read_settings
 from megatron_retrieval.checkpoint.huggingface.weight_files import read_safetensors, write_weights
 from megatron_retrieval.checkpoint.huggingface.weight_table import WeightEntry, join_weights, some, split_weight
 from megatron_retrieval.errors import CheckpointError
@@ -22,7 +22,7 @@ from megatron_retrieval.models.adapters import B as OUR_B
 from megatron_retrieval.models.adapters import LoraConfig
 from megatron_retrieval.utils.files import write_json
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX, A, B, WEIGHT = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".weight"
 #: settings that must have these values
 _REQUIRED: dict[str, Any] = {"peft_type": "LORA", "bias": "none"}
@@ -44,7 +44,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         CheckpointError: a file is missing or damaged, it is no LoRA, one that computes something else, or one over a
             base that PEFT altered; the message names the setting.
     """
-    path = folder / CONFIG_NAME
+    path = folder / ADAPTER_SETTINGS
     settings = read_settings(path)
     check_settings(settings, path, "a LoRA", required=_REQUIRED, needed=("peft_type", "r", "lora_alpha"))
     _check_variants(settings, path)
@@ -73,7 +73,7 @@ def write_adapter(folder: Path, config: LoraConfig, state: Mapping[str, Tensor],
         "inference_mode": True,
         "task_type": None,
     }
-    write_json(folder / CONFIG_NAME, settings)
+    write_json(folder / ADAPTER_SETTINGS, settings)
     write_weights(folder, {PREFIX + name: tensor for name, tensor in state.items()}, WEIGHTS_NAME)
 
 
