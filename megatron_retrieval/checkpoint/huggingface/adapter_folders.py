@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_retrieval.checkpoint.huggingface.causal import causal_table
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel
 from megatron_retrieval.checkpoint.huggingface.peft import export_adapters, import_adapters, read_adapter, write_adapter
 from megatron_retrieval.checkpoint.huggingface.t5 import t5_table
@@ -23,10 +22,10 @@ from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
+from megatron_retrieval.checkpoint.store.reader import TensorReader, open_base
 from megatron_retrieval.checkpoint.store.writer import save_checkpoint
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.adapters import A, LoraConfig, adapter_settings, add_adapters, freeze, linears
-from megatron_retrieval.models.causal_lm import CausalConfig
+from megatron_retrieval.models.adapters import A, B, LoraConfig, adapter_settings, add_adapters, freeze, linears
 from megatron_retrieval.models.encoder import EncoderShape
 from megatron_retrieval.models.sharding import shard_of
 from megatron_retrieval.models.t5_config import T5Config
@@ -40,16 +39,22 @@ class AdapterTable:
     Attributes:
         folder: of this part; nothing where the model is one.
         ours: what our names begin with, in the place of which theirs begin with `theirs`.
+        inner: what theirs begin with where the adapters were trained inside of a model with heads.
     """
 
     folder: str
     ours: str
     theirs: str
+    inner: str
     entries: tuple[WeightEntry, ...]
 
     def ours_of(self, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of this part, without the beginning of their names."""
         return {name.removeprefix(self.ours): w for name, w in adapters.items() if name.startswith(self.ours)}
+
+    def theirs_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of a folder, under the names in `entries`."""
+        return {name.removeprefix(self.theirs).removeprefix(self.inner): tensor for name, tensor in state.items()}
 
 
 def adapter_tables(kind: str, shape: Any) -> list[AdapterTable]:
@@ -59,18 +64,17 @@ def adapter_tables(kind: str, shape: Any) -> list[AdapterTable]:
         kind: its name.
     """
     if isinstance(shape, T5Config):
-        return [AdapterTable("", "", "", tuple(t5_table(shape)))]
+        return [AdapterTable("", "", "", "", tuple(t5_table(shape)))]
     if kind == DUAL_ENCODER.name and not _is_fused(shape.encoder):
         is_shared = shape.biencoder_shared_query_context_model
         towers = {"shared": ""} if is_shared else TOWER_FOLDERS
-        entries = _encoder_table(shape.encoder)
-        return [AdapterTable(folder, f"towers.{tower}.bert.", "", entries) for tower, folder in towers.items()]
-    if isinstance(shape, CausalConfig):
-        return [AdapterTable("", "", "", tuple(causal_table(shape)))]
+        inner, entries = _encoder_table(shape.encoder)
+        return [AdapterTable(folder, f"towers.{tower}.bert.", "", inner, entries) for tower, folder in towers.items()]
     part = MODEL_KINDS[kind].encoder_part(shape)
     if part is None or _is_fused(part.shape):
         return []
-    return [AdapterTable("", part.prefix, ENCODER_FAMILIES.of(part.shape).inner_prefix, _encoder_table(part.shape))]
+    inner, entries = _encoder_table(part.shape)
+    return [AdapterTable("", part.prefix, inner, inner, entries)]
 
 
 class PeftFormat:
@@ -101,6 +105,26 @@ class PeftFormat:
 PEFT = PeftFormat()
 
 
+def adapters_alone(found: AnyDescription) -> dict[str, Tensor]:
+    """The adapters of a checkpoint, full tensors under our names.
+
+    Raises:
+        CheckpointError: training changed other weights as well, such as those of a head, which would be lost.
+    """
+    reader, base = TensorReader(found.folder, found.manifest), open_base(found.folder, found.manifest)
+    if base is not None:
+        for name in sorted(reader.own_names()):
+            if name.endswith((A, B)):
+                continue
+            tensor = reader.full(name)
+            if name not in base.names() or not torch.equal(base.full(name).to(tensor), tensor):
+                raise CheckpointError(
+                    f"{found.folder}: {name} was trained beside the adapters and has no place in a folder of PEFT's; "
+                    "export the merged model in another --format."
+                )
+    return {name: reader.full(name) for name in reader.names() if name.endswith((A, B))}
+
+
 def import_adapter(folders: Sequence[Path], base: Path, output: Path, topology: ProcessTopology) -> Path:
     """Turn PEFT's adapters into a checkpoint that refers to its base; all ranks call this together.
 
@@ -120,6 +144,8 @@ def import_adapter(folders: Sequence[Path], base: Path, output: Path, topology: 
     lora, weights = _read(folders, found)
     model = found.load(topology)
     names = {name for name, _ in linears(model) if f"{name}{A}" in weights}
+    if others := {name.removesuffix(A) for name in weights if name.endswith(A)} - names:
+        raise CheckpointError(f"{folders[0]}: adapts {min(others)}, which is no linear that takes adapters here.")
     targets = tuple(sorted({name.rpartition(".")[2] for name in names}))
     lora = dataclasses.replace(lora, lora_targets=targets, lora_base_dtype=found.adapters.lora_base_dtype)
     _fill(model, lora, weights, topology)
@@ -139,12 +165,11 @@ def _read(folders: Sequence[Path], base: AnyDescription) -> tuple[LoraConfig, di
     for path, table in zip(paths, tables, strict=True):
         lora, state = read_adapter(path)
         settings.append(lora)
-        state = {name.removeprefix(table.theirs): tensor for name, tensor in state.items()}
 
         def matrix(name: str, prefix: str = table.ours) -> Tensor:
             return matrices.full(prefix + name)
 
-        own = import_adapters(state, table.entries, lora.lora_rank or 0, matrix, path)
+        own = import_adapters(table.theirs_of(state), table.entries, lora.lora_rank or 0, matrix, path)
         weights |= {table.ours + name: tensor for name, tensor in own.items()}
     if settings[0] != settings[-1]:
         raise CheckpointError(f"{paths[0]} and {paths[-1]} have other ranks or factors; towers have the same.")
@@ -164,11 +189,12 @@ def _fill(model: nn.Module, lora: LoraConfig, weights: Mapping[str, Tensor], top
             parameter.copy_(shard)
 
 
-def _encoder_table(shape: EncoderShape) -> tuple[WeightEntry, ...]:
-    entries: Iterable[WeightEntry] = ENCODER_FAMILIES.of(shape).table(shape)
-    return tuple(entries)
+def _encoder_table(shape: EncoderShape) -> tuple[str, tuple[WeightEntry, ...]]:
+    """What names begin with inside of a model with heads, and the table of the weights."""
+    family = ENCODER_FAMILIES.of(shape)
+    return family.inner_prefix, tuple(family.table(shape))
 
 
 def _is_fused(shape: EncoderShape) -> bool:
     """Whether one matrix elsewhere is what has several adapters here."""
-    return any(entry.num_stacked > 1 for entry in _encoder_table(shape))
+    return any(entry.num_stacked > 1 for entry in _encoder_table(shape)[1])

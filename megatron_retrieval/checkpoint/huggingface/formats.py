@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_retrieval.checkpoint.huggingface.adapter_folders import PEFT, import_adapter
+from megatron_retrieval.checkpoint.huggingface.adapter_folders import PEFT, adapters_alone, import_adapter
 from megatron_retrieval.checkpoint.huggingface.causal import RELEASES
 from megatron_retrieval.checkpoint.huggingface.causal_folder import HF_CAUSAL_LM
 from megatron_retrieval.checkpoint.huggingface.colbert import ARCHITECTURE, HF_COLBERT
@@ -33,9 +33,7 @@ from megatron_retrieval.checkpoint.huggingface.towers import (
 from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, UNIGRAM_BERT
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
-from megatron_retrieval.checkpoint.store.reader import TensorReader
 from megatron_retrieval.errors import CheckpointError
-from megatron_retrieval.models.adapters import A, B
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.files import atomic_directory
 from megatron_retrieval.utils.registry import Registry
@@ -114,7 +112,7 @@ def export_model(name: str, path: Path, output: Path) -> None:
     """Export a checkpoint to the new folder `output`, which appears whole or not at all.
 
     Raises:
-        CheckpointError: no checkpoint at `path`, or the format cannot hold this model.
+        CheckpointError: no checkpoint at `path`, or the format cannot hold this model, or all that was trained of it.
         DataError: `output` exists already.
     """
     found = describe(path, MODEL_KINDS)
@@ -123,8 +121,7 @@ def export_model(name: str, path: Path, output: Path) -> None:
         choice = f"choose --format {' or '.join(others)}" if others else "no other format can"
         raise CheckpointError(f"{found.folder}: {name} cannot hold this {found.kind.name}; {choice}.")
     if name == PEFT.name:
-        reader = TensorReader(found.folder, found.manifest)
-        weights = {weight: reader.full(weight) for weight in reader.names() if weight.endswith((A, B))}
+        weights = adapters_alone(found)
         base = str((found.folder / found.manifest.base.path).resolve()) if found.manifest.base else ""
         further: dict[str, Any] = {"adapters": found.adapters, "base": base}
     else:

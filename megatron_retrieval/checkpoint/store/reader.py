@@ -52,6 +52,10 @@ class TensorReader:
         of_base = self._base.names() & self.manifest.layouts.keys() if self._base else set()
         return self._own | of_parts | of_base
 
+    def own_names(self) -> set[str]:
+        """Of the tensors that the checkpoint holds itself, neither in its base nor in a part."""
+        return self._own
+
     def full(self, name: str, parameter: str | None = None) -> Tensor:
         """The full tensor `name`, laid out like `parameter` (default: itself)."""
         reader, key = self._holder(name)
