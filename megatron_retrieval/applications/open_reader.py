@@ -43,7 +43,7 @@ class AnsweringReader:
 
 def open_reader(
     config: ReaderConfig,
-    reading: PassagesToReadConfig,
+    reading: PassagesToReadConfig | None,
     topology: ProcessTopology,
     *,
     prompt: PromptFormatConfig | None = None,
@@ -51,19 +51,21 @@ def open_reader(
     """Load the reader at this topology.
 
     Args:
-        reading: the passages that it will be given.
+        reading: the passages that it will be given; None: any.
         prompt: layout of a causal reader that is to do something else than to answer.
 
     Raises:
         CheckpointError: no reader there.
-        ConfigError: the reader needs passages, and --closed-book is set.
+        ConfigError: the reader needs passages, and --closed-book is set; or the passages have no room in its prompt.
     """
     kind, saved = describe_reader(config.reader)
-    if kind.needs_passages:
+    if reading is not None and kind.needs_passages:
         reading.require_passages()
     layout = prompt if prompt and kind.layout is PromptFormatConfig else saved.layout or kind.layout()
     settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
     reader = kind.open(saved, settings, topology, config.encode.on(topology.device))
+    if reading is not None:
+        reader.require_room(reading.num_read, saved.passage_scores)
     reader.load_saved(saved)
     reader.model.eval()
     protocol = {

@@ -109,7 +109,11 @@ class CausalStack(nn.Module):
 
         Args:
             ids: [R, 1] int64, the newest tokens, which `cache` takes.
+
+        Raises:
+            ConfigError: the longest prompt and what is written behind it are longer than the positions.
         """
+        self._require_positions(prompts.longest + cache.num_tokens + 1)
         positions = prompts.positions(len(ids)) + cache.num_tokens
         bias = prompts.bias(self.config.window_size, cache.num_tokens + 1)
         memory, angles = prompts.memory_at(cache.num_tokens), self._rotary(positions[None])
@@ -126,7 +130,7 @@ class CausalStack(nn.Module):
         if num_tokens > self.config.max_position_embeddings:
             raise ConfigError(
                 f"a sequence of {num_tokens} tokens exceeds the model's {self.config.max_position_embeddings} "
-                "positions; lower the sequence length, or the number of passages in a prompt."
+                "positions; lower the sequence length, the number of passages in a prompt, or --max-answer-length."
             )
 
     def _rotary(self, positions: Tensor) -> Rotary:
@@ -202,7 +206,7 @@ class CausalLM(nn.Module):
         newest = to_device(tokens.ids.gather(1, lengths.to(tokens.ids.device)[:, None])[:, 0], device)
         computed = {attention: by_head(*parts) for attention, parts in cache.computed.items()}
         is_padded = bool((lengths < lengths.max()).any())
-        return Prompts(computed, to_device(lengths, device), newest, is_padded)
+        return Prompts(computed, to_device(lengths, device), newest, is_padded, int(lengths.max()))
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] hidden states -> [..., V / tensor-parallel size] float32, this rank's part of the (padded)

@@ -22,12 +22,14 @@ class Prompts:
         lengths: [B] int64 on the model's device, tokens of each.
         newest: [B] int64, the last token of each prompt, which is not among them: generation begins with it.
         is_padded: prompts differ in length.
+        longest: the greatest of `lengths`, known to the host.
     """
 
     computed: Mapping[Hashable, KeysAndValues]
     lengths: Tensor
     newest: Tensor
     is_padded: bool
+    longest: int
 
     @property
     def device(self) -> torch.device:
@@ -94,4 +96,6 @@ class Prompts:
             attention: by_head(key.index_select(1, sources), value.index_select(1, sources))
             for attention, (key, value) in self.computed.items()
         }
-        return replace(self, computed=computed, lengths=self.lengths[sources], newest=self.newest[sources])
+        lengths = self.lengths[sources]
+        longest = int(lengths.max()) if len(lengths) else 0
+        return replace(self, computed=computed, lengths=lengths, newest=self.newest[sources], longest=longest)

@@ -100,6 +100,7 @@ class RetroReader(CausalReader):
             to_device(lengths, self.device),
             to_device(prompts.ids.gather(1, lengths[:, None])[:, 0], self.device),
             is_padded=bool((lengths < longest).any()),
+            longest=longest,
             stack=stack,
             memory=memory,
             num_tokens=num_tokens,

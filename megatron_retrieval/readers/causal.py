@@ -18,6 +18,7 @@ from megatron_retrieval.data.layouts.joint import JointLayout
 from megatron_retrieval.data.layouts.lengths import require_positions
 from megatron_retrieval.data.layouts.prompt import PromptFormatConfig, PromptLayout
 from megatron_retrieval.data.stores.evidence import EvidenceStore
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.causal_answers import CausalAnswerer
 from megatron_retrieval.models.causal_lm import CausalLM
 from megatron_retrieval.models.causal_reader import CausalReader
@@ -71,6 +72,20 @@ class OpenCausalReader(OpenReader):
         require_positions(settings.shape.max_positions, reader_seq_length=longest)
         return PromptLayout(settings.layout, self.vocabulary)
 
+    def require_room(self, num_passages: int, scores: PassageScoreConfig | None = None) -> None:
+        """See OpenReader."""
+        answers, max_positions = self.settings.answers, self.settings.shape.max_positions
+        if scores is not None and answers.resolved(scores).answer_from != "concatenated":
+            return
+        longest = self.layout.longest(num_passages) + answers.max_answer_length
+        if longest > max_positions:
+            raise ConfigError(
+                f"a prompt with {num_passages} passages and an answer of --max-answer-length "
+                f"{answers.max_answer_length} may have {longest} tokens, but the model has {max_positions} positions; "
+                "lower --num-passages or --max-answer-length, or --reader-seq-length in training; --answer-from "
+                "sequence reads every passage in a prompt of its own."
+            )
+
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> CausalAnswerer:
         """See OpenReader."""
         return CausalAnswerer(
@@ -105,6 +120,7 @@ class ContinuationFinetuneConfig(ReaderFinetuneConfig[OpenCausalReader]):
     def examples(self, reader: OpenCausalReader, data: ReaderTrainingDataConfig) -> PromptDataset:
         """See ReaderFinetuneConfig."""
         longest = self.answers.max_answer_length
+        reader.require_room(data.reading.num_read)
         return PromptDataset(data, reader.layout, reader.vocabulary, max_answer_length=longest, seed=self.training.seed)
 
     def step_module(self, reader: OpenCausalReader) -> CausalStep:

@@ -72,6 +72,18 @@ class OpenReader(ABC):
         """
         saved.fill(self.model, self.topology)
 
+    def require_room(self, num_passages: int, scores: PassageScoreConfig | None = None) -> None:  # noqa: B027
+        """Refuse more passages than the model's positions have room for, where it reads a question's in one text; most
+        readers have room for any.
+
+        Args:
+            num_passages: the most that a question has.
+            scores: how their scores are used where it answers; None: it learns from all of them in one text.
+
+        Raises:
+            ConfigError: there may be too many tokens.
+        """
+
     @abstractmethod
     def answerer(self, scores: PassageScoreConfig | None = None, micro_batch_size: int = 128) -> Reader:
         """What answers with the weights of the moment.

@@ -56,6 +56,21 @@ def test_what_is_read(vocabulary: ByteBpeTokenizer) -> None:
     assert both.startswith("Answer.\n\n## C\nthe tower\nstands in")
 
 
+@pytest.mark.parametrize("num_passages", [0, 1, 3])
+def test_the_longest_prompt(vocabulary: ByteBpeTokenizer, num_passages: int) -> None:
+    """That of passages which are all cut, for a question of no token; one passage never exceeds the setting."""
+    layout = PromptLayout(CONFIG, vocabulary)
+    columns = tokenize(vocabulary, TITLES[:1]), tokenize(vocabulary, TEXTS[2:])
+    passages = Ragged(np.zeros(num_passages, np.int64), np.array([0, num_passages]))
+    lengths = [
+        int(layout.together(tokenize(vocabulary, [question]), passages, columns).lengths[0])
+        for question in ("", "where is the tower?")
+    ]
+    longest = layout.longest(num_passages)
+    assert longest >= max(lengths)
+    assert longest == (max(lengths) if num_passages else CONFIG.reader_seq_length)
+
+
 def test_room_for_a_passage(vocabulary: ByteBpeTokenizer) -> None:
     with pytest.raises(ConfigError, match=r"--reader-seq-length 30 leaves no room .* need at least"):
         PromptLayout(dataclasses.replace(CONFIG, reader_seq_length=30), vocabulary)

@@ -10,7 +10,7 @@ from megatron_retrieval.applications.interface.opening import READER, Scratch, f
 from megatron_retrieval.applications.interface.texts import Answer, FoundPassage, PassageLike, as_passages
 from megatron_retrieval.applications.open_reader import AnsweringReader, ReaderConfig, open_reader
 from megatron_retrieval.config.parser import config_of
-from megatron_retrieval.data.files.passage_questions import PassagesToReadConfig, ReaderQuestion
+from megatron_retrieval.data.files.passage_questions import ReaderQuestion
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.parallel.topology import ProcessTopology, standing_topology
 
@@ -50,7 +50,7 @@ class Reader:
         scratch = Scratch(topology)
         checkpoint = find_checkpoint(path, READER, scratch, topology)
         config = config_of(ReaderConfig, reader=checkpoint, **settings)
-        return cls(open_reader(config, PassagesToReadConfig(), topology), scratch)
+        return cls(open_reader(config, None, topology), scratch)
 
     def answer(self, question: str, passages: Sequence[PassageLike] = ()) -> Answer:
         """The answer to one question; see `answer_all`."""

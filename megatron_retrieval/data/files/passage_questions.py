@@ -53,6 +53,11 @@ class PassagesToReadConfig(Checked):
     closed_book: bool = False
     """Read no passages: the reader answers from its weights alone. The file may then also be a DPR .qa.csv."""
 
+    @property
+    def num_read(self) -> int:
+        """Passages that a question may have."""
+        return 0 if self.closed_book else self.num_passages
+
     def require_passages(self) -> None:
         """Refuse closed-book mode, for readers that point into passages.
 

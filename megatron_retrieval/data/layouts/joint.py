@@ -33,6 +33,10 @@ class JointLayout(ABC):
             columns: titles and texts.
         """
 
+    @abstractmethod
+    def longest(self, num_passages: int) -> int:
+        """Tokens of the longest text of a question with so many passages."""
+
     def with_passages(self, questions: Ragged, titles: Ragged, texts: Ragged) -> TokenBatch:
         """The texts of P pairs of question and passage."""
         numbers = np.arange(len(texts))

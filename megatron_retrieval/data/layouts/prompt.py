@@ -76,6 +76,12 @@ class PromptLayout(JointLayout):
         ids[is_real] = prompts.values
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(lengths))
 
+    def longest(self, num_passages: int) -> int:
+        """See JointLayout; the shorter the question, the longer the passages."""
+        room = self.config.reader_seq_length - self._num_fixed
+        together = self._num_fixed + num_passages * room + (num_passages - 1) * len(self._gap)
+        return max(together, self.config.reader_seq_length)
+
     def prompts(self, questions: Ragged, passages: Ragged, columns: tuple[Ragged, Ragged]) -> Ragged:
         """The prompts of n questions.
 

@@ -51,6 +51,10 @@ class RetroLayout(JointLayout):
         starts = lengths - self._chunk_length
         return NeighbouredTexts(ids, torch.from_numpy(lengths), self._neighbours(passages, columns, starts))
 
+    def longest(self, num_passages: int) -> int:
+        """See JointLayout; passages stand beside the question, in the place of neighbours."""
+        return self._chunk_length
+
     def _cut(self, questions: Ragged) -> Ragged:
         last = [questions[row][-self.config.question_seq_length :].tolist() for row in range(len(questions))]
         return Ragged.from_sequences(last, np.int64)

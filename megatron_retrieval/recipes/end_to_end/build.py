@@ -86,7 +86,9 @@ class EndToEndRun(ABC, Generic[Job]):
         """Everything, ready to train."""
         config, training = self.config, self.config.training
         examples, (held_out, tasks) = self.examples(), self.held_out()
-        readings: ReaderSide = self.reader.side(self.evidence, OBJECTIVES[self.config.step.objective].needs)
+        asked = OBJECTIVES[config.step.objective].needs
+        self.reader.require_room(config.search.num_passages, None if "together" in asked else self.passage_scores())
+        readings: ReaderSide = self.reader.side(self.evidence, asked)
         if config.freeze.freeze_reader:
             readings = MemoisedReadings(readings)
         rates = config.rates.multipliers(training.optimizer.lr)
