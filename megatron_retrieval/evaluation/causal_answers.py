@@ -21,7 +21,7 @@ from megatron_retrieval.types.tokens import TokenBatch
 
 class CausalAnswerer(GeneratedAnswerer):
     """See GeneratedAnswerer; where passages are concatenated, all of a question's stand in one prompt. The answer is
-    the first line that is written."""
+    the first line that is written, and generation ends with it (`models.answer_lines`)."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_retrieval.models.answer_lines import AnswerLines
 from megatron_retrieval.models.causal_lm import CausalLM
 from megatron_retrieval.models.prompt import Prompts
 from megatron_retrieval.models.prompt_sources import PromptSources
@@ -23,11 +24,12 @@ class CausalReader(nn.Module):
         model: holds all parameters.
         end_id: last token of every answer.
         batch_size: prompts in one forward pass, grouped by length. Changes memory and speed, not the result.
+        lines: what else ends an answer that is generated; None: nothing does.
     """
 
-    def __init__(self, model: CausalLM, *, end_id: int, batch_size: int) -> None:
+    def __init__(self, model: CausalLM, *, end_id: int, batch_size: int, lines: AnswerLines | None = None) -> None:
         super().__init__()
-        self.model, self.end_id, self._batch_size = model, end_id, batch_size
+        self.model, self.end_id, self._batch_size, self._lines = model, end_id, batch_size, lines
 
     def score_each(self, prompts: TokenBatch, is_real: Tensor, labels: Tensor) -> Tensor:
         """log p(answer | prompt) of every prompt separately: the sums of `score_tokens` over the answer.
@@ -95,7 +97,7 @@ class CausalReader(nn.Module):
         """
         if passage_scores is not None or is_real.size(1) != 1 or not bool(is_real.all()):
             raise ValueError("a causal reader continues one prompt for each question, without scores")
-        return PromptSources(self.model, self.read_prompts(prompts), self.end_id)
+        return PromptSources(self.model, self.read_prompts(prompts), self.end_id, self._lines)
 
     def logits(self, tokens: TokenBatch, places: Tensor) -> Tensor:
         """See `CausalLM.forward`."""

@@ -20,6 +20,7 @@ from megatron_retrieval.data.layouts.prompt import PromptFormatConfig, PromptLay
 from megatron_retrieval.data.stores.evidence import EvidenceStore
 from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.causal_answers import CausalAnswerer
+from megatron_retrieval.models.answer_lines import AnswerLines
 from megatron_retrieval.models.causal_lm import CausalLM
 from megatron_retrieval.models.causal_reader import CausalReader
 from megatron_retrieval.models.generation import GenerationConfig
@@ -28,6 +29,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.readers.finetune import ReaderFinetuneConfig
 from megatron_retrieval.readers.kind import OpenReader, ReaderKind
 from megatron_retrieval.readers.settings import ReaderSettings
+from megatron_retrieval.tokenizers.byte_bpe import ByteBpeTokenizer
 from megatron_retrieval.training.steps.causal_readings import CausalReadings
 from megatron_retrieval.training.steps.causal_step import CausalStep, CausalStepConfig
 from megatron_retrieval.training.steps.readings import Pass
@@ -59,7 +61,10 @@ class OpenCausalReader(OpenReader):
         self.layout = self.open_layout()
         special, batch_size = self.vocabulary.special, settings.encode.encode_batch_size
         self.model = self.checkpoints.build(settings.shape, special, topology, dtype, seed=seed)
-        self.reader = self.reader_class(self.model, end_id=special.end, batch_size=batch_size)
+        assert isinstance(self.vocabulary, ByteBpeTokenizer), "as the kinds of its checkpoints say"
+        width, device = self.model.stack.embedding.weight.size(0), topology.device
+        lines = AnswerLines.of(self.vocabulary.line_tokens(), special.end, width, topology.groups.tp, device)
+        self.reader = self.reader_class(self.model, end_id=special.end, batch_size=batch_size, lines=lines)
 
     def open_layout(self) -> JointLayout:
         """How question and passages become a text.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from megatron_retrieval.errors import DataError
-from megatron_retrieval.tokenizers.vocabulary import SpecialIds
+from megatron_retrieval.tokenizers.vocabulary import LineTokens, SpecialIds
 from megatron_retrieval.utils.files import open_binary, read_json
 
 SETTINGS_NAME = "tokenizer_config.json"
@@ -101,6 +101,13 @@ class ByteBpeTokenizer:
         digit."""
         return self._where(lambda text: not _is_of_word(text[-1])) | self._is_special
 
+    def line_tokens(self) -> LineTokens:
+        """Which tokens begin, end or make a line of text; a line break of several tokens (U+2028) is not seen."""
+        is_text = self._where(lambda text: not text.isspace()) & ~self._is_special
+        starts_line = self._where(lambda text: _breaks(text) and not text.splitlines()[0].strip())
+        closes_line = self._where(lambda text: _breaks(text.lstrip()))
+        return LineTokens(is_text, starts_line & ~self._is_special, closes_line & is_text)
+
     def num_bytes(self) -> NDArray[np.int64]:
         """[vocab_size] bytes of text that each token stands for; 0 for ids without a token."""
         lengths = np.zeros(self.vocab_size, np.int64)
@@ -159,6 +166,11 @@ class ByteBpeTokenizer:
 def _is_of_word(character: str) -> bool:
     """Letters, digits and marks; not what stands for part of a character, which is punctuation more often than not."""
     return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def _breaks(text: str) -> bool:
+    """Whether there is a line break."""
+    return len(f"{text}.".splitlines()) > 1
 
 
 def _read_description(path: Path, content: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,20 @@ class SpecialIds:
     def frame(self) -> list[int]:
         """A sequence without text."""
         return [self.end] if self.begin is None else [self.begin, self.end]
+
+
+class LineTokens(NamedTuple):
+    """What tokens do to a line of text; [vocab_size] each.
+
+    Attributes:
+        is_text: of more than white space; special tokens are no text.
+        starts_line: a line break, with nothing but white space before it.
+        closes_line: text, and a line break behind it.
+    """
+
+    is_text: NDArray[np.bool_]
+    starts_line: NDArray[np.bool_]
+    closes_line: NDArray[np.bool_]
 
 
 class Vocabulary(Protocol):
