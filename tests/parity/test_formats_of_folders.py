@@ -41,10 +41,10 @@ def test_a_bert_with_the_vocabulary_of_xlm_r(tmp_path: Path) -> None:
 
 
 def test_a_head_without_a_place_is_refused(tmp_path: Path) -> None:
-    settings = {"model_type": "roberta", "architectures": ["RobertaForQuestionAnswering"]}
+    settings = {"model_type": "roberta", "architectures": ["RobertaForTokenClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(
-        CheckpointError, match=r"a RobertaForQuestionAnswering, whose head .* --format hf-roberta takes the"
+        CheckpointError, match=r"a RobertaForTokenClassification, whose head .* --format hf-roberta takes the"
     ):
         format_of(tmp_path)
     with pytest.raises(CheckpointError, match=r"no checkpoint here .* megatron-retrieval import checkpoint makes one"):

@@ -34,6 +34,7 @@ class ForeignModel:
         assumed: settings that the folder does not state, each with what is taken.
         adapters: settings of those that stand among the weights, apart from their matrices; default: none do.
         base: where these matrices come from, for whoever reads the export.
+        further: what a checkpoint of the kind keeps beside shape and layout.
     """
 
     kind: ModelKind[Any, Any, Any]
@@ -44,6 +45,7 @@ class ForeignModel:
     assumed: Mapping[str, str] = field(default_factory=dict)
     adapters: LoraConfig = field(default_factory=LoraConfig)
     base: str = ""
+    further: tuple[Any, ...] = ()
 
     def build(self, topology: ProcessTopology) -> Any:
         """A model of the kind with these weights.

@@ -17,6 +17,7 @@ from megatron_retrieval.checkpoint.huggingface.files import read_optional_settin
 from megatron_retrieval.checkpoint.huggingface.format import ForeignModel, Format, family_in
 from megatron_retrieval.checkpoint.huggingface.import_settings import ImportSettingsConfig
 from megatron_retrieval.checkpoint.huggingface.masked_lm import HF_MASKED_LM
+from megatron_retrieval.checkpoint.huggingface.pointing_readers import HF_DPR_READER, HF_QUESTION_ANSWERING
 from megatron_retrieval.checkpoint.huggingface.pylate import HF_PYLATE, is_pylate
 from megatron_retrieval.checkpoint.huggingface.sentence_transformers import SENTENCE_TRANSFORMERS
 from megatron_retrieval.checkpoint.huggingface.t5_folder import HF_T5
@@ -31,6 +32,7 @@ from megatron_retrieval.checkpoint.huggingface.towers import (
     TOWER_FOLDERS,
 )
 from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, UNIGRAM_BERT
+from megatron_retrieval.checkpoint.kinds.reader import ReaderDescription
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
 from megatron_retrieval.errors import CheckpointError
@@ -41,10 +43,25 @@ from megatron_retrieval.utils.registry import Registry
 FORMATS: Registry[Format] = Registry("format of models")
 _BODIES = (HF_BERT, HF_UNIGRAM_BERT, HF_MPNET, HF_DISTILBERT, HF_ROBERTA, HF_XLM_ROBERTA, HF_MODERNBERT)
 _ENCODERS = (*_BODIES, HF_MASKED_LM, HF_DPR, DPR_CHECKPOINT, SENTENCE_TRANSFORMERS)
-for _format in (*_ENCODERS, HF_CROSS_ENCODER, HF_COLBERT, HF_PYLATE, HF_T5, HF_CAUSAL_LM, PEFT):
+for _format in (
+    *_ENCODERS,
+    HF_CROSS_ENCODER,
+    HF_QUESTION_ANSWERING,
+    HF_DPR_READER,
+    HF_COLBERT,
+    HF_PYLATE,
+    HF_T5,
+    HF_CAUSAL_LM,
+    PEFT,
+):
     FORMATS.add(_format)
-_CROSS_ENCODERS = "ForSequenceClassification"
-_OTHER_HEADS = ("ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
+#: what the names of models with heads end with
+_HEADS: dict[str, Format] = {
+    "ForSequenceClassification": HF_CROSS_ENCODER,
+    "ForQuestionAnswering": HF_QUESTION_ANSWERING,
+    "DPRReader": HF_DPR_READER,
+}
+_OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice")
 
 
 def format_of(folder: Path) -> str | None:
@@ -57,8 +74,9 @@ def format_of(folder: Path) -> str | None:
     model = tower if tower.is_dir() else folder
     settings = read_optional_settings(model / "config.json")
     architectures = settings.get("architectures") or ()
-    if any(name.endswith(_CROSS_ENCODERS) for name in architectures):
-        return HF_CROSS_ENCODER.name
+    for end, row in _HEADS.items():
+        if any(name.endswith(end) for name in architectures):
+            return row.name
     if (model / "modules.json").is_file():
         return HF_PYLATE.name if is_pylate(model) else SENTENCE_TRANSFORMERS.name
     model_type = settings.get("model_type")
@@ -104,7 +122,7 @@ def import_model(
     if name == PEFT.name and base is not None:
         return import_adapter(folders, base, output, topology)
     found = settings.over(FORMATS[name].read(folders, separate_towers=separate_towers), folders[0])
-    further = () if found.layout is None else (found.layout,)
+    further = (() if found.layout is None else (found.layout,)) + found.further
     return found.kind.save(output, found.build(topology), topology, found.shape, found.vocabulary, *further)
 
 
@@ -127,6 +145,8 @@ def export_model(name: str, path: Path, output: Path) -> None:
     else:
         merged = MergedWeights(found.folder, found.manifest)
         weights, further = {weight: merged.full(weight) for weight in merged.names()}, {}
+        if isinstance(found, ReaderDescription):
+            further["further"] = (found.passage_scores,)
     model = ForeignModel(found.kind, found.shape, weights, found.vocabulary(), found.layout, **further)
     write_model(name, model, output)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription, Model
 from megatron_retrieval.checkpoint.kinds.one_encoder import FamilyEncoderKind
@@ -22,6 +24,10 @@ class PointingReaderKind(
     """See ModelKind; a reader that points to the answer in one of the passages."""
 
     layout_class = ExtractiveFormatConfig
+
+    def read_layout(self, settings: Mapping[str, Any]) -> ExtractiveFormatConfig:
+        """See ModelKind; a manifest that says nothing of titles was written when all readers read them."""
+        return super().read_layout({"passage-title": True, **settings})
 
     def read(
         self, folder: Path, manifest: CheckpointManifest
