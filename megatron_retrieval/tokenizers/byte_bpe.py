@@ -20,7 +20,10 @@ from megatron_retrieval.tokenizers.vocabulary import LineTokens, SpecialIds
 from megatron_retrieval.utils.files import open_binary, read_json
 
 SETTINGS_NAME = "tokenizer_config.json"
-_HINT = "Give the tokenizer.json of a GPT-2, RoBERTa, Llama 3 or Qwen; tokenizer_config.json may stand beside it."
+_HINT = (
+    "Give the tokenizer.json of a GPT-2, RoBERTa, Llama 3, Mistral Nemo or Qwen; tokenizer_config.json may stand "
+    "beside it."
+)
 
 
 class ByteBpeTokenizer:
@@ -145,7 +148,10 @@ class ByteBpeTokenizer:
             raise DataError(self.path, "no vocabulary of the kind BPE", hint=_HINT)
         if "ByteLevel" not in (part["type"] for part in parts_of(description.get("pre_tokenizer"), "pretokenizers")):
             raise DataError(
-                self.path, "its BPE is not byte-level; other kinds (Llama 2, Gemma) cannot be used", hint=_HINT
+                self.path,
+                "its BPE is not byte-level but made of SentencePiece's pieces, as those of Mistral-7B (v0.1 to v0.3), "
+                "Llama 2 and Gemma are, which cannot be used",
+                hint=_HINT,
             )
 
     def _where(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:

@@ -127,7 +127,8 @@ def test_two_texts_are_framed_as_roberta_does(tmp_path: Path, is_template: bool)
     ("change", "problem"),
     [
         ({"model": {"type": "WordPiece"}}, "no vocabulary of the kind BPE"),
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "not byte-level; other kinds"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, r"not byte-level .* Mistral-7B \(v0.1 to v0.3\), Llama 2 and Gemma"),
+        ({"pre_tokenizer": None}, r"not byte-level .* Mistral-7B \(v0.1 to v0.3\), Llama 2 and Gemma"),
         ({"model": {"type": "BPE", "vocab": 3}}, "damaged"),
     ],
 )
