@@ -6,7 +6,7 @@
 #   benchmarks/nothing_forgotten.sh DATA OUTPUT
 #
 # OUTPUT is that of benchmarks/mined_negatives.sh, whose data, evidence and SQuAD runs are used again; DATA as there.
-# SEEDS (default "1 2 3"); a run that has ended is not repeated.
+# SEEDS (default "1 2 3"), DISTILL_WEIGHT (default 1); a run that has ended is not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 data=$1 out=$2
@@ -50,7 +50,7 @@ remember() { # HOME ABROAD SEED TUNED NUM_HARD_NEGATIVES TRAIN_DATA: the run TUN
   local remedies=$out/$1/runs
   finetune "$4" "$3" "$5" --train-data "$6"
   finetune "$remedies/distilled-$3" "$3" "$5" --train-data "$6" \
-    --distill-evidence "$out/wiki-small" --distill-embeddings "$out/wiki-vectors" --distill-weight 10
+    --distill-evidence "$out/wiki-small" --distill-embeddings "$out/wiki-vectors" --distill-weight "${DISTILL_WEIGHT:-1}"
   finetune "$remedies/mixed-$3" "$3" "$5" --train-data "$6" "$out/wiki-pairs/biencoder-wiki-small.json" --train-data-weights 3 1
   sweep "$1-tuned-$3" "$4" "$1" "$2" 0 0.5 1
   sweep "$1-distilled-$3" "$remedies/distilled-$3" "$1" "$2" 0 1
