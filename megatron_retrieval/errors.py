@@ -57,3 +57,7 @@ class LostRankError(MegatronRetrievalError):
 
 class DivergenceError(MegatronRetrievalError):
     """The loss or a gradient is not finite."""
+
+
+class RunDivergedError(DivergenceError):
+    """A training run cannot go on; all ranks raise it after the same step."""

@@ -130,6 +130,9 @@ class IndexRefresher(Callback):
         if self._lock is not None:
             self._lock.close()
 
+    def on_divergence(self, trainer: Trainer) -> None:
+        self.on_end(trainer)
+
     # -- the start, and checkpoints
 
     def start(self) -> ShardedIndex:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.errors import ConfigError, DivergenceError, RunDivergedError
 from megatron_retrieval.evaluation.intervals import mean_interval
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.best_figure import BestFigure
@@ -44,6 +44,9 @@ class SaveCheckpoints(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         self._save_once(trainer.iteration)
+        self._checkpoints.finish()
+
+    def on_divergence(self, trainer: Trainer) -> None:
         self._checkpoints.finish()
 
     def _save_once(self, iteration: int) -> None:
@@ -155,7 +158,7 @@ class EvaluateTask(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         started = time.perf_counter()
-        figures = self._task.measure(trainer.topology)
+        figures = self._measure(trainer.topology)
         seconds = time.perf_counter() - started
         counts = {name: value for name, value in figures.items() if isinstance(value, int)}
         measured = {f"valid_{name}": value for name, value in figures.items() if name not in counts}
@@ -171,3 +174,12 @@ class EvaluateTask(Callback):
             self._task.name, trainer.iteration, ", ".join(amounts),
             ", ".join(f"{name} {value:.4g}" for name, value in means.items()), seconds,
         )  # fmt: skip
+
+    def _measure(self, topology: ProcessTopology) -> dict[str, Any]:
+        """Figures of the model; one process that cannot compute them knows that the run has diverged."""
+        try:
+            return self._task.measure(topology)
+        except DivergenceError as error:
+            if topology.world_size > 1:  # the other ranks may not know
+                raise
+            raise RunDivergedError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from megatron_retrieval.config.checks import Checked, PositiveFloat
 from megatron_retrieval.config.marks import FREE
-from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.errors import ConfigError, RunDivergedError
 from megatron_retrieval.parallel.collectives import on_first_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.utils.files import link, read_json, write_json
@@ -30,8 +31,8 @@ class LrGridConfig(Checked):
 
     lr_grid: tuple[PositiveFloat, ...] | None = field(default=None, metadata=FREE)
     """Train once with each of these peak learning rates in place of --lr, in folders of their own under --output-dir
-    and --save, where `best` leads to the best by the last evaluation on --valid-data; lr_grid.json has all. Hold out
-    training questions for that, not those that results are reported on."""
+    and --save, where `best` leads to the best by the last evaluation on --valid-data; lr_grid.json has all; those
+    that diverge count as the worst. Hold out training questions for that, not those that results are reported on."""
     lr_grid_metric: str = field(default="loss", metadata=FREE)
     """What the best is best in: a figure of metrics.json, without valid_, such as loss, recall@5 or exact_match."""
 
@@ -47,6 +48,7 @@ def train_grid(train: Callable[[Job], bool], config: Job, topology: ProcessTopol
 
     Raises:
         ConfigError: the runs do not measure what is to be chosen by.
+        RunDivergedError: they diverge at all rates; at some of them, these count as the worst.
     """
     grid, runs = config.training.grid, list[dict[str, Any]]()
     save = config.training.save
@@ -58,23 +60,36 @@ def train_grid(train: Callable[[Job], bool], config: Job, topology: ProcessTopol
     for lr in sorted(set(grid.lr_grid)):
         own = _with_rate(config, lr)
         folder = Path(own.training.log.output_dir)
-        if not train(own):
-            return False
+        has_diverged = False
+        try:
+            if not train(own):
+                return False
+        except RunDivergedError as error:
+            log.warning("--lr-grid: training diverged at %g: %s", lr, error)
+            has_diverged = True
         runs.append({"lr": lr, "output_dir": str(folder), "checkpoints": own.training.save.save})
-        on_first_rank(partial(_note, folder, grid.lr_grid_metric, runs), topology.world_group)
+        note = partial(_note, folder, grid.lr_grid_metric, runs, has_diverged=has_diverged)
+        on_first_rank(note, topology.world_group)
+    if all(run["diverged"] for run in runs):
+        rates = " ".join(f"{run['lr']:g}" for run in runs)
+        raise RunDivergedError(
+            f"--lr-grid {rates}: training diverged at every rate, or left no finite {grid.lr_grid_metric}; "
+            "give lower ones."
+        )
     return True
 
 
-def _note(folder: Path, metric: str, runs: list[dict[str, Any]]) -> None:
+def _note(folder: Path, metric: str, runs: list[dict[str, Any]], *, has_diverged: bool) -> None:
     """Add the newest run's figures to it, and write down what is known so far."""
-    runs[-1] |= _measured(folder, metric)
+    runs[-1] |= {"value": None, "ci95": None} if has_diverged else _measured(folder, metric)
+    runs[-1]["diverged"] = runs[-1]["value"] is None
     best = _best(runs, metric)
-    if best["checkpoints"]:
+    if best and best["checkpoints"]:
         checkpoints = Path(best["checkpoints"])
         link(checkpoints, checkpoints.parent / BEST)
     write_json(folder.parent / GRID, {"metric": metric, "best": best, "runs": runs})
-    figures = ", ".join(f"{run['lr']:g}: {run['value']:.4g}" for run in runs)
-    log.info("%s by learning rate: %s; best: %g", metric, figures, best["lr"])
+    figures = ", ".join(f"{run['lr']:g}: " + ("diverged" if run["diverged"] else f"{run['value']:.4g}") for run in runs)
+    log.info("%s by learning rate: %s; best: %s", metric, figures, f"{best['lr']:g}" if best else "none")
 
 
 def _with_rate(config: Job, lr: float) -> Job:
@@ -96,20 +111,23 @@ def _with_rate(config: Job, lr: float) -> Job:
 
 
 def _measured(folder: Path, metric: str) -> dict[str, Any]:
-    """The figure of a finished run, and what the run took."""
+    """The figure of a finished run with its interval; None: it is not finite."""
     path = folder / "metrics.json"
     metrics = read_json(path) if path.exists() else {}
     name = f"valid_{metric}"
-    if not isinstance(metrics.get(name), float | int):
+    value = metrics.get(name, "")
+    if not isinstance(value, float | int | None):
         known = sorted(key.removeprefix("valid_") for key, value in metrics.items() if isinstance(value, float))
         raise ConfigError(
             f"--lr-grid-metric {metric}: {path} has {', '.join(known) or 'nothing'}; choose one of them, or give "
             "--valid-data or --eval-questions that measure it."
         )
-    return {"value": metrics[name], "ci95": metrics.get(f"{name}_ci95")}
+    is_finite = value is not None and math.isfinite(value)
+    return {"value": value if is_finite else None, "ci95": metrics.get(f"{name}_ci95") if is_finite else None}
 
 
-def _best(runs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The run with the best figure; of equal ones that with the lowest rate."""
+def _best(runs: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    """The run with the best figure; of equal ones that with the lowest rate. None: all have diverged."""
     sign = 1 if any(word in metric for word in _LOW_IS_GOOD) else -1
-    return min(runs, key=lambda run: (sign * run["value"], run["lr"]))
+    finite = (run for run in runs if not run["diverged"])
+    return min(finite, key=lambda run: (sign * run["value"], run["lr"]), default=None)

@@ -91,6 +91,9 @@ class MetricsLog(Callback):
         if self._board is not None:
             self._board.close()
 
+    def on_divergence(self, trainer: Trainer) -> None:
+        self.on_end(trainer)
+
     def is_due(self, iteration: int) -> bool:
         """Whether this step is one of those that are logged."""
         return iteration % self._config.log_interval == 0
@@ -98,10 +101,8 @@ class MetricsLog(Callback):
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line; other callbacks (evaluation) use this as well."""
         if self._file is not None:
-            # JSON has no NaN
-            plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             with writing(self._file.name):
-                self._file.write(json.dumps({"iteration": iteration, **plain}) + "\n")
+                self._file.write(json.dumps({"iteration": iteration, **_plain(metrics)}) + "\n")
                 self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
@@ -112,11 +113,18 @@ class MetricsLog(Callback):
         self._summary |= {"iteration": iteration, **values}
         self._summarised |= dict.fromkeys(values, iteration)
         if self._is_main:
-            write_json(Path(self._config.output_dir) / "metrics.json", self._summary)
+            write_json(Path(self._config.output_dir) / "metrics.json", _plain(self._summary))
 
     def summarised_at(self, iteration: int) -> dict[str, Any]:
         """What evaluation found after this step, on every rank; empty where there was none."""
         return {name: value for name, value in self._summary.items() if self._summarised.get(name) == iteration}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With None in the place of what JSON does not have: NaN and infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
 def drop_lines_after(path: Path, iteration: int) -> None:

@@ -24,7 +24,7 @@ from megatron_retrieval.checkpoint.store.reader import SavedMoments, load_weight
 from megatron_retrieval.checkpoint.store.writer import ModelPart, UnfinishedCheckpoint, begin_checkpoint
 from megatron_retrieval.config.checks import Checked, PositiveInt
 from megatron_retrieval.config.marks import FREE
-from megatron_retrieval.errors import CheckpointError, DivergenceError
+from megatron_retrieval.errors import CheckpointError, RunDivergedError
 from megatron_retrieval.models.adapters import hold_once
 from megatron_retrieval.models.sharding import layout_of
 from megatron_retrieval.parallel.collectives import gather_objects
@@ -153,7 +153,7 @@ class RunCheckpoints:
 
         Raises:
             CheckpointError, DiskError: on all ranks, where this one or the one before cannot be written.
-            DivergenceError: a weight is not finite; nothing is written.
+            RunDivergedError: a weight is not finite; nothing is written.
         """
         self.finish()
         assert self._config.save is not None
@@ -215,7 +215,7 @@ class RunCheckpoints:
         sums = torch.stack([weight.float().sum() for weight in weights.values()]).tolist()  # one wait for all
         ruined = [name for name, total in zip(weights, sums, strict=True) if not math.isfinite(total)]
         if found := [name for names in gather_objects(ruined, self._topology.world_group) for name in names]:
-            raise DivergenceError(
+            raise RunDivergedError(
                 f"iteration {iteration}: the weights of {found[0]} are not finite, and are not saved. Lower --lr and "
                 "resume an earlier checkpoint."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from megatron_retrieval.errors import DivergenceError
+from megatron_retrieval.errors import RunDivergedError
 from megatron_retrieval.parallel.optimizer import StepResult
 from megatron_retrieval.utils.logging import get_logger
 
@@ -38,7 +38,7 @@ class SkippedSteps:
         """Take note of a step.
 
         Raises:
-            DivergenceError: too many in a row were skipped.
+            RunDivergedError: too many in a row were skipped.
         """
         if result.succeeded:
             self._in_a_row = 0
@@ -50,7 +50,7 @@ class SkippedSteps:
             return
         self._in_a_row += 1
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise DivergenceError(
+            raise RunDivergedError(
                 f"iteration {iteration}: {reason}; it is step {self._in_a_row} in a row that was skipped, and the "
                 f"weights are those before them. {_REMEDY_OF_FP16 if result.overflowed else _REMEDY}"
             )

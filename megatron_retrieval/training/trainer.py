@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_retrieval.errors import StoppedError
+from megatron_retrieval.errors import RunDivergedError, StoppedError
 from megatron_retrieval.parallel.collectives import all_reduce_sum, any_rank
 from megatron_retrieval.parallel.data_parallel import DataParallelModel
 from megatron_retrieval.parallel.optimizer import Optimizer
@@ -54,6 +54,10 @@ class Callback:
     def on_end(self, trainer: Trainer) -> None:
         """After the last step, or the one at which a stop signal was seen."""
 
+    def on_divergence(self, trainer: Trainer) -> None:
+        """After the step at which the run diverged: let go of what is held, since the process may go on with another
+        run."""
+
 
 class Trainer:
     """Runs `train_iters` steps, from `iteration` on.
@@ -93,6 +97,9 @@ class Trainer:
 
         Returns:
             True if all iterations are done.
+
+        Raises:
+            RunDivergedError: losses, gradients or weights are not finite; a run that follows finds nothing held.
         """
         with self.stop:
             try:
@@ -101,10 +108,15 @@ class Trainer:
             except StoppedError as error:
                 log.warning("%s", error)
                 return False
-            if self.iteration < self.train_iters:
-                self._run()
-            for callback in self._callbacks:
-                callback.on_end(self)
+            try:
+                if self.iteration < self.train_iters:
+                    self._run()
+                for callback in self._callbacks:
+                    callback.on_end(self)
+            except RunDivergedError:
+                for callback in self._callbacks:
+                    callback.on_divergence(self)
+                raise
         return self.iteration >= self.train_iters
 
     def renew_batches(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_retrieval.config.parser import write_config
+from megatron_retrieval.errors import RunDivergedError
 from megatron_retrieval.parallel.collectives import any_rank
 from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.training.lr_grid import train_grid
@@ -46,12 +47,21 @@ def _run(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder / "config.yaml")
     earlier_seconds = _seconds_so_far(folder) if trainer.iteration else 0.0
-    finished = trainer.fit()
-    if topology.is_main:
-        record.write(folder, iterations=trainer.iteration, finished=finished, earlier_seconds=earlier_seconds)
+    try:
+        finished = trainer.fit()
+    except RunDivergedError:
+        _write(record, trainer, folder, finished=False, earlier_seconds=earlier_seconds)
+        raise
+    _write(record, trainer, folder, finished=finished, earlier_seconds=earlier_seconds)
     if any_rank(trainer.stop.number == signal.SIGINT, topology.world_group, topology.device):
         sys.exit(SIGNAL_STATUS + signal.SIGINT)
     return finished
+
+
+def _write(record: RunRecord, trainer: Trainer, folder: Path, *, finished: bool, earlier_seconds: float) -> None:
+    """Leave the run record."""
+    if trainer.topology.is_main:
+        record.write(folder, iterations=trainer.iteration, finished=finished, earlier_seconds=earlier_seconds)
 
 
 def _seconds_so_far(folder: Path) -> float:

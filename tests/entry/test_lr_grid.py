@@ -51,3 +51,31 @@ def test_the_best_rate_is_named(tmp_path: Path) -> None:
     assert wrong.returncode != 0
     assert "--lr-grid-metric luck:" in wrong.stderr
     assert "accuracy, accuracy@20" in wrong.stderr
+
+
+def test_a_rate_that_diverges_is_the_worst(tmp_path: Path) -> None:
+    data, vocab = write_tiny_dpr(tmp_path)
+    words = ("tasks/main.py", "--task", "retriever-finetune", *TINY, "--train-data", data, "--vocab-file", vocab)
+    words = (*words, "--valid-data", data, "--output-dir", tmp_path, "--save", tmp_path / "checkpoints")
+    words = (*words, "--train-iters", "8")
+    succeed(command(*words, "--lr-grid", "1e30", "1e-3", "1e31"))
+
+    def no_json(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    found = json.loads((tmp_path / "lr_grid.json").read_text(), parse_constant=no_json)
+    assert [(row["lr"], row["diverged"]) for row in found["runs"]] == [(1e-3, False), (1e30, True), (1e31, True)]
+    assert [row["value"] for row in found["runs"][1:]] == [None, None]
+    assert found["best"]["lr"] == 1e-3
+    for row in found["runs"]:
+        record = json.loads((Path(row["output_dir"]) / "run_record.json").read_text())
+        assert record["finished"] is not row["diverged"]
+    # one that ends before it is stopped has no finite figure
+    short = (*words, "--train-iters", "2", "--output-dir", tmp_path / "short", "--save", tmp_path / "short" / "saved")
+    ended = run(command(*short, "--lr-grid", "1e30", "1e31"))
+    assert ended.returncode == 1
+    assert "--lr-grid 1e+30 1e+31: training diverged at every rate" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    found = json.loads((tmp_path / "short" / "lr_grid.json").read_text(), parse_constant=no_json)
+    assert found["best"] is None
+    json.loads((tmp_path / "short" / "lr-1e+30" / "metrics.json").read_text(), parse_constant=no_json)

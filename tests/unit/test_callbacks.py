@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_retrieval.training.callbacks import EvaluateBatches
+from megatron_retrieval.errors import DivergenceError, RunDivergedError
+from megatron_retrieval.training.callbacks import EvaluateBatches, EvaluateTask
 from megatron_retrieval.training.metrics_log import LogConfig, MetricsLog
 from megatron_retrieval.training.trainer import StepReport
 from megatron_retrieval.types.metrics import Count, Mean, Metrics, Rate
@@ -74,3 +75,22 @@ def test_a_new_run_keeps_no_line_of_an_earlier_one(tmp_path: Path, trainer: Any)
         log.write(0, {"valid_recall@1": 0.0})
         log.on_end(trainer)
     assert _lines(tmp_path) == [{"iteration": 0, "valid_recall@1": 0.0}]
+
+
+class _Ruined:
+    """A task that weights without a finite value cannot do."""
+
+    name = "answers"
+
+    def measure(self, topology: Any) -> dict[str, Any]:
+        raise DivergenceError("logits are not finite")
+
+
+@pytest.mark.parametrize(("world_size", "error"), [(1, RunDivergedError), (2, DivergenceError)])
+def test_one_process_knows_that_all_have_diverged(
+    tmp_path: Path, trainer: Any, world_size: int, error: type[Exception]
+) -> None:
+    trainer.topology.world_size = world_size
+    with pytest.raises(DivergenceError, match="logits are not finite") as caught:
+        EvaluateTask(_Ruined(), 1, _log(tmp_path)).on_step(trainer, StepReport(1, {}, 0.0))
+    assert caught.type is error
