@@ -8,6 +8,7 @@ from pathlib import Path
 from programs import command, run, succeed
 
 from megatron_retrieval.testing.tiny import write_tiny_dpr
+from megatron_retrieval.testing.tiny_starts import write_starts
 
 TINY = (
     "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --max-position-embeddings 32 --retriever-seq-length 32 "
@@ -79,3 +80,22 @@ def test_a_rate_that_diverges_is_the_worst(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "short" / "lr_grid.json").read_text(), parse_constant=no_json)
     assert found["best"] is None
     json.loads((tmp_path / "short" / "lr-1e+30" / "metrics.json").read_text(), parse_constant=no_json)
+
+
+def test_rates_share_what_a_frozen_reader_has_read(tmp_path: Path) -> None:
+    folder = write_starts(tmp_path)
+    frozen = ("--objective", "rag-token", "--freeze-reader", "--freeze-passage-encoder", "--separate-encoders")
+    settings = ("--num-passages", 4, "--max-answer-length", 4, "--embedding-dtype", "float32", "--no-tensorboard")
+    words = ("tasks/main.py", "--task", "end-to-end-finetune", *frozen, *settings, "--global-batch-size", 4)
+    for name, place in (("retriever", "retriever"), ("reader", "fusion"), ("evidence", "evidence")):
+        words = (*words, f"--{name}", folder / place)
+    data = folder / "biencoder.json"
+    words = (*words, "--train-data", data, "--valid-data", data, "--max-valid-questions", 2, "--log-interval", 1)
+    succeed(command(*words, "--output-dir", tmp_path / "grid", "--train-iters", 2, "--lr-grid", "1e-6", "2e-6"))
+    read = {}
+    for rate in ("1e-06", "2e-06"):
+        lines = map(json.loads, (tmp_path / "grid" / f"lr-{rate}" / "metrics.jsonl").read_text().splitlines())
+        steps = [line for line in lines if "num_passages_asked" in line]
+        assert sum(step["num_passages_asked"] for step in steps) == 32
+        read[rate] = sum(step["num_passages_read"] for step in steps)
+    assert read["2e-06"] < read["1e-06"] / 2

@@ -20,10 +20,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_retrieval.checkpoint.store.shard_file import tensor_bytes
-from megatron_retrieval.models.sharding import ShardLayout, full_sizes, places_in_full
+from megatron_retrieval.models.sharding import ShardLayout, full_sizes, layout_of, places_in_full
+from megatron_retrieval.parallel.collectives import gather_objects
 from megatron_retrieval.parallel.topology import ProcessTopology
 
 _MODULUS = 1 << 256
@@ -53,6 +54,12 @@ def shard_digest(name: str, shard: Tensor, layout: ShardLayout, topology: Proces
         if layout.dim != 0 or layout.num_rows is None or place < layout.num_rows:
             total += _hash(begun, place, content[number * num_bytes : (number + 1) * num_bytes])
     return total % _MODULUS
+
+
+def weights_digest(model: nn.Module, topology: ProcessTopology) -> int:
+    """What all parameters of a model come to, on every rank alike; a collective over its tensor-parallel ranks."""
+    own = sum(shard_digest(name, part, layout_of(part), topology) for name, part in model.named_parameters())
+    return sum(gather_objects(own, topology.groups.tp)) % _MODULUS
 
 
 def model_fingerprint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from megatron_retrieval.checkpoint.kinds.dual_encoder import DUAL_ENCODER
 from megatron_retrieval.checkpoint.kinds.kind import AnyDescription
 from megatron_retrieval.checkpoint.store.base import BaseCheckpoint
+from megatron_retrieval.checkpoint.store.fingerprint import weights_digest
 from megatron_retrieval.checkpoint.store.writer import ModelPart
 from megatron_retrieval.config.parser import overlaid
 from megatron_retrieval.data.examples.batches import BatchSource
@@ -38,7 +39,7 @@ from megatron_retrieval.training.resume import SavedModel
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES, require_passes
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
-from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings
+from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings, ReadingMemory
 from megatron_retrieval.training.steps.passage_search import PassageSearch
 from megatron_retrieval.training.steps.readings import ReaderSide
 from megatron_retrieval.training.trainer import Callback, Trainer
@@ -82,8 +83,12 @@ class EndToEndRun(ABC, Generic[Job]):
             frozen=config.frozen.freeze_passage_encoder,
         )
 
-    def trainer(self) -> Trainer:
-        """Everything, ready to train."""
+    def trainer(self, memory: ReadingMemory | None = None) -> Trainer:
+        """Everything, ready to train.
+
+        Args:
+            memory: what a frozen reader has read in runs before; None: there were none.
+        """
         config, training = self.config, self.config.training
         examples, (held_out, tasks) = self.examples(), self.held_out()
         asked = OBJECTIVES[config.step.objective].needs
@@ -99,6 +104,8 @@ class EndToEndRun(ABC, Generic[Job]):
         for callback in self.callbacks(run, step):
             run.add(callback)
         run.resume()
+        if memory is not None and isinstance(readings, MemoisedReadings):
+            readings.memos = memory.of(self.reader_identity())
         return run.trainer(step, examples)
 
     @abstractmethod
@@ -137,6 +144,16 @@ class EndToEndRun(ABC, Generic[Job]):
         saved = SavedModel(kind.checkpoints.name, reader.checkpoint_config(), reader.vocabulary.assets(), {})
         self._adapt(READER, reader.model, start, saved)
         return kind, reader
+
+    def reader_identity(self) -> Hashable:
+        """What the reader's likelihoods depend on beside question, answers and row, see `ReadingMemory`."""
+        reader, asked = self.reader, OBJECTIVES[self.config.step.objective].needs
+        return (
+            self.reader_kind.name,
+            *(repr(reader.settings), reader.vocabulary.fingerprint, self.evidence.fingerprint),
+            weights_digest(reader.model, self.topology),
+            *(self.config.training.precision.on(self.topology.device), *sorted(asked)),
+        )
 
     def _new_model(self) -> EndToEndModel:
         """With the weights of the start, unless the run is resumed, which loads them."""
@@ -238,10 +255,14 @@ def embedding_command(config: EndToEndConfig, topology: ProcessTopology) -> list
     )
 
 
-def run_end_to_end(build: Callable[[Job, ProcessTopology], Trainer], config: Job, topology: ProcessTopology) -> None:
-    """What each process of a run does: it trains, or embeds beside those that train."""
+def run_end_to_end(build: Callable[..., Trainer], config: Job, topology: ProcessTopology) -> None:
+    """What each process of a run does: it trains, or embeds beside those that train.
+
+    Args:
+        build: of configuration, topology and, by name, `memory`; see `EndToEndRun.trainer`.
+    """
     if topology.side_rank is None:
-        run_training(build, config, topology)
+        run_training(partial(build, memory=ReadingMemory()), config, topology)
     else:
         folder = config.index.folder(config.training.log.output_dir)
         timeout_seconds = 60 * config.index.embedding_timeout_minutes

@@ -16,6 +16,7 @@ from megatron_retrieval.parallel.topology import ProcessTopology
 from megatron_retrieval.recipes.end_to_end.build import EndToEndRun, run_end_to_end
 from megatron_retrieval.recipes.end_to_end.config import EndToEndFinetuneConfig
 from megatron_retrieval.training.callbacks import MeasuredTask
+from megatron_retrieval.training.steps.memoised_readings import ReadingMemory
 from megatron_retrieval.training.tasks.end_to_end_evaluation import RetrievedPassagesTask
 from megatron_retrieval.training.trainer import Trainer
 from megatron_retrieval.utils.late_files import seen_late
@@ -68,6 +69,6 @@ def main(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> None:
     run_end_to_end(build, config, topology)
 
 
-def build(config: EndToEndFinetuneConfig, topology: ProcessTopology) -> Trainer:
+def build(config: EndToEndFinetuneConfig, topology: ProcessTopology, memory: ReadingMemory | None = None) -> Trainer:
     """Read the data, build the model, and make the trainer; see `EndToEndRun`."""
-    return FinetuneRun(config, topology).trainer()
+    return FinetuneRun(config, topology).trainer(memory)

@@ -18,6 +18,7 @@ from megatron_retrieval.recipes.end_to_end.config import EndToEndConfig
 from megatron_retrieval.tokenizers.vocabulary import Vocabulary
 from megatron_retrieval.training.run import TrainingRun
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStep
+from megatron_retrieval.training.steps.memoised_readings import ReadingMemory
 from megatron_retrieval.training.tasks.refreshed_recall import EvaluateAtRefresh, IndexRecallTask, ZeroShotConfig
 from megatron_retrieval.training.tasks.watching import WatchConfig, WatchSentences, WatchTask, WritePage, in_vocabulary
 from megatron_retrieval.training.trainer import Callback, Trainer
@@ -123,6 +124,11 @@ class MssRun(EndToEndRun[MssPretrainingConfig]):
         )
 
 
-def build(config: MssPretrainingConfig, topology: ProcessTopology, write_page: WritePage | None = None) -> Trainer:
+def build(
+    config: MssPretrainingConfig,
+    topology: ProcessTopology,
+    write_page: WritePage | None = None,
+    memory: ReadingMemory | None = None,
+) -> Trainer:
     """Open the spans, build the model, and make the trainer; see `MssRun`."""
-    return MssRun(config, topology, write_page).trainer()
+    return MssRun(config, topology, write_page).trainer(memory)

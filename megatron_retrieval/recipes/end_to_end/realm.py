@@ -19,6 +19,7 @@ from megatron_retrieval.recipes.end_to_end.config import READER
 from megatron_retrieval.recipes.end_to_end.mss import MssDataConfig, MssPretrainingConfig, MssRun
 from megatron_retrieval.training.steps.end_to_end_objectives import OBJECTIVES
 from megatron_retrieval.training.steps.end_to_end_step import EndToEndStepConfig
+from megatron_retrieval.training.steps.memoised_readings import ReadingMemory
 from megatron_retrieval.training.steps.passage_search import TopkConfig
 from megatron_retrieval.training.tasks.watching import WritePage
 from megatron_retrieval.training.trainer import Trainer
@@ -82,6 +83,11 @@ class RealmRun(MssRun):
         return super().num_watched if sentences.masking == "salient" else 0
 
 
-def build(config: RealmPretrainingConfig, topology: ProcessTopology, write_page: WritePage | None = None) -> Trainer:
+def build(
+    config: RealmPretrainingConfig,
+    topology: ProcessTopology,
+    write_page: WritePage | None = None,
+    memory: ReadingMemory | None = None,
+) -> Trainer:
     """Open the spans, build the model, and make the trainer; see `MssRun`."""
-    return RealmRun(config, topology, write_page).trainer()
+    return RealmRun(config, topology, write_page).trainer(memory)

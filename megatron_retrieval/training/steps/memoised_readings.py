@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,30 @@ Memo = dict[Key, Tensor]
 MOST_REMEMBERED = 1 << 20
 
 
+class ReadingMemory:
+    """What was read, from one run of a process to the next, such as those of a grid of learning rates: that of the
+    newest reader only, so that it takes no more memory than a single run."""
+
+    def __init__(self) -> None:
+        self._reader: Hashable = None
+        self._memos = _new_memos()
+
+    def of(self, reader: Hashable) -> dict[str, Memo]:
+        """The memos of a reader, by pass.
+
+        Args:
+            reader: everything that its readings depend on beside question, answers and row of the evidence, such as
+                weights, layout and the evidence; alike on tensor-parallel neighbours, which read together.
+        """
+        if reader != self._reader:
+            self._reader, self._memos = reader, _new_memos()
+        return self._memos
+
+
+def _new_memos() -> dict[str, Memo]:
+    return {"each": {}, "each_token": {}}
+
+
 class MemoisedReadings:
     """See ReaderSide; each passage for itself is read once for each question and answer.
 
@@ -30,12 +54,13 @@ class MemoisedReadings:
 
     Attributes:
         num_asked: passages that were asked for since the last `take_counts`; `num_read`: of these, how many were read.
+        memos: what is remembered, by pass; others of the same reader may take their place, see `ReadingMemory`.
     """
 
     def __init__(self, side: ReaderSide) -> None:
         self.side = side
         self.num_asked = self.num_read = 0
-        self.memos: dict[str, Memo] = {"each": {}, "each_token": {}}
+        self.memos = _new_memos()
 
     @property
     def passes(self) -> frozenset[Pass]:
