@@ -27,6 +27,7 @@ from megatron_retrieval.testing.tiny_starts import write_starts
 from megatron_retrieval.training.steps import memoised_readings
 from megatron_retrieval.training.steps.memoised_readings import MemoisedReadings, ReadingMemory
 from megatron_retrieval.training.steps.readings import FusionReading, FusionReadings
+from megatron_retrieval.utils import stopwatch
 
 QUESTIONS = {f"w{n * 6} w{n * 3 + 1}": [f"w{n * 5 + 2}", "w1 w2 w3"] for n in range(5)}
 
@@ -91,6 +92,23 @@ def test_what_is_remembered_is_what_would_be_read(tmp_path: Path) -> None:
             for name in ("loss", "log_likelihood"):
                 torch.testing.assert_close(found["metrics"][name], fresh["metrics"][name])
                 torch.testing.assert_close(found["evaluated"][name], fresh["evaluated"][name])
+
+
+def _timed_step(topology: ProcessTopology, folder: str) -> tuple[dict[str, float], int]:
+    """A step on a clock that moves only where a gradient arrives at the retriever; and how often it did."""
+    setting, plain = _setting(topology, folder)
+    arrived: list[int] = []
+    for parameter in setting.model.retriever.parameters():
+        parameter.register_hook(lambda gradient: arrived.append(1))
+    with patch.object(stopwatch.time, "perf_counter", lambda: float(len(arrived))):
+        metrics = setting.step(plain, "individual-topk")["metrics"]
+    return {name: value for name, value in metrics.items() if name.startswith("seconds_")}, len(arrived)
+
+
+def test_the_gradient_of_the_retriever_takes_no_time_of_reading(tmp_path: Path) -> None:
+    ((seconds, num_arrived),) = run_on_ranks(_timed_step, 1, str(write_inputs(tmp_path, QUESTIONS)))
+    assert seconds == {"seconds_searching": 0, "seconds_reading": 0, "seconds_encoding": num_arrived}
+    assert num_arrived > 0
 
 
 #: two steps in which only the encoder of questions learns

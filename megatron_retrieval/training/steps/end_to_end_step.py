@@ -107,7 +107,8 @@ class EndToEndStep:
     def forward_backward(self, batch: AskedBatch, iteration: int, loss_scale: float) -> Metrics:
         """See StepModule; `best_passage_changed`: by fresh scores it is not the one that the index put first;
         `null_prior`: p(z | q) of the null passage, where it is a candidate; `seconds_...`: of the parts of the step,
-        means over ranks; `num_passages_asked`, `num_passages_read`: of a reader that remembers what it has read."""
+        gradients included, means over ranks; `num_passages_asked`, `num_passages_read`: of a reader that remembers
+        what it has read."""
         watch = Stopwatch("searching", "encoding", "reading", device=self._topology.device)
         batch = self._counted(batch)
         with watch("searching"):
@@ -118,11 +119,16 @@ class EndToEndStep:
             start_dropout(self._seed, self._topology, iteration, number)
             with watch("encoding"):
                 scores, early_scores = self._fresh_scores(chunk)
+            encoded = [scores] if early_scores is None else [scores, early_scores]
+            leaves = [part.detach().requires_grad_(part.requires_grad) for part in encoded]
             with watch("reading"):
-                output = self._loss(chunk, scores, early_scores)
+                output = self._loss(chunk, leaves[0], leaves[1] if len(leaves) > 1 else None)
                 # with a frozen retriever, passages without an answer leave nothing to learn from
                 if output.loss.requires_grad:
                     (output.loss * (0 if batch.is_filler else loss_scale)).backward()
+            with watch("encoding"):  # the gradient goes on into the retriever
+                if trained := [place for place, leaf in enumerate(leaves) if leaf.grad is not None]:
+                    torch.autograd.backward([encoded[n] for n in trained], [leaves[n].grad for n in trained])
             self._add(sums, chunk, output, scores)
         if isinstance(self._readings, MemoisedReadings):
             for name, count in self._readings.take_counts().items():
