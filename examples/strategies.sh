@@ -11,7 +11,9 @@
 # points to answers (default OUTPUT/fusion/checkpoints); what points has no tokens: KIND=pointing leaves joint-token out and
 # trains by individual-topk. INDEX=refreshed embeds the passages anew every 20 steps in place of freezing their encoder. READER_FLAGS
 # are further flags of all training with the reader, such as adapters of a language model ("--lora-rank 16 --lora-alpha 32 --lora-parts
-# reader": the retriever is trained in full). PROCESSES (default 2) ranks share the work.
+# reader": the retriever is trained in full). ANSWER_FROM=sequence or token has answers weighed by the retriever's scores in place of
+# reading all passages in one prompt; its answers and its table are in results-sequence or results-token, and nothing is trained
+# again. PROCESSES (default 2) ranks share the work.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROCESSES=${PROCESSES:-2}
@@ -22,6 +24,9 @@ root=$out/strategies-${INDEX:-fixed}
 questions=$out/squad/train-v1.1.qa.csv
 train=$root/train.qa.csv held_out=$root/held-out.qa.csv
 read -r -a reader_flags <<<"${READER_FLAGS:-}"
+# answers, and where the table is
+results=$root/results table=$root
+if [[ ${ANSWER_FROM:-concatenated} != concatenated ]]; then results=$root/results-$ANSWER_FROM table=$root/results-$ANSWER_FROM; fi
 # what keeps the index right; what the embedder is chosen by
 index=() searched=(--eval-embeddings "$root/embeddings")
 if [[ ${INDEX:-fixed} == refreshed ]]; then
@@ -69,14 +74,15 @@ measure() { # NAME RETRIEVER READER RUNS...: recall and answers; the runs are wh
   fi
   once "$root/results/$name/recall" parallel tasks/main.py --task retriever-evaluate --dtype auto "${search[@]}" \
     --question-stride 5 --topk 1 5 20 --output-dir "$root/results/$name/recall"
-  once "$root/results/$name/answers" parallel tasks/main.py --task qa-evaluate --config examples/strategy_answers.yaml --dtype auto \
+  once "$results/$name/answers" parallel tasks/main.py --task qa-evaluate --config examples/strategy_answers.yaml --dtype auto \
     --reader "$reader" "${search[@]}" --question-stride 35 --max-questions 300 ${ANSWER_FROM:+--answer-from "$ANSWER_FROM"} \
-    --output-dir "$root/results/$name/answers"
-  if [[ -d $root/results/$name ]]; then
+    --output-dir "$results/$name/answers"
+  if [[ -d $results/$name ]]; then
     local runs
     printf -v runs ', "%s"' "${@/#/$root/}"
-    echo "[${runs#, }]" >"$root/results/$name/training.json"
-    if (($# == 0)); then echo "[]" >"$root/results/$name/training.json"; fi
+    echo "[${runs#, }]" >"$results/$name/training.json"
+    if (($# == 0)); then echo "[]" >"$results/$name/training.json"; fi
+    once "$results/$name/recall" ln -s "../../results/$name/recall" "$results/$name/recall"
   fi
   result "$name"
 }
@@ -112,5 +118,5 @@ done
 
 names=(none embedder generator independent two-phase "${together[@]}")
 if [[ -z ${DRY_RUN_MADE:-} ]]; then
-  python -m megatron_retrieval strategies --strategies "${names[@]/#/$root/results/}" --output-dir "$root" --picture
+  python -m megatron_retrieval strategies --strategies "${names[@]/#/$results/}" --output-dir "$table" --picture
 fi

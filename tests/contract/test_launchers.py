@@ -70,6 +70,41 @@ def test_dry_run(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert made
 
 
+#: makes the output folder of a command, and writes down what it is
+MAKER = """#!/usr/bin/env bash
+while (($#)); do
+  if [[ $1 == --output-dir || $1 == --output ]]; then mkdir -p "$2"; echo "$2" >> "$COMMANDS"; fi
+  shift
+done
+"""
+
+
+def test_answers_from_elsewhere_have_folders_of_their_own(tmp_path: Path) -> None:
+    """What was answered from concatenated passages stays, and recall is not measured again."""
+    maker, commands, root = tmp_path / "python", tmp_path / "commands", tmp_path / "out" / "strategies-fixed"
+    maker.write_text(MAKER)
+    maker.chmod(0o755)
+    (tmp_path / "out" / "squad").mkdir(parents=True)
+    (tmp_path / "out" / "squad" / "train-v1.1.qa.csv").write_text("where is it\t['here']\n" * 9)
+    environment = {**os.environ, "PYTHON": str(maker), "COMMANDS": str(commands), "PROCESSES": "1"}
+    script = ["bash", "examples/strategies.sh", str(tmp_path / "out")]
+    for more in ({}, {"ANSWER_FROM": "concatenated"}, {"ANSWER_FROM": "token"}):
+        commands.write_text("")
+        result = subprocess.run(script, cwd=ROOT, env={**environment, **more}, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        made = [Path(line).relative_to(root) for line in commands.read_text().splitlines()]
+        if more.get("ANSWER_FROM") == "token":
+            assert Path("results-token/none/answers") in made
+            assert made[-1] == Path("results-token")
+        else:
+            assert made[-1] == Path()
+            assert (Path("results/none/answers") in made) is (not more)
+        assert (Path("results/none/recall") in made) is (not more)
+    for name in ("none", "joint-token"):
+        assert (root / "results-token" / name / "recall").resolve() == (root / "results" / name / "recall").resolve()
+    assert (root / "results-token" / "two-phase" / "training.json").read_text().count(str(root)) == 2
+
+
 def test_too_few_words_show_what_the_script_does() -> None:
     result = subprocess.run(["bash", "examples/finetune_dpr.sh", "nq"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
