@@ -33,8 +33,9 @@ if [[ ${INDEX:-fixed} == refreshed ]]; then
   index=(--no-freeze-passage-encoder --index-refresh-interval 20)
   searched=(--no-freeze-passage-encoder --eval-max-passages 4000)
 fi
-objective=() together=(joint-sequence joint-token)
-if [[ ${KIND:-writing} == pointing ]]; then objective=(--objective individual-topk) together=(joint-sequence); fi
+# trained on one passage at a time, asked with all of them
+objective=() together=(joint-sequence joint-token) answer_from=(--answer-from "${ANSWER_FROM:-concatenated}")
+if [[ ${KIND:-writing} == pointing ]]; then objective=(--objective individual-topk) together=(joint-sequence) answer_from=(); fi
 
 hold_out() { # 300 questions behind those that the embedder learns from
   mkdir -p "$root"
@@ -75,7 +76,7 @@ measure() { # NAME RETRIEVER READER RUNS...: recall and answers; the runs are wh
   once "$root/results/$name/recall" parallel tasks/main.py --task retriever-evaluate --dtype auto "${search[@]}" \
     --question-stride 5 --topk 1 5 20 --output-dir "$root/results/$name/recall"
   once "$results/$name/answers" parallel tasks/main.py --task qa-evaluate --config examples/strategy_answers.yaml --dtype auto \
-    --reader "$reader" "${search[@]}" --question-stride 35 --max-questions 300 ${ANSWER_FROM:+--answer-from "$ANSWER_FROM"} \
+    --reader "$reader" "${search[@]}" --question-stride 35 --max-questions 300 "${answer_from[@]}" \
     --output-dir "$results/$name/answers"
   if [[ -d $results/$name ]]; then
     local runs

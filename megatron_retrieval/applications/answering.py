@@ -15,6 +15,7 @@ from megatron_retrieval.evaluation.predictions import Prediction
 from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.left_open import LeftOpenConfig
 from megatron_retrieval.readers.settings import ReaderAnswersConfig
 from megatron_retrieval.reports.highlight import answer_spans
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
@@ -33,6 +34,8 @@ class AnsweringConfig(Checked):
     """Passages that the reader reads for a question."""
     answers: ReaderAnswersConfig = field(default_factory=ReaderAnswersConfig)
     """How the reader answers."""
+    left_open: LeftOpenConfig = field(default_factory=LeftOpenConfig)
+    """What the reader's checkpoint leaves open."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """How encoder and reader are run."""
     fusion: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
@@ -106,8 +109,15 @@ def open_answering(config: AnsweringConfig, topology: ProcessTopology) -> Answer
     """
     reader = None
     if config.reader is not None:
-        chosen = ReaderConfig(reader=config.reader, answers=config.answers, encode=config.encode, fusion=config.fusion)
-        reader = open_reader(chosen, PassagesToReadConfig(num_passages=config.num_passages), topology).reader
+        chosen = ReaderConfig(
+            reader=config.reader,
+            answers=config.answers,
+            left_open=config.left_open,
+            encode=config.encode,
+            fusion=config.fusion,
+        )
+        reading = PassagesToReadConfig(num_passages=config.num_passages)
+        reader = open_reader(chosen, reading, topology, scores_of=config.search.scores_of).reader
     return AnswerSession(open_search(config.search, config.encode, topology), reader, config.num_passages)
 
 

@@ -13,6 +13,7 @@ from megatron_retrieval.evaluation.reader_task import Reader
 from megatron_retrieval.evaluation.retrieval_results import recorded
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.left_open import LeftOpenConfig, ScoresOf
 from megatron_retrieval.readers.registry import describe_reader
 from megatron_retrieval.readers.settings import ReaderAnswersConfig, ReaderSettings
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
@@ -25,6 +26,7 @@ class ReaderConfig:
     reader: Path = field(metadata=formerly("load"))
     """Checkpoint of the reader."""
     answers: ReaderAnswersConfig = field(default_factory=ReaderAnswersConfig)
+    left_open: LeftOpenConfig = field(default_factory=LeftOpenConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     fusion: FusionEncodeConfig = field(default_factory=FusionEncodeConfig)
 
@@ -46,32 +48,38 @@ def open_reader(
     reading: PassagesToReadConfig | None,
     topology: ProcessTopology,
     *,
+    scores_of: ScoresOf = "other",
     prompt: PromptFormatConfig | None = None,
 ) -> AnsweringReader:
     """Load the reader at this topology.
 
     Args:
         reading: the passages that it will be given; None: any.
+        scores_of: what their scores are of.
         prompt: layout of a causal reader that is to do something else than to answer.
 
     Raises:
         CheckpointError: no reader there.
-        ConfigError: the reader needs passages, and --closed-book is set; or the passages have no room in its prompt.
+        ConfigError: the reader needs passages, and --closed-book is set; the passages have no room in its prompt; or a
+            flag contradicts what its checkpoint states.
     """
     kind, saved = describe_reader(config.reader)
     if reading is not None and kind.needs_passages:
         reading.require_passages()
-    layout = prompt if prompt and kind.layout is PromptFormatConfig else saved.layout or kind.layout()
+    layout = config.left_open.over(kind.layout(), saved)
+    if prompt and kind.layout is PromptFormatConfig:
+        layout = prompt
+    scores = config.left_open.scores(saved, scores_of)
     settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
     reader = kind.open(saved, settings, topology, config.encode.on(topology.device))
     if reading is not None:
-        reader.require_room(reading.num_read, saved.passage_scores)
+        reader.require_room(reading.num_read, scores)
     reader.load_saved(saved)
     reader.model.eval()
     protocol = {
         "reader": saved.manifest.kind,
         "reader_fingerprint": saved.fingerprint,
-        **recorded(settings.answers, settings.layout, saved.passage_scores),
-        **reader.recorded(saved.passage_scores),
+        **recorded(settings.answers, settings.layout, scores),
+        **reader.recorded(scores),
     }
-    return AnsweringReader(reader.answerer(saved.passage_scores, config.encode.micro_batch_size), protocol)
+    return AnsweringReader(reader.answerer(scores, config.encode.micro_batch_size), protocol)

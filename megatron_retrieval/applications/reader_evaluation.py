@@ -53,7 +53,9 @@ class QaEvaluateConfig(Checked):
 
 def main(config: QaEvaluateConfig, topology: ProcessTopology) -> None:
     record = RunRecord(config, topology.world_size)
-    opened = open_reader(config.reader, config.given.reading, topology)
+    search = config.given.search.what()
+    scores_of = "other" if search is None else search.scores_of
+    opened = open_reader(config.reader, config.given.reading, topology, scores_of=scores_of)
     questions, census = open_questions(config.given, config.reader.encode, topology), QuestionCensus()
     stream = _counting_long(questions.read(census), opened.reader, census)
     results = evaluate_reader(stream, opened.reader, config.scoring, topology)

@@ -25,6 +25,7 @@ from megatron_retrieval.index.bm25 import LexicalIndex
 from megatron_retrieval.index.exact.placement import Placement
 from megatron_retrieval.index.store.embedding_store import EmbeddingStore
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.left_open import ScoresOf
 from megatron_retrieval.retrieval.encode_batches import EncodeConfig
 from megatron_retrieval.retrieval.index_versions import IndexVersions
 from megatron_retrieval.retrieval.rank_fusion import RankFusionConfig, fuse, fused_depth
@@ -80,6 +81,13 @@ class SearchConfig:
             raise ConfigError("Nothing to search with: give --embeddings and --retriever, --bm25-index, or all three.")
         if self.embeddings is None and self.options.approximate.index is not None:
             raise ConfigError("--index is of embeddings: give --embeddings and --retriever as well.")
+
+    @property
+    def scores_of(self) -> ScoresOf:
+        """What the scores of the passages are of that are found."""
+        if self.options.rerank.rerank is not None:
+            return "reranker"
+        return "retriever" if self.retriever is not None and self.bm25_index is None else "other"
 
 
 @dataclass(frozen=True)

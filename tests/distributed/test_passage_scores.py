@@ -27,6 +27,7 @@ from megatron_retrieval.models.passage_scores import PassageScoreConfig, Passage
 from megatron_retrieval.models.t5 import T5
 from megatron_retrieval.models.t5_config import T5Config
 from megatron_retrieval.parallel.topology import ProcessTopology
+from megatron_retrieval.readers.left_open import LeftOpenConfig
 from megatron_retrieval.readers.settings import ReaderAnswersConfig
 from megatron_retrieval.testing.spawn import run_on_ranks
 from megatron_retrieval.testing.tiny_sentencepiece import NUM_PIECES, write_sentencepiece
@@ -274,6 +275,14 @@ def _from_checkpoint(topology: ProcessTopology, folder: str, model_file: str) ->
         decoding = {"marginal": "fast", "token": "token"}.get(name)
         assert opened.protocol["marginal_decoding"] == decoding
         assert opened.protocol["passage_score_divisor"] == (1.0 if name == "old" else 2.5)
+        # a reranker's scores are of another scale than those that it was trained with
+        for divisor, left_open in ((1.0, LeftOpenConfig()), (0.5, LeftOpenConfig(temperature=0.5))):
+            again = dataclasses.replace(settings, left_open=left_open)
+            opened = open_reader(again, reading, topology, scores_of="reranker")
+            assert opened.protocol["passage_score_divisor"] == divisor
+            found = [(answer.text, answer.score, answer.passage) for answer in opened.reader.answer(_questions())]
+            expected = dataclasses.replace(scores or PassageScoreConfig(), passage_score_divisor=divisor)
+            _check(found, _answer(topology, model_file, expected, _questions()))
     return True
 
 

@@ -163,3 +163,21 @@ def test_bad_input(folder: Path, tmp_path: Path, case: str) -> None:
     words = [folder / word if "/" in str(word) else word for word in words]
     refuse(train(folder, str(reader), tmp_path / "out", STEPS, *words), message)
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_plain_language_model_is_read_as_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Its checkpoint says nothing of prompts and of scores."""
+    words = (*READ, "--reader", folder / "causal", "--questions", folder / "reading.json", "--max-answer-length", 4)
+    words = (*words, "--num-passages", 2, "--max-questions", 4, "--answer-from", "sequence", "--num-examples", 0)
+    prompt = ("--question-seq-length", 16, "--reader-seq-length", 120, "--prompt-instruction", "Say it.")
+    outputs = {}
+    for name, further in (("plain", ()), ("asked", (*prompt, "--temperature", "0.05"))):
+        succeed(command(*words, *further, "--output-dir", tmp_path / name))
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+        outputs[name] = metrics, [json.loads(line)["score"] for line in lines]
+    assert outputs["plain"][0]["passage_score_divisor"] == 1
+    asked = {"passage_score_divisor": 0.05, "reader_seq_length": 120, "prompt_instruction": "Say it."}
+    assert {name: outputs["asked"][0][name] for name in asked} == asked
+    assert outputs["plain"][1] != outputs["asked"][1]
+    refuse(command(*words, "--title-prefix", "title:", "--output-dir", tmp_path / "none"), "--title-prefix: the reader")

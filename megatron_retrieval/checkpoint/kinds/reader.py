@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -19,10 +19,15 @@ class ReaderDescription(Description[Shape, Layout, Model]):
     """All of a saved reader but its weights.
 
     Attributes:
-        passage_scores: what it does with the scores of passages; nothing where it was trained without a retriever.
+        stated_scores: what it was trained to do with the scores of passages; None: it was trained without a retriever.
     """
 
-    passage_scores: PassageScoreConfig = field(default_factory=PassageScoreConfig)
+    stated_scores: PassageScoreConfig | None = None
+
+    @property
+    def passage_scores(self) -> PassageScoreConfig:
+        """What it does with the scores of passages; nothing where it was trained without a retriever."""
+        return self.stated_scores or PassageScoreConfig()
 
 
 def layout_if_saved(config_class: type[Config], settings: Mapping[str, Any]) -> Config | None:
@@ -56,5 +61,5 @@ class ReaderModelKind(ModelKind[Shape, Layout, Model]):
         """See ModelKind; the manifest of a reader that was trained without a retriever says nothing of scores."""
         found, settings = super().read(folder, manifest), manifest.config
         knows_scores = bool(to_flat_dict(PassageScoreConfig()).keys() & settings.keys())
-        scores = from_flat_dict(PassageScoreConfig, settings) if knows_scores else PassageScoreConfig()
+        scores = from_flat_dict(PassageScoreConfig, settings) if knows_scores else None
         return ReaderDescription(folder, manifest, self, found.shape, found.layout, scores)
