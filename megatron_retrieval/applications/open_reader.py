@@ -61,7 +61,7 @@ def open_reader(
     Raises:
         CheckpointError: no reader there.
         ConfigError: the reader needs passages, and --closed-book is set; the passages have no room in its prompt; or a
-            flag contradicts what its checkpoint states.
+            flag contradicts what its checkpoint states, or is of other readers.
     """
     kind, saved = describe_reader(config.reader)
     if reading is not None and kind.needs_passages:
@@ -70,7 +70,7 @@ def open_reader(
     if prompt and kind.layout is PromptFormatConfig:
         layout = prompt
     scores = config.left_open.scores(saved, scores_of)
-    settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers), config.fusion)
+    settings = ReaderSettings(saved.shape, layout, config.answers.of(kind.answers, kind.name), config.fusion)
     reader = kind.open(saved, settings, topology, config.encode.on(topology.device))
     if reading is not None:
         reader.require_room(reading.num_read, scores)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_retrieval.config.parser import Config, overlaid
+from megatron_retrieval.config.parser import Config, overlaid, to_flat_dict
 from megatron_retrieval.data.layouts.extractive import PassageSegmentConfig
 from megatron_retrieval.data.layouts.fusion import PrefixConfig
 from megatron_retrieval.data.layouts.lengths import ReaderLengthsConfig
 from megatron_retrieval.data.layouts.prompt import PromptConfig
+from megatron_retrieval.errors import ConfigError
 from megatron_retrieval.evaluation.extractive_answers import SpanChoiceConfig
 from megatron_retrieval.models.fusion_reader import FusionEncodeConfig
 from megatron_retrieval.models.generation import BeamSearchConfig
@@ -24,8 +25,21 @@ class ReaderAnswersConfig:
     choice: SpanChoiceConfig = field(default_factory=SpanChoiceConfig)
     search: BeamSearchConfig = field(default_factory=BeamSearchConfig)
 
-    def of(self, config_class: type[Config]) -> Config:
-        """What of it a kind of reader has, with the kind's own defaults."""
+    def of(self, config_class: type[Config], reader: str) -> Config:
+        """What of it a kind of reader has, with the kind's own defaults.
+
+        Args:
+            reader: the kind's name, for the message.
+
+        Raises:
+            ConfigError: a choice or a search is asked for that the kind does not have.
+        """
+        known, default = to_flat_dict(config_class()), to_flat_dict(ReaderAnswersConfig())
+        given = {**to_flat_dict(self.choice), **to_flat_dict(self.search)}
+        if vain := [
+            f"--{name} {value}" for name, value in given.items() if name not in known and value != default[name]
+        ]:
+            raise ConfigError(f"{', '.join(vain)}: the {reader} reader has no use for that; leave it out.")
         return overlaid(config_class(), self)
 
 

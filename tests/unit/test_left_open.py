@@ -12,8 +12,14 @@ from megatron_retrieval.applications.questions_to_read import PassageSearchConfi
 from megatron_retrieval.applications.search import SearchOptionsConfig
 from megatron_retrieval.data.layouts.prompt import PromptFormatConfig
 from megatron_retrieval.errors import ConfigError
+from megatron_retrieval.evaluation.extractive_answers import SpanChoiceConfig
+from megatron_retrieval.models.generation import BeamSearchConfig
 from megatron_retrieval.models.passage_scores import PassageScoreConfig
+from megatron_retrieval.readers.causal import CAUSAL
+from megatron_retrieval.readers.extractive import EXTRACTIVE
 from megatron_retrieval.readers.left_open import LeftOpenConfig, ScoresOf
+from megatron_retrieval.readers.registry import READERS
+from megatron_retrieval.readers.settings import ReaderAnswersConfig
 from megatron_retrieval.retrieval.reranker import RerankConfig
 
 TRAINED = PassageScoreConfig(passage_score_use="token", passage_score_divisor=0.05)
@@ -82,3 +88,19 @@ def test_what_scores_are_of() -> None:
         assert what is not None
         found[name] = what.scores_of
     assert found == {"dense": "retriever", "words": "other", "both": "other", "reranked": "reranker"}
+
+
+def test_a_flag_that_a_reader_has_no_use_for_is_refused() -> None:
+    search = BeamSearchConfig(answer_from="concatenated", marginal_decoding="thorough", sampling_temperature=1.0)
+    asked = ReaderAnswersConfig(max_answer_length=5, search=search)
+    named = (
+        "--answer-from concatenated, --marginal-decoding thorough, --sampling-temperature 1.0: the extractive reader"
+    )
+    with pytest.raises(ConfigError, match=named):
+        asked.of(EXTRACTIVE.answers, EXTRACTIVE.name)
+    choice = ReaderAnswersConfig(choice=SpanChoiceConfig(answer_choice="passage"))
+    assert choice.of(EXTRACTIVE.answers, EXTRACTIVE.name).answer_choice == "passage"
+    with pytest.raises(ConfigError, match="--answer-choice passage: the causal reader has no use for that"):
+        choice.of(CAUSAL.answers, CAUSAL.name)
+    for kind in READERS.values():
+        assert ReaderAnswersConfig(max_answer_length=5).of(kind.answers, kind.name).max_answer_length == 5

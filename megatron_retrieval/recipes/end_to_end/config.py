@@ -186,7 +186,7 @@ class EndToEndConfig:
         """What the reader is built with; settings of its layout that no flag has are the start's."""
         shape = self.model.over(kind.checkpoints.shape_from(start))
         layout = overlaid(_layout_of(kind, start), self.layout)
-        return ReaderSettings(shape, layout, self.answers.of(kind.answers), self.encode)
+        return ReaderSettings(shape, layout, self.answers.of(kind.answers, kind.name), self.encode)
 
     def with_artefact_defaults(self) -> Self:
         """The layouts of retriever and reader are the defaults of their flags, and so is the weight of scores that a
