@@ -107,9 +107,7 @@ def test_every_question_has_scores_where_they_alone_teach(tmp_path: Path) -> Non
     """Else it would be asked in vain, and a file of such questions would make steps of nothing."""
     whole, some, none = (_ranking(tmp_path, *scores) for scores in ((1, 2), (1, None, None), (None,)))
     require_teacher("--ranking-loss kl", whole, None)
-    with pytest.raises(
-        ConfigError, match="kl learns from a teacher, and 2 of 3 questions in --train-data"
-    ):
+    with pytest.raises(ConfigError, match="kl learns from a teacher, and 2 of 3 questions in --train-data"):
         require_teacher("--ranking-loss kl", some, whole)
     with pytest.raises(ConfigError, match="and 2 of 3 questions in --valid-data have no scores of one"):
         require_teacher("--ranking-loss kl", whole, some)
