@@ -112,5 +112,5 @@ def test_export_gives_back_what_was_imported(folder: Path) -> None:
 
 def test_a_checkpoint_names_the_family_that_is_missing(folder: Path) -> None:
     words = ("--evidence", folder / "evidence", "--retriever", folder / "checkpoint", "--output", folder / "none")
-    message = "unknown family of encoders 'mine'; choose one of bert, mpnet, distilbert"
+    message = "unknown family of encoders 'mine'; choose one of bert, bert-unigram, mpnet"
     refuse(command("tools/embed_evidence.py", *words), message)
