@@ -44,7 +44,7 @@ def test_a_shell_completes_verbs_flags_and_choices(tmp_path: Path, capsys: pytes
     lines = [f"COMP_WORDS=(megatron-retrieval {words}); COMP_CWORD={place}; {complete}" for words, place in asked]
     words = ["bash", "-c", "; ".join([f"source {script}", *lines])]
     replies = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
-    assert replies == ["train", "extractive", "--query-in-block-prob", "hf-distilbert hf-dpr"]
+    assert replies == ["train", "extractive", "--query-in-block-prob", "hf-distilbert hf-dpr hf-dpr-reader"]
 
 
 def test_recipes_are_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
