@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What reads question and passage together is worth on SQuAD, over MiniLM fine-tuned with mined negatives: late interaction, an extractive
-# reader and a cross-encoder that reorder its first passages, alone and added to its scores, a dual encoder that learns from late interaction,
-# and hard negatives that are mined again while it learns (ANCE). All start from all-MiniLM-L6-v2 and see the same questions with the same two
-# negatives; the cross-encoder starts from an extractive reader of other questions, which reads both texts together already.
+# reader and a cross-encoder that reorder its first passages, alone and added to its scores, and a dual encoder that learns from late
+# interaction. All start from all-MiniLM-L6-v2 and see the same questions with the same two negatives; the cross-encoder starts from an
+# extractive reader of other questions, which reads both texts together already.
 #
 #   benchmarks/rankers.sh OUTPUT
 #
@@ -99,7 +99,4 @@ for seed in ${SEEDS:-1 2 3}; do
   compare "$base" "distilled-$seed"
   dense "distilled-labels-$seed" "$out/squad-scored-$seed.json" --seed "$seed" --contrastive-loss kl --label-weight 1
   compare "$base" "distilled-labels-$seed"
-
-  dense "ance-$seed" "$out/squad-dense.json" --seed "$seed" --evidence "$out/squad-evidence" --mined-depth 10 --index-refresh-interval 8
-  compare "$base" "ance-$seed"
 done
