@@ -109,7 +109,8 @@ def test_spans_of_all_passages_compete(tmp_path: Path) -> None:
         for first in range(len(words)):
             for last in range(first, len(words)):
                 best.append((float(sums[start + first, start + last]), " ".join(words[first : last + 1])))
-    (answer,) = Reader.load(tmp_path, device="cpu", dtype="fp32").answer_all([QUESTIONS[0]], [TEXTS])
+    with process_topology(ParallelConfig(device="cpu")) as topology:
+        (answer,) = Reader.load(tmp_path, topology=topology, dtype="fp32").answer_all([QUESTIONS[0]], [TEXTS])
     assert answer.text == max(best)[1]
 
 
