@@ -158,21 +158,22 @@ def read_family(path: Path, families: Iterable[EncoderFamily]) -> tuple[dict[str
     """
     rows = list(families)
     settings = read_model_settings(path, *(name for family in rows for name in family.model_types))
-    return settings, family_in(path.parent, settings.get("model_type", rows[0].model_type), rows)
+    model_type = settings.get("model_type", rows[0].model_type)
+    return settings, family_in(path.parent, [family for family in rows if model_type in family.model_types])
 
 
-def family_in(folder: Path, model_type: str, families: Iterable[EncoderFamily]) -> EncoderFamily:
-    """The family of this model_type whose vocabulary the folder has, else the first of this model_type.
+def family_in(folder: Path, families: Sequence[EncoderFamily]) -> EncoderFamily:
+    """Of families with one model_type that whose vocabulary the folder has, else the first.
 
     Raises:
         DataError: the vocabulary is damaged.
     """
-    rows = [family for family in families if model_type in family.model_types]
-    if len(rows) == 1:
-        return rows[0]
+    if len(families) == 1:
+        return families[0]
     path = folder / VOCABULARIES[UnigramTokenizer.kind].file_name
     is_other = path.is_file() and is_unigram(path)
-    return next((family for family in rows if is_other == (family.vocabulary == UnigramTokenizer.kind)), rows[0])
+    fits = (family for family in families if is_other == (family.vocabulary == UnigramTokenizer.kind))
+    return next(fits, families[0])
 
 
 def encoder_state(weights: Mapping[str, Tensor], shape: EncoderShape) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from megatron_retrieval.checkpoint.huggingface.towers import (
     HF_XLM_ROBERTA,
     TOWER_FOLDERS,
 )
-from megatron_retrieval.checkpoint.kinds.encoder_families import BERT, UNIGRAM_BERT
+from megatron_retrieval.checkpoint.kinds.encoder_families import ENCODER_FAMILIES
 from megatron_retrieval.checkpoint.kinds.reader import ReaderDescription
 from megatron_retrieval.checkpoint.kinds.registry import MODEL_KINDS, describe
 from megatron_retrieval.checkpoint.store.merged import MergedWeights
@@ -86,9 +86,8 @@ def format_of(folder: Path) -> str | None:
         return None
     if model_type in RELEASES:
         return HF_CAUSAL_LM.name
-    if model_type == BERT.model_type:
-        model_type = family_in(model, model_type, (BERT, UNIGRAM_BERT)).name
-    if (name := f"hf-{model_type}") not in FORMATS:
+    families = [family for family in ENCODER_FAMILIES.values() if model_type in family.model_types]
+    if (name := f"hf-{family_in(model, families).name if families else model_type}") not in FORMATS:
         raise CheckpointError(f"{model}: model_type is {model_type!r}; models of {', '.join(FORMATS)} can be imported.")
     if other := next((head for head in architectures if head.endswith(_OTHER_HEADS)), None):
         raise CheckpointError(
@@ -141,13 +140,12 @@ def export_model(name: str, path: Path, output: Path) -> None:
     if name == PEFT.name:
         weights = adapters_alone(found)
         base = str((found.folder / found.manifest.base.path).resolve()) if found.manifest.base else ""
-        further: dict[str, Any] = {"adapters": found.adapters, "base": base}
+        rest: dict[str, Any] = {"adapters": found.adapters, "base": base}
     else:
         merged = MergedWeights(found.folder, found.manifest)
-        weights, further = {weight: merged.full(weight) for weight in merged.names()}, {}
-        if isinstance(found, ReaderDescription):
-            further["further"] = (found.passage_scores,)
-    model = ForeignModel(found.kind, found.shape, weights, found.vocabulary(), found.layout, **further)
+        weights = {weight: merged.full(weight) for weight in merged.names()}
+        rest = {"further": (found.passage_scores,)} if isinstance(found, ReaderDescription) else {}
+    model = ForeignModel(found.kind, found.shape, weights, found.vocabulary(), found.layout, **rest)
     write_model(name, model, output)
 
 

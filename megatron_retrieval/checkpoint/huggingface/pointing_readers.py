@@ -31,7 +31,6 @@ from megatron_retrieval.checkpoint.kinds.encoder_families import (
     MPNET,
     ROBERTA,
     XLM_ROBERTA,
-    EncoderFamily,
 )
 from megatron_retrieval.checkpoint.kinds.extractive_reader import EXTRACTIVE_READER
 from megatron_retrieval.config.parser import from_flat_dict, to_flat_dict
@@ -89,7 +88,7 @@ class PointingReaderFormat:
         check_text_handling(folder, vocabulary)
         state = current_names(read_weights(folder))
         weights = self._take_heads(state, encoder.hidden_size, folder)
-        own = self._within(state, family)
+        own = {name.removeprefix(self.prefix or ""): tensor for name, tensor in state.items()}
         weights |= {f"bert.{name}": full for name, full in import_encoder(own, encoder, folder).items()}
         layout, scores = within_positions(self.layout, encoder.max_positions), self.scores
         if (extras_path := folder / EXTRAS_NAME).is_file():
@@ -129,11 +128,6 @@ class PointingReaderFormat:
         if heads["span.weight"].shape != (2, width):
             raise CheckpointError(f"{source}: {len(heads['span.weight'])} labels; a reader has two, start and end.")
         return heads
-
-    def _within(self, state: dict[str, Tensor], family: EncoderFamily) -> dict[str, Tensor]:
-        """The encoder's tensors under the names of its family's model."""
-        prefix = family.inner_prefix if self.prefix is None else self.prefix
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
     def _models(self) -> str:
         return " or ".join(self.families.values())

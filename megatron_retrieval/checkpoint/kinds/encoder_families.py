@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,13 @@ BERT = ENCODER_FAMILIES.add(
     )
 )
 UNIGRAM_BERT = ENCODER_FAMILIES.add(
-    EncoderFamily(
+    replace(
+        BERT,
         name="bert-unigram",
         about="BERT with XLM-R's vocabulary, as small multilingual encoders are",
         shape=UnigramBertConfig,
         vocabulary="unigram",
-        model_type="bert",
         from_huggingface=bert.unigram_bert_config_from_hf,
-        to_huggingface=bert.bert_config_to_hf,
-        table=bert.bert_table,
-        current_names=bert.encoder_names,
     )
 )
 MPNET = ENCODER_FAMILIES.add(

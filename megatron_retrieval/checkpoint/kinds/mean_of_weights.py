@@ -43,7 +43,7 @@ def save_mean(
     for source, reader in zip(sources, readers, strict=True):
         if source.kind is not first.kind or reader.names() != names:
             raise CheckpointError(f"{source.folder}: not the weights of {first.folder}, so that they have no mean.")
-        _require_same_settings(first, source)
+    _require_same_settings(sources)
 
     def mean(name: str) -> Tensor:
         total = readers[0].full(name).float() * shares[0]
@@ -60,15 +60,17 @@ def save_mean(
     return save_checkpoint(output, model, topology, kind=first.kind.name, config=settings, assets=assets)
 
 
-def _require_same_settings(first: AnyDescription, other: AnyDescription) -> None:
+def _require_same_settings(models: Sequence[AnyDescription]) -> None:
     """Refuse models whose weights mean different things though their shapes are equal."""
-    own, others = (_deciding_settings(model) for model in (first, other))
-    for name, value in own.items():
-        if others[name] != value:
-            raise CheckpointError(
-                f"{other.folder}: its {name} is {others[name]!r}, that of {first.folder} is {value!r}, so that they "
-                "have no mean."
-            )
+    first, own = models[0], _deciding_settings(models[0])
+    for other in models[1:]:
+        others = _deciding_settings(other)
+        for name, value in own.items():
+            if others[name] != value:
+                raise CheckpointError(
+                    f"{other.folder}: its {name} is {others[name]!r}, that of {first.folder} is {value!r}, so that "
+                    "they have no mean."
+                )
 
 
 def _deciding_settings(model: AnyDescription) -> dict[str, Any]:

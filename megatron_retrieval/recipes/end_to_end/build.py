@@ -262,7 +262,8 @@ def run_end_to_end(build: Callable[..., Trainer], config: Job, topology: Process
         build: of configuration, topology and, by name, `memory`; see `EndToEndRun.trainer`.
     """
     if topology.side_rank is None:
-        run_training(partial(build, memory=ReadingMemory()), config, topology)
+        memory = None if config.training.grid.lr_grid is None else ReadingMemory()  # a single run needs no names
+        run_training(partial(build, memory=memory), config, topology)
     else:
         folder = config.index.folder(config.training.log.output_dir)
         timeout_seconds = 60 * config.index.embedding_timeout_minutes
