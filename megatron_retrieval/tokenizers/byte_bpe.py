@@ -7,6 +7,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,14 @@ class ByteBpeTokenizer:
 
     def _where(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
         """[vocab_size], which tokens stand for a text of which this holds."""
-        texts = self._tokenizer.decode_batch([[number] for number in range(self.vocab_size)], skip_special_tokens=False)
-        return np.array([bool(text) and holds(text) for text in texts])
+        return np.array([bool(text) and holds(text) for text in self._texts])
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """What every token stands for; readers ask for several tables of it when they are opened."""
+        ids = [[number] for number in range(self.vocab_size)]
+        texts: list[str] = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+        return texts
 
     def _id(self, token: str) -> int:
         number: int | None = self._tokenizer.token_to_id(token)
