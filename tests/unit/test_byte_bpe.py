@@ -112,15 +112,16 @@ def test_two_texts_are_framed_as_roberta_does(tmp_path: Path, is_template: bool)
             whole = reference(*pair)["input_ids"]
             expected = whole if len(whole) <= length else [*whole[: length - 1], 2]
             assert passages.ids[row, : passages.lengths[row]].tolist() == expected
-    layout = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=30)
-    read = layout.lay_out(columns[1], *columns, vocabulary.special)
-    for row, (title, text) in enumerate(zip(titles, texts, strict=True)):
-        own = vocabulary.encode([text, title])
-        start = 1 + min(len(own[0]), 8) + 2 + len(own[1]) + 2
-        room = layout.room_for_text(len(own[0]), len(own[1]), vocabulary.special)
-        assert int(read.text_starts[row]) == start
-        assert read.tokens.ids[row, start : read.tokens.lengths[row] - 1].tolist() == own[0][:room]
-        assert read.tokens.ids[row, start - 2 : start].tolist() == [2, 2]
+    for has_title in (True, False):
+        layout = ExtractiveFormatConfig(question_seq_length=8, reader_seq_length=30, passage_title=has_title)
+        read = layout.lay_out(columns[1], *columns, vocabulary.special)
+        for row, (title, text) in enumerate(zip(titles, texts, strict=True)):
+            own = vocabulary.encode([text, title])
+            start = 1 + min(len(own[0]), 8) + 2 + (len(own[1]) + 2 if has_title else 0)
+            room = layout.room_for_text(len(own[0]), len(own[1]), vocabulary.special)
+            assert int(read.text_starts[row]) == start
+            assert read.tokens.ids[row, start : read.tokens.lengths[row] - 1].tolist() == own[0][:room]
+            assert read.tokens.ids[row, start - 2 : start].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
