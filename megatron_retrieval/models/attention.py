@@ -12,9 +12,12 @@ from torch.nn import functional as F
 from megatron_retrieval.models.dropout import dropout as dropped
 from megatron_retrieval.types.tokens import to_device
 
-#: number of keys up to which the plain form is faster on CPU: in bf16 2.5 times for 128 keys in training, 1.5 times for
-#: 168 in inference. In float32 it is not faster in inference
+#: number of keys up to which the plain form is faster on CPU in half precision: in bf16 ten times for 16 keys in
+#: training, three times for 128, 1.3 times for 250, causal or not; 1.5 times for 168 in inference, and not there where
+#: it is causal
 CPU_PLAIN_KEYS = 256
+#: the same in float32 and training; from 128 keys on it takes 1.2 to 1.6 times as long. It is not faster in inference
+CPU_PLAIN_KEYS_FLOAT32 = 64
 #: number of queries up to which it is faster in inference for any number of keys: a decoder's one query to 1,656 keys
 #: takes a quarter to a tenth of the time in bf16, 0.8 in float32
 CPU_PLAIN_QUERIES = 4
@@ -65,7 +68,9 @@ class ScaledDotProductAttention(nn.Module):
         # each rank has other heads, hence the random stream that differs between tensor-parallel ranks
         stream = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
-            if is_explicit or (q.device.type == "cpu" and not is_causal and self._is_short(q, k)):
+            if is_explicit or (q.device.type == "cpu" and self._is_short(q, k, is_causal=is_causal)):
+                if is_causal and (hidden := causal_bias(k.size(2), 0, q.dtype, q.device)) is not None:
+                    bias = hidden[..., : q.size(2), :]
                 attended = _plain_attention(q, k, v, bias, dropout, self.scale)
             else:
                 attended = F.scaled_dot_product_attention(
@@ -73,11 +78,12 @@ class ScaledDotProductAttention(nn.Module):
                 )
         return attended.permute(2, 0, 1, 3).flatten(2)
 
-    def _is_short(self, query: Tensor, key: Tensor) -> bool:
+    def _is_short(self, query: Tensor, key: Tensor, *, is_causal: bool) -> bool:
         """Whether the plain form is faster on CPU."""
-        if not self.training and query.size(2) <= CPU_PLAIN_QUERIES:
-            return True
-        return key.size(2) <= CPU_PLAIN_KEYS and (self.training or query.dtype != torch.float32)
+        is_half, num_keys = query.dtype != torch.float32, key.size(2)
+        if self.training:  # the fused kernel cannot drop weights
+            return num_keys <= (CPU_PLAIN_KEYS if is_half or self.dropout else CPU_PLAIN_KEYS_FLOAT32)
+        return not is_causal and (query.size(2) <= CPU_PLAIN_QUERIES or (is_half and num_keys <= CPU_PLAIN_KEYS))
 
 
 def _plain_attention(

@@ -1,4 +1,4 @@
-"""What inference on CPU computes with kernels of its own is what training computes."""
+"""What CPUs compute by kernels and forms of their own is what the general ones compute."""
 
 from __future__ import annotations
 
@@ -59,3 +59,25 @@ def test_attention_of_short_sequences(
     monkeypatch.setattr(attention, "CPU_PLAIN_KEYS", 0)
     monkeypatch.setattr(attention, "CPU_PLAIN_QUERIES", 0)
     torch.testing.assert_close(found, core(query, key, value, bias), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(40, 40), (3, 40), (1, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_of_short_sequences_in_training(
+    is_causal: bool, num_queries: int, num_keys: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    core = ScaledDotProductAttention(scale=0.5, dropout=0.0).train()
+    lengths = (num_queries, num_keys, num_keys)
+    states = [_states(length, 3, 2, 16, seed=seed) for seed, length in enumerate(lengths)]
+    found = [each.to(dtype, copy=True).requires_grad_() for each in states]
+    expected = [each.double().requires_grad_() for each in states]
+    query, key, value = (each.permute(1, 2, 0, 3) for each in expected)
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=0.5)
+    output = core(*found, None, is_causal=is_causal)
+    weights = _states(*output.shape, seed=7)
+    (output * weights).sum().backward()
+    (attended.permute(2, 0, 1, 3).flatten(2) * weights).sum().backward()
+    for own, exact in zip(found, expected, strict=True):
+        assert own.grad is not None and exact.grad is not None
+        torch.testing.assert_close(own.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
