@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from megatron_retrieval.models.dropout import dropout as dropped
 from megatron_retrieval.types.tokens import to_device
 
-#: number of keys up to which the plain form is faster on CPU in half precision: in bf16 ten times for 16 keys in
-#: training, three times for 128, 1.3 times for 250, causal or not; 1.5 times for 168 in inference, and not there where
-#: it is causal
-CPU_PLAIN_KEYS = 256
-#: the same in float32 and training; from 128 keys on it takes 1.2 to 1.6 times as long. It is not faster in inference
+#: number of keys up to which the plain form is faster on CPU in half precision and training: in bf16 ten times for 16
+#: keys, three times for 128, 1.4 times for 250, causal or not; 1.05 times for 384
+CPU_PLAIN_KEYS = 320
+#: the same in float32 and training; from 128 keys on it takes 1.2 to 1.6 times as long
 CPU_PLAIN_KEYS_FLOAT32 = 64
+#: the same in half precision and inference, not causal: 1.5 times for 168. In float32 it is not faster
+CPU_PLAIN_KEYS_INFERENCE = 256
 #: number of queries up to which it is faster in inference for any number of keys: a decoder's one query to 1,656 keys
 #: takes a quarter to a tenth of the time in bf16, 0.8 in float32
 CPU_PLAIN_QUERIES = 4
@@ -83,7 +84,8 @@ class ScaledDotProductAttention(nn.Module):
         is_half, num_keys = query.dtype != torch.float32, key.size(2)
         if self.training:  # the fused kernel cannot drop weights
             return num_keys <= (CPU_PLAIN_KEYS if is_half or self.dropout else CPU_PLAIN_KEYS_FLOAT32)
-        return not is_causal and (query.size(2) <= CPU_PLAIN_QUERIES or (is_half and num_keys <= CPU_PLAIN_KEYS))
+        is_plain = query.size(2) <= CPU_PLAIN_QUERIES or (is_half and num_keys <= CPU_PLAIN_KEYS_INFERENCE)
+        return is_plain and not is_causal
 
 
 def _plain_attention(

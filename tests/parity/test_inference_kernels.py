@@ -56,7 +56,7 @@ def test_attention_of_short_sequences(
     )
     bias = padding_bias(torch.tensor([num_keys, 7, 31]), num_keys, dtype, torch.device("cpu"))
     found = core(query, key, value, bias)
-    monkeypatch.setattr(attention, "CPU_PLAIN_KEYS", 0)
+    monkeypatch.setattr(attention, "CPU_PLAIN_KEYS_INFERENCE", 0)
     monkeypatch.setattr(attention, "CPU_PLAIN_QUERIES", 0)
     torch.testing.assert_close(found, core(query, key, value, bias), rtol=tolerance, atol=tolerance)
 
