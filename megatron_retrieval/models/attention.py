@@ -72,7 +72,7 @@ class ScaledDotProductAttention(nn.Module):
             if is_explicit or (q.device.type == "cpu" and self._is_short(q, k, is_causal=is_causal)):
                 if is_causal and (hidden := causal_bias(k.size(2), 0, q.dtype, q.device)) is not None:
                     bias = hidden[..., : q.size(2), :]
-                attended = _plain_attention(q, k, v, bias, dropout, self.scale)
+                attended = plain_attention(q, k, v, bias, dropout, self.scale)
             else:
                 attended = F.scaled_dot_product_attention(
                     q, k, v, bias, dropout, is_causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
@@ -88,7 +88,7 @@ class ScaledDotProductAttention(nn.Module):
         return is_plain and not is_causal
 
 
-def _plain_attention(
+def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scale: float
 ) -> Tensor:
     """[B, heads, T, D] attention with its weights in memory."""

@@ -1,0 +1,82 @@
+"""CPU time of attention in training, in the plain form beside the fused kernel.
+
+A step is forwards and backwards without dropout, with padding that is hidden or causally. The two take turns, and a
+round's ratio is that of neighbours: below 1 the plain form is faster. `models/attention.py` chooses by these.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import dataclass
+
+import torch
+from rivals.rounds import in_turns, medians
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_retrieval.config.checks import Checked, PositiveInt
+from megatron_retrieval.config.program import run_program
+from megatron_retrieval.models.attention import causal_bias, padding_bias, plain_attention
+from megatron_retrieval.reports.tables import text_table
+
+
+@dataclass(kw_only=True, frozen=True)
+class AttentionSpeedConfig(Checked):
+    """Compare the forms of attention in training on CPU."""
+
+    num_keys: tuple[PositiveInt, ...] = (16, 64, 128, 250, 320, 384)
+    """Tokens of a sequence, several numbers one after the other."""
+    num_tokens: PositiveInt = 4096
+    """Tokens of a step, whatever the sequences' length."""
+    num_attention_heads: PositiveInt = 9
+    """Attention heads."""
+    head_width: PositiveInt = 64
+    """Width of a head."""
+    num_rounds: PositiveInt = 5
+    """Steps of each form that are timed."""
+    bf16: bool = False
+    """Compute in bfloat16."""
+
+
+def main(config: AttentionSpeedConfig) -> None:
+    torch.set_num_threads(1)
+    rows = [_row(config, num_keys, is_causal=is_causal) for num_keys in config.num_keys for is_causal in (False, True)]
+    header = ["keys", "hidden", "fused, ms", "plain, ms", "plain / fused", "rounds"]
+    sys.stdout.write(text_table(header, rows) + "\n")
+
+
+def _row(config: AttentionSpeedConfig, num_keys: int, *, is_causal: bool) -> list[str]:
+    dtype, random = torch.bfloat16 if config.bf16 else torch.float32, torch.Generator().manual_seed(0)
+    num_rows = max(1, config.num_tokens // num_keys)
+    size = (num_rows, config.num_attention_heads, num_keys, config.head_width)
+    states = [torch.randn(size, generator=random).to(dtype).requires_grad_() for _ in range(3)]
+    gradient = torch.randn(size, generator=random).to(dtype)
+    lengths = torch.full((num_rows,), num_keys - num_keys // 8)
+    padding = None if is_causal else padding_bias(lengths, num_keys, dtype, torch.device("cpu"))
+
+    def fused() -> None:
+        _backwards(F.scaled_dot_product_attention(*states, padding, is_causal=is_causal), states, gradient)
+
+    def plain() -> None:
+        bias = causal_bias(num_keys, 0, dtype, torch.device("cpu")) if is_causal else padding
+        _backwards(plain_attention(*states, bias, 0.0, config.head_width**-0.5), states, gradient)
+
+    in_turns([fused, plain], 1, "cpu")  # warms up
+    seconds = in_turns([fused, plain], config.num_rounds, "cpu")
+    ratios = [own / theirs for theirs, own in seconds]
+    return [
+        str(num_keys),
+        "later tokens" if is_causal else "padding",
+        *(f"{1000 * median:.1f}" for median in medians(seconds)),
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+    ]
+
+
+def _backwards(output: Tensor, states: list[Tensor], gradient: Tensor) -> None:
+    torch.autograd.grad(output, states, gradient)
+
+
+if __name__ == "__main__":
+    run_program(AttentionSpeedConfig, main)
