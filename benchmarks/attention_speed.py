@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from rivals.rounds import in_turns, medians
-from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
@@ -50,17 +49,19 @@ def _row(config: AttentionSpeedConfig, num_keys: int, *, is_causal: bool) -> lis
     dtype, random = torch.bfloat16 if config.bf16 else torch.float32, torch.Generator().manual_seed(0)
     num_rows = max(1, config.num_tokens // num_keys)
     size = (num_rows, config.num_attention_heads, num_keys, config.head_width)
-    states = [torch.randn(size, generator=random).to(dtype).requires_grad_() for _ in range(3)]
+    query, key, value = (torch.randn(size, generator=random).to(dtype).requires_grad_() for _ in range(3))
     gradient = torch.randn(size, generator=random).to(dtype)
     lengths = torch.full((num_rows,), num_keys - num_keys // 8)
     padding = None if is_causal else padding_bias(lengths, num_keys, dtype, torch.device("cpu"))
 
     def fused() -> None:
-        _backwards(F.scaled_dot_product_attention(*states, padding, is_causal=is_causal), states, gradient)
+        output = F.scaled_dot_product_attention(query, key, value, padding, is_causal=is_causal)
+        torch.autograd.grad(output, (query, key, value), gradient)
 
     def plain() -> None:
         bias = causal_bias(num_keys, 0, dtype, torch.device("cpu")) if is_causal else padding
-        _backwards(plain_attention(*states, bias, 0.0, config.head_width**-0.5), states, gradient)
+        output = plain_attention(query, key, value, bias, 0.0, config.head_width**-0.5)
+        torch.autograd.grad(output, (query, key, value), gradient)
 
     in_turns([fused, plain], 1, "cpu")  # warms up
     seconds = in_turns([fused, plain], config.num_rounds, "cpu")
@@ -72,10 +73,6 @@ def _row(config: AttentionSpeedConfig, num_keys: int, *, is_causal: bool) -> lis
         f"{statistics.median(ratios):.2f}",
         f"{min(ratios):.2f} to {max(ratios):.2f}",
     ]
-
-
-def _backwards(output: Tensor, states: list[Tensor], gradient: Tensor) -> None:
-    torch.autograd.grad(output, states, gradient)
 
 
 if __name__ == "__main__":
