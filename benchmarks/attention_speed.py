@@ -48,9 +48,10 @@ def main(config: AttentionSpeedConfig) -> None:
 def _row(config: AttentionSpeedConfig, num_keys: int, *, is_causal: bool) -> list[str]:
     dtype, random = torch.bfloat16 if config.bf16 else torch.float32, torch.Generator().manual_seed(0)
     num_rows = max(1, config.num_tokens // num_keys)
-    size = (num_rows, config.num_attention_heads, num_keys, config.head_width)
-    query, key, value = (torch.randn(size, generator=random).to(dtype).requires_grad_() for _ in range(3))
-    gradient = torch.randn(size, generator=random).to(dtype)
+    size = (num_keys, num_rows, config.num_attention_heads, config.head_width)  # the order of the models
+    query, key, value, gradient = (
+        torch.randn(size, generator=random).to(dtype).permute(1, 2, 0, 3).requires_grad_() for _ in range(4)
+    )
     lengths = torch.full((num_rows,), num_keys - num_keys // 8)
     padding = None if is_causal else padding_bias(lengths, num_keys, dtype, torch.device("cpu"))
 

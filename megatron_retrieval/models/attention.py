@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from megatron_retrieval.models.dropout import dropout as dropped
 from megatron_retrieval.types.tokens import to_device
 
-#: number of keys up to which the plain form is faster on CPU in half precision and training: in bf16 ten times for 16
-#: keys, three times for 128, 1.4 times for 250, causal or not; 1.05 times for 384
+#: number of keys up to which the plain form is faster on CPU in half precision and training: in bf16 seven times for 16
+#: keys, 2.8 times for 128, 1.4 times for 320, causal or not; its weights stay in memory
 CPU_PLAIN_KEYS = 320
-#: the same in float32 and training; from 128 keys on it takes 1.2 to 1.6 times as long
-CPU_PLAIN_KEYS_FLOAT32 = 64
+#: the same in float32 and training: 1.3 to 2 times for 16 keys; for 250 it takes 1.04 to 1.7 times as long
+CPU_PLAIN_KEYS_FLOAT32 = 128
 #: the same in half precision and inference, not causal: 1.5 times for 168. In float32 it is not faster
 CPU_PLAIN_KEYS_INFERENCE = 256
 #: number of queries up to which it is faster in inference for any number of keys: a decoder's one query to 1,656 keys
