@@ -1,17 +1,16 @@
 """CPU time of attention in training, in the plain form beside the fused kernel.
 
-A step is forwards and backwards without dropout, with padding that is hidden or causally. The two take turns, and a
-round's ratio is that of neighbours: below 1 the plain form is faster. `models/attention.py` chooses by these.
+A step is forwards and backwards without dropout, where padding is hidden, or later tokens are. The two take turns, and
+a round's ratio is that of neighbours: below 1 the plain form is faster. `models/attention.py` chooses by these.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 from dataclasses import dataclass
 
 import torch
-from rivals.rounds import in_turns, medians
+from rivals.rounds import in_turns, medians, ratio_cells
 from torch.nn import functional as F
 
 from megatron_retrieval.config.checks import Checked, PositiveInt
@@ -66,13 +65,11 @@ def _row(config: AttentionSpeedConfig, num_keys: int, *, is_causal: bool) -> lis
 
     in_turns([fused, plain], 1, "cpu")  # warms up
     seconds = in_turns([fused, plain], config.num_rounds, "cpu")
-    ratios = [own / theirs for theirs, own in seconds]
     return [
         str(num_keys),
         "later tokens" if is_causal else "padding",
         *(f"{1000 * median:.1f}" for median in medians(seconds)),
-        f"{statistics.median(ratios):.2f}",
-        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        *ratio_cells(seconds),
     ]
 
 

@@ -15,7 +15,8 @@ from megatron_retrieval.types.tokens import to_device
 #: number of keys up to which the plain form is faster on CPU in half precision and training: in bf16 seven times for 16
 #: keys, 2.8 times for 128, 1.4 times for 320, causal or not; its weights stay in memory
 CPU_PLAIN_KEYS = 320
-#: the same in float32 and training: 1.3 to 2 times for 16 keys; for 250 it takes 1.04 to 1.7 times as long
+#: the same in float32 and training: 1.3 to 2 times for 16 keys; for 250 it takes 1.04 to 1.7 times as long, but 0.8
+#: with a learned bias of pairs of tokens
 CPU_PLAIN_KEYS_FLOAT32 = 128
 #: the same in half precision and inference, not causal: 1.5 times for 168. In float32 it is not faster
 CPU_PLAIN_KEYS_INFERENCE = 256
@@ -69,7 +70,7 @@ class ScaledDotProductAttention(nn.Module):
         # each rank has other heads, hence the random stream that differs between tensor-parallel ranks
         stream = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
-            if is_explicit or (q.device.type == "cpu" and self._is_short(q, k, is_causal=is_causal)):
+            if is_explicit or (q.device.type == "cpu" and self._is_short(q, k, bias, is_causal=is_causal)):
                 if is_causal and (hidden := causal_bias(k.size(2), 0, q.dtype, q.device)) is not None:
                     bias = hidden[..., : q.size(2), :]
                 attended = plain_attention(q, k, v, bias, dropout, self.scale)
@@ -79,11 +80,12 @@ class ScaledDotProductAttention(nn.Module):
                 )
         return attended.permute(2, 0, 1, 3).flatten(2)
 
-    def _is_short(self, query: Tensor, key: Tensor, *, is_causal: bool) -> bool:
+    def _is_short(self, query: Tensor, key: Tensor, bias: Tensor | None, *, is_causal: bool) -> bool:
         """Whether the plain form is faster on CPU."""
         is_half, num_keys = query.dtype != torch.float32, key.size(2)
-        if self.training:  # the fused kernel cannot drop weights
-            return num_keys <= (CPU_PLAIN_KEYS if is_half or self.dropout else CPU_PLAIN_KEYS_FLOAT32)
+        if self.training:  # the fused kernel neither drops weights nor gives a bias of pairs of tokens its gradient
+            has_fused = not (self.dropout or (bias is not None and bias.size(-2) > 1))
+            return num_keys <= (CPU_PLAIN_KEYS_FLOAT32 if has_fused and not is_half else CPU_PLAIN_KEYS)
         is_plain = query.size(2) <= CPU_PLAIN_QUERIES or (is_half and num_keys <= CPU_PLAIN_KEYS_INFERENCE)
         return is_plain and not is_causal
 
